@@ -1,0 +1,262 @@
+//! The settings in force: the embedded defaults, under a file, under the environment, under flags.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+
+use secrecy::SecretString;
+use serde::Deserialize;
+use url::Url;
+
+use crate::money::Cny;
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub data_dir: PathBuf,
+    pub server: Server,
+    pub database: Database,
+    pub storage: Storage,
+    pub uploads: Uploads,
+    pub references: References,
+    pub tasks: Tasks,
+    pub images: Images,
+    pub billing: Billing,
+    pub log: Log,
+    pub backends: BTreeMap<String, Backend>,
+    pub models: BTreeMap<String, Model>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    pub listen: SocketAddr,
+    /// Without a trailing slash in its path; empty means `http://<listen>`: see [`Server::public_url`].
+    #[serde(deserialize_with = "empty_as_none")]
+    public_url: Option<Url>,
+    pub provider: String,
+    pub connections_max: usize,
+    header_timeout_ms: u64,
+    body_idle_timeout_ms: u64,
+    body_timeout_ms: u64,
+    pub json_bytes_max: usize,
+    pub buffer_bytes_max: usize,
+    drain_timeout_ms: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Database {
+    /// `None`: a private PostgreSQL in the data directory.
+    #[serde(deserialize_with = "empty_as_none")]
+    pub url: Option<SecretString>,
+    pub connections_max: u32,
+    connect_timeout_ms: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Storage {
+    /// `file:` or `s3:`; `None`: `objects` in the data directory.
+    #[serde(deserialize_with = "empty_as_none")]
+    pub url: Option<Url>,
+    #[serde(deserialize_with = "empty_as_none")]
+    pub endpoint: Option<Url>,
+    #[serde(deserialize_with = "empty_as_none")]
+    pub public_endpoint: Option<Url>,
+    pub region: String,
+    pub path_style: bool,
+    pub access_key_id: String,
+    pub secret_access_key: SecretString,
+    link_ttl_s: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Uploads {
+    pub bytes_max: u64,
+    ttl_s: u64,
+    pub pixels_max: u64,
+    pub side_px_max: u32,
+    sweep_interval_s: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct References {
+    pub count_max: usize,
+    fetch_timeout_ms: u64,
+    pub redirects_max: u32,
+    pub allow_private_networks: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tasks {
+    deadline_ms: u64,
+    lease_ms: u64,
+    pub attempts_max: u16,
+    pub running_max: usize,
+    pub queued_max: i64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Images {
+    pub inline_images: InlineImages,
+}
+
+/// Whether answers carry the pictures themselves beside their links.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[clap(rename_all = "snake_case")]
+pub enum InlineImages {
+    Always,
+    OnRequest,
+    Never,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Billing {
+    /// A name of the tz database, as PostgreSQL knows it.
+    pub time_zone: String,
+    pub opening_balance: Cny,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    pub filter: String,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Backend {
+    Demo(DemoBackend),
+    Openai(OpenaiBackend),
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct DemoBackend {
+    #[serde(default)]
+    pub delay_ms: u64,
+    #[serde(default)]
+    pub failure_percent: u8,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct OpenaiBackend {
+    /// Such as `https://api.openai.com/v1`.
+    pub base_url: Url,
+    pub api_key: SecretString,
+    /// Parameters of the client's that are sent on, beside those every upstream takes.
+    #[serde(default)]
+    pub forward: Vec<String>,
+    #[serde(default = "OpenaiBackend::default_timeout_ms")]
+    timeout_ms: u64,
+    /// Hosts, beside the one of `base_url`, from which pictures answered as URLs are fetched.
+    #[serde(default)]
+    pub download_hosts: Vec<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    pub backend: String,
+    pub upstream_model: String,
+    pub owned_by: String,
+    pub n_max: u8,
+    pub price_low: Cny,
+    pub price_medium: Cny,
+    pub price_high: Cny,
+    pub forward_quality: bool,
+}
+
+impl Server {
+    /// What every link starts with, without a slash at its end.
+    pub fn public_url(&self) -> String {
+        match &self.public_url {
+            Some(url) => url.as_str().trim_end_matches('/').to_owned(),
+            None => format!("http://{}", self.listen),
+        }
+    }
+    pub fn header_timeout(&self) -> Duration {
+        Duration::from_millis(self.header_timeout_ms)
+    }
+    pub fn body_idle_timeout(&self) -> Duration {
+        Duration::from_millis(self.body_idle_timeout_ms)
+    }
+    pub fn body_timeout(&self) -> Duration {
+        Duration::from_millis(self.body_timeout_ms)
+    }
+    pub fn drain_timeout(&self) -> Duration {
+        Duration::from_millis(self.drain_timeout_ms)
+    }
+}
+
+impl Database {
+    pub fn connect_timeout(&self) -> Duration {
+        Duration::from_millis(self.connect_timeout_ms)
+    }
+}
+
+impl Storage {
+    pub fn link_ttl(&self) -> Duration {
+        Duration::from_secs(self.link_ttl_s)
+    }
+}
+
+impl Uploads {
+    pub fn ttl(&self) -> Duration {
+        Duration::from_secs(self.ttl_s)
+    }
+    pub fn sweep_interval(&self) -> Duration {
+        Duration::from_secs(self.sweep_interval_s)
+    }
+}
+
+impl References {
+    pub fn fetch_timeout(&self) -> Duration {
+        Duration::from_millis(self.fetch_timeout_ms)
+    }
+}
+
+impl Tasks {
+    pub fn deadline(&self) -> Duration {
+        Duration::from_millis(self.deadline_ms)
+    }
+    pub fn lease(&self) -> Duration {
+        Duration::from_millis(self.lease_ms)
+    }
+}
+
+impl OpenaiBackend {
+    fn default_timeout_ms() -> u64 {
+        600_000
+    }
+    pub fn timeout(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms)
+    }
+}
+
+fn empty_as_none<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: serde::de::DeserializeOwned,
+{
+    use serde::de::{Error, IntoDeserializer};
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    T::deserialize(IntoDeserializer::<serde::de::value::Error>::into_deserializer(text))
+        .map(Some)
+        .map_err(D::Error::custom)
+}

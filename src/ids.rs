@@ -1,0 +1,42 @@
+//! Identifiers. Rows are named by UUID v7, so that indexes grow at one end; whatever works as a
+//! credential (file ids, upload names) is random through and through.
+
+use rand::{RngExt, distr::Alphanumeric};
+use uuid::Uuid;
+
+/// Names a task. Time-ordered: given to support, never a credential.
+pub type TaskId = Uuid;
+/// Names an account.
+pub type AccountId = Uuid;
+/// Names an API key's row; the key itself is another thing.
+pub type KeyId = Uuid;
+/// Names the images of one task in their links: 122 random bits, a credential.
+pub type FileId = Uuid;
+/// Names an upload's row.
+pub type UploadId = Uuid;
+
+/// A time-ordered id for a row.
+#[expect(clippy::disallowed_methods, reason = "the one place that makes them")]
+pub fn row_id() -> Uuid {
+    Uuid::now_v7()
+}
+
+/// A random id for what is reachable by knowing it.
+#[expect(clippy::disallowed_methods, reason = "the one place that makes them")]
+pub fn credential_id() -> Uuid {
+    Uuid::new_v4()
+}
+
+/// 128 random bits as lower-case hex, for capability links.
+pub fn random_hex() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+/// `count` random characters of `[A-Za-z0-9]`, 5.95 bits each.
+pub fn random_base62(count: usize) -> String {
+    rand::rng()
+        .sample_iter(Alphanumeric)
+        .take(count)
+        .map(char::from)
+        .collect()
+}

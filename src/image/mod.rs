@@ -1,0 +1,58 @@
+//! Images as the gateway knows them: formats told from the first bytes, sizes read from headers, and a
+//! filter that passes an image on piece by piece without its metadata. Nothing here decodes pixels.
+
+mod size;
+
+pub use size::{AspectRatio, ImageSize, Quality, Resolution, SizeError};
+
+use serde::{Deserialize, Serialize};
+
+/// The formats the gateway takes and serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    Jpeg,
+    Png,
+    Webp,
+    Gif,
+}
+
+/// Why bytes are no image the gateway takes.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidImage {
+    /// `detected` is the media type the bytes look like, `application/octet-stream` if like nothing known.
+    #[error("unsupported image type: {detected}, allowed: jpeg, png, gif, webp")]
+    Type { detected: String },
+    #[error("the image is damaged or cut off")]
+    Damaged,
+    #[error(
+        "the image is {width}x{height} pixels; allowed are {side_px_max} a side and {pixels_max} in all"
+    )]
+    TooLarge {
+        width: u32,
+        height: u32,
+        side_px_max: u32,
+        pixels_max: u64,
+    },
+}
+
+impl Format {
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Jpeg => "image/jpeg",
+            Self::Png => "image/png",
+            Self::Webp => "image/webp",
+            Self::Gif => "image/gif",
+        }
+    }
+
+    /// The extension in file names, without a dot.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::Jpeg => "jpg",
+            Self::Png => "png",
+            Self::Webp => "webp",
+            Self::Gif => "gif",
+        }
+    }
+}
