@@ -105,9 +105,10 @@ pub struct Images {
 }
 
 /// Whether answers carry the pictures themselves beside their links.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum, sqlx::Type)]
 #[serde(rename_all = "snake_case")]
 #[clap(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum InlineImages {
     Always,
     OnRequest,

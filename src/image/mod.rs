@@ -8,8 +8,9 @@ pub use size::{AspectRatio, ImageSize, Quality, Resolution, SizeError};
 use serde::{Deserialize, Serialize};
 
 /// The formats the gateway takes and serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type)]
 #[serde(rename_all = "lowercase")]
+#[sqlx(type_name = "text", rename_all = "lowercase")]
 pub enum Format {
     Jpeg,
     Png,

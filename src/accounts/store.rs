@@ -1,0 +1,245 @@
+//! The accounts and their keys in the database. Balances are moved in `billing`, not here.
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, query, query_as, query_scalar};
+
+use super::{
+    Caller,
+    keys::{KeyHash, NewKey},
+};
+use crate::{
+    config::InlineImages,
+    ids::{self, AccountId, KeyId},
+    money::Cny,
+};
+
+/// An account as `easel accounts list` shows it.
+#[derive(Debug)]
+pub struct Account {
+    pub id: AccountId,
+    pub name: String,
+    pub balance: Cny,
+    pub held: Cny,
+    pub spent: Cny,
+    /// In the month that is now.
+    pub month_spend: Cny,
+    pub monthly_quota: Option<Cny>,
+    pub created_at: DateTime<Utc>,
+    pub disabled_at: Option<DateTime<Utc>>,
+}
+
+/// What a new key allows; `None` is no limit.
+#[derive(Debug, Default)]
+pub struct KeyLimits {
+    pub requests_per_minute: Option<u32>,
+    pub concurrent_requests: Option<u32>,
+    pub expires_at: Option<DateTime<Utc>>,
+    pub inline_images: Option<InlineImages>,
+}
+
+/// A key as `easel keys list` shows it.
+#[derive(Debug)]
+pub struct ApiKey {
+    pub id: KeyId,
+    pub account: String,
+    pub name: String,
+    pub hint: String,
+    pub requests_per_minute: Option<i32>,
+    pub concurrent_requests: Option<i32>,
+    pub inline_images: Option<String>,
+    pub created_at: DateTime<Utc>,
+    pub expires_at: Option<DateTime<Utc>>,
+    pub revoked_at: Option<DateTime<Utc>>,
+}
+
+/// `None` if there is an account of that name already.
+pub async fn insert(
+    conn: &mut PgConnection,
+    name: &str,
+    monthly_quota: Option<Cny>,
+) -> sqlx::Result<Option<AccountId>> {
+    query_scalar!(
+        "INSERT INTO accounts (id, name, monthly_quota) VALUES ($1, $2, $3)
+         ON CONFLICT ON CONSTRAINT accounts_name_key DO NOTHING RETURNING id",
+        ids::row_id(),
+        name,
+        monthly_quota.map(Cny::micros),
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+pub async fn id_of(conn: &mut PgConnection, name: &str) -> sqlx::Result<Option<AccountId>> {
+    query_scalar!("SELECT id FROM accounts WHERE name = $1", name)
+        .fetch_optional(conn)
+        .await
+}
+
+/// By name. `time_zone` says where the month began.
+pub async fn list(conn: &mut PgConnection, time_zone: &str) -> sqlx::Result<Vec<Account>> {
+    query_as!(
+        Account,
+        r#"SELECT id, name, balance AS "balance: Cny", held AS "held: Cny", spent AS "spent: Cny",
+               CASE WHEN month = date_trunc('month', now() AT TIME ZONE $1)::date
+                   THEN month_spend ELSE 0 END AS "month_spend!: Cny",
+               monthly_quota AS "monthly_quota: Cny", created_at, disabled_at
+           FROM accounts ORDER BY name"#,
+        time_zone,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+pub async fn get(
+    conn: &mut PgConnection,
+    id: AccountId,
+    time_zone: &str,
+) -> sqlx::Result<Option<Account>> {
+    query_as!(
+        Account,
+        r#"SELECT id, name, balance AS "balance: Cny", held AS "held: Cny", spent AS "spent: Cny",
+               CASE WHEN month = date_trunc('month', now() AT TIME ZONE $2)::date
+                   THEN month_spend ELSE 0 END AS "month_spend!: Cny",
+               monthly_quota AS "monthly_quota: Cny", created_at, disabled_at
+           FROM accounts WHERE id = $1"#,
+        id,
+        time_zone,
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// Whether an account may be used.
+#[derive(Clone, Copy, Debug)]
+pub enum Standing {
+    Enabled,
+    Disabled,
+}
+
+/// `None` if there is no such account.
+pub async fn set_standing(
+    conn: &mut PgConnection,
+    name: &str,
+    standing: Standing,
+) -> sqlx::Result<Option<()>> {
+    let disabled = matches!(standing, Standing::Disabled);
+    let touched = query!(
+        "UPDATE accounts SET disabled_at = CASE WHEN $2 THEN COALESCE(disabled_at, now()) END
+         WHERE name = $1",
+        name,
+        disabled,
+    )
+    .execute(conn)
+    .await?
+    .rows_affected();
+    Ok((touched == 1).then_some(()))
+}
+
+pub async fn insert_key(
+    conn: &mut PgConnection,
+    account_id: AccountId,
+    name: &str,
+    key: &NewKey,
+    limits: &KeyLimits,
+) -> sqlx::Result<KeyId> {
+    query_scalar!(
+        "INSERT INTO api_keys (id, account_id, name, hash, hint, requests_per_minute,
+             concurrent_requests, expires_at, inline_images)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING id",
+        ids::row_id(),
+        account_id,
+        name,
+        &key.hash[..],
+        key.hint,
+        limits.requests_per_minute.map(u32::cast_signed),
+        limits.concurrent_requests.map(u32::cast_signed),
+        limits.expires_at,
+        limits.inline_images as Option<InlineImages>,
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// By account and age; of one account, where `account` names one.
+pub async fn list_keys(
+    conn: &mut PgConnection,
+    account: Option<&str>,
+) -> sqlx::Result<Vec<ApiKey>> {
+    query_as!(
+        ApiKey,
+        "SELECT k.id, a.name AS account, k.name, k.hint, k.requests_per_minute,
+             k.concurrent_requests, k.inline_images, k.created_at, k.expires_at, k.revoked_at
+         FROM api_keys k JOIN accounts a ON a.id = k.account_id
+         WHERE $1::text IS NULL OR a.name = $1
+         ORDER BY a.name, k.id",
+        account,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// `None` if there is no such key. Revoking twice is no error and keeps the first time.
+pub async fn revoke_key(conn: &mut PgConnection, id: KeyId) -> sqlx::Result<Option<()>> {
+    let touched = query!(
+        "UPDATE api_keys SET revoked_at = COALESCE(revoked_at, now()) WHERE id = $1",
+        id
+    )
+    .execute(conn)
+    .await?
+    .rows_affected();
+    Ok((touched == 1).then_some(()))
+}
+
+/// The key with that hash, revoked or not.
+pub async fn key_id_of(conn: &mut PgConnection, hash: &KeyHash) -> sqlx::Result<Option<KeyId>> {
+    query_scalar!("SELECT id FROM api_keys WHERE hash = $1", &hash[..])
+        .fetch_optional(conn)
+        .await
+}
+
+/// Whom a key that may be used belongs to.
+pub async fn caller(conn: &mut PgConnection, hash: &KeyHash) -> sqlx::Result<Option<Caller>> {
+    let row = query!(
+        r#"SELECT k.id, k.account_id, k.requests_per_minute,
+             k.inline_images AS "inline_images: InlineImages"
+         FROM api_keys k JOIN accounts a ON a.id = k.account_id
+         WHERE k.hash = $1 AND k.revoked_at IS NULL AND a.disabled_at IS NULL
+             AND (k.expires_at IS NULL OR k.expires_at > now())"#,
+        &hash[..],
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(row.map(|row| Caller {
+        account_id: row.account_id,
+        key_id: row.id,
+        requests_per_minute: row.requests_per_minute.map(i32::cast_unsigned),
+        inline_images: row.inline_images,
+    }))
+}
+
+/// Counts a request against its key's rate, shared by all replicas: a key may use up a minute's
+/// worth at once, then one request each sixtieth of it (GCRA). `Some` is the seconds to wait.
+pub async fn count_request(conn: &mut PgConnection, key_id: KeyId) -> sqlx::Result<Option<u32>> {
+    let counted = query!(
+        "UPDATE api_keys
+         SET next_request_at = GREATEST(next_request_at, now()) + interval '1 minute' / requests_per_minute
+         WHERE id = $1 AND (requests_per_minute IS NULL
+             OR next_request_at <= now() + interval '1 minute' - interval '1 minute' / requests_per_minute)",
+        key_id,
+    )
+    .execute(&mut *conn)
+    .await?
+    .rows_affected();
+    if counted == 1 {
+        return Ok(None);
+    }
+    let wait = query_scalar!(
+        r#"SELECT ceil(extract(epoch FROM next_request_at - now() - interval '1 minute'
+               + interval '1 minute' / requests_per_minute))::int AS "wait!"
+           FROM api_keys WHERE id = $1"#,
+        key_id,
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(Some(wait.max(1).cast_unsigned()))
+}

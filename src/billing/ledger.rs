@@ -1,0 +1,245 @@
+//! The only SQL that moves money. Every function works inside the caller's transaction, and on as
+//! many tasks as share it. Accounts are locked in the order of their ids, so no two can deadlock.
+
+use std::collections::BTreeMap;
+
+use sqlx::{PgConnection, query, query_scalar};
+
+use super::payer::{Payer, Payers};
+use crate::{
+    ids::{AccountId, KeyId, TaskId},
+    money::Cny,
+};
+
+/// What became of a hold: all of it is given back but what is captured.
+#[derive(Clone, Copy, Debug)]
+pub struct Settlement {
+    pub task_id: TaskId,
+    pub account_id: AccountId,
+    pub held: Cny,
+    /// Zero releases the whole hold.
+    pub captured: Cny,
+}
+
+/// Locks the accounts behind some keys until the transaction ends, and reads what they can pay. Keys
+/// that are revoked or expired, or whose account is disabled, are left out, from the commit that
+/// made them so on.
+pub async fn lock(
+    conn: &mut PgConnection,
+    keys: &[KeyId],
+    time_zone: &str,
+) -> sqlx::Result<Payers> {
+    let rows = query!(
+        r#"SELECT k.id AS key_id, a.id AS account_id, a.balance AS "balance: Cny",
+               a.held AS "held: Cny", a.monthly_quota AS "monthly_quota: Cny",
+               CASE WHEN a.month = date_trunc('month', now() AT TIME ZONE $2)::date
+                   THEN a.month_spend ELSE 0 END AS "month_spend!: Cny"
+           FROM accounts a JOIN api_keys k ON k.account_id = a.id
+           WHERE k.id = ANY($1) AND k.revoked_at IS NULL AND a.disabled_at IS NULL
+               AND (k.expires_at IS NULL OR k.expires_at > now())
+           ORDER BY a.id, k.id
+           FOR NO KEY UPDATE OF a FOR SHARE OF k"#,
+        keys,
+        time_zone,
+    )
+    .fetch_all(conn)
+    .await?;
+    let mut payers = Payers::default();
+    for row in rows {
+        payers.keys.insert(row.key_id, row.account_id);
+        payers
+            .accounts
+            .entry(row.account_id)
+            .or_insert_with(|| Payer {
+                balance: row.balance,
+                held: row.held,
+                quota_left: row
+                    .monthly_quota
+                    .map(|quota| quota - row.month_spend - row.held),
+                monthly_quota: row.monthly_quota,
+            });
+    }
+    Ok(payers)
+}
+
+/// Writes what [`Payers::hold`] granted.
+pub async fn hold(conn: &mut PgConnection, payers: Payers) -> sqlx::Result<()> {
+    let mut sums = BTreeMap::<AccountId, Cny>::new();
+    let (mut tasks, mut accounts, mut amounts) = (Vec::new(), Vec::new(), Vec::new());
+    for hold in &payers.holds {
+        let sum = sums.entry(hold.account_id).or_default();
+        *sum = *sum + hold.amount;
+        tasks.push(hold.task_id);
+        accounts.push(hold.account_id);
+        amounts.push(hold.amount.micros());
+    }
+    if tasks.is_empty() {
+        return Ok(());
+    }
+    let (payer_ids, payer_sums): (Vec<_>, Vec<_>) =
+        sums.iter().map(|(id, sum)| (*id, sum.micros())).unzip();
+    let touched = query_scalar!(
+        r#"WITH entered AS (
+               INSERT INTO entries (account_id, task_id, kind, balance_change, held_change)
+               SELECT h.account_id, h.task_id, 'hold', 0, h.amount
+               FROM UNNEST($3::uuid[], $4::uuid[], $5::bigint[]) AS h (account_id, task_id, amount)
+           ), updated AS (
+               UPDATE accounts SET held = held + s.amount
+               FROM UNNEST($1::uuid[], $2::bigint[]) AS s (id, amount)
+               WHERE accounts.id = s.id
+               RETURNING 1
+           )
+           SELECT count(*) AS "count!" FROM updated"#,
+        &payer_ids,
+        &payer_sums,
+        &accounts,
+        &tasks,
+        &amounts,
+    )
+    .fetch_one(conn)
+    .await?;
+    expect_rows(touched, payer_ids.len())
+}
+
+/// Ends holds. The caller has made sure, in the same transaction, that each task has just ended; a
+/// second settlement of one task breaks `entries_settlement_key`.
+pub async fn settle(
+    conn: &mut PgConnection,
+    settlements: &[Settlement],
+    time_zone: &str,
+) -> sqlx::Result<()> {
+    if settlements.is_empty() {
+        return Ok(());
+    }
+    let mut sums = BTreeMap::<AccountId, (Cny, Cny)>::new();
+    let (mut tasks, mut accounts) = (Vec::new(), Vec::new());
+    let (mut held, mut captured) = (Vec::new(), Vec::new());
+    for settlement in settlements {
+        let sum = sums.entry(settlement.account_id).or_default();
+        *sum = (sum.0 + settlement.held, sum.1 + settlement.captured);
+        tasks.push(settlement.task_id);
+        accounts.push(settlement.account_id);
+        held.push(settlement.held.micros());
+        captured.push(settlement.captured.micros());
+    }
+    lock_accounts(conn, &sums).await?;
+    let ids: Vec<_> = sums.keys().copied().collect();
+    let held_sums: Vec<_> = sums.values().map(|sum| sum.0.micros()).collect();
+    let captured_sums: Vec<_> = sums.values().map(|sum| sum.1.micros()).collect();
+    let touched = query_scalar!(
+        r#"WITH entered AS (
+               INSERT INTO entries (account_id, task_id, kind, balance_change, held_change)
+               SELECT s.account_id, s.task_id,
+                   CASE WHEN s.captured > 0 THEN 'capture' ELSE 'release' END, -s.captured, -s.held
+               FROM UNNEST($4::uuid[], $5::uuid[], $6::bigint[], $7::bigint[])
+                   AS s (account_id, task_id, held, captured)
+           ), updated AS (
+               UPDATE accounts
+               SET balance = balance - s.captured, held = accounts.held - s.held,
+                   spent = spent + s.captured,
+                   month = date_trunc('month', now() AT TIME ZONE $8)::date,
+                   month_spend = s.captured
+                       + CASE WHEN month = date_trunc('month', now() AT TIME ZONE $8)::date
+                             THEN month_spend ELSE 0 END
+               FROM UNNEST($1::uuid[], $2::bigint[], $3::bigint[]) AS s (id, held, captured)
+               WHERE accounts.id = s.id
+               RETURNING 1
+           )
+           SELECT count(*) AS "count!" FROM updated"#,
+        &ids,
+        &held_sums,
+        &captured_sums,
+        &accounts,
+        &tasks,
+        &held,
+        &captured,
+        time_zone,
+    )
+    .fetch_one(conn)
+    .await?;
+    expect_rows(touched, ids.len())
+}
+
+/// An UPDATE of several rows locks them in any order; this does it in that of their ids.
+async fn lock_accounts<T>(
+    conn: &mut PgConnection,
+    sums: &BTreeMap<AccountId, T>,
+) -> sqlx::Result<()> {
+    if sums.len() < 2 {
+        return Ok(());
+    }
+    let ids: Vec<_> = sums.keys().copied().collect();
+    query!(
+        "SELECT id FROM accounts WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE",
+        &ids
+    )
+    .fetch_all(conn)
+    .await
+    .map(drop)
+}
+
+/// Adds to a balance; a negative amount takes back, but never what is on hold: that breaks
+/// `accounts_held_check`. `None` if there is no such account, else the new balance.
+pub async fn top_up(
+    conn: &mut PgConnection,
+    account_id: AccountId,
+    amount: Cny,
+) -> sqlx::Result<Option<Cny>> {
+    query_scalar!(
+        r#"WITH updated AS (
+               UPDATE accounts SET balance = balance + $2 WHERE id = $1 RETURNING id, balance
+           ), entered AS (
+               INSERT INTO entries (account_id, kind, balance_change, held_change)
+               SELECT id, 'top_up', $2, 0 FROM updated
+           )
+           SELECT balance AS "balance: Cny" FROM updated"#,
+        account_id,
+        amount.micros(),
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// Counts what contradicts what must always hold, by the promise it breaks. Nothing at rest does.
+pub async fn faults(conn: &mut PgConnection) -> sqlx::Result<Vec<(&'static str, i64)>> {
+    let row = query!(
+        r#"SELECT
+               (SELECT count(*) FROM accounts a
+                LEFT JOIN (SELECT account_id, sum(balance_change) AS balance, sum(held_change) AS held,
+                               -sum(balance_change) FILTER (WHERE kind = 'capture') AS spent
+                           FROM entries GROUP BY account_id) e ON e.account_id = a.id
+                WHERE a.balance <> COALESCE(e.balance, 0) OR a.held <> COALESCE(e.held, 0)
+                    OR a.spent <> COALESCE(e.spent, 0)) AS "sums!",
+               (SELECT count(*) FROM accounts WHERE held < 0 OR held > balance) AS "bounds!",
+               (SELECT count(*) FROM (
+                    SELECT task_id FROM entries WHERE task_id IS NOT NULL GROUP BY task_id
+                    HAVING count(*) FILTER (WHERE kind = 'hold') <> 1
+                        OR count(*) FILTER (WHERE kind <> 'hold') > 1
+                        OR (count(*) FILTER (WHERE kind <> 'hold') = 1 AND sum(held_change) <> 0)
+                ) e) AS "settlements!""#
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(vec![
+        (
+            "the entries of an account add up to its balance, holds and spending",
+            row.sums,
+        ),
+        (
+            "what is held is neither negative nor more than the balance",
+            row.bounds,
+        ),
+        (
+            "a task has one hold and at most one settlement, which ends it",
+            row.settlements,
+        ),
+    ])
+}
+
+fn expect_rows(touched: i64, expected: usize) -> sqlx::Result<()> {
+    if usize::try_from(touched) == Ok(expected) {
+        Ok(())
+    } else {
+        Err(sqlx::Error::RowNotFound)
+    }
+}

@@ -1,0 +1,164 @@
+//! Whether a hold may be made: decided over accounts that are locked meanwhile, so that requests
+//! which share a transaction are granted one by one, as if each had its own.
+
+use std::collections::HashMap;
+
+use crate::{
+    ids::{AccountId, KeyId, TaskId},
+    money::Cny,
+};
+
+/// An account, as it stood when it was locked, with what was granted since.
+#[derive(Clone, Debug)]
+pub(super) struct Payer {
+    pub balance: Cny,
+    pub held: Cny,
+    /// What is left of the month's quota, holds counted as spent; `None`: no quota.
+    pub quota_left: Option<Cny>,
+    pub monthly_quota: Option<Cny>,
+}
+
+/// The locked accounts behind some keys.
+#[derive(Debug, Default)]
+pub struct Payers {
+    pub(super) accounts: HashMap<AccountId, Payer>,
+    /// Of each key that may be used, the account that pays for it.
+    pub(super) keys: HashMap<KeyId, AccountId>,
+    pub(super) holds: Vec<Hold>,
+}
+
+/// A part of a balance, set aside for one task.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hold {
+    pub task_id: TaskId,
+    pub account_id: AccountId,
+    pub amount: Cny,
+}
+
+/// Why a hold was not granted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The key was revoked or has expired, or its account is disabled.
+    #[error("the API key is no longer valid")]
+    Key,
+    #[error("balance too low: this costs {cost} CNY and {available} CNY is available")]
+    Balance { cost: Cny, available: Cny },
+    #[error(
+        "monthly quota used up: this costs {cost} CNY and {left} CNY of {quota} CNY is left this month"
+    )]
+    Quota { cost: Cny, left: Cny, quota: Cny },
+}
+
+impl Payers {
+    /// Sets `amount` aside for a task, or says why not.
+    pub fn hold(&mut self, key_id: KeyId, task_id: TaskId, amount: Cny) -> Result<(), Refusal> {
+        let account_id = *self.keys.get(&key_id).ok_or(Refusal::Key)?;
+        let payer = self.accounts.get_mut(&account_id).ok_or(Refusal::Key)?;
+        let available = payer.balance - payer.held;
+        if amount > available {
+            return Err(Refusal::Balance {
+                cost: amount,
+                available,
+            });
+        }
+        if let (Some(left), Some(quota)) = (payer.quota_left, payer.monthly_quota) {
+            if amount > left {
+                return Err(Refusal::Quota {
+                    cost: amount,
+                    left: left.max(Cny::ZERO),
+                    quota,
+                });
+            }
+            payer.quota_left = Some(left - amount);
+        }
+        payer.held = payer.held + amount;
+        self.holds.push(Hold {
+            task_id,
+            account_id,
+            amount,
+        });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::row_id;
+
+    fn payers(balance: i64, quota: Option<i64>) -> (Payers, KeyId) {
+        let (account, key) = (row_id(), row_id());
+        let mut payers = Payers::default();
+        payers.keys.insert(key, account);
+        let quota = quota.map(Cny::from_micros);
+        let payer = Payer {
+            balance: Cny::from_micros(balance),
+            held: Cny::ZERO,
+            quota_left: quota,
+            monthly_quota: quota,
+        };
+        payers.accounts.insert(account, payer);
+        (payers, key)
+    }
+
+    #[test]
+    fn the_balance_is_granted_to_the_last_micro_and_no_further() {
+        let (mut payers, key) = payers(1_000_000, None);
+        let granted = (0..200)
+            .filter(|_| {
+                payers
+                    .hold(key, row_id(), Cny::from_micros(200_000))
+                    .is_ok()
+            })
+            .count();
+        assert_eq!(granted, 5);
+        assert_eq!(
+            payers
+                .hold(key, row_id(), Cny::from_micros(1))
+                .unwrap_err()
+                .to_string(),
+            "balance too low: this costs 0.000001 CNY and 0.00 CNY is available"
+        );
+    }
+
+    #[test]
+    fn one_too_dear_does_not_use_up_what_a_cheaper_one_can_have() {
+        let (mut payers, key) = payers(300_000, None);
+        assert!(
+            payers
+                .hold(key, row_id(), Cny::from_micros(400_000))
+                .is_err()
+        );
+        assert!(
+            payers
+                .hold(key, row_id(), Cny::from_micros(300_000))
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn the_quota_binds_before_the_balance() {
+        let (mut payers, key) = payers(1_000_000, Some(500_000));
+        assert!(
+            payers
+                .hold(key, row_id(), Cny::from_micros(400_000))
+                .is_ok()
+        );
+        assert_eq!(
+            payers
+                .hold(key, row_id(), Cny::from_micros(200_000))
+                .unwrap_err()
+                .to_string(),
+            "monthly quota used up: this costs 0.20 CNY and 0.10 CNY of 0.50 CNY is left this month"
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_pays_nothing() {
+        let (mut payers, _) = payers(1_000_000, None);
+        assert_eq!(
+            payers.hold(row_id(), row_id(), Cny::ZERO),
+            Err(Refusal::Key)
+        );
+    }
+}

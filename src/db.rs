@@ -1,0 +1,33 @@
+//! The database: how the pool is set up, and the migrations.
+
+use sqlx::{
+    Executor, PgPool,
+    migrate::{MigrateError, Migrator},
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+use crate::config;
+
+static MIGRATIONS: Migrator = sqlx::migrate!();
+
+/// Opens a pool and proves that the database answers.
+pub async fn open(options: PgConnectOptions, config: &config::Database) -> sqlx::Result<PgPool> {
+    PgPoolOptions::new()
+        .max_connections(config.connections_max)
+        .min_connections(1)
+        .acquire_timeout(config.connect_timeout())
+        // A broken connection shows at its next use; asking before each costs a round trip.
+        .test_before_acquire(false)
+        // A `begin()` that was cancelled half-way leaves a transaction open on the server (sqlx
+        // #4385); later statements on that connection would be lost with it.
+        .after_release(|conn, _| {
+            Box::pin(async move { conn.execute("ROLLBACK").await.map(|_| true) })
+        })
+        .connect_with(options)
+        .await
+}
+
+/// Brings the schema up to date. Safe to run from several processes at once.
+pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
+    MIGRATIONS.run(pool).await
+}

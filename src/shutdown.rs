@@ -1,0 +1,42 @@
+//! The end of the process: one signal that all see, and a tracker of what must finish first.
+
+use std::time::Duration;
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Shared by everything that runs for as long as the process does.
+#[derive(Clone, Debug, Default)]
+pub struct Shutdown {
+    /// What must finish, whatever becomes of the request it came from.
+    pub tracker: TaskTracker,
+    begun: CancellationToken,
+}
+
+impl Shutdown {
+    /// Says that the process is to end. May be said again.
+    pub fn begin(&self) {
+        self.begun.cancel();
+        self.tracker.close();
+    }
+
+    pub fn has_begun(&self) -> bool {
+        self.begun.is_cancelled()
+    }
+
+    /// Resolves once the process is to end.
+    pub async fn begun(&self) {
+        self.begun.cancelled().await;
+    }
+
+    /// Whether all tracked work has ended, after the shutdown began.
+    pub fn is_over(&self) -> bool {
+        self.tracker.is_closed() && self.tracker.is_empty()
+    }
+
+    /// Waits for tracked work. `false` if some was still under way after `patience`.
+    pub async fn finished(&self, patience: Duration) -> bool {
+        tokio::time::timeout(patience, self.tracker.wait())
+            .await
+            .is_ok()
+    }
+}

@@ -1,0 +1,157 @@
+//! A task: one accepted request, from its commit to its one end. What it is, and its states.
+
+pub mod repeats;
+pub mod store;
+pub mod wait;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use url::Url;
+
+use crate::{
+    ids::{AccountId, FileId, KeyId, TaskId},
+    image::{AspectRatio, Format, ImageSize, Quality, Resolution},
+    money::Cny,
+};
+
+/// What to draw: valid by type, complete, and kept with the task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    pub model: String,
+    pub prompt: String,
+    /// How many images, from 1 to the model's limit.
+    pub n: u8,
+    pub ratio: AspectRatio,
+    pub resolution: Resolution,
+    /// In pixels, as the ratio and the resolution say.
+    pub size: ImageSize,
+    pub quality: Quality,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub references: Vec<Reference>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<Reference>,
+    /// Parameters that only some backends know (`background`, `style`, `user`, …), as they came.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub options: Map<String, Value>,
+}
+
+/// An image that the client gave to work from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reference {
+    /// In storage already.
+    Stored(StoredReference),
+    /// On somebody else's server, at an `https` address: the worker fetches it.
+    Foreign(Url),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredReference {
+    /// Its key in storage.
+    pub object: String,
+    pub format: Format,
+    pub bytes: u64,
+    /// SHA-256 of the bytes in hex, where they came with the request: a repeat of the request has the
+    /// same bytes under another key. Empty for an upload, which keeps its key.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub digest: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum Status {
+    Queued,
+    Running,
+    Completed,
+    Failed,
+}
+
+/// A row of `tasks`.
+#[derive(Clone, Debug)]
+pub struct Task {
+    pub id: TaskId,
+    pub account_id: AccountId,
+    pub api_key_id: KeyId,
+    pub status: Status,
+    pub request: Request,
+    /// Of one image, as it was when the request was accepted.
+    pub unit_price: Cny,
+    pub file_id: FileId,
+    pub created_at: DateTime<Utc>,
+    pub deadline_at: DateTime<Utc>,
+    /// How often a worker has begun it.
+    pub attempts: i16,
+    /// One more at every claim: a worker with an older one has lost the task.
+    pub fence: i64,
+    /// How it ended; `None` while it is open.
+    pub end: Option<End>,
+}
+
+#[derive(Clone, Debug)]
+pub struct End {
+    pub at: DateTime<Utc>,
+    /// What was captured.
+    pub cost: Cny,
+    pub outcome: Outcome,
+}
+
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// What was delivered: one image at least.
+    Completed(Vec<Image>),
+    Failed(Failure),
+}
+
+/// One delivered image. Its place in the list, from 1, is the `seq` in its link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// Its key in storage.
+    pub object: String,
+    pub format: Format,
+    pub bytes: u64,
+    pub width: u32,
+    pub height: u32,
+}
+
+/// Why a task failed, in words for its client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub kind: FailureKind,
+    pub message: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// Refused by the upstream's safety system.
+    Moderation,
+    /// The upstream does not accept the request.
+    Request,
+    /// A reference could not be fetched, or is no image.
+    Reference,
+    /// The upstream failed, or cannot be used.
+    Upstream,
+    /// We failed.
+    Internal,
+    /// The task ran past its deadline.
+    Deadline,
+}
+
+impl Task {
+    /// What its whole request costs, and what is held until it ends.
+    pub fn price(&self) -> Cny {
+        self.unit_price * u32::from(self.request.n)
+    }
+
+    /// The delivered images; none unless it completed.
+    pub fn images(&self) -> &[Image] {
+        match &self.end {
+            Some(End {
+                outcome: Outcome::Completed(images),
+                ..
+            }) => images,
+            _ => &[],
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Waiting for tasks to end, without a connection for each who waits: this process's own tasks say so
+//! themselves; for those that ended elsewhere there is LISTEN, and a look every second in case a
+//! notification was lost.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use sqlx::PgPool;
+use tokio::sync::watch;
+
+use super::{Task, store};
+use crate::{ids::TaskId, shutdown::Shutdown};
+
+/// How often those who wait are looked up, notified or not.
+const POLL: Duration = Duration::from_secs(1);
+
+/// All who wait in this process.
+#[derive(Clone, Default)]
+pub struct Waiters {
+    waiting: Arc<Mutex<HashMap<TaskId, Waiting>>>,
+}
+
+struct Waiting {
+    ended: watch::Sender<Option<Arc<Task>>>,
+    subscriptions: usize,
+}
+
+/// One who waits for one task; dropping it ends the wait.
+pub struct Subscription {
+    id: TaskId,
+    ended: watch::Receiver<Option<Arc<Task>>>,
+    waiters: Waiters,
+}
+
+impl Waiters {
+    /// Begins to wait. A task that ended before is found at the next look.
+    pub fn subscribe(&self, id: TaskId) -> Subscription {
+        let mut waiting = self.lock();
+        let entry = waiting.entry(id).or_insert_with(|| Waiting {
+            ended: watch::channel(None).0,
+            subscriptions: 0,
+        });
+        entry.subscriptions += 1;
+        Subscription {
+            id,
+            ended: entry.ended.subscribe(),
+            waiters: self.clone(),
+        }
+    }
+
+    /// Wakes those who wait for a task that has ended.
+    pub fn ended(&self, task: Arc<Task>) {
+        if let Some(waiting) = self.lock().get(&task.id) {
+            waiting.ended.send_replace(Some(task));
+        }
+    }
+
+    /// Which of some tasks somebody waits for; of all, where none are named.
+    pub fn awaited(&self, among: Option<&[TaskId]>) -> Vec<TaskId> {
+        let waiting = self.lock();
+        match among {
+            Some(ids) => ids
+                .iter()
+                .copied()
+                .filter(|id| waiting.contains_key(id))
+                .collect(),
+            None => waiting.keys().copied().collect(),
+        }
+    }
+
+    /// Looks tasks up and wakes those who wait for one that has ended.
+    pub async fn look(&self, pool: &PgPool, among: Option<&[TaskId]>) -> sqlx::Result<()> {
+        let ids = self.awaited(among);
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let mut conn = pool.acquire().await?;
+        for task in store::ended_among(&mut conn, &ids).await? {
+            self.ended(Arc::new(task));
+        }
+        Ok(())
+    }
+
+    /// Looks every second until the shutdown is over.
+    pub async fn keep_looking(self, pool: PgPool, shutdown: Shutdown) {
+        while !shutdown.is_over() {
+            tokio::time::sleep(POLL).await;
+            if let Err(error) = self.look(&pool, None).await {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "tasks that are waited for could not be looked up"
+                );
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TaskId, Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Subscription {
+    /// The task, once it has ended.
+    pub async fn ended(mut self) -> Option<Arc<Task>> {
+        let task = self.ended.wait_for(Option::is_some).await;
+        task.ok().and_then(|task| task.clone())
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let mut waiting = self.waiters.lock();
+        if let Some(entry) = waiting.get_mut(&self.id) {
+            entry.subscriptions -= 1;
+            if entry.subscriptions == 0 {
+                waiting.remove(&self.id);
+            }
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Uploads in the database.
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, query, query_as};
+
+use super::Upload;
+use crate::ids::UploadId;
+
+pub async fn insert(conn: &mut PgConnection, upload: &Upload) -> sqlx::Result<()> {
+    query!(
+        "INSERT INTO uploads (id, account_id, name, object, format, bytes, file_name, created_at, expires_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        upload.id,
+        upload.account_id,
+        upload.name,
+        upload.object,
+        upload.format as _,
+        upload.bytes,
+        upload.file_name,
+        upload.created_at,
+        upload.expires_at,
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// By the name in its URL, expired or not.
+pub async fn get(conn: &mut PgConnection, name: &str) -> sqlx::Result<Option<Upload>> {
+    query_as!(
+        Upload,
+        r#"SELECT id, account_id, name, object, format AS "format: _", bytes, file_name, created_at,
+               expires_at
+           FROM uploads WHERE name = $1"#,
+        name,
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// Uploads that expired before some time and still have bytes, the longest expired first. Left to one
+/// replica at a time only by chance: deleting twice does no harm.
+pub async fn expired(
+    conn: &mut PgConnection,
+    before: DateTime<Utc>,
+    limit: i64,
+) -> sqlx::Result<Vec<Upload>> {
+    query_as!(
+        Upload,
+        r#"SELECT id, account_id, name, object, format AS "format: _", bytes, file_name, created_at,
+               expires_at
+           FROM uploads WHERE deleted_at IS NULL AND expires_at <= $1
+           ORDER BY expires_at LIMIT $2"#,
+        before,
+        limit,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Notes that their bytes are gone. How many had not been noted before.
+pub async fn mark_deleted(conn: &mut PgConnection, ids: &[UploadId]) -> sqlx::Result<u64> {
+    let done = query!(
+        "UPDATE uploads SET deleted_at = now() WHERE id = ANY($1) AND deleted_at IS NULL",
+        ids
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected())
+}
