@@ -4,7 +4,6 @@
 use std::future::Future;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio_util::task::TaskTracker;
 
 /// Hands items to a loop that works on all that wait, in batches.
 pub struct Batcher<T, R> {
@@ -17,17 +16,20 @@ pub struct Batcher<T, R> {
 pub struct Closed;
 
 impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
-    /// Starts the loop on the tracker, so that an item that was taken is worked on whatever becomes
-    /// of its caller. It ends when the last handle is dropped and all is done.
+    /// Starts the loop. An item that was taken is worked on whatever becomes of its caller.
     ///
     /// `work` answers each item of a batch, in order.
-    pub fn start<F, Fut>(tracker: &TaskTracker, size_max: usize, work: F) -> Self
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "it ends with its last handle; who must finish before a shutdown waits for an answer"
+    )]
+    pub fn start<F, Fut>(size_max: usize, work: F) -> Self
     where
         F: Fn(Vec<T>) -> Fut + Send + 'static,
         Fut: Future<Output = Vec<R>> + Send,
     {
         let (queue, mut waiting) = mpsc::channel::<(T, oneshot::Sender<R>)>(size_max);
-        tracker.spawn(async move {
+        tokio::spawn(async move {
             let mut batch = Vec::new();
             while waiting.recv_many(&mut batch, size_max).await > 0 {
                 let (items, replies): (Vec<T>, Vec<_>) = batch.drain(..).unzip();

@@ -28,11 +28,6 @@ impl Shutdown {
         self.begun.cancelled().await;
     }
 
-    /// Whether all tracked work has ended, after the shutdown began.
-    pub fn is_over(&self) -> bool {
-        self.tracker.is_closed() && self.tracker.is_empty()
-    }
-
     /// Waits for tracked work. `false` if some was still under way after `patience`.
     pub async fn finished(&self, patience: Duration) -> bool {
         tokio::time::timeout(patience, self.tracker.wait())

@@ -30,6 +30,7 @@ pub struct Caller {
     pub account_id: AccountId,
     pub key_id: KeyId,
     pub requests_per_minute: Option<u32>,
+    pub concurrent_requests: Option<u32>,
     /// `None`: as the configuration says.
     pub inline_images: Option<InlineImages>,
 }

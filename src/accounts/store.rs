@@ -200,7 +200,7 @@ pub async fn key_id_of(conn: &mut PgConnection, hash: &KeyHash) -> sqlx::Result<
 /// Whom a key that may be used belongs to.
 pub async fn caller(conn: &mut PgConnection, hash: &KeyHash) -> sqlx::Result<Option<Caller>> {
     let row = query!(
-        r#"SELECT k.id, k.account_id, k.requests_per_minute,
+        r#"SELECT k.id, k.account_id, k.requests_per_minute, k.concurrent_requests,
              k.inline_images AS "inline_images: InlineImages"
          FROM api_keys k JOIN accounts a ON a.id = k.account_id
          WHERE k.hash = $1 AND k.revoked_at IS NULL AND a.disabled_at IS NULL
@@ -213,6 +213,7 @@ pub async fn caller(conn: &mut PgConnection, hash: &KeyHash) -> sqlx::Result<Opt
         account_id: row.account_id,
         key_id: row.id,
         requests_per_minute: row.requests_per_minute.map(i32::cast_unsigned),
+        concurrent_requests: row.concurrent_requests.map(i32::cast_unsigned),
         inline_images: row.inline_images,
     }))
 }

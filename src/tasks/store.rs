@@ -12,6 +12,10 @@ use crate::{
     money::Cny,
 };
 
+/// Where tasks are announced that wait for a worker, and those that have ended.
+pub const QUEUED_CHANNEL: &str = "easel_queued";
+pub const ENDED_CHANNEL: &str = "easel_ended";
+
 /// How many ids fit one notification's 8000 bytes.
 const NOTIFIED_IDS_MAX: usize = 200;
 
@@ -95,7 +99,7 @@ impl From<Row> for Task {
 /// Inserts tasks whose holds are granted, and says when they were created.
 pub async fn insert(
     conn: &mut PgConnection,
-    tasks: &[NewTask],
+    tasks: &[&NewTask],
     terms: Terms,
 ) -> sqlx::Result<Vec<Task>> {
     let mut columns = Columns::default();
@@ -165,7 +169,7 @@ impl<'a> Columns<'a> {
 
 /// Tells workers that tasks are queued, once the transaction commits. A hint: they look anyway.
 pub async fn notify_queued(conn: &mut PgConnection) -> sqlx::Result<()> {
-    query!("SELECT pg_notify('easel_queued', '')")
+    query!("SELECT pg_notify($1, '')", QUEUED_CHANNEL)
         .execute(conn)
         .await
         .map(drop)
@@ -330,7 +334,7 @@ pub async fn notify_ended(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Resu
             .map(|id| id.simple().to_string())
             .collect::<Vec<_>>()
             .join(",");
-        query!("SELECT pg_notify('easel_ended', $1)", payload)
+        query!("SELECT pg_notify($1, $2)", ENDED_CHANNEL, payload)
             .execute(&mut *conn)
             .await?;
     }

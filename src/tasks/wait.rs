@@ -4,6 +4,7 @@
 
 use std::{
     collections::HashMap,
+    error::Error,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -12,7 +13,7 @@ use sqlx::PgPool;
 use tokio::sync::watch;
 
 use super::{Task, store};
-use crate::{ids::TaskId, shutdown::Shutdown};
+use crate::ids::TaskId;
 
 /// How often those who wait are looked up, notified or not.
 const POLL: Duration = Duration::from_secs(1);
@@ -58,41 +59,30 @@ impl Waiters {
         }
     }
 
-    /// Which of some tasks somebody waits for; of all, where none are named.
-    pub fn awaited(&self, among: Option<&[TaskId]>) -> Vec<TaskId> {
-        let waiting = self.lock();
-        match among {
-            Some(ids) => ids
-                .iter()
-                .copied()
-                .filter(|id| waiting.contains_key(id))
-                .collect(),
-            None => waiting.keys().copied().collect(),
-        }
+    /// Whether somebody here waits for a task.
+    pub fn has(&self, id: TaskId) -> bool {
+        self.lock().contains_key(&id)
     }
 
-    /// Looks tasks up and wakes those who wait for one that has ended.
-    pub async fn look(&self, pool: &PgPool, among: Option<&[TaskId]>) -> sqlx::Result<()> {
-        let ids = self.awaited(among);
-        if ids.is_empty() {
+    /// Looks up those of some tasks that somebody waits for, and wakes who waits for one that has ended.
+    pub async fn look_at(&self, pool: &PgPool, ids: &[TaskId]) -> sqlx::Result<()> {
+        let awaited: Vec<TaskId> = ids.iter().copied().filter(|id| self.has(*id)).collect();
+        if awaited.is_empty() {
             return Ok(());
         }
-        let mut conn = pool.acquire().await?;
-        for task in store::ended_among(&mut conn, &ids).await? {
+        for task in store::ended_among(&mut *pool.acquire().await?, &awaited).await? {
             self.ended(Arc::new(task));
         }
         Ok(())
     }
 
-    /// Looks every second until the shutdown is over.
-    pub async fn keep_looking(self, pool: PgPool, shutdown: Shutdown) {
-        while !shutdown.is_over() {
+    /// Looks all of them up every second, for ever.
+    pub async fn keep_looking(&self, pool: &PgPool) {
+        loop {
             tokio::time::sleep(POLL).await;
-            if let Err(error) = self.look(&pool, None).await {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "tasks that are waited for could not be looked up"
-                );
+            let ids: Vec<TaskId> = self.lock().keys().copied().collect();
+            if let Err(error) = self.look_at(pool, &ids).await {
+                tracing::warn!(error = &error as &dyn Error, "awaited tasks could not be looked up");
             }
         }
     }

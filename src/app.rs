@@ -1,0 +1,117 @@
+//! What everything shares: the pool, storage, backends, clock, settings, and the loops that accept and
+//! settle tasks.
+
+use std::sync::{Arc, atomic::AtomicI64};
+
+use sqlx::PgPool;
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::{
+    accounts::Doorman,
+    backend::Registry,
+    clock::Clock,
+    config::Config,
+    image::Limits,
+    images::{Claimed, settle, submit},
+    references::Fetcher,
+    shutdown::Shutdown,
+    storage::Storage,
+    tasks::{store::Terms, wait::Waiters},
+};
+
+/// The unit in which memory for request bodies is shared out, in bytes.
+pub const BUFFER_UNIT: usize = 1024;
+
+/// A running gateway, without its doors. Cheap to clone.
+#[derive(Clone)]
+pub struct App(Arc<Inner>);
+
+pub struct Inner {
+    pub config: Config,
+    pub clock: Clock,
+    pub pool: PgPool,
+    pub storage: Storage,
+    pub backends: Registry,
+    pub references: Fetcher,
+    pub doorman: Doorman,
+    pub waiters: Waiters,
+    pub submitter: submit::Submitter,
+    pub settler: settle::Settler,
+    /// The places of this process's worker: whoever has a permit may have a task run here.
+    pub slots: Arc<Semaphore>,
+    /// How many tasks wait in the queue: as last counted, and what this process has added since.
+    pub queued: AtomicI64,
+    /// Memory for request bodies that are held whole, in units of [`BUFFER_UNIT`].
+    pub buffers: Arc<Semaphore>,
+    /// What every link starts with.
+    pub public_url: String,
+    pub shutdown: Shutdown,
+}
+
+/// Why the gateway could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("storage could not be opened")]
+    Storage(#[from] crate::storage::StorageError),
+    #[error("a backend could not be set up")]
+    Backend(#[from] crate::backend::OpenError),
+    #[error("the fetcher of references could not be set up")]
+    References(#[from] crate::references::OpenError),
+}
+
+impl App {
+    /// Sets everything up over a migrated database. The receiver is for the worker.
+    pub async fn open(
+        config: Config,
+        pool: PgPool,
+        clock: Clock,
+        shutdown: Shutdown,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<Claimed>), OpenError> {
+        let public_url = config.server.public_url();
+        let storage =
+            Storage::open(&config.storage, &config.data_dir, &public_url, clock.clone()).await?;
+        let backends = Registry::open(&config.backends)?;
+        let references = Fetcher::new(&config.references, config.uploads.bytes_max)?;
+        let waiters = Waiters::default();
+        let terms = Terms { lease: config.tasks.lease(), deadline: config.tasks.deadline() };
+        let zone = &config.billing.time_zone;
+        let (claimed, to_run) = mpsc::unbounded_channel();
+        let submitter = submit::start(pool.clone(), claimed, terms, zone.clone());
+        let settler = settle::start(pool.clone(), waiters.clone(), zone.clone());
+        let buffer_units = config.server.buffer_bytes_max / BUFFER_UNIT;
+        let app = Self(Arc::new(Inner {
+            doorman: Doorman::new(pool.clone()),
+            slots: Arc::new(Semaphore::new(config.tasks.running_max)),
+            config,
+            clock,
+            pool,
+            storage,
+            backends,
+            references,
+            queued: AtomicI64::new(0),
+            buffers: Arc::new(Semaphore::new(buffer_units)),
+            public_url,
+            waiters,
+            submitter,
+            settler,
+            shutdown,
+        }));
+        Ok((app, to_run))
+    }
+
+    /// What an image may measure.
+    pub fn image_limits(&self) -> Limits {
+        Limits {
+            side_px_max: self.config.uploads.side_px_max,
+            pixels_max: self.config.uploads.pixels_max,
+        }
+    }
+}
+
+impl std::ops::Deref for App {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}

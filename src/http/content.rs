@@ -1,0 +1,170 @@
+//! Bytes by capability links: uploads, result links, and what result links lead to in local storage.
+
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+
+use super::{
+    error::ApiError,
+    extract::{Query, Segment},
+    images::FilePath,
+    range::{self, Asked},
+};
+use crate::{
+    app::App,
+    storage::{Disposition, Key, ObjectRead},
+    uploads,
+};
+
+#[derive(Deserialize)]
+pub(super) struct Download {
+    download: Option<String>,
+}
+
+/// `GET /f/image/{name}`: an upload, until it expires.
+pub(super) async fn upload(
+    State(app): State<App>,
+    Segment(name): Segment,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let found = uploads::store::get(&mut *app.pool.acquire().await?, &name).await?;
+    let upload = found.ok_or_else(|| ApiError::not_found("file"))?;
+    if upload.expires_at <= app.clock.now() {
+        return Err(ApiError::new(StatusCode::GONE, "this upload has expired"));
+    }
+    let key: Key = upload.object.parse().map_err(|_| ApiError::not_found("file"))?;
+    let life = (upload.expires_at - app.clock.now()).num_seconds().max(0);
+    let disposition = Disposition::Inline;
+    let mut response = object(&app, &key, &disposition, &request).await?;
+    let cache = format!("private, max-age={}", life.min(CACHE_S_MAX));
+    if let Ok(cache) = HeaderValue::try_from(cache) {
+        response.headers_mut().insert(header::CACHE_CONTROL, cache);
+    }
+    Ok(response)
+}
+
+/// A browser may keep bytes for so long; they never change.
+const CACHE_S_MAX: i64 = 3600;
+
+/// `GET /v1/images/files/{model}/{date}/{file}`: 302 to the bytes.
+pub(super) async fn file(
+    State(app): State<App>,
+    Segment(path): Segment,
+    Query(download): Query<Download>,
+) -> Result<Response, ApiError> {
+    let missing = || ApiError::not_found("file");
+    let mut parts = path.rsplitn(3, '/');
+    let (file, date, model) = match (parts.next(), parts.next(), parts.next()) {
+        (Some(file), Some(date), Some(model)) => (file, date, model),
+        _ => return Err(missing()),
+    };
+    let path = FilePath::parse(model, date, file).ok_or_else(missing)?;
+    let image = path.find(&app).await?.ok_or_else(missing)?;
+    let key: Key = image.object.parse().map_err(|_| missing())?;
+    let disposition = match download.download.as_deref() {
+        None | Some("" | "0" | "false" | "no") => Disposition::Inline,
+        Some(_) => Disposition::Attachment {
+            file_name: format!("{date}-{}.{}", path.seq, path.extension),
+        },
+    };
+    let link = app.storage.link(&key, disposition).await?;
+    let location = HeaderValue::try_from(link.as_str()).map_err(|_| missing())?;
+    let mut response = StatusCode::FOUND.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::LOCATION, location);
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    guard(headers);
+    Ok(response)
+}
+
+/// `GET /f/object/{…}`: what a result link leads to where storage is a local directory.
+pub(super) async fn local_object(
+    State(app): State<App>,
+    Segment(path): Segment,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let (key, disposition) =
+        app.storage.verify(&path).ok_or_else(|| ApiError::not_found("file"))?;
+    object(&app, &key, &disposition, &request).await
+}
+
+/// Serves a stored object: whole, in part, only its headers, or not at all if the client has it.
+async fn object(
+    app: &App,
+    key: &Key,
+    disposition: &Disposition,
+    request: &Request,
+) -> Result<Response, ApiError> {
+    let missing = || ApiError::not_found("file");
+    let head = app.storage.head(key).await?.ok_or_else(missing)?;
+    let etag = format!("\"{}\"", head.etag.trim_matches('"'));
+    let mut headers = object_headers(key, disposition, &etag, head.last_modified);
+    let asked = range::asked(request.headers(), &etag, head.last_modified, head.size);
+    let (status, range) = match asked {
+        Asked::NotModified => (StatusCode::NOT_MODIFIED, None),
+        Asked::Whole => (StatusCode::OK, Some(0..head.size)),
+        Asked::Part(range) => (StatusCode::PARTIAL_CONTENT, Some(range)),
+        Asked::Unsatisfiable => (StatusCode::RANGE_NOT_SATISFIABLE, None),
+    };
+    if let Some(content_range) = range::content_range(&asked, head.size) {
+        headers.insert(header::CONTENT_RANGE, content_range);
+    }
+    if status == StatusCode::RANGE_NOT_SATISFIABLE {
+        let message = format!("the range lies outside of the file, which has {} bytes", head.size);
+        return Ok((headers, ApiError::new(status, message)).into_response());
+    }
+    let mut response = Response::new(Body::empty());
+    if let Some(range) = range {
+        headers.insert(header::CONTENT_LENGTH, (range.end - range.start).into());
+        if request.method() != Method::HEAD {
+            let read: ObjectRead = app.storage.read(key, Some(range)).await?.ok_or_else(missing)?;
+            *response.body_mut() = Body::from_stream(read.stream);
+        }
+    }
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    Ok(response)
+}
+
+fn object_headers(
+    key: &Key,
+    disposition: &Disposition,
+    etag: &str,
+    modified: DateTime<Utc>,
+) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let content_type = key.format().content_type();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    let changing = [
+        (header::ETAG, etag.to_owned()),
+        (header::LAST_MODIFIED, httpdate::fmt_http_date(modified.into())),
+        (header::CONTENT_DISPOSITION, disposition.to_string()),
+    ];
+    for (name, value) in changing {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(name, value);
+        }
+    }
+    guard(&mut headers);
+    headers
+}
+
+/// Whatever a browser takes the bytes for, nothing in them runs, and no other site learns the link.
+fn guard(headers: &mut HeaderMap) {
+    let fixed = [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox"),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ];
+    for (name, value) in fixed {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers.insert("cross-origin-resource-policy", HeaderValue::from_static("cross-origin"));
+    headers.insert("x-robots-tag", HeaderValue::from_static("noindex"));
+}

@@ -1,0 +1,274 @@
+//! Errors as clients see them: one body for all, and the table of statuses. Causes are logged here,
+//! once, and never sent.
+
+use std::{error::Error, sync::Arc};
+
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderValue, StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::{
+    app::App,
+    billing::Refusal,
+    image::{InvalidImage, SizeError},
+    images::{intake::IntakeError, submit::SubmitError},
+    storage::StorageError,
+    tasks::{Failure, FailureKind},
+};
+
+const INVALID_REQUEST: &str = "invalid_request_error";
+const SERVER_ERROR: &str = "server_error";
+
+/// What is wrong, in words for the client.
+#[derive(Clone, Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    body: Fault,
+    retry_after_s: Option<u32>,
+    /// An upstream has been called: a retry would buy again.
+    spent: bool,
+}
+
+/// The fields of the error body that differ from error to error.
+#[derive(Clone, Debug, Serialize)]
+pub struct Fault {
+    pub message: String,
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    pub code: Value,
+    pub param: Value,
+}
+
+#[derive(Serialize)]
+struct ErrorBody<'a> {
+    error: Provided<'a>,
+}
+
+#[derive(Serialize)]
+struct Provided<'a> {
+    #[serde(flatten)]
+    fault: &'a Fault,
+    provider: &'a str,
+}
+
+impl ApiError {
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        let body = Fault {
+            message: message.into(),
+            kind: kind_of(status),
+            code: Value::Null,
+            param: Value::Null,
+        };
+        Self { status, body, retry_after_s: None, spent: false }
+    }
+
+    /// 400 for a field of the request.
+    pub fn field(param: &str, message: impl Into<String>) -> Self {
+        Self::bad_request(message).param(param)
+    }
+
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    pub fn not_found(what: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, format!("no such {what}"))
+    }
+
+    pub fn unauthorized(message: &str) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, message).code("invalid_api_key")
+    }
+
+    pub fn too_many_requests(retry_after_s: u32) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "Rate limit exceeded. Please try again later")
+            .code(429)
+            .retry_after(retry_after_s)
+    }
+
+    /// 500 with a plain message; the cause goes to the log.
+    pub fn internal(message: &str, cause: &(dyn Error + 'static)) -> Self {
+        tracing::error!(error = cause, "a request failed: {message}");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+
+    pub fn unavailable(message: &str, retry_after_s: u32) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(retry_after_s)
+    }
+
+    #[must_use]
+    pub fn code(mut self, code: impl Into<Value>) -> Self {
+        self.body.code = code.into();
+        self
+    }
+
+    #[must_use]
+    pub fn param(mut self, param: &str) -> Self {
+        self.body.param = param.into();
+        self
+    }
+
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u32) -> Self {
+        self.retry_after_s = Some(seconds);
+        self
+    }
+
+    /// The body's fields, for a task that failed.
+    pub fn fault(&self) -> &Fault {
+        &self.body
+    }
+}
+
+fn kind_of(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::UNAUTHORIZED => "authentication_error",
+        StatusCode::PAYMENT_REQUIRED => "payment_required",
+        StatusCode::NOT_FOUND | StatusCode::GONE => "not_found_error",
+        StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+        status if status.is_server_error() => SERVER_ERROR,
+        _ => INVALID_REQUEST,
+    }
+}
+
+/// Only a mark: [`render`] makes it the body, for it knows the gateway's name.
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        response.extensions_mut().insert(Arc::new(self));
+        response
+    }
+}
+
+/// Gives every error its body, those of the framework included.
+pub async fn render(State(app): State<App>, request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    let status = response.status();
+    if !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let error = match response.extensions().get::<Arc<ApiError>>() {
+        Some(error) => Arc::clone(error),
+        None => Arc::new(ApiError::new(status, framework_message(status))),
+    };
+    let (mut parts, _) = response.into_parts();
+    let provided = Provided { fault: &error.body, provider: &app.config.server.provider };
+    let text = serde_json::to_vec(&ErrorBody { error: provided }).unwrap_or_default();
+    let headers = &mut parts.headers;
+    headers.remove(header::CONTENT_LENGTH);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(seconds) = error.retry_after_s {
+        headers.insert(header::RETRY_AFTER, seconds.into());
+    }
+    if error.spent {
+        headers.insert("x-should-retry", HeaderValue::from_static("false"));
+    }
+    Response::from_parts(parts, Body::from(text))
+}
+
+fn framework_message(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::NOT_FOUND => "no such route",
+        StatusCode::METHOD_NOT_ALLOWED => "this route does not take that method",
+        _ => status.canonical_reason().unwrap_or("the request failed"),
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::Refused(Refusal::Key) => Self::unauthorized("invalid API key"),
+            SubmitError::Refused(refusal @ Refusal::Balance { .. }) => {
+                Self::new(StatusCode::PAYMENT_REQUIRED, refusal.to_string())
+                    .code("insufficient_balance")
+            }
+            SubmitError::Refused(refusal @ Refusal::Quota { .. }) => {
+                Self::new(StatusCode::PAYMENT_REQUIRED, refusal.to_string()).code("quota_exceeded")
+            }
+            SubmitError::Concurrency { .. } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string())
+                    .code("concurrency_limit")
+                    .retry_after(CONCURRENCY_RETRY_S)
+            }
+            SubmitError::KeyReused => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
+                    .code("idempotency_key_reused")
+            }
+            SubmitError::Database(cause) => Self::internal("the task could not be stored", &*cause),
+        }
+    }
+}
+
+/// A picture takes seconds: when some of a key's tasks may have ended.
+const CONCURRENCY_RETRY_S: u32 = 5;
+
+impl From<SizeError> for ApiError {
+    fn from(error: SizeError) -> Self {
+        Self::field(error.field, error.message)
+    }
+}
+
+impl From<sqlx::Error> for ApiError {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::PoolTimedOut => Self::unavailable("the database is busy", 1),
+            error => Self::internal("the database did not answer", &error),
+        }
+    }
+}
+
+impl From<StorageError> for ApiError {
+    fn from(error: StorageError) -> Self {
+        Self::internal("storage did not answer", &error)
+    }
+}
+
+impl From<InvalidImage> for ApiError {
+    fn from(error: InvalidImage) -> Self {
+        Self::bad_request(error.to_string())
+    }
+}
+
+/// How reading an image fails is an `ApiError` already.
+impl From<IntakeError<ApiError>> for ApiError {
+    fn from(error: IntakeError<ApiError>) -> Self {
+        match error {
+            IntakeError::Invalid(invalid) => invalid.into(),
+            IntakeError::TooLarge { .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
+            }
+            IntakeError::Read(error) => error,
+            error @ (IntakeError::Storage(_) | IntakeError::Database(_)) => {
+                Self::internal("failed to upload image", &error)
+            }
+        }
+    }
+}
+
+impl From<&Failure> for ApiError {
+    fn from(failure: &Failure) -> Self {
+        let (status, code) = match failure.kind {
+            FailureKind::Moderation => (StatusCode::BAD_REQUEST, "moderation_blocked"),
+            FailureKind::Request => (StatusCode::BAD_REQUEST, "upstream_rejected"),
+            FailureKind::Reference => (StatusCode::BAD_REQUEST, "invalid_reference"),
+            FailureKind::Upstream => (StatusCode::BAD_GATEWAY, "upstream_error"),
+            FailureKind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error"),
+            FailureKind::Deadline => (StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded"),
+        };
+        Self { spent: true, ..Self::new(status, &failure.message).code(code) }
+    }
+}
+
+impl std::fmt::Display for ApiError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.body.message)
+    }
+}
+
+impl Error for ApiError {}

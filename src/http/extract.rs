@@ -1,0 +1,127 @@
+//! What handlers are given: the caller behind a key, and parts of the URL, with our own error bodies.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{FromRequestParts, RawPathParams},
+    http::{HeaderMap, header, request::Parts},
+};
+use secrecy::SecretString;
+use serde::de::DeserializeOwned;
+
+use super::error::ApiError;
+use crate::{
+    accounts::{self, Caller},
+    app::App,
+};
+
+/// Who asks: 401 without a good key.
+#[derive(Clone, Debug)]
+pub struct Authenticated(pub Arc<Caller>);
+
+/// As [`Authenticated`], for requests that count against the key's rate: 429 beyond it.
+#[derive(Clone, Debug)]
+pub struct Admitted(pub Arc<Caller>);
+
+/// A segment of the path, by its name in the route.
+pub struct Segment(pub String);
+
+/// The query string; what it holds beside the fields of `T` is ignored.
+pub struct Query<T>(pub T);
+
+impl FromRequestParts<App> for Authenticated {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let Some(key) = presented_key(&parts.headers) else {
+            return Err(ApiError::unauthorized(
+                "missing API key: send one as `Authorization: Bearer sk_…`",
+            ));
+        };
+        let caller = app.doorman.recognise(&key).await?;
+        caller.map(Self).ok_or_else(|| ApiError::unauthorized("invalid API key"))
+    }
+}
+
+impl FromRequestParts<App> for Admitted {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let Authenticated(caller) = Authenticated::from_request_parts(parts, app).await?;
+        if caller.requests_per_minute.is_some() {
+            let mut conn = app.pool.acquire().await?;
+            let wait = accounts::store::count_request(&mut conn, caller.key_id).await?;
+            if let Some(seconds) = wait {
+                return Err(ApiError::too_many_requests(seconds));
+            }
+        }
+        Ok(Self(caller))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Segment {
+    type Rejection = ApiError;
+
+    /// The last parameter of the route.
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let params = RawPathParams::from_request_parts(parts, state).await;
+        let last = params.ok().and_then(|p| p.iter().last().map(|(_, value)| value.to_owned()));
+        last.map(Self).ok_or_else(|| ApiError::not_found("route"))
+    }
+}
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        axum::extract::Query::<T>::try_from_uri(&parts.uri)
+            .map(|query| Self(query.0))
+            .map_err(|error| ApiError::bad_request(format!("invalid query string: {}", error.body_text())))
+    }
+}
+
+/// As clients send it: `Authorization: Bearer KEY`, in any case, or the bare key; or `x-api-key` or
+/// `api-key`, as Anthropic's and Azure's clients have it. Two that differ are none.
+fn presented_key(headers: &HeaderMap) -> Option<SecretString> {
+    let mut given = [header::AUTHORIZATION.as_str(), "x-api-key", "api-key"]
+        .into_iter()
+        .flat_map(|name| headers.get_all(name))
+        .filter_map(|value| value.to_str().ok())
+        .map(bare_key);
+    let first = given.next()?;
+    given.all(|other| other == first).then(|| SecretString::from(first))
+}
+
+fn bare_key(value: &str) -> &str {
+    let value = value.trim();
+    match value.split_once(' ') {
+        Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => key.trim(),
+        _ => value,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    fn key(headers: &[(&str, &str)]) -> Option<String> {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+            .collect();
+        presented_key(&headers).map(|key| key.expose_secret().to_owned())
+    }
+
+    #[test]
+    fn keys_are_taken_as_clients_send_them() {
+        for value in ["Bearer sk_x", "bearer sk_x", "BEARER   sk_x ", "sk_x", " sk_x"] {
+            assert_eq!(key(&[("authorization", value)]).as_deref(), Some("sk_x"), "{value:?}");
+        }
+        assert_eq!(key(&[("x-api-key", "sk_x")]).as_deref(), Some("sk_x"));
+        assert_eq!(key(&[("api-key", "sk_x"), ("authorization", "Bearer sk_x")]).as_deref(), Some("sk_x"));
+        assert_eq!(key(&[("authorization", "Bearer sk_x"), ("authorization", "Bearer sk_y")]), None);
+        assert_eq!(key(&[]), None);
+    }
+}

@@ -1,0 +1,36 @@
+//! `GET /healthz` and `/readyz`, for load balancers and orchestrators.
+
+use std::time::Duration;
+
+use axum::{extract::State, response::Response};
+use serde_json::json;
+
+use super::{error::ApiError, page};
+use crate::app::App;
+
+const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
+const RETRY_AFTER_S: u32 = 2;
+
+/// The process answers.
+pub(super) async fn live() -> Response {
+    page::json(&json!({ "status": "ok" }))
+}
+
+/// It can do its work: the database and storage answer, and no shutdown has begun.
+pub(super) async fn ready(State(app): State<App>) -> Result<Response, ApiError> {
+    let not_ready = |what: &str| ApiError::unavailable(what, RETRY_AFTER_S);
+    if app.shutdown.has_begun() {
+        return Err(not_ready("the gateway is shutting down"));
+    }
+    let checks = async {
+        sqlx::Connection::ping(&mut *app.pool.acquire().await.map_err(|_| "database")?)
+            .await
+            .map_err(|_| "database")?;
+        app.storage.check().await.map_err(|_| "storage")
+    };
+    match tokio::time::timeout(CHECK_TIMEOUT, checks).await {
+        Ok(Ok(())) => Ok(page::json(&json!({ "status": "ok" }))),
+        Ok(Err(what)) => Err(not_ready(&format!("the {what} cannot be reached"))),
+        Err(_) => Err(not_ready("the database or storage does not answer")),
+    }
+}

@@ -1,0 +1,125 @@
+//! `POST /v1/images/generations` and `/edits`: the same operation. Waiting for the pictures is the same
+//! as not waiting, and then waiting.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderMap, StatusCode},
+    response::Response,
+};
+use serde::Deserialize;
+
+use super::{answer, read, resolve::Asked};
+use crate::{
+    accounts::Caller,
+    app::App,
+    http::{
+        error::ApiError,
+        extract::{Admitted, Query},
+    },
+    ids::{self, TaskId},
+    images::submit::{Repeat, Submission, Submitted},
+    tasks::Task,
+};
+
+const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
+const QUEUE_FULL_RETRY_S: u32 = 10;
+
+#[derive(Deserialize)]
+pub(in crate::http) struct Mode {
+    #[serde(rename = "async")]
+    is_async: Option<String>,
+}
+
+/// Waits for the pictures, unless `?async=1` says not to.
+pub(in crate::http) async fn generate(
+    State(app): State<App>,
+    Admitted(caller): Admitted,
+    Query(mode): Query<Mode>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let wanted = mode.is_async.unwrap_or_default().to_ascii_lowercase();
+    if matches!(wanted.as_str(), "1" | "true" | "yes") {
+        return generate_async(State(app), Admitted(caller), request).await;
+    }
+    let repeat = repeat(request.headers())?;
+    let asked = read::read(&app, &caller, request).await?;
+    let response_format = asked.response_format;
+    let task = submit_and_wait(&app, &caller, asked, repeat).await?;
+    answer::images(&app, &caller, response_format, &task)
+}
+
+/// Answers with a ticket at once.
+pub(in crate::http) async fn generate_async(
+    State(app): State<App>,
+    Admitted(caller): Admitted,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let repeat = repeat(request.headers())?;
+    let asked = read::read(&app, &caller, request).await?;
+    let (Submitted::New(id) | Submitted::Joined(id)) =
+        submit(&app, &caller, asked, repeat, ids::row_id()).await?;
+    Ok(answer::ticket(&app, id))
+}
+
+async fn submit_and_wait(
+    app: &App,
+    caller: &Arc<Caller>,
+    asked: Asked,
+    repeat: Repeat,
+) -> Result<Arc<Task>, ApiError> {
+    let gone = || ApiError::unavailable("the gateway is shutting down", 1);
+    let id = ids::row_id();
+    // Before it can end.
+    let subscription = app.waiters.subscribe(id);
+    match submit(app, caller, asked, repeat, id).await? {
+        Submitted::New(_) => subscription.ended().await.ok_or_else(gone),
+        Submitted::Joined(earlier) => {
+            let subscription = app.waiters.subscribe(earlier);
+            app.waiters.look_at(&app.pool, &[earlier]).await?;
+            subscription.ended().await.ok_or_else(gone)
+        }
+    }
+}
+
+async fn submit(
+    app: &App,
+    caller: &Arc<Caller>,
+    asked: Asked,
+    repeat: Repeat,
+    id: TaskId,
+) -> Result<Submitted, ApiError> {
+    if app.shutdown.has_begun() {
+        return Err(ApiError::unavailable("the gateway is shutting down", 1));
+    }
+    let slot = Arc::clone(&app.slots).try_acquire_owned().ok();
+    if slot.is_none() && app.queued.load(Ordering::Relaxed) >= app.config.tasks.queued_max {
+        return Err(ApiError::unavailable("the queue is full", QUEUE_FULL_RETRY_S));
+    }
+    if slot.is_none() {
+        app.queued.fetch_add(1, Ordering::Relaxed);
+    }
+    let Asked { request, unit_price, .. } = asked;
+    let caller = Arc::clone(caller);
+    let submission = Submission { id, caller, request, unit_price, repeat, slot };
+    let submitted = app.submitter.call(submission).await;
+    Ok(submitted.map_err(|closed| ApiError::unavailable(&closed.to_string(), 1))??)
+}
+
+/// Whether a request says that it may be a repeat of an earlier one.
+fn repeat(headers: &HeaderMap) -> Result<Repeat, ApiError> {
+    if let Some(key) = headers.get("idempotency-key") {
+        let refuse = || {
+            let message = format!("Idempotency-Key must be 1 to {IDEMPOTENCY_KEY_CHARS_MAX} visible characters");
+            ApiError::new(StatusCode::BAD_REQUEST, message).param("Idempotency-Key")
+        };
+        let key = key.to_str().map_err(|_| refuse())?.trim();
+        let fits = !key.is_empty() && key.len() <= IDEMPOTENCY_KEY_CHARS_MAX;
+        return if fits { Ok(Repeat::Key(key.to_owned())) } else { Err(refuse()) };
+    }
+    let retries = headers
+        .get("x-stainless-retry-count")
+        .and_then(|count| count.to_str().ok()?.trim().parse::<u32>().ok());
+    Ok(if retries.is_some_and(|count| count > 0) { Repeat::Retry } else { Repeat::No })
+}

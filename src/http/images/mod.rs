@@ -1,0 +1,15 @@
+//! Images: asking for them, and for the tasks that draw them.
+
+mod answer;
+mod generate;
+mod own_links;
+mod read;
+mod render;
+mod resolve;
+mod tasks;
+mod wire;
+
+pub(super) use generate::{generate, generate_async};
+pub(super) use own_links::FilePath;
+pub(super) use render::link;
+pub(super) use tasks::{get, list};

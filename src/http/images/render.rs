@@ -1,0 +1,87 @@
+//! Tasks and their pictures as JSON.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{
+    app::App,
+    http::error::{ApiError, Fault},
+    money::Cny,
+    tasks::{Outcome, Status, Task},
+};
+
+/// A task, as polling and lists show it.
+#[derive(Debug, Serialize)]
+pub(super) struct TaskObject {
+    id: String,
+    task_id: String,
+    object: &'static str,
+    status: &'static str,
+    model: String,
+    created: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    completed: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cost: Option<Cny>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result_url: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    url: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    data: Vec<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fail_reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Value>,
+}
+
+impl TaskObject {
+    pub(super) fn new(app: &App, task: &Task) -> Self {
+        let links = links(app, task);
+        let fault = fault(task);
+        Self {
+            id: task.id.to_string(),
+            task_id: task.id.to_string(),
+            object: "image.task",
+            status: match task.status {
+                Status::Queued | Status::Running => "pending",
+                Status::Completed => "completed",
+                Status::Failed => "failed",
+            },
+            model: task.request.model.clone(),
+            created: task.created_at.timestamp(),
+            completed: task.end.as_ref().map(|end| end.at.timestamp()),
+            cost: task.end.as_ref().map(|end| end.cost),
+            result_url: links.first().cloned(),
+            url: links.first().cloned(),
+            data: links.into_iter().map(|url| json!({ "url": url })).collect(),
+            fail_reason: fault.as_ref().map(|fault| fault.message.clone()),
+            error: fault.map(|f| json!({ "type": f.kind, "code": f.code, "message": f.message })),
+        }
+    }
+}
+
+fn fault(task: &Task) -> Option<Fault> {
+    match &task.end.as_ref()?.outcome {
+        Outcome::Completed(_) => None,
+        Outcome::Failed(failure) => Some(ApiError::from(failure).fault().clone()),
+    }
+}
+
+/// The links of all of a task's pictures.
+pub(super) fn links(app: &App, task: &Task) -> Vec<String> {
+    (1..=task.images().len()).filter_map(|seq| link(app, task, seq)).collect()
+}
+
+/// The link of one picture, by its place from 1.
+pub(in crate::http) fn link(app: &App, task: &Task, seq: usize) -> Option<String> {
+    let image = task.images().get(seq.checked_sub(1)?)?;
+    Some(format!(
+        "{}/v1/images/files/{}/{}/{}-{seq}.{}",
+        app.public_url,
+        task.request.model,
+        task.created_at.format("%Y%m%d"),
+        task.file_id,
+        image.format.extension(),
+    ))
+}

@@ -1,0 +1,41 @@
+//! `GET /v1/images/tasks` and `/v1/images/tasks/{id}`.
+
+use axum::{extract::State, response::Response};
+
+use super::render::TaskObject;
+use crate::{
+    app::App,
+    http::{
+        error::ApiError,
+        extract::{Authenticated, Query, Segment},
+        page::{self, Page},
+    },
+    tasks::{Task, store},
+};
+
+pub(in crate::http) async fn get(
+    State(app): State<App>,
+    Authenticated(caller): Authenticated,
+    Segment(id): Segment,
+) -> Result<Response, ApiError> {
+    let missing = || ApiError::not_found("task");
+    let id = id.parse().map_err(|_| missing())?;
+    let mut conn = app.pool.acquire().await?;
+    let task = store::get(&mut conn, caller.account_id, id).await?.ok_or_else(missing)?;
+    drop(conn);
+    Ok(page::json(&TaskObject::new(&app, &task)))
+}
+
+/// The account's tasks, newest first.
+pub(in crate::http) async fn list(
+    State(app): State<App>,
+    Authenticated(caller): Authenticated,
+    Query(page): Query<Page>,
+) -> Result<Response, ApiError> {
+    let (after, limit) = (page.after("task")?, page.limit()?);
+    let mut conn = app.pool.acquire().await?;
+    let tasks = store::list(&mut conn, caller.account_id, after, limit.and_one()).await?;
+    drop(conn);
+    let id = |task: &Task| task.id.to_string();
+    Ok(limit.list(tasks, id, |task| TaskObject::new(&app, task)))
+}

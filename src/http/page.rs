@@ -1,0 +1,87 @@
+//! Lists, page by page, as OpenAI's API has them; and plain JSON answers.
+
+use axum::{
+    body::Body,
+    http::{HeaderValue, header},
+    response::Response,
+};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::error::ApiError;
+
+const LIMIT_DEFAULT: u8 = 20;
+const LIMIT_MAX: u8 = 100;
+
+/// Which page is asked for.
+#[derive(Debug, Deserialize)]
+pub struct Page {
+    limit: Option<String>,
+    after: Option<String>,
+}
+
+/// How many a page holds, from 1 to 100.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit(u8);
+
+#[derive(Serialize)]
+struct List<T> {
+    object: &'static str,
+    data: Vec<T>,
+    first_id: Option<String>,
+    last_id: Option<String>,
+    has_more: bool,
+}
+
+impl Page {
+    pub fn limit(&self) -> Result<Limit, ApiError> {
+        let given = match &self.limit {
+            None => Some(LIMIT_DEFAULT),
+            Some(text) => text.trim().parse().ok(),
+        };
+        given.filter(|limit| (1..=LIMIT_MAX).contains(limit)).map(Limit).ok_or_else(|| {
+            ApiError::field("limit", format!("limit must be an integer from 1 to {LIMIT_MAX}"))
+        })
+    }
+
+    /// The id that the page begins after.
+    pub fn after(&self, what: &str) -> Result<Option<Uuid>, ApiError> {
+        let invalid = |_| ApiError::field("after", format!("after must be the id of a {what}"));
+        self.after.as_deref().map(|text| text.trim().parse().map_err(invalid)).transpose()
+    }
+}
+
+impl Limit {
+    /// One more than the page holds tells whether there is another page.
+    pub fn and_one(self) -> i64 {
+        i64::from(self.0) + 1
+    }
+
+    /// Renders what was read with [`Limit::and_one`].
+    pub fn list<T, R: Serialize>(
+        self,
+        mut rows: Vec<T>,
+        id: impl Fn(&T) -> String,
+        render: impl Fn(&T) -> R,
+    ) -> Response {
+        let has_more = rows.len() > usize::from(self.0);
+        rows.truncate(usize::from(self.0));
+        json(&List {
+            object: "list",
+            first_id: rows.first().map(&id),
+            last_id: rows.last().map(&id),
+            data: rows.iter().map(render).collect(),
+            has_more,
+        })
+    }
+}
+
+/// A JSON answer that no cache keeps: all of ours change, or are for one caller only.
+pub fn json(body: &impl Serialize) -> Response {
+    let text = serde_json::to_vec(body).unwrap_or_default();
+    let mut response = Response::new(Body::from(text));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,137 @@
+//! Conditional and partial requests (RFC 9110, sections 13 and 14): one range of bytes, validators.
+
+use std::{ops::Range, time::SystemTime};
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use chrono::{DateTime, Utc};
+
+/// What of an object a request asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    Whole,
+    Part(Range<u64>),
+    /// The client has it already.
+    NotModified,
+    Unsatisfiable,
+}
+
+pub(super) fn asked(headers: &HeaderMap, etag: &str, modified: DateTime<Utc>, size: u64) -> Asked {
+    let modified = truncate(modified);
+    if not_modified(headers, etag, modified) {
+        return Asked::NotModified;
+    }
+    let Some(range) = text(headers, &header::RANGE).filter(|_| range_holds(headers, etag, modified))
+    else {
+        return Asked::Whole;
+    };
+    match parse(range, size) {
+        Parsed::Ignored => Asked::Whole,
+        Parsed::Outside => Asked::Unsatisfiable,
+        Parsed::Within(range) => Asked::Part(range),
+    }
+}
+
+/// The `Content-Range` that goes with an answer, if one does.
+pub(super) fn content_range(asked: &Asked, size: u64) -> Option<HeaderValue> {
+    let text = match asked {
+        Asked::Part(range) => format!("bytes {}-{}/{size}", range.start, range.end - 1),
+        Asked::Unsatisfiable => format!("bytes */{size}"),
+        Asked::Whole | Asked::NotModified => return None,
+    };
+    HeaderValue::try_from(text).ok()
+}
+
+fn not_modified(headers: &HeaderMap, etag: &str, modified: SystemTime) -> bool {
+    if let Some(known) = text(headers, &header::IF_NONE_MATCH) {
+        return known
+            .split(',')
+            .map(|tag| tag.trim().trim_start_matches("W/"))
+            .any(|tag| tag == "*" || tag == etag);
+    }
+    date(headers, &header::IF_MODIFIED_SINCE).is_some_and(|since| modified <= since)
+}
+
+/// Whether the range is wanted of what the object now is.
+fn range_holds(headers: &HeaderMap, etag: &str, modified: SystemTime) -> bool {
+    match text(headers, &header::IF_RANGE) {
+        None => true,
+        Some(tag) if tag.starts_with('"') => tag == etag,
+        Some(date) => httpdate::parse_http_date(date).is_ok_and(|date| date == modified),
+    }
+}
+
+enum Parsed {
+    /// Not a range in bytes, or several: the whole is a valid answer to either.
+    Ignored,
+    Outside,
+    Within(Range<u64>),
+}
+
+fn parse(range: &str, size: u64) -> Parsed {
+    let Some((first, last)) = range.strip_prefix("bytes=").and_then(|r| r.trim().split_once('-')) else {
+        return Parsed::Ignored;
+    };
+    let bounds = match (first.parse::<u64>(), last.parse::<u64>()) {
+        (Ok(first), Ok(last)) if first <= last => first..last.saturating_add(1).min(size),
+        (Ok(first), Err(_)) if last.is_empty() => first..size,
+        (Err(_), Ok(count)) if first.is_empty() => size.saturating_sub(count)..size,
+        _ => return Parsed::Ignored,
+    };
+    if bounds.start < bounds.end { Parsed::Within(bounds) } else { Parsed::Outside }
+}
+
+/// HTTP dates have whole seconds.
+fn truncate(time: DateTime<Utc>) -> SystemTime {
+    let seconds = u64::try_from(time.timestamp()).unwrap_or_default();
+    SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds)
+}
+
+fn date(headers: &HeaderMap, name: &HeaderName) -> Option<SystemTime> {
+    httpdate::parse_http_date(text(headers, name)?).ok()
+}
+
+fn text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
+    headers.get(name)?.to_str().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked_with(headers: &[(HeaderName, &str)]) -> Asked {
+        let headers =
+            headers.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect();
+        asked(&headers, "\"e\"", DateTime::from_timestamp(1_743_436_800, 500).unwrap(), 100)
+    }
+
+    #[test]
+    fn one_range_of_bytes_is_served() {
+        for (range, expected) in [
+            ("bytes=0-9", Asked::Part(0..10)),
+            ("bytes=90-", Asked::Part(90..100)),
+            ("bytes=-10", Asked::Part(90..100)),
+            ("bytes=-1000", Asked::Part(0..100)),
+            ("bytes=50-1000", Asked::Part(50..100)),
+            ("bytes=100-", Asked::Unsatisfiable),
+            ("bytes=-0", Asked::Unsatisfiable),
+            ("bytes=5-2", Asked::Whole),
+            ("bytes=0-1,5-6", Asked::Whole),
+            ("lines=0-9", Asked::Whole),
+            ("bytes=18446744073709551615-18446744073709551615", Asked::Unsatisfiable),
+        ] {
+            assert_eq!(asked_with(&[(header::RANGE, range)]), expected, "{range}");
+        }
+    }
+
+    #[test]
+    fn validators_are_heeded() {
+        let date = "Mon, 31 Mar 2025 16:00:00 GMT";
+        assert_eq!(asked_with(&[(header::IF_NONE_MATCH, "\"x\", W/\"e\"")]), Asked::NotModified);
+        assert_eq!(asked_with(&[(header::IF_NONE_MATCH, "\"x\"")]), Asked::Whole);
+        assert_eq!(asked_with(&[(header::IF_MODIFIED_SINCE, date)]), Asked::NotModified);
+        let range = (header::RANGE, "bytes=0-0");
+        assert_eq!(asked_with(&[range.clone(), (header::IF_RANGE, "\"e\"")]), Asked::Part(0..1));
+        assert_eq!(asked_with(&[range.clone(), (header::IF_RANGE, "\"x\"")]), Asked::Whole);
+        assert_eq!(asked_with(&[range, (header::IF_RANGE, date)]), Asked::Part(0..1));
+    }
+}

@@ -1,0 +1,63 @@
+//! `POST /v1/uploads/images`: an image to work from, for a URL that lives 72 hours.
+
+use axum::{
+    extract::{Request, State},
+    http::header,
+    response::Response,
+};
+use futures_util::StreamExt;
+use serde_json::json;
+
+use super::{body, error::ApiError, extract::Admitted, page};
+use crate::{
+    app::App,
+    images::intake::{self, IntakeError, Origin, Reach},
+    uploads::Upload,
+};
+
+const NO_FILE: &str = "missing or invalid file field: http: no such file";
+
+pub(super) async fn upload(
+    State(app): State<App>,
+    Admitted(caller): Admitted,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let content_type = content_type(&request).ok_or_else(|| ApiError::field("file", NO_FILE))?;
+    let mut form = body::form(&app, request, &content_type)?;
+    while let Some(part) = form.next_field().await.map_err(body::malformed_form)? {
+        if part.name() != Some("file") || part.file_name().is_none() {
+            continue;
+        }
+        let file_name = part.file_name().map(str::to_owned);
+        let origin = Origin {
+            account_id: caller.account_id,
+            file_name: file_name.as_deref(),
+            reach: Reach::Linked,
+        };
+        let pieces = part.map(|piece| piece.map_err(body::malformed_form));
+        let taken = intake::take_in(&app, origin, pieces).await.map_err(refusal)?;
+        return Ok(page::json(&object(&app, &taken.upload)));
+    }
+    Err(ApiError::field("file", NO_FILE))
+}
+
+fn content_type(request: &Request) -> Option<String> {
+    let value = request.headers().get(header::CONTENT_TYPE)?.to_str().ok()?;
+    let is_form = value.get(..19).is_some_and(|kind| kind.eq_ignore_ascii_case("multipart/form-data"));
+    is_form.then(|| value.to_owned())
+}
+
+fn refusal(error: IntakeError<ApiError>) -> ApiError {
+    ApiError::from(error).param("file")
+}
+
+fn object(app: &App, upload: &Upload) -> serde_json::Value {
+    json!({
+        "url": format!("{}/f/image/{}", app.public_url, upload.name.as_deref().unwrap_or_default()),
+        "filename": upload.file_name,
+        "content_type": upload.format.content_type(),
+        "bytes": upload.bytes,
+        "created_at": upload.created_at.timestamp(),
+        "expires_at": upload.expires_at.timestamp(),
+    })
+}

@@ -1,0 +1,187 @@
+//! Taking images in: from an upload, from inside a request, or fetched for a task. All are streamed
+//! into storage while they are checked, and kept as uploads, so that one sweep deletes them all.
+
+use std::{error::Error, fmt::Write as _};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    app::App,
+    ids::{self, AccountId},
+    image::{Filter, InvalidImage, Metadata},
+    storage::{Key, ObjectWriter, StorageError},
+    tasks::StoredReference,
+    uploads::{self, Upload, store},
+};
+
+/// How much of a file that is too large is still read, to say how large it is.
+const OVERSIZE_READ_MAX: u64 = 256 << 20;
+
+/// Whose image it is, and how it came.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin<'a> {
+    pub account_id: AccountId,
+    pub file_name: Option<&'a str>,
+    pub reach: Reach,
+}
+
+/// Whether an image gets a URL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    Linked,
+    Unlinked,
+}
+
+/// Why an image was not taken in. `E` is how reading it can fail.
+#[derive(Debug, thiserror::Error)]
+pub enum IntakeError<E> {
+    #[error(transparent)]
+    Invalid(#[from] InvalidImage),
+    #[error("file size {size} exceeds maximum {bytes_max} bytes")]
+    TooLarge { size: u64, bytes_max: u64 },
+    #[error("the image could not be read")]
+    Read(#[source] E),
+    #[error("the image could not be stored")]
+    Storage(#[from] StorageError),
+    #[error("the image could not be noted")]
+    Database(#[from] sqlx::Error),
+}
+
+/// What was taken in, and the SHA-256 of its bytes in hex.
+#[derive(Debug)]
+pub struct Taken {
+    pub upload: Upload,
+    pub digest: String,
+}
+
+impl Taken {
+    pub fn into_reference(self) -> StoredReference {
+        StoredReference {
+            object: self.upload.object,
+            format: self.upload.format,
+            bytes: self.upload.bytes.unsigned_abs(),
+            digest: self.digest,
+        }
+    }
+}
+
+/// Streams an image into storage. Nothing of it is left if it is not taken.
+pub async fn take_in<S, E>(app: &App, origin: Origin<'_>, pieces: S) -> Result<Taken, IntakeError<E>>
+where
+    S: Stream<Item = Result<Bytes, E>> + Unpin + Send,
+    E: Error + Send,
+{
+    let mut taking = Taking::new(app);
+    let mut pieces = pieces;
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(IntakeError::Read)?;
+        taking.size += piece.len() as u64;
+        if taking.size > app.config.uploads.bytes_max {
+            return Err(taking.too_large(pieces).await);
+        }
+        taking.push(piece).await?;
+    }
+    let kept = taking.finish().await?;
+    let upload = kept.upload(app, origin);
+    store::insert(&mut *app.pool.acquire().await?, &upload).await?;
+    Ok(Taken { upload, digest: kept.digest })
+}
+
+struct Taking<'a> {
+    app: &'a App,
+    filter: Filter,
+    digest: Sha256,
+    size: u64,
+    ready: Vec<Bytes>,
+    object: Option<(Key, ObjectWriter)>,
+    id: ids::UploadId,
+}
+
+/// An image whose bytes are in storage.
+struct Kept {
+    id: ids::UploadId,
+    key: Key,
+    bytes: u64,
+    format: crate::image::Format,
+    digest: String,
+}
+
+impl<'a> Taking<'a> {
+    fn new(app: &'a App) -> Self {
+        Self {
+            app,
+            filter: Filter::new(Metadata::Keep, app.image_limits()),
+            digest: Sha256::new(),
+            size: 0,
+            ready: Vec::new(),
+            object: None,
+            id: ids::row_id(),
+        }
+    }
+
+    async fn push<E>(&mut self, piece: Bytes) -> Result<(), IntakeError<E>> {
+        self.digest.update(&piece);
+        self.filter.push(piece, &mut self.ready)?;
+        if self.object.is_none()
+            && let Some(format) = self.filter.format()
+        {
+            let key = Key::upload(self.app.clock.now(), self.id, format);
+            let writer = self.app.storage.writer(&key);
+            self.object = Some((key, writer));
+        }
+        if let Some((_, writer)) = &mut self.object {
+            for piece in self.ready.drain(..) {
+                writer.write(piece).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn finish<E>(self) -> Result<Kept, IntakeError<E>> {
+        let info = self.filter.finish()?;
+        let (key, writer) = self.object.ok_or(InvalidImage::Damaged)?;
+        let bytes = writer.finish().await?;
+        let mut digest = String::with_capacity(64);
+        for byte in self.digest.finalize() {
+            // Writing to a string cannot fail.
+            let _ = write!(digest, "{byte:02x}");
+        }
+        Ok(Kept { id: self.id, key, bytes, format: info.format, digest })
+    }
+
+    /// Reads on, for the real size in the message, and so that the client gets to read the answer.
+    async fn too_large<S, E>(self, mut rest: S) -> IntakeError<E>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Unpin,
+    {
+        let mut size = self.size;
+        while let Some(Ok(piece)) = rest.next().await {
+            size += piece.len() as u64;
+            if size > OVERSIZE_READ_MAX {
+                break;
+            }
+        }
+        IntakeError::TooLarge { size, bytes_max: self.app.config.uploads.bytes_max }
+    }
+}
+
+impl Kept {
+    fn upload(&self, app: &App, origin: Origin<'_>) -> Upload {
+        let created_at = app.clock.now();
+        let file_name = uploads::safe_file_name(origin.file_name, self.format);
+        let linked = origin.reach == Reach::Linked;
+        Upload {
+            id: self.id,
+            account_id: origin.account_id,
+            name: linked.then(|| uploads::url_name(created_at, &file_name)),
+            object: self.key.to_string(),
+            format: self.format,
+            bytes: i64::try_from(self.bytes).unwrap_or(i64::MAX),
+            file_name,
+            created_at,
+            expires_at: created_at + app.config.uploads.ttl(),
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! Drawing images for callers who pay: the only place that joins accounts, tasks, billing, storage and
+//! backends. `submit` accepts a task, `run` draws it, `settle` ends it.
+
+pub mod intake;
+pub mod run;
+pub mod settle;
+mod sink;
+pub mod usage;
+pub mod submit;
+
+use std::collections::BTreeMap;
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::{config, image::Quality, money::Cny, tasks::Task};
+
+/// A task that this process has claimed, with its place among those it works on.
+#[derive(Debug)]
+pub struct Claimed {
+    pub task: Task,
+    pub slot: OwnedSemaphorePermit,
+}
+
+/// The models that clients may ask for.
+pub type Models = BTreeMap<String, config::Model>;
+
+/// What one image of a quality costs.
+pub fn unit_price(model: &config::Model, quality: Quality) -> Cny {
+    match quality {
+        Quality::Low => model.price_low,
+        Quality::Medium => model.price_medium,
+        Quality::High => model.price_high,
+    }
+}

@@ -1,0 +1,152 @@
+//! Drawing a claimed task: its references are made ready, the backend draws, the pictures are stored.
+//! No connection to the database is held meanwhile.
+
+use std::{error::Error, sync::Arc};
+
+use futures_util::StreamExt;
+
+use super::{
+    intake::{self, IntakeError, Origin, Reach},
+    sink::StorageSink,
+};
+use crate::{
+    app::App,
+    backend::{Backend, BackendError, Drawing, Input, OpenInput, SinkError},
+    config,
+    references::FetchError,
+    storage::Key,
+    tasks::{Failure, FailureKind, Outcome, Reference, StoredReference, Task},
+};
+
+/// Draws a task, within its deadline. What was delivered before something failed counts.
+pub async fn run(app: &App, task: &Task) -> Outcome {
+    let left = (task.deadline_at - app.clock.now()).to_std().unwrap_or_default();
+    let mut sink = StorageSink::new(&app.storage, task, app.image_limits());
+    let drawn = tokio::time::timeout(left, draw(app, task, &mut sink)).await;
+    let mut images = sink.into_images();
+    images.truncate(usize::from(task.request.n));
+    let failure = match drawn {
+        Ok(Ok(())) => failed(FailureKind::Upstream, "the upstream answered without an image"),
+        Ok(Err(failure)) => failure,
+        Err(_) => failed(FailureKind::Deadline, "the task ran past its deadline"),
+    };
+    if images.is_empty() { Outcome::Failed(failure) } else { Outcome::Completed(images) }
+}
+
+async fn draw(app: &App, task: &Task, sink: &mut StorageSink<'_>) -> Result<(), Failure> {
+    let request = &task.request;
+    let gone = || failed(FailureKind::Internal, "the model is no longer configured");
+    let model = app.config.models.get(&request.model).ok_or_else(gone)?;
+    let backend = app.backends.get(&model.backend).ok_or_else(gone)?;
+    let drawing = drawing(app, task, model).await?;
+    backend.draw(&drawing, sink).await.map_err(|error| failure(task, backend.as_ref(), &error))
+}
+
+async fn drawing(app: &App, task: &Task, model: &config::Model) -> Result<Drawing, Failure> {
+    let request = &task.request;
+    let mut references = Vec::with_capacity(request.references.len());
+    for (index, reference) in request.references.iter().enumerate() {
+        let name = format!("reference image {}", index + 1);
+        references.push(input(app, task, reference, &name).await?);
+    }
+    let mask = match &request.mask {
+        Some(mask) => Some(input(app, task, mask, "mask").await?),
+        None => None,
+    };
+    let upstream_model =
+        if model.upstream_model.is_empty() { &request.model } else { &model.upstream_model };
+    Ok(Drawing {
+        model: upstream_model.clone(),
+        prompt: request.prompt.clone(),
+        n: request.n,
+        size: request.size,
+        quality: model.forward_quality.then_some(request.quality),
+        references,
+        mask,
+        options: request.options.clone(),
+    })
+}
+
+async fn input(
+    app: &App,
+    task: &Task,
+    reference: &Reference,
+    name: &str,
+) -> Result<Input, Failure> {
+    let stored = match reference {
+        Reference::Stored(stored) => stored.clone(),
+        Reference::Foreign(url) => fetch(app, task, url).await.map_err(|error| {
+            tracing::info!(task.id = %task.id, error = &error as &dyn Error, "a reference was not taken");
+            failed(FailureKind::Reference, &reference_message(name, &error))
+        })?,
+    };
+    open(app, &stored)
+}
+
+async fn fetch(
+    app: &App,
+    task: &Task,
+    url: &url::Url,
+) -> Result<StoredReference, IntakeError<FetchError>> {
+    let origin =
+        Origin { account_id: task.account_id, file_name: None, reach: Reach::Unlinked };
+    let fetched = app.references.fetch(url).await.map_err(IntakeError::Read)?;
+    Ok(intake::take_in(app, origin, fetched.stream).await?.into_reference())
+}
+
+/// Says what is wrong with the image, but nothing about the network.
+fn reference_message(name: &str, error: &IntakeError<FetchError>) -> String {
+    match error {
+        IntakeError::Invalid(invalid) => format!("{name}: {invalid}"),
+        IntakeError::TooLarge { .. } => format!("{name}: {error}"),
+        IntakeError::Read(_) => format!("{name} could not be fetched"),
+        IntakeError::Storage(_) | IntakeError::Database(_) => format!("{name} could not be stored"),
+    }
+}
+
+fn open(app: &App, stored: &StoredReference) -> Result<Input, Failure> {
+    let key: Key = stored
+        .object
+        .parse()
+        .map_err(|_| failed(FailureKind::Internal, "a reference is no longer stored"))?;
+    let storage = app.storage.clone();
+    let open: OpenInput = Arc::new(move || {
+        let (storage, key) = (storage.clone(), key.clone());
+        Box::pin(async move {
+            let object = storage.read(&key, None).await.map_err(std::io::Error::other)?;
+            let object = object.ok_or(std::io::ErrorKind::NotFound)?;
+            Ok(object.stream.map(|piece| piece.map_err(std::io::Error::other)).boxed())
+        })
+    });
+    Ok(Input { format: stored.format, length: stored.bytes, open })
+}
+
+/// What the client is told, and what the operator: causes go to the log only.
+fn failure(task: &Task, backend: &dyn Backend, error: &BackendError) -> Failure {
+    tracing::warn!(task.id = %task.id, backend = backend.name(), error = error as &dyn Error, "an upstream did not draw");
+    match error {
+        BackendError::Refused { message } => failed(FailureKind::Moderation, message),
+        BackendError::Invalid { message } => failed(FailureKind::Request, message),
+        BackendError::Credentials { .. } => {
+            failed(FailureKind::Upstream, "the upstream cannot be used at present")
+        }
+        BackendError::RateLimited { .. } => {
+            failed(FailureKind::Upstream, "the upstream is overloaded at present")
+        }
+        BackendError::Unreachable { .. } => {
+            failed(FailureKind::Upstream, "the upstream could not be reached")
+        }
+        BackendError::Failed { .. } => failed(FailureKind::Upstream, "the upstream failed"),
+        BackendError::NoImage { .. } | BackendError::Sink(SinkError::NotAnImage(_)) => {
+            failed(FailureKind::Upstream, "the upstream answered without a usable image")
+        }
+        BackendError::Sink(SinkError::Storage(_)) => {
+            failed(FailureKind::Internal, "the image could not be stored")
+        }
+        BackendError::Input(_) => failed(FailureKind::Internal, "a reference could not be read"),
+    }
+}
+
+fn failed(kind: FailureKind, message: &str) -> Failure {
+    Failure { kind, message: message.to_owned() }
+}
