@@ -1,12 +1,29 @@
 //! The settings in force: the embedded defaults, under a file, under the environment, under flags.
+//!
+//! `config/easel.toml` is the one place that knows keys, types and defaults; what is here gives
+//! them types of their own. See docs/configuration.md for the rules.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+mod access;
+mod fault;
+mod key;
+mod layers;
+mod load;
+mod schema;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use secrecy::SecretString;
 use serde::Deserialize;
 use url::Url;
 
 use crate::money::Cny;
+
+pub use fault::{ConfigError, Fault};
+pub use load::Sources;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -21,8 +38,12 @@ pub struct Config {
     pub images: Images,
     pub billing: Billing,
     pub log: Log,
+    /// Those that a model draws with.
     pub backends: BTreeMap<String, Backend>,
     pub models: BTreeMap<String, Model>,
+    /// The same as text knows it, its secrets hidden: see [`Config::to_toml`].
+    #[serde(skip)]
+    in_force: toml::Table,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -45,7 +66,7 @@ pub struct Server {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Database {
-    /// `None`: a private PostgreSQL in the data directory.
+    /// `None`: a private server in the data directory.
     #[serde(deserialize_with = "empty_as_none")]
     pub url: Option<SecretString>,
     pub connections_max: u32,
@@ -118,7 +139,7 @@ pub enum InlineImages {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Billing {
-    /// A name of the tz database, as PostgreSQL knows it.
+    /// A name of the tz database, as the database knows it.
     pub time_zone: String,
     pub opening_balance: Cny,
 }
@@ -180,70 +201,9 @@ pub struct Model {
     pub forward_quality: bool,
 }
 
-impl Server {
-    /// What every link starts with, without a slash at its end.
-    pub fn public_url(&self) -> String {
-        match &self.public_url {
-            Some(url) => url.as_str().trim_end_matches('/').to_owned(),
-            None => format!("http://{}", self.listen),
-        }
-    }
-    pub fn header_timeout(&self) -> Duration {
-        Duration::from_millis(self.header_timeout_ms)
-    }
-    pub fn body_idle_timeout(&self) -> Duration {
-        Duration::from_millis(self.body_idle_timeout_ms)
-    }
-    pub fn body_timeout(&self) -> Duration {
-        Duration::from_millis(self.body_timeout_ms)
-    }
-    pub fn drain_timeout(&self) -> Duration {
-        Duration::from_millis(self.drain_timeout_ms)
-    }
-}
-
-impl Database {
-    pub fn connect_timeout(&self) -> Duration {
-        Duration::from_millis(self.connect_timeout_ms)
-    }
-}
-
-impl Storage {
-    pub fn link_ttl(&self) -> Duration {
-        Duration::from_secs(self.link_ttl_s)
-    }
-}
-
-impl Uploads {
-    pub fn ttl(&self) -> Duration {
-        Duration::from_secs(self.ttl_s)
-    }
-    pub fn sweep_interval(&self) -> Duration {
-        Duration::from_secs(self.sweep_interval_s)
-    }
-}
-
-impl References {
-    pub fn fetch_timeout(&self) -> Duration {
-        Duration::from_millis(self.fetch_timeout_ms)
-    }
-}
-
-impl Tasks {
-    pub fn deadline(&self) -> Duration {
-        Duration::from_millis(self.deadline_ms)
-    }
-    pub fn lease(&self) -> Duration {
-        Duration::from_millis(self.lease_ms)
-    }
-}
-
 impl OpenaiBackend {
     fn default_timeout_ms() -> u64 {
         600_000
-    }
-    pub fn timeout(&self) -> Duration {
-        Duration::from_millis(self.timeout_ms)
     }
 }
 

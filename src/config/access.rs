@@ -1,0 +1,92 @@
+//! What the settings answer in the units and forms that code wants.
+
+use std::time::Duration;
+
+use super::{Config, Database, OpenaiBackend, References, Server, Storage, Tasks, Uploads};
+
+impl Config {
+    /// The settings in force as TOML that `--config` takes, with `***` in place of every secret.
+    pub fn to_toml(&self) -> String {
+        self.in_force.to_string()
+    }
+
+    /// What will run, but most likely not as it is meant.
+    pub fn warnings(&self) -> Vec<String> {
+        let server = &self.server;
+        let unreachable = server.public_url.is_none() && !server.listen.ip().is_loopback();
+        unreachable
+            .then(|| {
+                format!(
+                    "server.public_url is not set: every link will start with {}, which clients \
+                     on other machines may not reach",
+                    server.public_url()
+                )
+            })
+            .into_iter()
+            .collect()
+    }
+}
+
+impl Server {
+    /// What every link starts with, without a slash at its end.
+    pub fn public_url(&self) -> String {
+        match &self.public_url {
+            Some(url) => url.as_str().trim_end_matches('/').to_owned(),
+            None => format!("http://{}", self.listen),
+        }
+    }
+    pub fn header_timeout(&self) -> Duration {
+        Duration::from_millis(self.header_timeout_ms)
+    }
+    pub fn body_idle_timeout(&self) -> Duration {
+        Duration::from_millis(self.body_idle_timeout_ms)
+    }
+    pub fn body_timeout(&self) -> Duration {
+        Duration::from_millis(self.body_timeout_ms)
+    }
+    pub fn drain_timeout(&self) -> Duration {
+        Duration::from_millis(self.drain_timeout_ms)
+    }
+}
+
+impl Database {
+    pub fn connect_timeout(&self) -> Duration {
+        Duration::from_millis(self.connect_timeout_ms)
+    }
+}
+
+impl Storage {
+    pub fn link_ttl(&self) -> Duration {
+        Duration::from_secs(self.link_ttl_s)
+    }
+}
+
+impl Uploads {
+    pub fn ttl(&self) -> Duration {
+        Duration::from_secs(self.ttl_s)
+    }
+    pub fn sweep_interval(&self) -> Duration {
+        Duration::from_secs(self.sweep_interval_s)
+    }
+}
+
+impl References {
+    pub fn fetch_timeout(&self) -> Duration {
+        Duration::from_millis(self.fetch_timeout_ms)
+    }
+}
+
+impl Tasks {
+    pub fn deadline(&self) -> Duration {
+        Duration::from_millis(self.deadline_ms)
+    }
+    pub fn lease(&self) -> Duration {
+        Duration::from_millis(self.lease_ms)
+    }
+}
+
+impl OpenaiBackend {
+    pub fn timeout(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms)
+    }
+}

@@ -1,0 +1,263 @@
+//! From the sources to the settings in force, or to all that is wrong with them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use toml::{Table, Value};
+use url::Url;
+
+use super::{
+    Config, ConfigError, Fault,
+    key::{Key, NAMED_SECTIONS},
+    layers::{Layers, Setting, flatten, listed},
+    schema::{DEFAULTS, Given, Schema},
+    validate,
+};
+
+/// What is shown in place of a secret.
+const HIDDEN: &str = "***";
+
+/// Where settings come from, beside the embedded defaults; each lies over the one before.
+#[derive(Clone, Default)]
+pub struct Sources {
+    pub file: Option<PathBuf>,
+    /// All variables there are: see [`Sources::process_environment`].
+    pub environment: Vec<(String, String)>,
+    /// From flags: a dotted key, such as `server.listen`, and a text.
+    pub overrides: Vec<(String, String)>,
+}
+
+impl Sources {
+    /// The variables of this process.
+    pub fn process_environment() -> Vec<(String, String)> {
+        std::env::vars_os()
+            .map(|(name, value)| {
+                let text = |os: std::ffi::OsString| os.to_string_lossy().into_owned();
+                (text(name), text(value))
+            })
+            .collect()
+    }
+}
+
+impl Config {
+    /// The settings in force, with every fault of theirs reported at once.
+    pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
+        let schema = Schema::embedded()
+            .map_err(|error| syntax(Path::new("easel.toml"), DEFAULTS, &error))?;
+        let file = sources.file.as_deref().map(read_file).transpose()?;
+
+        let mut layers = Layers::default();
+        let defaults = flatten(&schema.defaults);
+        layers.settings.extend(defaults);
+        if let Some(file) = &file {
+            layers.lay_file(file);
+        }
+        layers.lay_environment(&sources.environment);
+        layers.lay_overrides(&sources.overrides);
+
+        let table = read_settings(&schema, &mut layers);
+        let mut faults = layers.faults;
+        let mut config: Self = table.clone().try_into().map_err(|error: toml::de::Error| {
+            faults.push(Fault::new("configuration", error.message()));
+            ConfigError::Faults(std::mem::take(&mut faults))
+        })?;
+        let reported: BTreeSet<String> = faults.iter().map(|fault| fault.key.clone()).collect();
+        let is_new = |fault: &Fault| {
+            // Where a value could not be read, a default stands in: nothing to complain about.
+            !reported.contains(&fault.key) && !reported.contains(&format!("{}_file", fault.key))
+        };
+        faults.extend(validate::faults(&config).into_iter().filter(is_new));
+        if !faults.is_empty() {
+            return Err(ConfigError::Faults(faults));
+        }
+
+        let used: BTreeSet<String> = config
+            .models
+            .values()
+            .map(|model| model.backend.clone())
+            .collect();
+        config.backends.retain(|name, _| used.contains(name));
+        config.in_force = without_secrets(&table, &used);
+        Ok(config)
+    }
+}
+
+fn read_file(path: &Path) -> Result<Table, ConfigError> {
+    let text = fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+        path: path.to_owned(),
+        source,
+    })?;
+    text.parse().map_err(|error| syntax(path, &text, &error))
+}
+
+fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+    let start = error.span().map_or(0, |span| span.start);
+    ConfigError::Syntax {
+        path: path.to_owned(),
+        line: text
+            .bytes()
+            .take(start)
+            .filter(|byte| *byte == b'\n')
+            .count()
+            + 1,
+        message: error.message().to_owned(),
+    }
+}
+
+/// Checks every setting and puts it into its place; a faulty one is replaced by a sound one, so
+/// that what else is wrong can be found too.
+fn read_settings(schema: &Schema, layers: &mut Layers) -> Table {
+    let kinds = complete(schema, layers);
+    let mut table = Table::new();
+    for section in NAMED_SECTIONS {
+        put(&mut table, &Key::new([section]), Value::Table(Table::new()));
+    }
+    for (key, setting) in &layers.settings {
+        let name = key.name().filter(|_| key.section() == "backends");
+        let kind = match name.map(|name| kinds.get(name)) {
+            Some(None) => continue,
+            Some(Some(kind)) => kind.as_str(),
+            None => "",
+        };
+        let checked = match key.secret_of_file() {
+            Some(secret) => read_secret(&setting.given).map(|value| (secret, value)),
+            None => schema
+                .check(key, kind, &setting.given)
+                .map(|value| (key.clone(), value)),
+        };
+        match checked {
+            Ok((key, value)) => put(&mut table, &key, value),
+            Err(message) => {
+                let message = match &setting.variable {
+                    Some(variable) => format!("{message} (from {variable})"),
+                    None => message,
+                };
+                layers.faults.push(Fault::new(key, message));
+                let key = key.secret_of_file().unwrap_or_else(|| key.clone());
+                if let Some(value) = schema.default(&key, kind) {
+                    put(&mut table, &key, value.clone());
+                }
+            }
+        }
+    }
+    table
+}
+
+/// Gives each backend and model what it does not say, and tells the kinds of the backends that
+/// have one.
+fn complete(schema: &Schema, layers: &mut Layers) -> BTreeMap<String, String> {
+    let mut kinds = BTreeMap::new();
+    for name in layers.names("backends") {
+        let key = Key::new(["backends", &name, "kind"]);
+        let given = layers.text(&key).map(str::to_owned);
+        let known = given.filter(|kind| schema.kinds().contains(&kind.as_str()));
+        if known.is_none() {
+            let message = format!("must be one of: {}", listed(schema.kinds()));
+            layers.faults.push(Fault::new(&key, message));
+            // Its other keys cannot be judged; the name is kept for the models that draw with it.
+            layers
+                .settings
+                .retain(|other, _| other.tables() != key.tables());
+        }
+        let kind = known.unwrap_or_else(|| "demo".to_owned());
+        layers
+            .settings
+            .insert(key.clone(), Setting::toml(Value::String(kind.clone())));
+        fill(layers, &key, schema.template("backends", &kind));
+        kinds.insert(name, kind);
+    }
+    let stand_in = kinds.keys().next().cloned().unwrap_or_default();
+    for name in layers.names("models") {
+        let key = Key::new(["models", &name, "backend"]);
+        if !layers.settings.contains_key(&key) {
+            let message = format!("is missing, must be one of: {}", listed(kinds.keys()));
+            layers.faults.push(Fault::new(&key, message));
+            let stand_in = Setting::toml(Value::String(stand_in.clone()));
+            layers.settings.insert(key.clone(), stand_in);
+        }
+        fill(layers, &key, schema.template("models", ""));
+    }
+    kinds
+}
+
+fn fill(layers: &mut Layers, beside: &Key, template: Option<&Table>) {
+    for (leaf, value) in template.into_iter().flatten() {
+        let key = beside.beside(leaf);
+        let in_file = key
+            .file()
+            .is_some_and(|file| layers.settings.contains_key(&file));
+        if !in_file {
+            let default = || Setting::toml(value.clone());
+            layers.settings.entry(key).or_insert_with(default);
+        }
+    }
+}
+
+fn read_secret(given: &Given) -> Result<Value, String> {
+    let path = match given {
+        Given::Text(path) | Given::Toml(Value::String(path)) => path,
+        Given::Toml(_) => return Err("must be the path of a file, in quotes".to_owned()),
+    };
+    let text = fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"))?;
+    let secret = text.trim_end_matches(['\r', '\n']);
+    if secret.is_empty() {
+        return Err(format!("{path} is empty, must hold the secret"));
+    }
+    Ok(Value::String(secret.to_owned()))
+}
+
+fn put(table: &mut Table, key: &Key, value: Value) {
+    let mut place = table;
+    for part in key.tables() {
+        let inner = place
+            .entry(part.clone())
+            .or_insert_with(|| Value::Table(Table::new()));
+        let Some(inner) = inner.as_table_mut() else {
+            return;
+        };
+        place = inner;
+    }
+    place.insert(key.leaf().to_owned(), value);
+}
+
+/// The settings as they may be shown.
+fn without_secrets(table: &Table, used_backends: &BTreeSet<String>) -> Table {
+    let mut shown = Table::new();
+    for (key, setting) in flatten(table) {
+        let unused = key.section() == "backends"
+            && key.name().is_some_and(|name| !used_backends.contains(name));
+        let Given::Toml(value) = setting.given else {
+            continue;
+        };
+        match value.as_str() {
+            _ if unused => {}
+            Some("") => put(&mut shown, &key, value),
+            Some(url) if key.is_secret() && key.section() == "database" => {
+                put(&mut shown, &key, Value::String(masked(url)));
+            }
+            Some(_) if key.is_secret() => {
+                put(&mut shown, &key, Value::String(HIDDEN.to_owned()));
+            }
+            _ => put(&mut shown, &key, value),
+        }
+    }
+    shown
+}
+
+/// The URL of a database with its password, and all its parameters, hidden: keys can be among them.
+fn masked(url: &str) -> String {
+    let Ok(mut url) = Url::parse(url) else {
+        return HIDDEN.to_owned();
+    };
+    if url.query().is_some() {
+        url.set_query(Some(HIDDEN));
+    }
+    let has_password = url.password().is_some();
+    if has_password && url.set_password(Some(HIDDEN)).is_err() {
+        return HIDDEN.to_owned();
+    }
+    url.to_string()
+}

@@ -1,0 +1,314 @@
+//! What may be set, and to what: read off the embedded defaults, plus the range of every number.
+
+use std::ops::RangeInclusive;
+
+use toml::{Table, Value};
+
+use super::{Config, key::Key};
+
+/// `config/easel.toml`: every key there is, with its type and default.
+pub(super) const DEFAULTS: &str = include_str!("../../config/easel.toml");
+
+/// The model whose keys are the defaults of every other one.
+const MODEL_TEMPLATE: &str = "gpt-image-2";
+
+const DAY_MS: i64 = 86_400_000;
+const GIB: i64 = 1 << 30;
+
+const RANGES: [(&str, RangeInclusive<i64>); 27] = [
+    ("server.connections_max", 1..=1_000_000),
+    ("server.header_timeout_ms", 1..=DAY_MS),
+    ("server.body_idle_timeout_ms", 1..=DAY_MS),
+    ("server.body_timeout_ms", 1..=DAY_MS),
+    ("server.json_bytes_max", 1..=4 * GIB),
+    ("server.buffer_bytes_max", 1..=1024 * GIB),
+    ("server.drain_timeout_ms", 1..=DAY_MS),
+    ("database.connections_max", 1..=10_000),
+    ("database.connect_timeout_ms", 1..=DAY_MS),
+    // A signature of S3 is good for a week at most.
+    ("storage.link_ttl_s", 1..=604_800),
+    // One PUT of S3 takes no more.
+    ("uploads.bytes_max", 1..=5 * GIB),
+    ("uploads.ttl_s", 1..=315_360_000),
+    ("uploads.pixels_max", 1..=1_000_000_000),
+    ("uploads.side_px_max", 1..=1_000_000),
+    // The bytes of an expired upload are gone within the hour.
+    ("uploads.sweep_interval_s", 1..=3_600),
+    ("references.count_max", 1..=16),
+    ("references.fetch_timeout_ms", 1..=DAY_MS),
+    ("references.redirects_max", 0..=10),
+    ("tasks.deadline_ms", 1_000..=DAY_MS),
+    ("tasks.lease_ms", 1_000..=DAY_MS),
+    ("tasks.attempts_max", 1..=100),
+    ("tasks.running_max", 1..=100_000),
+    ("tasks.queued_max", 1..=1_000_000_000),
+    ("backends.*.delay_ms", 0..=DAY_MS),
+    ("backends.*.failure_percent", 0..=100),
+    ("backends.*.timeout_ms", 1..=DAY_MS),
+    ("models.*.n_max", 1..=10),
+];
+
+/// How the parsed texts look.
+const FORMS: [(&str, &str); 6] = [
+    (
+        "server.listen",
+        "an address and a port, like 127.0.0.1:8080 or [::]:8080",
+    ),
+    (
+        "server.public_url",
+        "a URL, like https://images.example.com",
+    ),
+    ("storage.url", "a URL, file:///path or s3://bucket"),
+    ("storage.endpoint", "a URL, like https://s3.example.com"),
+    (
+        "storage.public_endpoint",
+        "a URL, like https://s3.example.com",
+    ),
+    (
+        "backends.*.base_url",
+        "a URL, like https://api.openai.com/v1",
+    ),
+];
+
+/// A value as it was given.
+#[derive(Clone, Debug)]
+pub(super) enum Given {
+    /// From the environment or a flag: read by the type of what it lies over.
+    Text(String),
+    Toml(Value),
+}
+
+pub(super) struct Schema {
+    pub(super) defaults: Table,
+}
+
+impl Schema {
+    pub(super) fn embedded() -> Result<Self, toml::de::Error> {
+        let defaults = DEFAULTS.parse()?;
+        Ok(Self { defaults })
+    }
+
+    pub(super) fn kinds(&self) -> Vec<&str> {
+        let backends = tables(&self.defaults, "backends");
+        backends.filter_map(|(_, table)| kind(table)).collect()
+    }
+
+    /// The defaults of a model, or of a backend of this kind.
+    pub(super) fn template(&self, section: &str, backend_kind: &str) -> Option<&Table> {
+        let name = self.template_name(section, backend_kind)?;
+        self.defaults.get(section)?.get(name)?.as_table()
+    }
+
+    /// What is in force for the key unless it is set; `None`: there is no such key.
+    pub(super) fn default(&self, key: &Key, backend_kind: &str) -> Option<&Value> {
+        let table = match (key.name(), key.tables()) {
+            (Some(_), _) => self.template(key.section(), backend_kind)?,
+            (None, []) => &self.defaults,
+            (None, [section]) => self.defaults.get(section)?.as_table()?,
+            (None, _) => return None,
+        };
+        table.get(key.leaf()).filter(|value| !value.is_table())
+    }
+
+    /// The value by its type, or what is wrong with it. Says nothing of what the value is, for it
+    /// may be a secret, except where it has to be a number or has a form.
+    pub(super) fn check(&self, key: &Key, kind: &str, given: &Given) -> Result<Value, String> {
+        let Some(default) = self.default(key, kind) else {
+            return Err(self.unknown(key, kind, given));
+        };
+        let value = match given {
+            Given::Text(text) => from_text(default, text)?,
+            Given::Toml(value) if value.same_type(default) => value.clone(),
+            Given::Toml(value) => {
+                return Err(format!("must be {}, is {}", a_type(default), a_type(value)));
+            }
+        };
+        if let Some(number) = value.as_integer() {
+            in_range(&key.pattern(), number)?;
+        }
+        if value != *default {
+            self.try_alone(key, kind, &value)?;
+        }
+        Ok(value)
+    }
+
+    /// Whether the types of [`Config`] take the value, shown by the defaults with this one change.
+    fn try_alone(&self, key: &Key, kind: &str, value: &Value) -> Result<(), String> {
+        let mut table = self.defaults.clone();
+        let name = self.template_name(key.section(), kind);
+        let place = match (key.name(), key.tables()) {
+            (Some(_), _) => name.and_then(|name| table.get_mut(key.section())?.get_mut(name)),
+            (None, [section]) => table.get_mut(section),
+            (None, _) => None,
+        };
+        let place = place.and_then(Value::as_table_mut);
+        place.map(|table| table.insert(key.leaf().to_owned(), value.clone()));
+        let Err(error) = table.try_into::<Config>() else {
+            return Ok(());
+        };
+        let pattern = key.pattern();
+        Err(match FORMS.iter().find(|(form, _)| *form == pattern) {
+            Some((_, form)) => format!("must be {form}: {}", error.message()),
+            None => error.message().to_owned(),
+        })
+    }
+
+    fn template_name(&self, section: &str, backend_kind: &str) -> Option<&str> {
+        match section {
+            "models" => Some(MODEL_TEMPLATE),
+            "backends" => tables(&self.defaults, section)
+                .find(|(_, table)| kind(table) == Some(backend_kind))
+                .map(|(name, _)| name),
+            _ => None,
+        }
+    }
+
+    /// What is wrong with a key that is none.
+    fn unknown(&self, key: &Key, kind: &str, given: &Given) -> String {
+        let is_section =
+            key.tables().is_empty() && self.defaults.get(key.leaf()).is_some_and(Value::is_table);
+        let is_named = key.name().is_none() && super::key::NAMED_SECTIONS.contains(&key.section());
+        if is_section || is_named {
+            return "must be a table that holds settings".to_owned();
+        }
+        let siblings = match (key.name(), key.tables()) {
+            (Some(_), _) => self.template(key.section(), kind),
+            (None, [section]) => self.defaults.get(section).and_then(Value::as_table),
+            (None, _) => None,
+        };
+        let siblings = siblings.into_iter().flat_map(Table::keys);
+        let siblings: Vec<Key> = siblings.map(|leaf| key.beside(leaf)).collect();
+        let near = nearest(key, &siblings).or_else(|| nearest(key, &self.fixed_keys()));
+        match (near, given) {
+            (Some(near), Given::Text(_)) => {
+                format!(
+                    "there is no such key, the nearest is {near} ({})",
+                    near.variable()
+                )
+            }
+            (Some(near), Given::Toml(_)) => format!("there is no such key, the nearest is {near}"),
+            (None, _) => {
+                let beside = if siblings.is_empty() {
+                    self.fixed_keys()
+                } else {
+                    siblings
+                };
+                let mut names: Vec<&str> = beside
+                    .iter()
+                    .map(|other| {
+                        if key.tables().is_empty() {
+                            other.section()
+                        } else {
+                            other.leaf()
+                        }
+                    })
+                    .collect();
+                names.dedup();
+                format!("there is no such key, there are: {}", names.join(", "))
+            }
+        }
+    }
+
+    /// Every section, and every key that is not in a named table.
+    fn fixed_keys(&self) -> Vec<Key> {
+        let mut keys = Vec::new();
+        for (section, value) in &self.defaults {
+            keys.push(Key::new([section]));
+            let leaves = value.as_table().into_iter().flatten();
+            let leaves = leaves.filter(|(_, value)| !value.is_table());
+            keys.extend(leaves.map(|(leaf, _)| Key::new([section, leaf])));
+        }
+        keys
+    }
+}
+
+fn tables<'a>(of: &'a Table, section: &str) -> impl Iterator<Item = (&'a str, &'a Table)> {
+    let section = of.get(section).and_then(Value::as_table);
+    section
+        .into_iter()
+        .flatten()
+        .filter_map(|(name, table)| Some((name.as_str(), table.as_table()?)))
+}
+
+fn kind(backend: &Table) -> Option<&str> {
+    backend.get("kind")?.as_str()
+}
+
+fn nearest(key: &Key, among: &[Key]) -> Option<Key> {
+    let text = key.to_string();
+    let near = |other: &Key| strsim::normalized_damerau_levenshtein(&text, &other.to_string());
+    among
+        .iter()
+        .map(|other| (near(other), other))
+        .filter(|(nearness, _)| *nearness >= 0.75)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, other)| other.clone())
+}
+
+fn from_text(default: &Value, text: &str) -> Result<Value, String> {
+    let text = text.trim();
+    match default {
+        Value::Integer(_) => text.replace('_', "").parse().ok().map(Value::Integer),
+        Value::Boolean(_) => text.parse().ok().map(Value::Boolean),
+        Value::Array(_) => {
+            let items = text
+                .split(',')
+                .map(str::trim)
+                .filter(|item| !item.is_empty());
+            Some(Value::Array(
+                items.map(|item| Value::String(item.to_owned())).collect(),
+            ))
+        }
+        _ => Some(Value::String(text.to_owned())),
+    }
+    .ok_or_else(|| format!("must be {}", a_type(default)))
+}
+
+fn in_range(pattern: &str, number: i64) -> Result<(), String> {
+    let range = RANGES.iter().find(|(ranged, _)| *ranged == pattern);
+    match range {
+        Some((_, range)) if !range.contains(&number) => Err(format!(
+            "must be from {} to {}, is {number}",
+            range.start(),
+            range.end()
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn a_type(value: &Value) -> &'static str {
+    match value {
+        Value::String(_) => "text in quotes",
+        Value::Integer(_) => "a whole number",
+        Value::Float(_) => "a number with a point",
+        Value::Boolean(_) => "true or false",
+        Value::Datetime(_) => "a date",
+        Value::Array(_) => "a list of texts",
+        Value::Table(_) => "a table",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_has_a_range_that_holds_its_default() {
+        let schema = Schema::embedded().unwrap();
+        let mut numbers = std::collections::BTreeSet::new();
+        for (section, value) in &schema.defaults {
+            for (leaf, value) in value.as_table().into_iter().flatten() {
+                let inner = value.as_table().into_iter().flatten();
+                let inner = inner.map(|(key, value)| (Key::new([section, leaf, key]), value));
+                for (key, value) in inner.chain([(Key::new([section, leaf]), value)]) {
+                    if let Some(number) = value.as_integer() {
+                        in_range(&key.pattern(), number).unwrap();
+                        numbers.insert(key.pattern());
+                    }
+                }
+            }
+        }
+        let ranged = RANGES.iter().map(|(pattern, _)| (*pattern).to_owned());
+        assert_eq!(numbers, ranged.collect());
+    }
+}

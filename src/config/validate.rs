@@ -1,0 +1,225 @@
+//! What types and ranges cannot say: how settings fit together and what their texts must hold.
+
+use secrecy::{ExposeSecret, SecretString};
+use tracing_subscriber::EnvFilter;
+use url::Url;
+
+use super::{Backend, Config, Fault, Model, OpenaiBackend, layers::listed};
+use crate::money::Cny;
+
+/// All that is wrong. Backends that no model draws with are not looked at.
+pub(super) fn faults(config: &Config) -> Vec<Fault> {
+    let mut found = Found::default();
+    let empty = config.data_dir.as_os_str().is_empty();
+    found.unless(!empty, "data_dir", "must be the path of a directory");
+    server(config, &mut found);
+    database(config, &mut found);
+    storage(config, &mut found);
+    tasks_and_money(config, &mut found);
+    models(config, &mut found);
+    backends(config, &mut found);
+    found.0
+}
+
+#[derive(Default)]
+struct Found(Vec<Fault>);
+
+impl Found {
+    fn unless(&mut self, sound: bool, key: impl std::fmt::Display, message: impl Into<String>) {
+        if !sound {
+            self.0.push(Fault::new(key, message));
+        }
+    }
+}
+
+fn server(config: &Config, found: &mut Found) {
+    let server = &config.server;
+    if let Some(url) = &server.public_url {
+        found.unless(is_plain_http(url), "server.public_url", PLAIN_HTTP);
+    }
+    found.unless(
+        !server.provider.trim().is_empty(),
+        "server.provider",
+        "must be a name, it is in every error body",
+    );
+    found.unless(
+        server.json_bytes_max <= server.buffer_bytes_max,
+        "server.json_bytes_max",
+        format!(
+            "must be at most server.buffer_bytes_max, {}, is {}",
+            server.buffer_bytes_max, server.json_bytes_max
+        ),
+    );
+}
+
+fn database(config: &Config, found: &mut Found) {
+    let Some(url) = &config.database.url else {
+        return;
+    };
+    let url = Url::parse(url.expose_secret());
+    let sound = url.is_ok_and(|url| matches!(url.scheme(), "postgres" | "postgresql"));
+    found.unless(
+        sound,
+        "database.url",
+        "must be a postgres:// URL, like postgres://user:password@host/name",
+    );
+}
+
+fn storage(config: &Config, found: &mut Found) {
+    let storage = &config.storage;
+    let sound = storage.url.as_ref().is_none_or(|url| match url.scheme() {
+        "file" => url.to_file_path().is_ok(),
+        "s3" => {
+            url.has_host() && matches!(url.path(), "" | "/") && url.port().is_none() && is_bare(url)
+        }
+        _ => false,
+    });
+    found.unless(
+        sound,
+        "storage.url",
+        "must be file:///path or s3://bucket, without anything after it",
+    );
+    let endpoints = [
+        ("storage.endpoint", &storage.endpoint),
+        ("storage.public_endpoint", &storage.public_endpoint),
+    ];
+    for (key, endpoint) in endpoints {
+        let sound = endpoint.as_ref().is_none_or(is_plain_http);
+        found.unless(sound, key, PLAIN_HTTP);
+    }
+    found.unless(
+        !storage.region.is_empty(),
+        "storage.region",
+        "must be a name, like us-east-1",
+    );
+    let has_id = !storage.access_key_id.is_empty();
+    let has_secret = has_text(&storage.secret_access_key);
+    found.unless(
+        has_id || !has_secret,
+        "storage.access_key_id",
+        "is missing, though storage.secret_access_key is set",
+    );
+    found.unless(
+        has_secret || !has_id,
+        "storage.secret_access_key",
+        "is missing, though storage.access_key_id is set",
+    );
+}
+
+fn tasks_and_money(config: &Config, found: &mut Found) {
+    let (lease, deadline) = (config.tasks.lease_ms, config.tasks.deadline_ms);
+    found.unless(
+        lease < deadline,
+        "tasks.lease_ms",
+        format!("must be less than tasks.deadline_ms, {deadline}, is {lease}"),
+    );
+    found.unless(
+        !config.billing.time_zone.trim().is_empty(),
+        "billing.time_zone",
+        "must be a name of the tz database, like Asia/Shanghai or UTC",
+    );
+    amount(
+        "billing.opening_balance",
+        config.billing.opening_balance,
+        found,
+    );
+    if let Err(error) = EnvFilter::builder().parse(&config.log.filter) {
+        let message = format!("must be a filter, like info or easel=debug,warn: {error}");
+        found.0.push(Fault::new("log.filter", message));
+    }
+}
+
+fn models(config: &Config, found: &mut Found) {
+    found.unless(
+        !config.models.is_empty(),
+        "models",
+        "must hold one model at least",
+    );
+    for (name, model) in &config.models {
+        let key = |leaf: &str| format!("models.{name}.{leaf}");
+        let Model { backend, .. } = model;
+        found.unless(is_name(name), format!("models.{name}"), NAME);
+        found.unless(
+            config.backends.contains_key(backend),
+            key("backend"),
+            format!(
+                "there is no backend {backend:?}, configured are: {}",
+                listed(config.backends.keys())
+            ),
+        );
+        amount(key("price_low"), model.price_low, found);
+        amount(key("price_medium"), model.price_medium, found);
+        amount(key("price_high"), model.price_high, found);
+    }
+}
+
+fn backends(config: &Config, found: &mut Found) {
+    for (name, backend) in &config.backends {
+        found.unless(is_name(name), format!("backends.{name}"), NAME);
+        let used = config.models.values().any(|model| model.backend == *name);
+        match backend {
+            Backend::Openai(openai) if used => self::openai(name, openai, found),
+            Backend::Openai(_) | Backend::Demo(_) => {}
+        }
+    }
+}
+
+fn openai(name: &str, backend: &OpenaiBackend, found: &mut Found) {
+    let key = |leaf: &str| format!("backends.{name}.{leaf}");
+    found.unless(
+        is_plain_http(&backend.base_url),
+        key("base_url"),
+        PLAIN_HTTP,
+    );
+    found.unless(
+        has_text(&backend.api_key),
+        key("api_key"),
+        format!(
+            "is missing, set it or api_key_file, or {}",
+            super::key::Key::new(["backends", name, "api_key"]).variable()
+        ),
+    );
+    for host in &backend.download_hosts {
+        let sound = url::Host::parse(host).is_ok();
+        found.unless(
+            sound,
+            key("download_hosts"),
+            format!("{host:?} is no host, one is like images.example.com"),
+        );
+    }
+}
+
+const PLAIN_HTTP: &str =
+    "must be an http:// or https:// URL without user, password, query and fragment";
+
+fn is_plain_http(url: &Url) -> bool {
+    matches!(url.scheme(), "http" | "https") && url.has_host() && is_bare(url)
+}
+
+fn is_bare(url: &Url) -> bool {
+    url.username().is_empty()
+        && url.password().is_none()
+        && url.query().is_none()
+        && url.fragment().is_none()
+}
+
+const NAME: &str =
+    "a name has letters, digits, '.', '-' and '_', and begins with a letter or digit";
+
+/// Names of models are part of links and of places in storage.
+fn is_name(name: &str) -> bool {
+    name.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && name.len() <= 128
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c))
+}
+
+fn has_text(secret: &SecretString) -> bool {
+    !secret.expose_secret().trim().is_empty()
+}
+
+fn amount(key: impl std::fmt::Display, amount: Cny, found: &mut Found) {
+    let message = format!("must not be below 0, is {amount}");
+    found.unless(amount >= Cny::ZERO, key, message);
+}
