@@ -31,3 +31,8 @@ pub async fn open(options: PgConnectOptions, config: &config::Database) -> sqlx:
 pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
     MIGRATIONS.run(pool).await
 }
+
+/// Whether PostgreSQL knows a time zone by this name.
+pub async fn check_time_zone(pool: &PgPool, name: &str) -> sqlx::Result<()> {
+    sqlx::query("SELECT now() AT TIME ZONE $1").bind(name).execute(pool).await.map(drop)
+}

@@ -1,7 +1,8 @@
 //! The end of the process: one signal that all see, and a tracker of what must finish first.
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
+use tokio::task::JoinHandle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Shared by everything that runs for as long as the process does.
@@ -26,6 +27,15 @@ impl Shutdown {
     /// Resolves once the process is to end.
     pub async fn begun(&self) {
         self.begun.cancelled().await;
+    }
+
+    /// Starts what goes on for as long as the process does, and need not finish.
+    #[expect(clippy::disallowed_methods, reason = "tracked work is what a shutdown waits for")]
+    pub fn spawn_background<F>(&self, work: F) -> JoinHandle<()>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        tokio::spawn(work)
     }
 
     /// Waits for tracked work. `false` if some was still under way after `patience`.

@@ -1,7 +1,12 @@
 //! Works on tasks: claims them as places come free, keeps their leases, has them drawn and settled, and
 //! sees to those whose worker was lost.
 
-use std::{collections::HashMap, error::Error, sync::Arc, sync::Mutex, sync::PoisonError, time::Duration};
+use std::{
+    collections::HashMap,
+    error::Error,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
 use sqlx::postgres::PgListener;
 use tokio::sync::{Notify, mpsc};
@@ -109,12 +114,21 @@ impl Worker {
             slots.push(slot);
         }
         if slots.is_empty() {
+            let queued_max = self.app.config.tasks.queued_max;
+            let mut conn = self.app.pool.acquire().await?;
+            let queued = store::count_queued(&mut conn, queued_max.saturating_add(1)).await?;
+            self.app.queued.store(queued, Ordering::Relaxed);
             return Ok(Found::Nothing);
         }
         let limit = i64::try_from(slots.len()).unwrap_or(i64::MAX);
         let lease = self.app.config.tasks.lease();
         let tasks = store::claim(&mut *self.app.pool.acquire().await?, limit, lease).await?;
-        let found = if tasks.len() == slots.len() { Found::Some } else { Found::Nothing };
+        let found = if tasks.len() == slots.len() {
+            Found::Some
+        } else {
+            self.app.queued.store(0, Ordering::Relaxed);
+            Found::Nothing
+        };
         for (task, slot) in tasks.into_iter().zip(slots) {
             self.begin(Claimed { task, slot });
         }

@@ -5,12 +5,12 @@ use axum::{extract::State, response::Response};
 use super::{
     error::ApiError,
     extract::{Authenticated, Query},
-    images,
     page::Page,
 };
 use crate::{
     app::App,
-    images::usage::{self, Record},
+    images::usage::Record,
+    tasks::{Task, store},
 };
 
 pub(super) async fn list(
@@ -20,11 +20,8 @@ pub(super) async fn list(
 ) -> Result<Response, ApiError> {
     let (after, limit) = (page.after("usage record")?, page.limit()?);
     let mut conn = app.pool.acquire().await?;
-    let rows = usage::page(&mut conn, caller.account_id, after, limit.and_one()).await?;
+    let rows = store::ended(&mut conn, caller.account_id, (None, None), after, limit.and_one()).await?;
     drop(conn);
-    let id = |(task, _): &usage::Row| task.id.to_string();
-    Ok(limit.list(rows, id, |(task, key)| {
-        let links = (1..=task.images().len()).filter_map(|seq| images::link(&app, task, seq));
-        Record::new(task, key, links.collect())
-    }))
+    let id = |(task, _): &(Task, String)| task.id.to_string();
+    Ok(limit.list(rows, id, |(task, key)| Record::new(task, key, &app.public_url)))
 }

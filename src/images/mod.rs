@@ -4,6 +4,8 @@
 pub mod intake;
 pub mod run;
 pub mod settle;
+pub mod submit;
+pub mod sweep;
 mod sink;
 pub mod usage;
 pub mod submit;
@@ -12,7 +14,7 @@ use std::collections::BTreeMap;
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::{config, image::Quality, money::Cny, tasks::Task};
+use crate::{config, image::Quality, money::Cny, tasks::{Image, Task}};
 
 /// A task that this process has claimed, with its place among those it works on.
 #[derive(Debug)]
@@ -31,4 +33,15 @@ pub fn unit_price(model: &config::Model, quality: Quality) -> Cny {
         Quality::Medium => model.price_medium,
         Quality::High => model.price_high,
     }
+}
+
+/// The links of a task's pictures. `public_url` is what they start with.
+pub fn links(task: &Task, public_url: &str) -> Vec<String> {
+    let (model, file_id) = (&task.request.model, task.file_id);
+    let date = task.created_at.format("%Y%m%d");
+    let link = |(index, image): (usize, &Image)| {
+        let (seq, extension) = (index + 1, image.format.extension());
+        format!("{public_url}/v1/images/files/{model}/{date}/{file_id}-{seq}.{extension}")
+    };
+    task.images().iter().enumerate().map(link).collect()
 }

@@ -1,18 +1,14 @@
 //! What tasks came to, as their account sees it.
 
-use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::PgConnection;
 
+use super::links;
 use crate::{
-    ids::{AccountId, TaskId},
+    ids::TaskId,
     image::{AspectRatio, Quality, Resolution},
     money::Cny,
-    tasks::{Status, Task, store},
+    tasks::{Status, Task},
 };
-
-/// An ended task and the name of the key that asked for it.
-pub type Row = (Task, String);
 
 /// One ended task as a usage record. Times are Unix seconds.
 #[derive(Debug, Serialize)]
@@ -38,7 +34,8 @@ pub struct CostBreakdown {
 }
 
 impl Record {
-    pub fn new(task: &Task, key: &str, image_urls: Vec<String>) -> Self {
+    /// `public_url` is what links start with.
+    pub fn new(task: &Task, key: &str, public_url: &str) -> Self {
         let request = &task.request;
         Self {
             id: task.id,
@@ -53,30 +50,9 @@ impl Record {
             cost_breakdown: CostBreakdown {
                 image_count: task.images().len(),
                 image_cost_rmb: task.unit_price,
-                image_urls,
+                image_urls: links(task, public_url),
             },
             api_key: key.to_owned(),
         }
     }
-}
-
-/// A page of an account's ended tasks, newest first.
-pub async fn page(
-    conn: &mut PgConnection,
-    account_id: AccountId,
-    after: Option<TaskId>,
-    limit: i64,
-) -> sqlx::Result<Vec<Row>> {
-    store::ended(conn, account_id, (None, None), after, limit).await
-}
-
-/// As [`page`], of tasks that were accepted within a time.
-pub async fn between(
-    conn: &mut PgConnection,
-    account_id: AccountId,
-    time: (Option<DateTime<Utc>>, Option<DateTime<Utc>>),
-    after: Option<TaskId>,
-    limit: i64,
-) -> sqlx::Result<Vec<Row>> {
-    store::ended(conn, account_id, time, after, limit).await
 }

@@ -386,6 +386,60 @@ pub async fn list(
     Ok(rows.into_iter().map(Task::from).collect())
 }
 
+/// A page of an account's ended tasks, newest first, with the names of the keys that asked for them; of
+/// those accepted within a time, from its start to before its end.
+pub async fn ended(
+    conn: &mut PgConnection,
+    account_id: AccountId,
+    (since, until): (Option<DateTime<Utc>>, Option<DateTime<Utc>>),
+    after: Option<TaskId>,
+    limit: i64,
+) -> sqlx::Result<Vec<(Task, String)>> {
+    let rows = query!(
+        r#"SELECT t.id, t.account_id, t.api_key_id, t.status AS "status: Status", t.request AS "request: Json<Request>",
+               t.unit_price AS "unit_price: Cny", t.file_id, t.created_at, t.deadline_at, t.attempts, t.fence,
+               t.ended_at, t.cost AS "cost: Cny", t.images AS "images: Json<Vec<Image>>",
+               t.failure AS "failure: Json<Failure>",
+               k.name AS api_key
+           FROM tasks t JOIN api_keys k ON k.id = t.api_key_id
+           WHERE t.account_id = $1 AND t.status IN ('completed', 'failed')
+               AND ($2::uuid IS NULL OR t.id < $2)
+               AND ($4::timestamptz IS NULL OR t.created_at >= $4)
+               AND ($5::timestamptz IS NULL OR t.created_at < $5)
+           ORDER BY t.id DESC LIMIT $3"#,
+        account_id,
+        after,
+        limit,
+        since,
+        until,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| {
+            let task = Row {
+                id: row.id,
+                account_id: row.account_id,
+                api_key_id: row.api_key_id,
+                status: row.status,
+                request: row.request,
+                unit_price: row.unit_price,
+                file_id: row.file_id,
+                created_at: row.created_at,
+                deadline_at: row.deadline_at,
+                attempts: row.attempts,
+                fence: row.fence,
+                ended_at: row.ended_at,
+                cost: row.cost,
+                images: row.images,
+                failure: row.failure,
+            };
+            (task.into(), row.api_key)
+        })
+        .collect())
+}
+
 /// Which of some tasks have ended.
 pub async fn ended_among(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<Vec<Task>> {
     let rows = query_as!(

@@ -10,16 +10,14 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream::{self, BoxStream}};
 use serde_json::json;
 
-use super::{
-    render::{self},
-    resolve::ResponseFormat,
-};
+use super::resolve::ResponseFormat;
 use crate::{
     accounts::Caller,
     app::App,
     config::InlineImages,
     http::{error::ApiError, page},
     ids::TaskId,
+    images::links,
     storage::{Key, Storage, StorageError},
     tasks::{Image, Outcome, Task},
 };
@@ -66,7 +64,7 @@ pub(super) fn images(
 
 fn with_links(app: &App, task: &Task) -> Response {
     let data: Vec<_> =
-        render::links(app, task).into_iter().map(|url| json!({ "url": url })).collect();
+        links(task, &app.public_url).into_iter().map(|url| json!({ "url": url })).collect();
     page::json(&json!({ "id": task.id, "created": task.created_at.timestamp(), "data": data }))
 }
 
@@ -81,7 +79,7 @@ fn with_pictures(app: &App, task: &Task) -> Result<Response, ApiError> {
     let created = task.created_at.timestamp();
     text(format!(r#"{{"id":"{}","created":{created},"data":["#, task.id), &mut pieces);
     let mut encoded = 0;
-    for (index, (image, url)) in task.images().iter().zip(render::links(app, task)).enumerate() {
+    for (index, (image, url)) in task.images().iter().zip(links(task, &app.public_url)).enumerate() {
         let comma = if index == 0 { "" } else { "," };
         text(format!(r#"{comma}{{"url":{},"b64_json":""#, json!(url)), &mut pieces);
         encoded += image.bytes.div_ceil(3) * 4;

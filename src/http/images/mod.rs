@@ -11,5 +11,4 @@ mod wire;
 
 pub(super) use generate::{generate, generate_async};
 pub(super) use own_links::FilePath;
-pub(super) use render::link;
 pub(super) use tasks::{get, list};

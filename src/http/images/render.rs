@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use crate::{
     app::App,
     http::error::{ApiError, Fault},
+    images::links,
     money::Cny,
     tasks::{Outcome, Status, Task},
 };
@@ -37,7 +38,7 @@ pub(super) struct TaskObject {
 
 impl TaskObject {
     pub(super) fn new(app: &App, task: &Task) -> Self {
-        let links = links(app, task);
+        let links = links(task, &app.public_url);
         let fault = fault(task);
         Self {
             id: task.id.to_string(),
@@ -66,22 +67,4 @@ fn fault(task: &Task) -> Option<Fault> {
         Outcome::Completed(_) => None,
         Outcome::Failed(failure) => Some(ApiError::from(failure).fault().clone()),
     }
-}
-
-/// The links of all of a task's pictures.
-pub(super) fn links(app: &App, task: &Task) -> Vec<String> {
-    (1..=task.images().len()).filter_map(|seq| link(app, task, seq)).collect()
-}
-
-/// The link of one picture, by its place from 1.
-pub(in crate::http) fn link(app: &App, task: &Task, seq: usize) -> Option<String> {
-    let image = task.images().get(seq.checked_sub(1)?)?;
-    Some(format!(
-        "{}/v1/images/files/{}/{}/{}-{seq}.{}",
-        app.public_url,
-        task.request.model,
-        task.created_at.format("%Y%m%d"),
-        task.file_id,
-        image.format.extension(),
-    ))
 }

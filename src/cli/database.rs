@@ -1,0 +1,71 @@
+//! The database that a command works on: the configured one, or the private one, whether a gateway runs
+//! it at present or not.
+
+use std::str::FromStr;
+
+use anyhow::Context as _;
+use secrecy::ExposeSecret;
+use sqlx::{PgPool, postgres::PgConnectOptions};
+
+use crate::{config::Config, db, private_postgres::PrivatePostgres};
+
+/// A migrated database, with the server that belongs to it if it is the private one.
+pub(super) struct Database {
+    pub(super) pool: PgPool,
+    pub(super) private: Option<PrivatePostgres>,
+}
+
+/// For how long the private server is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Purpose {
+    Serve,
+    Command,
+}
+
+impl Database {
+    pub(super) async fn open(config: &Config, purpose: Purpose) -> anyhow::Result<Self> {
+        let (options, private) = match &config.database.url {
+            Some(url) => {
+                let options = PgConnectOptions::from_str(url.expose_secret())
+                    .context("database.url is no postgres:// URL")?;
+                (options, None)
+            }
+            None => {
+                let private = match purpose {
+                    Purpose::Serve => PrivatePostgres::start(&config.data_dir).await?,
+                    Purpose::Command => PrivatePostgres::attach_or_start(&config.data_dir).await?,
+                };
+                (private.options(), Some(private))
+            }
+        };
+        let opened = Self::connect(options, config).await;
+        match opened {
+            Ok(pool) => Ok(Self { pool, private }),
+            Err(error) => {
+                if let Some(private) = private {
+                    private.stop().await?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn connect(options: PgConnectOptions, config: &Config) -> anyhow::Result<PgPool> {
+        let pool = db::open(options, &config.database)
+            .await
+            .context("the database cannot be reached: check database.url, or DATABASE_URL")?;
+        db::migrate(&pool).await.context("the database's schema could not be brought up to date")?;
+        db::check_time_zone(&pool, &config.billing.time_zone)
+            .await
+            .context("billing.time_zone is no time zone that PostgreSQL knows, as Asia/Shanghai is")?;
+        Ok(pool)
+    }
+
+    pub(super) async fn close(self) -> anyhow::Result<()> {
+        self.pool.close().await;
+        if let Some(private) = self.private {
+            private.stop().await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,96 @@
+//! The first start on an empty database: an account with some money and a key, so that the first
+//! picture is one pasted line away.
+
+use std::{
+    fs,
+    io::{IsTerminal, Write, stdout},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use secrecy::ExposeSecret;
+use sqlx::PgPool;
+
+use crate::{
+    accounts::{
+        keys,
+        store::{self, KeyLimits},
+    },
+    billing::ledger,
+    config::Config,
+    money::Cny,
+};
+
+const ACCOUNT: &str = "default";
+
+/// What a person who has just started the gateway wants to know.
+pub(super) enum Welcome {
+    Back,
+    First { balance: Cny, key: Shown },
+}
+
+/// How the new key is handed over: on a terminal it is shown; what is not one may be a log, so there
+/// it is put into a file that only its owner can read.
+pub(super) enum Shown {
+    Here(String),
+    InFile(PathBuf),
+}
+
+/// Makes the account and its key if there is no account at all.
+pub(super) async fn prepare(config: &Config, pool: &PgPool) -> anyhow::Result<Welcome> {
+    let mut tx = pool.begin().await?;
+    if store::any(&mut tx).await? {
+        return Ok(Welcome::Back);
+    }
+    // Two replicas may start at once: one of them makes it.
+    let Some(account) = store::insert(&mut tx, ACCOUNT, None).await? else {
+        return Ok(Welcome::Back);
+    };
+    let balance = config.billing.opening_balance;
+    ledger::top_up(&mut tx, account, balance).await?;
+    let key = keys::generate();
+    store::insert_key(&mut tx, account, "first", &key, &KeyLimits::default()).await?;
+    let secret = key.secret.expose_secret();
+    let shown = if stdout().is_terminal() {
+        Shown::Here(secret.to_owned())
+    } else {
+        Shown::InFile(write_key(&config.data_dir, secret)?)
+    };
+    tx.commit().await?;
+    Ok(Welcome::First { balance, key: shown })
+}
+
+fn write_key(data_dir: &Path, secret: &str) -> anyhow::Result<PathBuf> {
+    let path = std::path::absolute(data_dir)?.join("first-key");
+    let write = || {
+        fs::create_dir_all(data_dir)?;
+        let mut options = fs::OpenOptions::new();
+        let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(&path)?;
+        writeln!(file, "{secret}")
+    };
+    write().with_context(|| format!("the first key could not be written to {}", path.display()))?;
+    Ok(path)
+}
+
+impl Welcome {
+    pub(super) fn print(&self, public_url: &str) {
+        println!("Easel is ready at {public_url}");
+        let Self::First { balance, key } = self else { return };
+        let bearer = match key {
+            Shown::Here(secret) => {
+                println!("\nThe account `{ACCOUNT}` has {balance} CNY and this key, shown only now:\n\n    {secret}");
+                secret.clone()
+            }
+            Shown::InFile(path) => {
+                println!("\nThe account `{ACCOUNT}` has {balance} CNY and a key, in {}", path.display());
+                format!("$(cat '{}')", path.display())
+            }
+        };
+        println!(
+            "\nTo draw a first picture, into picture.png:\n\n    curl -sS {public_url}/v1/images/generations -H \"Authorization: Bearer {bearer}\" \
+             -H 'Content-Type: application/json' -d '{{\"model\":\"gpt-image-2\",\"prompt\":\"a lighthouse at dusk\"}}' \
+             | grep -o 'http[^\"]*' | xargs curl -sSL -o picture.png\n"
+        );
+    }
+}

@@ -1,0 +1,42 @@
+//! `easel healthcheck`: for container runtimes, whose images have no curl.
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, bail};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::config::Config;
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+pub(super) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
+    let mut address = config.server.listen;
+    // Where it listens on every address, it is asked on this machine's own.
+    if address.ip().is_unspecified() {
+        let loopback = if address.is_ipv4() { "127.0.0.1" } else { "::1" };
+        address.set_ip(loopback.parse()?);
+    }
+    let asked = timeout(PATIENCE, ask(address)).await;
+    let answer = asked.with_context(|| format!("{address} does not answer"))??;
+    let status = answer.lines().next().unwrap_or_default();
+    if !status.contains(" 200 ") {
+        bail!("not ready: {}", answer.lines().last().unwrap_or(status));
+    }
+    println!("ready");
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn ask(address: std::net::SocketAddr) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect(address)
+        .await
+        .with_context(|| format!("nothing listens on {address}"))?;
+    let request = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}

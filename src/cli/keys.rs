@@ -1,0 +1,137 @@
+//! `easel keys`
+
+use std::process::ExitCode;
+
+use anyhow::bail;
+use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{
+    accounts::unknown,
+    database::{Database, Purpose},
+    table,
+};
+use crate::{
+    accounts::{
+        keys,
+        store::{self, ApiKey, KeyLimits},
+    },
+    config::{Config, InlineImages},
+};
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// Make a key and print it: it cannot be shown again
+    #[command(after_help = "Example:\n  KEY=$(easel keys create --account studio --name ci --rpm 60)")]
+    Create(Create),
+    /// List keys, without the keys themselves
+    List {
+        #[arg(long, value_name = "NAME")]
+        account: Option<String>,
+    },
+    /// Make a key invalid from now on: by its id, as `keys list` shows it, or by the key itself
+    Revoke { key: String },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Create {
+    /// The account that pays
+    #[arg(long, value_name = "NAME")]
+    account: String,
+    /// What to call it in lists and usage records
+    #[arg(long, default_value = "key")]
+    name: String,
+    /// Requests a minute [default: no limit]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    rpm: Option<u32>,
+    /// Open tasks at a time [default: no limit]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    concurrency: Option<u32>,
+    /// When it ends: 2027-01-31, or 2027-01-31T12:00:00Z [default: never]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    expires: Option<DateTime<Utc>>,
+    /// Whether answers carry pictures as b64_json [default: as images.inline_images says]
+    #[arg(long, value_name = "WHEN")]
+    inline_images: Option<InlineImages>,
+}
+
+/// A date, which is its first moment in UTC, or a time by RFC 3339.
+pub(super) fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
+    if let Ok(date) = text.parse::<NaiveDate>() {
+        return Ok(date.and_time(NaiveTime::MIN).and_utc());
+    }
+    DateTime::parse_from_rfc3339(text)
+        .map(|time| time.to_utc())
+        .map_err(|_| "not a date like 2027-01-31 nor a time like 2027-01-31T12:00:00Z".to_owned())
+}
+
+pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<ExitCode> {
+    let database = Database::open(config, Purpose::Command).await?;
+    let done = match command {
+        Command::Create(create) => self::create(&database, create).await,
+        Command::List { account } => list(&database, account.as_deref()).await,
+        Command::Revoke { key } => revoke(&database, &key).await,
+    };
+    database.close().await?;
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+async fn create(database: &Database, create: Create) -> anyhow::Result<()> {
+    let mut conn = database.pool.acquire().await?;
+    let Some(account) = store::id_of(&mut conn, &create.account).await? else {
+        bail!("{}", unknown(&create.account));
+    };
+    let limits = KeyLimits {
+        requests_per_minute: create.rpm,
+        concurrent_requests: create.concurrency,
+        expires_at: create.expires,
+        inline_images: create.inline_images,
+    };
+    let key = keys::generate();
+    store::insert_key(&mut conn, account, &create.name, &key, &limits).await?;
+    println!("{}", key.secret.expose_secret());
+    Ok(())
+}
+
+async fn list(database: &Database, account: Option<&str>) -> anyhow::Result<()> {
+    let keys = store::list_keys(&mut *database.pool.acquire().await?, account).await?;
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let row = |key: &ApiKey| {
+        vec![
+            key.id.to_string(),
+            key.account.clone(),
+            key.name.clone(),
+            key.hint.clone(),
+            or_dash(key.requests_per_minute.map(|n| n.to_string())),
+            or_dash(key.concurrent_requests.map(|n| n.to_string())),
+            or_dash(key.inline_images.clone()),
+            or_dash(key.expires_at.map(|time| time.format("%Y-%m-%d").to_string())),
+            if key.revoked_at.is_some() { "revoked" } else { "valid" }.to_owned(),
+        ]
+    };
+    let rows: Vec<Vec<String>> = keys.iter().map(row).collect();
+    let header =
+        ["ID", "ACCOUNT", "NAME", "KEY", "RPM", "CONCURRENCY", "INLINE IMAGES", "EXPIRES", "STATE"];
+    print!("{}", table::text(&header, &rows));
+    Ok(())
+}
+
+async fn revoke(database: &Database, key: &str) -> anyhow::Result<()> {
+    let mut conn = database.pool.acquire().await?;
+    let id = match key.parse() {
+        Ok(id) => Some(id),
+        Err(_) => match keys::recognise(&SecretString::from(key)) {
+            Some(hash) => store::key_id_of(&mut conn, &hash).await?,
+            None => None,
+        },
+    };
+    let revoked = match id {
+        Some(id) => store::revoke_key(&mut conn, id).await?,
+        None => None,
+    };
+    if revoked.is_none() {
+        bail!("there is no such key: give its id, as `easel keys list` shows it, or the key itself");
+    }
+    println!("revoked");
+    Ok(())
+}

@@ -1,0 +1,139 @@
+//! The command line. Each command is one file; this one says what there is and finds the settings.
+
+mod accounts;
+mod config;
+mod database;
+mod doctor;
+mod first_run;
+mod healthcheck;
+mod keys;
+mod migrate;
+mod serve;
+mod table;
+mod usage;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+use crate::{
+    config::{Config, Sources},
+    telemetry,
+};
+
+/// A self-hosted gateway for image generation: OpenAI-compatible, prepaid, durable.
+#[derive(Debug, Parser)]
+#[command(name = "easel", version, propagate_version = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    /// Without one: serve.
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+const EXAMPLES: &str = "Examples:
+  easel                                          start on 127.0.0.1:8080, everything in ./data
+  easel --config easel.toml serve --listen 0.0.0.0:8080
+  easel accounts create studio --balance 50      an account with 50 CNY
+  easel keys create --account studio             prints a key for it, once
+  easel usage --account studio --since 2026-11-01 --format csv
+
+Settings: see `easel config print`; the environment (EASEL_SERVER__LISTEN, DATABASE_URL, …) lies over the file.";
+
+#[derive(Debug, clap::Args)]
+struct Global {
+    /// A TOML file that lies over the defaults
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where the private PostgreSQL and local storage keep what they hold [default: data]
+    #[arg(long, global = true, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// What is logged, as in `info` or `easel=debug,warn`
+    #[arg(long, global = true, value_name = "FILTER")]
+    log: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start the gateway (the default)
+    Serve(serve::Args),
+    /// Accounts, which pay
+    #[command(subcommand)]
+    Accounts(accounts::Command),
+    /// API keys, which belong to accounts
+    #[command(subcommand)]
+    Keys(keys::Command),
+    /// What an account's tasks came to
+    Usage(usage::Args),
+    /// Bring the database's schema up to date (serve does it by itself)
+    Migrate,
+    /// Look at the settings
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Check the database, storage, each backend and the ledger: one line each
+    Doctor,
+    /// Ask the running gateway whether it is ready: exit code 0 if so
+    Healthcheck,
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("easel: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let command = cli.command.unwrap_or(Command::Serve(serve::Args::default()));
+    let config = load(&cli.global, &command)?;
+    if let Command::Config(command) = command {
+        return Ok(config::run(&command, &config));
+    }
+    telemetry::init(&config.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the runtime could not be started")?;
+    runtime.block_on(async {
+        match command {
+            Command::Serve(_) => serve::run(config).await,
+            Command::Accounts(command) => accounts::run(command, &config).await,
+            Command::Keys(command) => keys::run(command, &config).await,
+            Command::Usage(args) => usage::run(args, &config).await,
+            Command::Migrate => migrate::run(&config).await,
+            Command::Config(_) => Ok(ExitCode::SUCCESS),
+            Command::Doctor => doctor::run(config).await,
+            Command::Healthcheck => healthcheck::run(&config).await,
+        }
+    })
+}
+
+fn load(global: &Global, command: &Command) -> anyhow::Result<Config> {
+    let mut overrides = Vec::new();
+    let mut set = |key: &str, value: String| overrides.push((key.to_owned(), value));
+    if let Some(dir) = &global.data_dir {
+        set("data_dir", dir.display().to_string());
+    }
+    match (&global.log, command) {
+        (Some(filter), _) => set("log.filter", filter.clone()),
+        (None, Command::Serve(_)) => {}
+        // Commands answer on their own; what goes on inside is noise.
+        (None, _) => set("log.filter", "error".to_owned()),
+    }
+    if let Command::Serve(serve::Args { listen: Some(address) }) = command {
+        set("server.listen", address.to_string());
+    }
+    let sources = Sources {
+        file: global.config.clone(),
+        environment: Sources::process_environment(),
+        overrides,
+    };
+    Ok(Config::load(&sources)?)
+}

@@ -1,0 +1,58 @@
+//! The door that clients come through: every route in one list, and what all requests pass.
+
+mod balance;
+mod body;
+mod content;
+mod error;
+mod extract;
+mod health;
+mod images;
+mod models;
+mod page;
+mod range;
+mod request;
+pub mod server;
+mod uploads;
+mod usage;
+
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    middleware,
+    routing::{get, post},
+};
+
+use crate::app::App;
+
+/// All routes: the server's and the tests'.
+pub fn router(app: App) -> Router {
+    let mut routes = Router::new()
+        .route("/healthz", get(health::live))
+        .route("/readyz", get(health::ready))
+        .route("/f/image/{name}", get(content::upload))
+        .route("/f/object/{*path}", get(content::local_object))
+        .route("/v1/images/files/{*path}", get(content::file))
+        .route("/v1/images/tasks", get(images::list))
+        .route("/v1/images/tasks/{id}", get(images::get))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*name}", get(models::get))
+        .route("/v1/balance", get(balance::get))
+        .route("/v1/usage", get(usage::list));
+    for prefix in ["/v1", ""] {
+        let path = |path: &str| format!("{prefix}{path}");
+        routes = routes
+            .route(&path("/uploads/images"), post(uploads::upload))
+            .route(&path("/images/generations"), post(images::generate))
+            .route(&path("/images/generations/async"), post(images::generate_async))
+            .route(&path("/images/generations/{id}"), get(images::get))
+            .route(&path("/images/edits"), post(images::generate))
+            .route(&path("/images/edits/async"), post(images::generate_async));
+    }
+    routes
+        // Handlers count the bytes themselves, each by its own limit.
+        .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn_with_state(app.clone(), error::render))
+        .layer(middleware::from_fn_with_state(app.clone(), request::drain))
+        .layer(middleware::from_fn(request::trace))
+        .with_state(app)
+}

@@ -1,0 +1,84 @@
+//! Serving connections: a deadline for each request's head, a cap on their number, and an end that
+//! waits for answers under way. axum's own loop has neither of the first two.
+
+use std::{error::Error, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::Semaphore,
+};
+
+use crate::{config, shutdown::Shutdown};
+
+/// Clients that come all at once must not see refused connections: the usual 128 drops them.
+const BACKLOG: u32 = 4096;
+/// After the system refused a connection, as when it has no file descriptors left.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// Listens where the settings say.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Serves until the shutdown begins, then until the answers under way are sent.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: &config::Server,
+    shutdown: &Shutdown,
+) {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout());
+    let places = Arc::new(Semaphore::new(limits.connections_max));
+    let graceful = GracefulShutdown::new();
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.begun() => break,
+            accepted = accept(&listener, &places) => accepted,
+        };
+        let Some((stream, place)) = accepted else { continue };
+        let service = TowerToHyperService::new(router.clone());
+        let connection = http.serve_connection(TokioIo::new(stream), service);
+        let watched = graceful.watch(connection);
+        shutdown.tracker.spawn(async move {
+            if let Err(error) = watched.await {
+                tracing::debug!(error = &error as &dyn Error, "a connection ended early");
+            }
+            drop(place);
+        });
+    }
+    drop(listener);
+    graceful.shutdown().await;
+}
+
+/// The next connection, once there is a place for it: beyond the cap, clients wait in the backlog.
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let place = Arc::clone(places).acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((stream, _)) => {
+            // An answer is one write: waiting for more only delays it.
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(error = &error as &dyn Error, "TCP_NODELAY was refused");
+            }
+            Some((stream, place))
+        }
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn Error, "a connection could not be accepted");
+            tokio::time::sleep(ACCEPT_RETRY).await;
+            None
+        }
+    }
+}
