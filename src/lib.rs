@@ -6,4 +6,5 @@ pub mod config;
 pub mod ids;
 pub mod image;
 pub mod money;
+pub mod references;
 pub mod storage;
