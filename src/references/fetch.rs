@@ -2,7 +2,10 @@
 //! addresses that the guard lets through, sends nothing that identifies the caller, and is bounded in
 //! bytes and in time whatever the other side does.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream, stream::BoxStream};
@@ -25,7 +28,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// For the first byte of an answer, and between any two of it.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// A failure is told after a random delay up to this, so that its time tells nothing about its cause.
-const FAILURE_DELAY_MS_MAX: u64 = 300;
+const FAILURE_DELAY_MS_MAX: u64 = 100;
 
 /// Fetches references. Clones share one client.
 #[derive(Clone, Debug)]
@@ -272,7 +275,7 @@ fn location(response: &Response, url: &Url) -> Result<Url, FetchFault> {
         .ok_or(FetchFault::Location)
 }
 
-fn literal(url: &Url) -> Option<std::net::IpAddr> {
+fn literal(url: &Url) -> Option<IpAddr> {
     match url.host()? {
         url::Host::Ipv4(address) => Some(address.into()),
         url::Host::Ipv6(address) => Some(address.into()),
