@@ -20,5 +20,6 @@ pub mod shutdown;
 pub mod storage;
 pub mod tasks;
 pub mod telemetry;
+pub mod tls;
 pub mod uploads;
 pub mod worker;
