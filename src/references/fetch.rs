@@ -140,7 +140,6 @@ impl Fetcher {
             .no_proxy()
             .redirect(redirect::Policy::none())
             .https_only(true)
-            .referer(false)
             // Every hop is resolved and checked anew, and no stranger's connection is kept.
             .pool_max_idle_per_host(0)
             .connect_timeout(CONNECT_TIMEOUT)

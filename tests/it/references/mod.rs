@@ -159,7 +159,7 @@ async fn the_deadline_covers_everything() {
         );
         let took = begin.elapsed();
         assert!(
-            took >= Duration::from_millis(700) && took < Duration::from_secs(3),
+            took >= Duration::from_millis(700) && took < Duration::from_secs(8),
             "{path}: {took:?}"
         );
     }

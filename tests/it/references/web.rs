@@ -169,16 +169,21 @@ async fn serve(listener: TcpListener, acceptor: TlsAcceptor, seen: Arc<Seen>) {
 async fn connection(socket: TcpStream, acceptor: TlsAcceptor, seen: Arc<Seen>) -> io::Result<()> {
     let port = socket.local_addr()?.port();
     let mut stream = acceptor.accept(socket).await?;
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await?);
+    loop {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await?);
+        }
+        let head = String::from_utf8(head).unwrap();
+        let target = head.split(' ').nth(1).unwrap().to_owned();
+        seen.heads.lock().unwrap().push(head);
+        let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+        answer(path, query, port, &mut stream).await?;
+        // These invite the client to use the connection again.
+        if path != "/picture" && !path.starts_with("/redirect/") {
+            return stream.shutdown().await;
+        }
     }
-    let head = String::from_utf8(head).unwrap();
-    let target = head.split(' ').nth(1).unwrap().to_owned();
-    seen.heads.lock().unwrap().push(head);
-    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-    answer(path, query, port, &mut stream).await?;
-    stream.shutdown().await
 }
 
 async fn answer(
@@ -232,7 +237,8 @@ async fn answer(
         }
         _ => return never_end(path, stream).await,
     };
-    stream.write_all(text.as_bytes()).await
+    stream.write_all(text.as_bytes()).await?;
+    stream.flush().await
 }
 
 fn redirect(status: &str, location: &str) -> String {
