@@ -54,9 +54,9 @@ pub enum OpenError {
     #[error("storage could not be opened")]
     Storage(#[from] crate::storage::StorageError),
     #[error("a backend could not be set up")]
-    Backend(#[from] crate::backend::OpenError),
+    Backend(#[from] crate::backend::RegistryError),
     #[error("the fetcher of references could not be set up")]
-    References(#[from] crate::references::OpenError),
+    References(#[from] crate::references::BuildError),
 }
 
 impl App {
@@ -68,12 +68,20 @@ impl App {
         shutdown: Shutdown,
     ) -> Result<(Self, mpsc::UnboundedReceiver<Claimed>), OpenError> {
         let public_url = config.server.public_url();
-        let storage =
-            Storage::open(&config.storage, &config.data_dir, &public_url, clock.clone()).await?;
+        let storage = Storage::open(
+            &config.storage,
+            &config.data_dir,
+            &public_url,
+            clock.clone(),
+        )
+        .await?;
         let backends = Registry::open(&config.backends)?;
         let references = Fetcher::new(&config.references, config.uploads.bytes_max)?;
         let waiters = Waiters::default();
-        let terms = Terms { lease: config.tasks.lease(), deadline: config.tasks.deadline() };
+        let terms = Terms {
+            lease: config.tasks.lease(),
+            deadline: config.tasks.deadline(),
+        };
         let zone = &config.billing.time_zone;
         let (claimed, to_run) = mpsc::unbounded_channel();
         let submitter = submit::start(pool.clone(), claimed, terms, zone.clone());

@@ -23,7 +23,8 @@ pub async fn open(options: PgConnectOptions, config: &config::Database) -> sqlx:
         .after_release(|conn, _| {
             Box::pin(async move { conn.execute("ROLLBACK").await.map(|_| true) })
         })
-        .connect_with(options)
+        // That there was no transaction to roll back is not worth a line.
+        .connect_with(options.options([("client_min_messages", "error")]))
         .await
 }
 
@@ -34,5 +35,9 @@ pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
 
 /// Whether PostgreSQL knows a time zone by this name.
 pub async fn check_time_zone(pool: &PgPool, name: &str) -> sqlx::Result<()> {
-    sqlx::query("SELECT now() AT TIME ZONE $1").bind(name).execute(pool).await.map(drop)
+    sqlx::query("SELECT now() AT TIME ZONE $1")
+        .bind(name)
+        .execute(pool)
+        .await
+        .map(drop)
 }

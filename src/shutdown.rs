@@ -30,7 +30,10 @@ impl Shutdown {
     }
 
     /// Starts what goes on for as long as the process does, and need not finish.
-    #[expect(clippy::disallowed_methods, reason = "tracked work is what a shutdown waits for")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "tracked work is what a shutdown waits for"
+    )]
     pub fn spawn_background<F>(&self, work: F) -> JoinHandle<()>
     where
         F: Future<Output = ()> + Send + 'static,

@@ -46,7 +46,11 @@ struct Running {
 
 impl Worker {
     pub fn new(app: App) -> Self {
-        Self { app, running: Arc::default(), wake: Arc::default() }
+        Self {
+            app,
+            running: Arc::default(),
+            wake: Arc::default(),
+        }
     }
 
     /// Runs all loops of the worker until the shutdown begins.
@@ -76,12 +80,14 @@ impl Worker {
         for running in self.lock().values() {
             running.lost.cancel();
         }
-        let given_back = async {
-            store::unclaim(&mut *self.app.pool.acquire().await?, &claims).await
-        };
+        let given_back =
+            async { store::unclaim(&mut *self.app.pool.acquire().await?, &claims).await };
         match given_back.await {
             Ok(tasks) => tracing::info!(tasks, "gave tasks back to the queue"),
-            Err(error) => tracing::warn!(error = &error as &dyn Error, "tasks could not be given back; their leases will run out"),
+            Err(error) => tracing::warn!(
+                error = &error as &dyn Error,
+                "tasks could not be given back; their leases will run out"
+            ),
         }
     }
 
@@ -98,7 +104,10 @@ impl Worker {
             match self.claim_some().await {
                 Ok(Found::Some) => continue,
                 Ok(Found::Nothing) => {}
-                Err(error) => tracing::warn!(error = &error as &dyn Error, "the queue could not be looked at"),
+                Err(error) => tracing::warn!(
+                    error = &error as &dyn Error,
+                    "the queue could not be looked at"
+                ),
             }
             let jitter = Duration::from_millis(rand::random_range(0..POLL_JITTER_MS));
             // Either way the next thing to do is the same: to look.
@@ -138,7 +147,13 @@ impl Worker {
     /// Has a task drawn and settled, whatever becomes of anything but its lease.
     fn begin(&self, Claimed { task, slot }: Claimed) {
         let lost = CancellationToken::new();
-        self.lock().insert(task.id, Running { fence: task.fence, lost: lost.clone() });
+        self.lock().insert(
+            task.id,
+            Running {
+                fence: task.fence,
+                lost: lost.clone(),
+            },
+        );
         let worker = self.clone();
         self.app.shutdown.tracker.spawn(async move {
             let (id, fence) = (task.id, task.fence);
@@ -160,14 +175,21 @@ impl Worker {
 
     async fn settle(&self, task: Task, outcome: Outcome) {
         let (id, began) = (task.id, task.created_at);
-        let finished = Finished { task: Arc::new(task), outcome: Arc::new(outcome) };
+        let finished = Finished {
+            task: Arc::new(task),
+            outcome: Arc::new(outcome),
+        };
         match self.app.settler.call(finished).await {
             Ok(Some(task)) => {
                 let duration_ms = (self.app.clock.now() - began).num_milliseconds();
                 tracing::info!(task.id = %id, account.id = %task.account_id, task.status = ?task.status, duration_ms, "ended a task");
             }
-            Ok(None) => tracing::warn!(task.id = %id, "a task had been ended or claimed by another worker; nothing was changed"),
-            Err(closed) => tracing::error!(task.id = %id, error = &closed as &dyn Error, "a task could not be settled; its lease will run out"),
+            Ok(None) => {
+                tracing::warn!(task.id = %id, "a task had been ended or claimed by another worker; nothing was changed")
+            }
+            Err(closed) => {
+                tracing::error!(task.id = %id, error = &closed as &dyn Error, "a task could not be settled; its lease will run out")
+            }
         }
     }
 
@@ -180,7 +202,10 @@ impl Worker {
                 tracing::warn!(error = &error as &dyn Error, "leases could not be renewed");
             }
             if let Err(error) = self.see_to_lost().await {
-                tracing::warn!(error = &error as &dyn Error, "lost tasks could not be looked for");
+                tracing::warn!(
+                    error = &error as &dyn Error,
+                    "lost tasks could not be looked for"
+                );
             }
         }
     }
@@ -213,9 +238,15 @@ impl Worker {
             let failure = if task.deadline_at <= self.app.clock.now() {
                 (FailureKind::Deadline, "the task ran past its deadline")
             } else {
-                (FailureKind::Internal, "the task was begun several times and never ended")
+                (
+                    FailureKind::Internal,
+                    "the task was begun several times and never ended",
+                )
             };
-            let failure = Failure { kind: failure.0, message: failure.1.to_owned() };
+            let failure = Failure {
+                kind: failure.0,
+                message: failure.1.to_owned(),
+            };
             self.settle(task, Outcome::Failed(failure)).await;
         }
         Ok(())
@@ -225,7 +256,10 @@ impl Worker {
     async fn listen(&self) {
         loop {
             if let Err(error) = self.hear().await {
-                tracing::warn!(error = &error as &dyn Error, "stopped hearing of tasks, trying again");
+                tracing::warn!(
+                    error = &error as &dyn Error,
+                    "stopped hearing of tasks, trying again"
+                );
             }
             tokio::time::sleep(RECONNECT).await;
         }
@@ -233,26 +267,37 @@ impl Worker {
 
     async fn hear(&self) -> sqlx::Result<()> {
         let mut listener = PgListener::connect_with(&self.app.pool).await?;
-        listener.listen_all([store::QUEUED_CHANNEL, store::ENDED_CHANNEL]).await?;
+        listener
+            .listen_all([store::QUEUED_CHANNEL, store::ENDED_CHANNEL])
+            .await?;
         loop {
             let notification = listener.recv().await?;
             if notification.channel() == store::QUEUED_CHANNEL {
                 self.wake.notify_one();
                 continue;
             }
-            let ids: Vec<TaskId> =
-                notification.payload().split(',').filter_map(|id| id.parse().ok()).collect();
+            let ids: Vec<TaskId> = notification
+                .payload()
+                .split(',')
+                .filter_map(|id| id.parse().ok())
+                .collect();
             self.app.waiters.look_at(&self.app.pool, &ids).await?;
         }
     }
 
     fn claims(&self) -> Vec<(TaskId, i64)> {
-        self.lock().iter().map(|(id, running)| (*id, running.fence)).collect()
+        self.lock()
+            .iter()
+            .map(|(id, running)| (*id, running.fence))
+            .collect()
     }
 
     fn forget(&self, id: TaskId, fence: i64) {
         let mut running = self.lock();
-        if running.get(&id).is_some_and(|running| running.fence == fence) {
+        if running
+            .get(&id)
+            .is_some_and(|running| running.fence == fence)
+        {
             running.remove(&id);
         }
     }

@@ -71,7 +71,9 @@ pub async fn insert(
 
 /// Whether there is any account at all.
 pub async fn any(conn: &mut PgConnection) -> sqlx::Result<bool> {
-    query_scalar!(r#"SELECT EXISTS (SELECT FROM accounts) AS "any!""#).fetch_one(conn).await
+    query_scalar!(r#"SELECT EXISTS (SELECT FROM accounts) AS "any!""#)
+        .fetch_one(conn)
+        .await
 }
 
 pub async fn id_of(conn: &mut PgConnection, name: &str) -> sqlx::Result<Option<AccountId>> {

@@ -1,5 +1,12 @@
 //! What draws: one trait over very different upstreams, and what can go wrong with any of them.
 
+pub mod demo;
+pub mod json_pictures;
+pub mod openai;
+pub mod registry;
+
+pub use registry::{Registry, RegistryError};
+
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;

@@ -18,7 +18,9 @@ use crate::{
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// Make an account
-    #[command(after_help = "Example:\n  easel accounts create studio --balance 50 --monthly-quota 20")]
+    #[command(
+        after_help = "Example:\n  easel accounts create studio --balance 50 --monthly-quota 20"
+    )]
     Create {
         name: String,
         /// What it starts with, in CNY
@@ -54,9 +56,11 @@ pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exi
 
 async fn act(command: Command, database: &Database, config: &Config) -> anyhow::Result<()> {
     match command {
-        Command::Create { name, balance, monthly_quota } => {
-            create(database, &name, balance, monthly_quota).await
-        }
+        Command::Create {
+            name,
+            balance,
+            monthly_quota,
+        } => create(database, &name, balance, monthly_quota).await,
         Command::TopUp { name, amount } => top_up(database, &name, amount).await,
         Command::List => list(database, config, None).await,
         Command::Show { name } => list(database, config, Some(&name)).await,
@@ -88,7 +92,9 @@ async fn create(
 
 async fn top_up(database: &Database, name: &str, amount: Cny) -> anyhow::Result<()> {
     let mut tx = database.pool.begin().await?;
-    let Some(id) = store::id_of(&mut tx, name).await? else { bail!("{}", unknown(name)) };
+    let Some(id) = store::id_of(&mut tx, name).await? else {
+        bail!("{}", unknown(name))
+    };
     let topped_up = ledger::top_up(&mut tx, id, amount).await;
     let balance = match topped_up {
         Ok(Some(balance)) => balance,
@@ -119,22 +125,44 @@ async fn list(database: &Database, config: &Config, only: Option<&str>) -> anyho
                 account.held.to_string(),
                 account.spent.to_string(),
                 account.month_spend.to_string(),
-                account.monthly_quota.map_or("-".to_owned(), |quota| quota.to_string()),
-                if account.disabled_at.is_some() { "disabled" } else { "enabled" }.to_owned(),
+                account
+                    .monthly_quota
+                    .map_or("-".to_owned(), |quota| quota.to_string()),
+                if account.disabled_at.is_some() {
+                    "disabled"
+                } else {
+                    "enabled"
+                }
+                .to_owned(),
             ]
         })
         .collect();
-    let header = ["NAME", "BALANCE", "HELD", "SPENT", "THIS MONTH", "QUOTA", "STATE"];
+    let header = [
+        "NAME",
+        "BALANCE",
+        "HELD",
+        "SPENT",
+        "THIS MONTH",
+        "QUOTA",
+        "STATE",
+    ];
     print!("{}", table::text(&header, &rows));
     Ok(())
 }
 
 async fn set_standing(database: &Database, name: &str, standing: Standing) -> anyhow::Result<()> {
     let mut conn = database.pool.acquire().await?;
-    if store::set_standing(&mut conn, name, standing).await?.is_none() {
+    if store::set_standing(&mut conn, name, standing)
+        .await?
+        .is_none()
+    {
         bail!("{}", unknown(name));
     }
-    let state = if matches!(standing, Standing::Disabled) { "disabled" } else { "enabled" };
+    let state = if matches!(standing, Standing::Disabled) {
+        "disabled"
+    } else {
+        "enabled"
+    };
     println!("{name:?} is {state}");
     Ok(())
 }

@@ -54,10 +54,14 @@ impl Database {
         let pool = db::open(options, &config.database)
             .await
             .context("the database cannot be reached: check database.url, or DATABASE_URL")?;
-        db::migrate(&pool).await.context("the database's schema could not be brought up to date")?;
+        db::migrate(&pool)
+            .await
+            .context("the database's schema could not be brought up to date")?;
         db::check_time_zone(&pool, &config.billing.time_zone)
             .await
-            .context("billing.time_zone is no time zone that PostgreSQL knows, as Asia/Shanghai is")?;
+            .context(
+                "billing.time_zone is no time zone that PostgreSQL knows, as Asia/Shanghai is",
+            )?;
         Ok(pool)
     }
 

@@ -3,9 +3,7 @@
 use std::{error::Error, process::ExitCode, time::Duration};
 
 use super::database::{Database, Purpose};
-use crate::{
-    backend::Registry, billing::ledger, clock::Clock, config::Config, storage::Storage,
-};
+use crate::{backend::Registry, billing::ledger, clock::Clock, config::Config, storage::Storage};
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -15,7 +13,11 @@ pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     check_backends(&config, &mut report).await;
     match Database::open(&config, Purpose::Command).await {
         Ok(database) => {
-            let kind = if database.private.is_some() { "private PostgreSQL" } else { "PostgreSQL" };
+            let kind = if database.private.is_some() {
+                "private PostgreSQL"
+            } else {
+                "PostgreSQL"
+            };
             report.good("database", kind);
             check_ledger(&database, &mut report).await;
             database.close().await?;
@@ -28,8 +30,13 @@ pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
 async fn check_storage(config: &Config, report: &mut Report) {
     let public_url = config.server.public_url();
     let check = async {
-        let storage =
-            Storage::open(&config.storage, &config.data_dir, &public_url, Clock::default()).await?;
+        let storage = Storage::open(
+            &config.storage,
+            &config.data_dir,
+            &public_url,
+            Clock::default(),
+        )
+        .await?;
         storage.check().await?;
         Ok::<_, crate::storage::StorageError>(storage.describe())
     };
@@ -87,11 +94,20 @@ impl Report {
     }
 
     fn exit_code(&self) -> ExitCode {
-        if self.bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        if self.bad == 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
     }
 }
 
 fn with_causes(error: &dyn Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }

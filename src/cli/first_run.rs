@@ -58,7 +58,10 @@ pub(super) async fn prepare(config: &Config, pool: &PgPool) -> anyhow::Result<We
         Shown::InFile(write_key(&config.data_dir, secret)?)
     };
     tx.commit().await?;
-    Ok(Welcome::First { balance, key: shown })
+    Ok(Welcome::First {
+        balance,
+        key: shown,
+    })
 }
 
 fn write_key(data_dir: &Path, secret: &str) -> anyhow::Result<PathBuf> {
@@ -66,7 +69,12 @@ fn write_key(data_dir: &Path, secret: &str) -> anyhow::Result<PathBuf> {
     let write = || {
         fs::create_dir_all(data_dir)?;
         let mut options = fs::OpenOptions::new();
-        let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(&path)?;
+        let mut file = options
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path)?;
         writeln!(file, "{secret}")
     };
     write().with_context(|| format!("the first key could not be written to {}", path.display()))?;
@@ -76,14 +84,21 @@ fn write_key(data_dir: &Path, secret: &str) -> anyhow::Result<PathBuf> {
 impl Welcome {
     pub(super) fn print(&self, public_url: &str) {
         println!("Easel is ready at {public_url}");
-        let Self::First { balance, key } = self else { return };
+        let Self::First { balance, key } = self else {
+            return;
+        };
         let bearer = match key {
             Shown::Here(secret) => {
-                println!("\nThe account `{ACCOUNT}` has {balance} CNY and this key, shown only now:\n\n    {secret}");
+                println!(
+                    "\nThe account `{ACCOUNT}` has {balance} CNY and this key, shown only now:\n\n    {secret}"
+                );
                 secret.clone()
             }
             Shown::InFile(path) => {
-                println!("\nThe account `{ACCOUNT}` has {balance} CNY and a key, in {}", path.display());
+                println!(
+                    "\nThe account `{ACCOUNT}` has {balance} CNY and a key, in {}",
+                    path.display()
+                );
                 format!("$(cat '{}')", path.display())
             }
         };

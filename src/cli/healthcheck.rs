@@ -17,7 +17,11 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let mut address = config.server.listen;
     // Where it listens on every address, it is asked on this machine's own.
     if address.ip().is_unspecified() {
-        let loopback = if address.is_ipv4() { "127.0.0.1" } else { "::1" };
+        let loopback = if address.is_ipv4() {
+            "127.0.0.1"
+        } else {
+            "::1"
+        };
         address.set_ip(loopback.parse()?);
     }
     let asked = timeout(PATIENCE, ask(address)).await;

@@ -22,7 +22,9 @@ use crate::{
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// Make a key and print it: it cannot be shown again
-    #[command(after_help = "Example:\n  KEY=$(easel keys create --account studio --name ci --rpm 60)")]
+    #[command(
+        after_help = "Example:\n  KEY=$(easel keys create --account studio --name ci --rpm 60)"
+    )]
     Create(Create),
     /// List keys, without the keys themselves
     List {
@@ -105,13 +107,30 @@ async fn list(database: &Database, account: Option<&str>) -> anyhow::Result<()> 
             or_dash(key.requests_per_minute.map(|n| n.to_string())),
             or_dash(key.concurrent_requests.map(|n| n.to_string())),
             or_dash(key.inline_images.clone()),
-            or_dash(key.expires_at.map(|time| time.format("%Y-%m-%d").to_string())),
-            if key.revoked_at.is_some() { "revoked" } else { "valid" }.to_owned(),
+            or_dash(
+                key.expires_at
+                    .map(|time| time.format("%Y-%m-%d").to_string()),
+            ),
+            if key.revoked_at.is_some() {
+                "revoked"
+            } else {
+                "valid"
+            }
+            .to_owned(),
         ]
     };
     let rows: Vec<Vec<String>> = keys.iter().map(row).collect();
-    let header =
-        ["ID", "ACCOUNT", "NAME", "KEY", "RPM", "CONCURRENCY", "INLINE IMAGES", "EXPIRES", "STATE"];
+    let header = [
+        "ID",
+        "ACCOUNT",
+        "NAME",
+        "KEY",
+        "RPM",
+        "CONCURRENCY",
+        "INLINE IMAGES",
+        "EXPIRES",
+        "STATE",
+    ];
     print!("{}", table::text(&header, &rows));
     Ok(())
 }
@@ -130,7 +149,9 @@ async fn revoke(database: &Database, key: &str) -> anyhow::Result<()> {
         None => None,
     };
     if revoked.is_none() {
-        bail!("there is no such key: give its id, as `easel keys list` shows it, or the key itself");
+        bail!(
+            "there is no such key: give its id, as `easel keys list` shows it, or the key itself"
+        );
     }
     println!("revoked");
     Ok(())

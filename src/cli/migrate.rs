@@ -7,7 +7,10 @@ use crate::config::Config;
 
 pub(super) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     // Opening a database brings it up to date.
-    Database::open(config, Purpose::Command).await?.close().await?;
+    Database::open(config, Purpose::Command)
+        .await?
+        .close()
+        .await?;
     println!("the database is up to date");
     Ok(ExitCode::SUCCESS)
 }

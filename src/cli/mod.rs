@@ -91,7 +91,9 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let command = cli.command.unwrap_or(Command::Serve(serve::Args::default()));
+    let command = cli
+        .command
+        .unwrap_or(Command::Serve(serve::Args::default()));
     let config = load(&cli.global, &command)?;
     if let Command::Config(command) = command {
         return Ok(config::run(&command, &config));
@@ -127,7 +129,10 @@ fn load(global: &Global, command: &Command) -> anyhow::Result<Config> {
         // Commands answer on their own; what goes on inside is noise.
         (None, _) => set("log.filter", "error".to_owned()),
     }
-    if let Command::Serve(serve::Args { listen: Some(address) }) = command {
+    if let Command::Serve(serve::Args {
+        listen: Some(address),
+    }) = command
+    {
         set("server.listen", address.to_string());
     }
     let sources = Sources {

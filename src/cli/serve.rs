@@ -40,11 +40,18 @@ async fn serve(config: &mut Config, database: &Database) -> anyhow::Result<()> {
     let listener = server::bind(config.server.listen)
         .with_context(|| format!("cannot listen on {}", config.server.listen))?;
     // Port 0 asks for any free one; links need the real one.
-    config.server.listen = listener.local_addr().context("the listening address is unknown")?;
+    config.server.listen = listener
+        .local_addr()
+        .context("the listening address is unknown")?;
     let welcome = first_run::prepare(config, &database.pool).await?;
     let shutdown = Shutdown::default();
-    let (app, to_run) =
-        App::open(config.clone(), database.pool.clone(), Clock::default(), shutdown.clone()).await?;
+    let (app, to_run) = App::open(
+        config.clone(),
+        database.pool.clone(),
+        Clock::default(),
+        shutdown.clone(),
+    )
+    .await?;
     let worker = Worker::new(app.clone());
     let working = shutdown.spawn_background(worker.clone().run(to_run));
     let sweeping = shutdown.spawn_background(sweep::keep_sweeping(app.clone()));

@@ -4,23 +4,33 @@
 pub(super) fn text(header: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
-        cells.chain([header[column].len()]).max().unwrap_or_default()
+        cells
+            .chain([header[column].len()])
+            .max()
+            .unwrap_or_default()
     };
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let line = |cells: Vec<&str>| {
-        let padded: Vec<String> =
-            cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let padded: Vec<String> = cells
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
         padded.join("  ").trim_end().to_owned() + "\n"
     };
     let head = line(header.to_vec());
-    rows.iter().fold(head, |text, row| text + &line(row.iter().map(String::as_str).collect()))
+    rows.iter().fold(head, |text, row| {
+        text + &line(row.iter().map(String::as_str).collect())
+    })
 }
 
 /// RFC 4180.
 pub(super) fn csv(header: &[&str], rows: &[Vec<String>]) -> String {
     let line = |cells: Vec<String>| cells.join(",") + "\r\n";
     let head = line(header.iter().map(|cell| quoted(cell)).collect());
-    rows.iter().fold(head, |text, row| text + &line(row.iter().map(|cell| quoted(cell)).collect()))
+    rows.iter().fold(head, |text, row| {
+        text + &line(row.iter().map(|cell| quoted(cell)).collect())
+    })
 }
 
 fn quoted(cell: &str) -> String {
@@ -37,8 +47,14 @@ mod tests {
 
     #[test]
     fn cells_line_up_and_csv_is_quoted() {
-        let rows = vec![vec!["a".to_owned(), "1".to_owned()], vec!["b,\"c".to_owned(), "22".to_owned()]];
+        let rows = vec![
+            vec!["a".to_owned(), "1".to_owned()],
+            vec!["b,\"c".to_owned(), "22".to_owned()],
+        ];
         assert_eq!(text(&["name", "n"], &rows), "name  n\na     1\nb,\"c  22\n");
-        assert_eq!(csv(&["name", "n"], &rows), "name,n\r\na,1\r\n\"b,\"\"c\",22\r\n");
+        assert_eq!(
+            csv(&["name", "n"], &rows),
+            "name,n\r\na,1\r\n\"b,\"\"c\",22\r\n"
+        );
     }
 }

@@ -11,18 +11,14 @@ use super::{
     keys::parse_time,
     table,
 };
-use crate::{
-    accounts,
-    config::Config,
-    images::usage::Record,
-    money::Cny,
-    tasks::store,
-};
+use crate::{accounts, config::Config, images::usage::Record, money::Cny, tasks::store};
 
 const PAGE: i64 = 1000;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  easel usage --account studio --since 2026-11-01 --format csv > november.csv")]
+#[command(
+    after_help = "Example:\n  easel usage --account studio --since 2026-11-01 --format csv > november.csv"
+)]
 pub(super) struct Args {
     #[arg(long, value_name = "NAME")]
     account: String,
@@ -73,14 +69,20 @@ async fn read(args: &Args, database: &Database, public_url: &str) -> anyhow::Res
     let (mut records, mut after) = (Vec::new(), None);
     loop {
         let page = store::ended(&mut conn, account, (args.since, args.until), after, PAGE).await?;
-        let Some((last, _)) = page.last() else { return Ok(records) };
+        let Some((last, _)) = page.last() else {
+            return Ok(records);
+        };
         after = Some(last.id);
-        records.extend(page.iter().map(|(task, key)| Record::new(task, key, public_url)));
+        records.extend(
+            page.iter()
+                .map(|(task, key)| Record::new(task, key, public_url)),
+        );
     }
 }
 
-const HEADER: [&str; 9] =
-    ["TASK", "ACCEPTED", "MODEL", "QUALITY", "SIZE", "STATUS", "IMAGES", "COST CNY", "KEY"];
+const HEADER: [&str; 9] = [
+    "TASK", "ACCEPTED", "MODEL", "QUALITY", "SIZE", "STATUS", "IMAGES", "COST CNY", "KEY",
+];
 
 fn rows(records: &[Record]) -> Vec<Vec<String>> {
     records

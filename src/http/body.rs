@@ -26,7 +26,10 @@ pub struct Held {
 }
 
 /// The pieces of a body. A sender that falls silent, or takes too long in all, ends it with an error.
-pub fn pieces(body: Body, limits: &Server) -> impl Stream<Item = Result<Bytes, ApiError>> + Send + use<> {
+pub fn pieces(
+    body: Body,
+    limits: &Server,
+) -> impl Stream<Item = Result<Bytes, ApiError>> + Send + use<> {
     let deadline = Instant::now() + limits.body_timeout();
     let idle = limits.body_idle_timeout();
     stream::unfold(Some(body.into_data_stream()), move |body| async move {
@@ -45,7 +48,9 @@ async fn next_piece(
         Ok(Some(Ok(piece))) => Some(Ok(piece)),
         Ok(Some(Err(error))) => {
             tracing::debug!(error = &error as &dyn Error, "a body broke off");
-            Some(Err(ApiError::bad_request("the body could not be read to its end")))
+            Some(Err(ApiError::bad_request(
+                "the body could not be read to its end",
+            )))
         }
         Ok(None) => None,
         Err(_) => Some(Err(ApiError::new(
@@ -70,7 +75,10 @@ pub async fn hold(app: &App, body: Body, declared: Option<usize>) -> Result<Held
         }
         held.extend_from_slice(&piece);
     }
-    Ok(Held { bytes: held.freeze(), _share: share })
+    Ok(Held {
+        bytes: held.freeze(),
+        _share: share,
+    })
 }
 
 async fn share(app: &App, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
@@ -78,9 +86,7 @@ async fn share(app: &App, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError
     let wait = app.buffers.clone().acquire_many_owned(units);
     match tokio::time::timeout(BUFFER_WAIT, wait).await {
         Ok(Ok(share)) => Ok(share),
-        Ok(Err(_)) | Err(_) => {
-            Err(ApiError::unavailable("too many large requests at once", 1))
-        }
+        Ok(Err(_)) | Err(_) => Err(ApiError::unavailable("too many large requests at once", 1)),
     }
 }
 

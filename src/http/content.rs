@@ -2,7 +2,7 @@
 
 use axum::{
     body::Body,
-    extract::{Request, State},
+    extract::State,
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -30,17 +30,21 @@ pub(super) struct Download {
 pub(super) async fn upload(
     State(app): State<App>,
     Segment(name): Segment,
-    request: Request,
+    method: Method,
+    headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let found = uploads::store::get(&mut *app.pool.acquire().await?, &name).await?;
     let upload = found.ok_or_else(|| ApiError::not_found("file"))?;
     if upload.expires_at <= app.clock.now() {
         return Err(ApiError::new(StatusCode::GONE, "this upload has expired"));
     }
-    let key: Key = upload.object.parse().map_err(|_| ApiError::not_found("file"))?;
+    let key: Key = upload
+        .object
+        .parse()
+        .map_err(|_| ApiError::not_found("file"))?;
     let life = (upload.expires_at - app.clock.now()).num_seconds().max(0);
     let disposition = Disposition::Inline;
-    let mut response = object(&app, &key, &disposition, &request).await?;
+    let mut response = object(&app, &key, &disposition, (&method, &headers)).await?;
     let cache = format!("private, max-age={}", life.min(CACHE_S_MAX));
     if let Ok(cache) = HeaderValue::try_from(cache) {
         response.headers_mut().insert(header::CACHE_CONTROL, cache);
@@ -73,7 +77,7 @@ pub(super) async fn file(
         },
     };
     let link = app.storage.link(&key, disposition).await?;
-    let location = HeaderValue::try_from(link.as_str()).map_err(|_| missing())?;
+    let location = HeaderValue::try_from(link.url).map_err(|_| missing())?;
     let mut response = StatusCode::FOUND.into_response();
     let headers = response.headers_mut();
     headers.insert(header::LOCATION, location);
@@ -86,11 +90,14 @@ pub(super) async fn file(
 pub(super) async fn local_object(
     State(app): State<App>,
     Segment(path): Segment,
-    request: Request,
+    method: Method,
+    headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let (key, disposition) =
-        app.storage.verify(&path).ok_or_else(|| ApiError::not_found("file"))?;
-    object(&app, &key, &disposition, &request).await
+    let (key, disposition) = app
+        .storage
+        .verify(&path)
+        .ok_or_else(|| ApiError::not_found("file"))?;
+    object(&app, &key, &disposition, (&method, &headers)).await
 }
 
 /// Serves a stored object: whole, in part, only its headers, or not at all if the client has it.
@@ -98,31 +105,38 @@ async fn object(
     app: &App,
     key: &Key,
     disposition: &Disposition,
-    request: &Request,
+    (method, asking): (&Method, &HeaderMap),
 ) -> Result<Response, ApiError> {
     let missing = || ApiError::not_found("file");
     let head = app.storage.head(key).await?.ok_or_else(missing)?;
     let etag = format!("\"{}\"", head.etag.trim_matches('"'));
     let mut headers = object_headers(key, disposition, &etag, head.last_modified);
-    let asked = range::asked(request.headers(), &etag, head.last_modified, head.size);
-    let (status, range) = match asked {
+    let asked = range::asked(asking, &etag, head.last_modified, head.size);
+    let (status, range) = match &asked {
         Asked::NotModified => (StatusCode::NOT_MODIFIED, None),
         Asked::Whole => (StatusCode::OK, Some(0..head.size)),
-        Asked::Part(range) => (StatusCode::PARTIAL_CONTENT, Some(range)),
+        Asked::Part(range) => (StatusCode::PARTIAL_CONTENT, Some(range.clone())),
         Asked::Unsatisfiable => (StatusCode::RANGE_NOT_SATISFIABLE, None),
     };
     if let Some(content_range) = range::content_range(&asked, head.size) {
         headers.insert(header::CONTENT_RANGE, content_range);
     }
     if status == StatusCode::RANGE_NOT_SATISFIABLE {
-        let message = format!("the range lies outside of the file, which has {} bytes", head.size);
+        let message = format!(
+            "the range lies outside of the file, which has {} bytes",
+            head.size
+        );
         return Ok((headers, ApiError::new(status, message)).into_response());
     }
     let mut response = Response::new(Body::empty());
     if let Some(range) = range {
         headers.insert(header::CONTENT_LENGTH, (range.end - range.start).into());
-        if request.method() != Method::HEAD {
-            let read: ObjectRead = app.storage.read(key, Some(range)).await?.ok_or_else(missing)?;
+        if method != Method::HEAD {
+            let read: ObjectRead = app
+                .storage
+                .read(key, Some(range))
+                .await?
+                .ok_or_else(missing)?;
             *response.body_mut() = Body::from_stream(read.stream);
         }
     }
@@ -143,7 +157,10 @@ fn object_headers(
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     let changing = [
         (header::ETAG, etag.to_owned()),
-        (header::LAST_MODIFIED, httpdate::fmt_http_date(modified.into())),
+        (
+            header::LAST_MODIFIED,
+            httpdate::fmt_http_date(modified.into()),
+        ),
         (header::CONTENT_DISPOSITION, disposition.to_string()),
     ];
     for (name, value) in changing {
@@ -159,12 +176,18 @@ fn object_headers(
 fn guard(headers: &mut HeaderMap) {
     let fixed = [
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox"),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; sandbox",
+        ),
         (header::REFERRER_POLICY, "no-referrer"),
     ];
     for (name, value) in fixed {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    headers.insert("cross-origin-resource-policy", HeaderValue::from_static("cross-origin"));
+    headers.insert(
+        "cross-origin-resource-policy",
+        HeaderValue::from_static("cross-origin"),
+    );
     headers.insert("x-robots-tag", HeaderValue::from_static("noindex"));
 }

@@ -65,7 +65,12 @@ impl ApiError {
             code: Value::Null,
             param: Value::Null,
         };
-        Self { status, body, retry_after_s: None, spent: false }
+        Self {
+            status,
+            body,
+            retry_after_s: None,
+            spent: false,
+        }
     }
 
     /// 400 for a field of the request.
@@ -86,9 +91,12 @@ impl ApiError {
     }
 
     pub fn too_many_requests(retry_after_s: u32) -> Self {
-        Self::new(StatusCode::TOO_MANY_REQUESTS, "Rate limit exceeded. Please try again later")
-            .code(429)
-            .retry_after(retry_after_s)
+        Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "Rate limit exceeded. Please try again later",
+        )
+        .code(429)
+        .retry_after(retry_after_s)
     }
 
     /// 500 with a plain message; the cause goes to the log.
@@ -157,11 +165,17 @@ pub async fn render(State(app): State<App>, request: Request, next: Next) -> Res
         None => Arc::new(ApiError::new(status, framework_message(status))),
     };
     let (mut parts, _) = response.into_parts();
-    let provided = Provided { fault: &error.body, provider: &app.config.server.provider };
+    let provided = Provided {
+        fault: &error.body,
+        provider: &app.config.server.provider,
+    };
     let text = serde_json::to_vec(&ErrorBody { error: provided }).unwrap_or_default();
     let headers = &mut parts.headers;
     headers.remove(header::CONTENT_LENGTH);
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Some(seconds) = error.retry_after_s {
         headers.insert(header::RETRY_AFTER, seconds.into());
@@ -261,7 +275,10 @@ impl From<&Failure> for ApiError {
             FailureKind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error"),
             FailureKind::Deadline => (StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded"),
         };
-        Self { spent: true, ..Self::new(status, &failure.message).code(code) }
+        Self {
+            spent: true,
+            ..Self::new(status, &failure.message).code(code)
+        }
     }
 }
 

@@ -39,7 +39,9 @@ impl FromRequestParts<App> for Authenticated {
             ));
         };
         let caller = app.doorman.recognise(&key).await?;
-        caller.map(Self).ok_or_else(|| ApiError::unauthorized("invalid API key"))
+        caller
+            .map(Self)
+            .ok_or_else(|| ApiError::unauthorized("invalid API key"))
     }
 }
 
@@ -65,7 +67,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Segment {
     /// The last parameter of the route.
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let params = RawPathParams::from_request_parts(parts, state).await;
-        let last = params.ok().and_then(|p| p.iter().last().map(|(_, value)| value.to_owned()));
+        let last = params
+            .ok()
+            .and_then(|p| p.iter().last().map(|(_, value)| value.to_owned()));
         last.map(Self).ok_or_else(|| ApiError::not_found("route"))
     }
 }
@@ -76,7 +80,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         axum::extract::Query::<T>::try_from_uri(&parts.uri)
             .map(|query| Self(query.0))
-            .map_err(|error| ApiError::bad_request(format!("invalid query string: {}", error.body_text())))
+            .map_err(|error| {
+                ApiError::bad_request(format!("invalid query string: {}", error.body_text()))
+            })
     }
 }
 
@@ -89,7 +95,9 @@ fn presented_key(headers: &HeaderMap) -> Option<SecretString> {
         .filter_map(|value| value.to_str().ok())
         .map(bare_key);
     let first = given.next()?;
-    given.all(|other| other == first).then(|| SecretString::from(first))
+    given
+        .all(|other| other == first)
+        .then(|| SecretString::from(first))
 }
 
 fn bare_key(value: &str) -> &str {
@@ -116,12 +124,31 @@ mod tests {
 
     #[test]
     fn keys_are_taken_as_clients_send_them() {
-        for value in ["Bearer sk_x", "bearer sk_x", "BEARER   sk_x ", "sk_x", " sk_x"] {
-            assert_eq!(key(&[("authorization", value)]).as_deref(), Some("sk_x"), "{value:?}");
+        for value in [
+            "Bearer sk_x",
+            "bearer sk_x",
+            "BEARER   sk_x ",
+            "sk_x",
+            " sk_x",
+        ] {
+            assert_eq!(
+                key(&[("authorization", value)]).as_deref(),
+                Some("sk_x"),
+                "{value:?}"
+            );
         }
         assert_eq!(key(&[("x-api-key", "sk_x")]).as_deref(), Some("sk_x"));
-        assert_eq!(key(&[("api-key", "sk_x"), ("authorization", "Bearer sk_x")]).as_deref(), Some("sk_x"));
-        assert_eq!(key(&[("authorization", "Bearer sk_x"), ("authorization", "Bearer sk_y")]), None);
+        assert_eq!(
+            key(&[("api-key", "sk_x"), ("authorization", "Bearer sk_x")]).as_deref(),
+            Some("sk_x")
+        );
+        assert_eq!(
+            key(&[
+                ("authorization", "Bearer sk_x"),
+                ("authorization", "Bearer sk_y")
+            ]),
+            None
+        );
         assert_eq!(key(&[]), None);
     }
 }

@@ -43,7 +43,10 @@ pub fn router(app: App) -> Router {
         routes = routes
             .route(&path("/uploads/images"), post(uploads::upload))
             .route(&path("/images/generations"), post(images::generate))
-            .route(&path("/images/generations/async"), post(images::generate_async))
+            .route(
+                &path("/images/generations/async"),
+                post(images::generate_async),
+            )
             .route(&path("/images/generations/{id}"), get(images::get))
             .route(&path("/images/edits"), post(images::generate))
             .route(&path("/images/edits/async"), post(images::generate_async));

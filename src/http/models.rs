@@ -15,7 +15,10 @@ const CREATED: i64 = 1_767_225_600;
 
 pub(super) async fn list(State(app): State<App>, _: Authenticated) -> Response {
     let models = &app.config.models;
-    let data: Vec<Value> = models.iter().map(|(name, model)| object(name, model)).collect();
+    let data: Vec<Value> = models
+        .iter()
+        .map(|(name, model)| object(name, model))
+        .collect();
     page::json(&json!({
         "object": "list",
         "data": data,
@@ -30,7 +33,11 @@ pub(super) async fn get(
     _: Authenticated,
     Segment(name): Segment,
 ) -> Result<Response, ApiError> {
-    let model = app.config.models.get(&name).ok_or_else(|| ApiError::not_found("model"))?;
+    let model = app
+        .config
+        .models
+        .get(&name)
+        .ok_or_else(|| ApiError::not_found("model"))?;
     Ok(page::json(&object(&name, model)))
 }
 

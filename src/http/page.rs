@@ -39,15 +39,24 @@ impl Page {
             None => Some(LIMIT_DEFAULT),
             Some(text) => text.trim().parse().ok(),
         };
-        given.filter(|limit| (1..=LIMIT_MAX).contains(limit)).map(Limit).ok_or_else(|| {
-            ApiError::field("limit", format!("limit must be an integer from 1 to {LIMIT_MAX}"))
-        })
+        given
+            .filter(|limit| (1..=LIMIT_MAX).contains(limit))
+            .map(Limit)
+            .ok_or_else(|| {
+                ApiError::field(
+                    "limit",
+                    format!("limit must be an integer from 1 to {LIMIT_MAX}"),
+                )
+            })
     }
 
     /// The id that the page begins after.
     pub fn after(&self, what: &str) -> Result<Option<Uuid>, ApiError> {
         let invalid = |_| ApiError::field("after", format!("after must be the id of a {what}"));
-        self.after.as_deref().map(|text| text.trim().parse().map_err(invalid)).transpose()
+        self.after
+            .as_deref()
+            .map(|text| text.trim().parse().map_err(invalid))
+            .transpose()
     }
 }
 
@@ -81,7 +90,10 @@ pub fn json(body: &impl Serialize) -> Response {
     let text = serde_json::to_vec(body).unwrap_or_default();
     let mut response = Response::new(Body::from(text));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }

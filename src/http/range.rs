@@ -20,7 +20,8 @@ pub(super) fn asked(headers: &HeaderMap, etag: &str, modified: DateTime<Utc>, si
     if not_modified(headers, etag, modified) {
         return Asked::NotModified;
     }
-    let Some(range) = text(headers, &header::RANGE).filter(|_| range_holds(headers, etag, modified))
+    let Some(range) =
+        text(headers, &header::RANGE).filter(|_| range_holds(headers, etag, modified))
     else {
         return Asked::Whole;
     };
@@ -68,7 +69,10 @@ enum Parsed {
 }
 
 fn parse(range: &str, size: u64) -> Parsed {
-    let Some((first, last)) = range.strip_prefix("bytes=").and_then(|r| r.trim().split_once('-')) else {
+    let Some((first, last)) = range
+        .strip_prefix("bytes=")
+        .and_then(|r| r.trim().split_once('-'))
+    else {
         return Parsed::Ignored;
     };
     let bounds = match (first.parse::<u64>(), last.parse::<u64>()) {
@@ -77,7 +81,11 @@ fn parse(range: &str, size: u64) -> Parsed {
         (Err(_), Ok(count)) if first.is_empty() => size.saturating_sub(count)..size,
         _ => return Parsed::Ignored,
     };
-    if bounds.start < bounds.end { Parsed::Within(bounds) } else { Parsed::Outside }
+    if bounds.start < bounds.end {
+        Parsed::Within(bounds)
+    } else {
+        Parsed::Outside
+    }
 }
 
 /// HTTP dates have whole seconds.
@@ -99,9 +107,16 @@ mod tests {
     use super::*;
 
     fn asked_with(headers: &[(HeaderName, &str)]) -> Asked {
-        let headers =
-            headers.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect();
-        asked(&headers, "\"e\"", DateTime::from_timestamp(1_743_436_800, 500).unwrap(), 100)
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (name.clone(), value.parse().unwrap()))
+            .collect();
+        asked(
+            &headers,
+            "\"e\"",
+            DateTime::from_timestamp(1_743_436_800, 500).unwrap(),
+            100,
+        )
     }
 
     #[test]
@@ -117,7 +132,10 @@ mod tests {
             ("bytes=5-2", Asked::Whole),
             ("bytes=0-1,5-6", Asked::Whole),
             ("lines=0-9", Asked::Whole),
-            ("bytes=18446744073709551615-18446744073709551615", Asked::Unsatisfiable),
+            (
+                "bytes=18446744073709551615-18446744073709551615",
+                Asked::Unsatisfiable,
+            ),
         ] {
             assert_eq!(asked_with(&[(header::RANGE, range)]), expected, "{range}");
         }
@@ -126,12 +144,30 @@ mod tests {
     #[test]
     fn validators_are_heeded() {
         let date = "Mon, 31 Mar 2025 16:00:00 GMT";
-        assert_eq!(asked_with(&[(header::IF_NONE_MATCH, "\"x\", W/\"e\"")]), Asked::NotModified);
-        assert_eq!(asked_with(&[(header::IF_NONE_MATCH, "\"x\"")]), Asked::Whole);
-        assert_eq!(asked_with(&[(header::IF_MODIFIED_SINCE, date)]), Asked::NotModified);
+        assert_eq!(
+            asked_with(&[(header::IF_NONE_MATCH, "\"x\", W/\"e\"")]),
+            Asked::NotModified
+        );
+        assert_eq!(
+            asked_with(&[(header::IF_NONE_MATCH, "\"x\"")]),
+            Asked::Whole
+        );
+        assert_eq!(
+            asked_with(&[(header::IF_MODIFIED_SINCE, date)]),
+            Asked::NotModified
+        );
         let range = (header::RANGE, "bytes=0-0");
-        assert_eq!(asked_with(&[range.clone(), (header::IF_RANGE, "\"e\"")]), Asked::Part(0..1));
-        assert_eq!(asked_with(&[range.clone(), (header::IF_RANGE, "\"x\"")]), Asked::Whole);
-        assert_eq!(asked_with(&[range, (header::IF_RANGE, date)]), Asked::Part(0..1));
+        assert_eq!(
+            asked_with(&[range.clone(), (header::IF_RANGE, "\"e\"")]),
+            Asked::Part(0..1)
+        );
+        assert_eq!(
+            asked_with(&[range.clone(), (header::IF_RANGE, "\"x\"")]),
+            Asked::Whole
+        );
+        assert_eq!(
+            asked_with(&[range, (header::IF_RANGE, date)]),
+            Asked::Part(0..1)
+        );
     }
 }

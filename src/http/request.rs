@@ -17,11 +17,10 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
-use http_body_util::BodyExt;
 use hyper::body::{Frame, SizeHint};
 use tracing::Instrument;
 
-use super::{body, error::ApiError};
+use super::body;
 use crate::{app::App, ids};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -31,16 +30,26 @@ const DRAINED_BYTES_MAX: usize = 64 << 20;
 
 /// Gives the request an id, the client's own if it is a sane one, and logs it by its route.
 pub(super) async fn trace(request: Request, next: Next) -> Response {
-    let id = request.headers().get(&REQUEST_ID).filter(|id| is_sane(id)).cloned();
+    let id = request
+        .headers()
+        .get(&REQUEST_ID)
+        .filter(|id| is_sane(id))
+        .cloned();
     let id = id.or_else(|| HeaderValue::try_from(ids::credential_id().to_string()).ok());
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("(none)", MatchedPath::as_str);
-    let shown = id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default();
+    let shown = id
+        .as_ref()
+        .and_then(|id| id.to_str().ok())
+        .unwrap_or_default();
     let span = tracing::info_span!("request", request.id = shown, http.route = route, %method);
     let began = Instant::now();
     let answered = std::panic::AssertUnwindSafe(next.run(request)).catch_unwind();
-    let mut response = answered.instrument(span.clone()).await.unwrap_or_else(|_| crashed());
+    let mut response = answered
+        .instrument(span.clone())
+        .await
+        .unwrap_or_else(|_| crashed());
     let duration_ms = began.elapsed().as_millis();
     span.in_scope(|| tracing::info!(status = response.status().as_u16(), duration_ms, "answered"));
     if let Some(id) = id {
@@ -99,10 +108,16 @@ impl HttpBody for Shared {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_end_stream()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).size_hint()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .size_hint()
     }
 }

@@ -24,7 +24,11 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// Listens where the settings say.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    }?;
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
@@ -38,7 +42,8 @@ pub async fn serve(
     shutdown: &Shutdown,
 ) {
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout());
+    http.timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout());
     let places = Arc::new(Semaphore::new(limits.connections_max));
     let graceful = GracefulShutdown::new();
     loop {
@@ -46,7 +51,9 @@ pub async fn serve(
             () = shutdown.begun() => break,
             accepted = accept(&listener, &places) => accepted,
         };
-        let Some((stream, place)) = accepted else { continue };
+        let Some((stream, place)) = accepted else {
+            continue;
+        };
         let service = TowerToHyperService::new(router.clone());
         let connection = http.serve_connection(TokioIo::new(stream), service);
         let watched = graceful.watch(connection);
@@ -76,7 +83,10 @@ async fn accept(
             Some((stream, place))
         }
         Err(error) => {
-            tracing::warn!(error = &error as &dyn Error, "a connection could not be accepted");
+            tracing::warn!(
+                error = &error as &dyn Error,
+                "a connection could not be accepted"
+            );
             tokio::time::sleep(ACCEPT_RETRY).await;
             None
         }

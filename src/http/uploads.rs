@@ -35,7 +35,9 @@ pub(super) async fn upload(
             reach: Reach::Linked,
         };
         let pieces = part.map(|piece| piece.map_err(body::malformed_form));
-        let taken = intake::take_in(&app, origin, pieces).await.map_err(refusal)?;
+        let taken = intake::take_in(&app, origin, pieces)
+            .await
+            .map_err(refusal)?;
         return Ok(page::json(&object(&app, &taken.upload)));
     }
     Err(ApiError::field("file", NO_FILE))
@@ -43,7 +45,9 @@ pub(super) async fn upload(
 
 fn content_type(request: &Request) -> Option<String> {
     let value = request.headers().get(header::CONTENT_TYPE)?.to_str().ok()?;
-    let is_form = value.get(..19).is_some_and(|kind| kind.eq_ignore_ascii_case("multipart/form-data"));
+    let is_form = value
+        .get(..19)
+        .is_some_and(|kind| kind.eq_ignore_ascii_case("multipart/form-data"));
     is_form.then(|| value.to_owned())
 }
 

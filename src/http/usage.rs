@@ -20,8 +20,17 @@ pub(super) async fn list(
 ) -> Result<Response, ApiError> {
     let (after, limit) = (page.after("usage record")?, page.limit()?);
     let mut conn = app.pool.acquire().await?;
-    let rows = store::ended(&mut conn, caller.account_id, (None, None), after, limit.and_one()).await?;
+    let rows = store::ended(
+        &mut conn,
+        caller.account_id,
+        (None, None),
+        after,
+        limit.and_one(),
+    )
+    .await?;
     drop(conn);
     let id = |(task, _): &(Task, String)| task.id.to_string();
-    Ok(limit.list(rows, id, |(task, key)| Record::new(task, key, &app.public_url)))
+    Ok(limit.list(rows, id, |(task, key)| {
+        Record::new(task, key, &app.public_url)
+    }))
 }

@@ -1,9 +1,18 @@
 //! Images as the gateway knows them: formats told from the first bytes, sizes read from headers, and a
 //! filter that passes an image on piece by piece without its metadata. Nothing here decodes pixels.
 
-mod size;
+mod detect;
+mod filter;
+mod gif;
+mod jpeg;
+mod png;
 
-pub use size::{AspectRatio, ImageSize, Quality, Resolution, SizeError};
+mod size;
+mod walk;
+mod webp;
+
+pub use filter::{Filter, Metadata};
+pub use size::{AspectRatio, ImageSize, Quality, Resolution, SizeError, resolve_size};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +25,24 @@ pub enum Format {
     Png,
     Webp,
     Gif,
+}
+
+/// What an image's header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageInfo {
+    pub format: Format,
+    /// In pixels, as stored: an orientation is not applied.
+    pub width: u32,
+    pub height: u32,
+}
+
+/// How large an image may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The longest width or height.
+    pub side_px_max: u32,
+    /// Width times height.
+    pub pixels_max: u64,
 }
 
 /// Why bytes are no image the gateway takes.
@@ -55,5 +82,25 @@ impl Format {
             Self::Webp => "webp",
             Self::Gif => "gif",
         }
+    }
+}
+
+impl Limits {
+    /// An image, or a frame of one, without any pixels is damaged.
+    fn check(self, size: ImageSize) -> Result<(), InvalidImage> {
+        let ImageSize { width, height } = size;
+        let pixels = u64::from(width) * u64::from(height);
+        if pixels == 0 {
+            return Err(InvalidImage::Damaged);
+        }
+        if width.max(height) > self.side_px_max || pixels > self.pixels_max {
+            return Err(InvalidImage::TooLarge {
+                width,
+                height,
+                side_px_max: self.side_px_max,
+                pixels_max: self.pixels_max,
+            });
+        }
+        Ok(())
     }
 }

@@ -68,7 +68,11 @@ impl Taken {
 }
 
 /// Streams an image into storage. Nothing of it is left if it is not taken.
-pub async fn take_in<S, E>(app: &App, origin: Origin<'_>, pieces: S) -> Result<Taken, IntakeError<E>>
+pub async fn take_in<S, E>(
+    app: &App,
+    origin: Origin<'_>,
+    pieces: S,
+) -> Result<Taken, IntakeError<E>>
 where
     S: Stream<Item = Result<Bytes, E>> + Unpin + Send,
     E: Error + Send,
@@ -86,7 +90,10 @@ where
     let kept = taking.finish().await?;
     let upload = kept.upload(app, origin);
     store::insert(&mut *app.pool.acquire().await?, &upload).await?;
-    Ok(Taken { upload, digest: kept.digest })
+    Ok(Taken {
+        upload,
+        digest: kept.digest,
+    })
 }
 
 struct Taking<'a> {
@@ -148,7 +155,13 @@ impl<'a> Taking<'a> {
             // Writing to a string cannot fail.
             let _ = write!(digest, "{byte:02x}");
         }
-        Ok(Kept { id: self.id, key, bytes, format: info.format, digest })
+        Ok(Kept {
+            id: self.id,
+            key,
+            bytes,
+            format: info.format,
+            digest,
+        })
     }
 
     /// Reads on, for the real size in the message, and so that the client gets to read the answer.
@@ -163,7 +176,10 @@ impl<'a> Taking<'a> {
                 break;
             }
         }
-        IntakeError::TooLarge { size, bytes_max: self.app.config.uploads.bytes_max }
+        IntakeError::TooLarge {
+            size,
+            bytes_max: self.app.config.uploads.bytes_max,
+        }
     }
 }
 

@@ -4,17 +4,21 @@
 pub mod intake;
 pub mod run;
 pub mod settle;
+mod sink;
 pub mod submit;
 pub mod sweep;
-mod sink;
 pub mod usage;
-pub mod submit;
 
 use std::collections::BTreeMap;
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::{config, image::Quality, money::Cny, tasks::{Image, Task}};
+use crate::{
+    config,
+    image::Quality,
+    money::Cny,
+    tasks::{Image, Task},
+};
 
 /// A task that this process has claimed, with its place among those it works on.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     app::App,
-    backend::{Backend, BackendError, Drawing, Input, OpenInput, SinkError},
+    backend::{BackendError, Drawing, Input, OpenInput, SinkError},
     config,
     references::FetchError,
     storage::Key,
@@ -20,17 +20,26 @@ use crate::{
 
 /// Draws a task, within its deadline. What was delivered before something failed counts.
 pub async fn run(app: &App, task: &Task) -> Outcome {
-    let left = (task.deadline_at - app.clock.now()).to_std().unwrap_or_default();
+    let left = (task.deadline_at - app.clock.now())
+        .to_std()
+        .unwrap_or_default();
     let mut sink = StorageSink::new(&app.storage, task, app.image_limits());
     let drawn = tokio::time::timeout(left, draw(app, task, &mut sink)).await;
     let mut images = sink.into_images();
     images.truncate(usize::from(task.request.n));
     let failure = match drawn {
-        Ok(Ok(())) => failed(FailureKind::Upstream, "the upstream answered without an image"),
+        Ok(Ok(())) => failed(
+            FailureKind::Upstream,
+            "the upstream answered without an image",
+        ),
         Ok(Err(failure)) => failure,
         Err(_) => failed(FailureKind::Deadline, "the task ran past its deadline"),
     };
-    if images.is_empty() { Outcome::Failed(failure) } else { Outcome::Completed(images) }
+    if images.is_empty() {
+        Outcome::Failed(failure)
+    } else {
+        Outcome::Completed(images)
+    }
 }
 
 async fn draw(app: &App, task: &Task, sink: &mut StorageSink<'_>) -> Result<(), Failure> {
@@ -39,7 +48,10 @@ async fn draw(app: &App, task: &Task, sink: &mut StorageSink<'_>) -> Result<(), 
     let model = app.config.models.get(&request.model).ok_or_else(gone)?;
     let backend = app.backends.get(&model.backend).ok_or_else(gone)?;
     let drawing = drawing(app, task, model).await?;
-    backend.draw(&drawing, sink).await.map_err(|error| failure(task, backend.as_ref(), &error))
+    backend
+        .draw(&drawing, sink)
+        .await
+        .map_err(|error| failure(task, &model.backend, &error))
 }
 
 async fn drawing(app: &App, task: &Task, model: &config::Model) -> Result<Drawing, Failure> {
@@ -53,8 +65,11 @@ async fn drawing(app: &App, task: &Task, model: &config::Model) -> Result<Drawin
         Some(mask) => Some(input(app, task, mask, "mask").await?),
         None => None,
     };
-    let upstream_model =
-        if model.upstream_model.is_empty() { &request.model } else { &model.upstream_model };
+    let upstream_model = if model.upstream_model.is_empty() {
+        &request.model
+    } else {
+        &model.upstream_model
+    };
     Ok(Drawing {
         model: upstream_model.clone(),
         prompt: request.prompt.clone(),
@@ -88,10 +103,15 @@ async fn fetch(
     task: &Task,
     url: &url::Url,
 ) -> Result<StoredReference, IntakeError<FetchError>> {
-    let origin =
-        Origin { account_id: task.account_id, file_name: None, reach: Reach::Unlinked };
+    let origin = Origin {
+        account_id: task.account_id,
+        file_name: None,
+        reach: Reach::Unlinked,
+    };
     let fetched = app.references.fetch(url).await.map_err(IntakeError::Read)?;
-    Ok(intake::take_in(app, origin, fetched.stream).await?.into_reference())
+    Ok(intake::take_in(app, origin, fetched.stream)
+        .await?
+        .into_reference())
 }
 
 /// Says what is wrong with the image, but nothing about the network.
@@ -113,33 +133,46 @@ fn open(app: &App, stored: &StoredReference) -> Result<Input, Failure> {
     let open: OpenInput = Arc::new(move || {
         let (storage, key) = (storage.clone(), key.clone());
         Box::pin(async move {
-            let object = storage.read(&key, None).await.map_err(std::io::Error::other)?;
+            let object = storage
+                .read(&key, None)
+                .await
+                .map_err(std::io::Error::other)?;
             let object = object.ok_or(std::io::ErrorKind::NotFound)?;
-            Ok(object.stream.map(|piece| piece.map_err(std::io::Error::other)).boxed())
+            Ok(object
+                .stream
+                .map(|piece| piece.map_err(std::io::Error::other))
+                .boxed())
         })
     });
-    Ok(Input { format: stored.format, length: stored.bytes, open })
+    Ok(Input {
+        format: stored.format,
+        length: stored.bytes,
+        open,
+    })
 }
 
 /// What the client is told, and what the operator: causes go to the log only.
-fn failure(task: &Task, backend: &dyn Backend, error: &BackendError) -> Failure {
-    tracing::warn!(task.id = %task.id, backend = backend.name(), error = error as &dyn Error, "an upstream did not draw");
+fn failure(task: &Task, backend: &str, error: &BackendError) -> Failure {
+    tracing::warn!(task.id = %task.id, backend, error = error as &dyn Error, "an upstream did not draw");
     match error {
         BackendError::Refused { message } => failed(FailureKind::Moderation, message),
         BackendError::Invalid { message } => failed(FailureKind::Request, message),
-        BackendError::Credentials { .. } => {
-            failed(FailureKind::Upstream, "the upstream cannot be used at present")
-        }
-        BackendError::RateLimited { .. } => {
-            failed(FailureKind::Upstream, "the upstream is overloaded at present")
-        }
+        BackendError::Credentials { .. } => failed(
+            FailureKind::Upstream,
+            "the upstream cannot be used at present",
+        ),
+        BackendError::RateLimited { .. } => failed(
+            FailureKind::Upstream,
+            "the upstream is overloaded at present",
+        ),
         BackendError::Unreachable { .. } => {
             failed(FailureKind::Upstream, "the upstream could not be reached")
         }
         BackendError::Failed { .. } => failed(FailureKind::Upstream, "the upstream failed"),
-        BackendError::NoImage { .. } | BackendError::Sink(SinkError::NotAnImage(_)) => {
-            failed(FailureKind::Upstream, "the upstream answered without a usable image")
-        }
+        BackendError::NoImage { .. } | BackendError::Sink(SinkError::NotAnImage(_)) => failed(
+            FailureKind::Upstream,
+            "the upstream answered without a usable image",
+        ),
         BackendError::Sink(SinkError::Storage(_)) => {
             failed(FailureKind::Internal, "the image could not be stored")
         }
@@ -148,5 +181,8 @@ fn failure(task: &Task, backend: &dyn Backend, error: &BackendError) -> Failure 
 }
 
 fn failed(kind: FailureKind, message: &str) -> Failure {
-    Failure { kind, message: message.to_owned() }
+    Failure {
+        kind,
+        message: message.to_owned(),
+    }
 }

@@ -33,7 +33,11 @@ pub type Settler = Batcher<Finished, Option<Arc<Task>>>;
 
 /// Starts ending tasks, and waking those who wait for them.
 pub fn start(pool: PgPool, waiters: Waiters, time_zone: String) -> Settler {
-    let desk = Arc::new(Desk { pool, waiters, time_zone });
+    let desk = Arc::new(Desk {
+        pool,
+        waiters,
+        time_zone,
+    });
     Batcher::start(BATCH_MAX, move |batch| {
         let desk = Arc::clone(&desk);
         async move { desk.settle(batch).await }
@@ -55,7 +59,11 @@ impl Desk {
             match self.transact(&batch).await {
                 Ok(ended) => break ended,
                 Err(error) => {
-                    tracing::error!(error = &error as &dyn Error, tasks = batch.len(), "tasks could not be settled, trying again");
+                    tracing::error!(
+                        error = &error as &dyn Error,
+                        tasks = batch.len(),
+                        "tasks could not be settled, trying again"
+                    );
                     tokio::time::sleep(RETRY).await;
                 }
             }
@@ -80,8 +88,11 @@ impl Desk {
         let settlements: Vec<Settlement> = ended.iter().map(settlement).collect();
         ledger::settle(&mut tx, &settlements, &self.time_zone).await?;
         // Who waits in this process is told directly.
-        let elsewhere: Vec<TaskId> =
-            ended.iter().map(|ended| ended.id).filter(|id| !self.waiters.has(*id)).collect();
+        let elsewhere: Vec<TaskId> = ended
+            .iter()
+            .map(|ended| ended.id)
+            .filter(|id| !self.waiters.has(*id))
+            .collect();
         store::notify_ended(&mut tx, &elsewhere).await?;
         tx.commit().await?;
 
@@ -104,11 +115,15 @@ impl Desk {
         if ended.len() == batch.len() {
             return Ok(HashMap::new());
         }
-        let fences: HashMap<TaskId, i64> =
-            batch.iter().map(|finished| (finished.task.id, finished.task.fence)).collect();
+        let fences: HashMap<TaskId, i64> = batch
+            .iter()
+            .map(|finished| (finished.task.id, finished.task.fence))
+            .collect();
         let ids: Vec<TaskId> = fences.keys().copied().collect();
         let found = store::ended_among(&mut *self.pool.acquire().await?, &ids).await?;
-        let mine = found.into_iter().filter(|task| fences.get(&task.id) == Some(&task.fence));
+        let mine = found
+            .into_iter()
+            .filter(|task| fences.get(&task.id) == Some(&task.fence));
         Ok(mine.map(|task| (task.id, Arc::new(task))).collect())
     }
 }
@@ -132,7 +147,11 @@ impl Finished {
         };
         Task {
             status,
-            end: Some(End { at: ended.at, cost: ended.cost, outcome }),
+            end: Some(End {
+                at: ended.at,
+                cost: ended.cost,
+                outcome,
+            }),
             ..Task::clone(&self.task)
         }
     }

@@ -32,9 +32,27 @@ struct Current {
     object: Option<(Key, ObjectWriter)>,
 }
 
+impl Current {
+    /// Stores what the filter let through.
+    async fn store(&mut self) -> Result<(), SinkError> {
+        if let Some((_, writer)) = &mut self.object {
+            for piece in self.ready.drain(..) {
+                writer.write(piece).await.map_err(not_stored)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl<'a> StorageSink<'a> {
     pub(super) fn new(storage: &'a Storage, task: &'a Task, limits: Limits) -> Self {
-        Self { storage, task, limits, current: None, kept: Vec::new() }
+        Self {
+            storage,
+            task,
+            limits,
+            current: None,
+            kept: Vec::new(),
+        }
     }
 
     /// The pictures that are whole and stored, in the order they came.
@@ -42,21 +60,16 @@ impl<'a> StorageSink<'a> {
         self.kept
     }
 
-    /// Passes on what the filter let through.
-    async fn store(&self, current: &mut Current) -> Result<(), SinkError> {
-        if current.object.is_none() {
-            let Some(format) = current.filter.format() else { return Ok(()) };
+    /// Opens the object once its format, and so its key, is known.
+    fn open(&self, current: &mut Current) {
+        if current.object.is_none()
+            && let Some(format) = current.filter.format()
+        {
             let seq = u8::try_from(self.kept.len() + 1).unwrap_or(u8::MAX);
             let key = Key::image(self.task.id, self.task.fence, seq, format);
             let writer = self.storage.writer(&key);
             current.object = Some((key, writer));
         }
-        if let Some((_, writer)) = &mut current.object {
-            for piece in current.ready.drain(..) {
-                writer.write(piece).await.map_err(not_stored)?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -73,8 +86,12 @@ impl ImageSink for StorageSink<'_> {
         if current.received > IMAGE_BYTES_MAX {
             return Err(SinkError::NotAnImage(InvalidImage::Damaged));
         }
-        current.filter.push(piece, &mut current.ready).map_err(SinkError::NotAnImage)?;
-        self.store(&mut current).await?;
+        current
+            .filter
+            .push(piece, &mut current.ready)
+            .map_err(SinkError::NotAnImage)?;
+        self.open(&mut current);
+        current.store().await?;
         self.current = Some(current);
         Ok(())
     }
@@ -82,7 +99,6 @@ impl ImageSink for StorageSink<'_> {
     async fn finish(&mut self) -> Result<(), SinkError> {
         let damaged = || SinkError::NotAnImage(InvalidImage::Damaged);
         let mut current = self.current.take().ok_or_else(damaged)?;
-        self.store(&mut current).await?;
         let info = current.filter.finish().map_err(SinkError::NotAnImage)?;
         let (key, writer) = current.object.ok_or_else(damaged)?;
         let bytes = writer.finish().await.map_err(not_stored)?;

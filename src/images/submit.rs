@@ -79,7 +79,12 @@ pub fn start(
     terms: Terms,
     time_zone: String,
 ) -> Submitter {
-    let desk = Arc::new(Desk { pool, claimed, terms, time_zone });
+    let desk = Arc::new(Desk {
+        pool,
+        claimed,
+        terms,
+        time_zone,
+    });
     Batcher::start(BATCH_MAX, move |batch| {
         let desk = Arc::clone(&desk);
         async move { desk.accept(batch).await }
@@ -114,7 +119,11 @@ impl Desk {
         let mut candidates = Vec::with_capacity(batch.len());
         for mut submission in batch {
             slots.push(submission.slot.take());
-            let start = if slots.last().is_some_and(Option::is_some) { Start::Claimed } else { Start::Queued };
+            let start = if slots.last().is_some_and(Option::is_some) {
+                Start::Claimed
+            } else {
+                Start::Queued
+            };
             candidates.push(Candidate::new(submission, start));
         }
         let tasks = match self.transact(&mut candidates).await {
@@ -125,7 +134,8 @@ impl Desk {
                 _ => return failures(&candidates, error),
             },
         };
-        let mut tasks: HashMap<TaskId, Task> = tasks.into_iter().map(|task| (task.id, task)).collect();
+        let mut tasks: HashMap<TaskId, Task> =
+            tasks.into_iter().map(|task| (task.id, task)).collect();
         candidates
             .into_iter()
             .zip(slots)
@@ -183,22 +193,32 @@ impl Desk {
     }
 
     async fn present(&self, candidates: &[Candidate]) -> sqlx::Result<Vec<Task>> {
-        let ids: Vec<TaskId> = candidates.iter().map(|candidate| candidate.task.id).collect();
+        let ids: Vec<TaskId> = candidates
+            .iter()
+            .map(|candidate| candidate.task.id)
+            .collect();
         store::present(&mut *self.pool.acquire().await?, &ids).await
     }
 }
 
-fn failures(
-    candidates: &[Candidate],
-    error: sqlx::Error,
-) -> Vec<Result<Submitted, SubmitError>> {
+fn failures(candidates: &[Candidate], error: sqlx::Error) -> Vec<Result<Submitted, SubmitError>> {
     let error = Arc::new(error);
-    candidates.iter().map(|_| Err(SubmitError::Database(Arc::clone(&error)))).collect()
+    candidates
+        .iter()
+        .map(|_| Err(SubmitError::Database(Arc::clone(&error))))
+        .collect()
 }
 
 impl Candidate {
     fn new(submission: Submission, start: Start) -> Self {
-        let Submission { id, caller, request, unit_price, repeat, .. } = submission;
+        let Submission {
+            id,
+            caller,
+            request,
+            unit_price,
+            repeat,
+            ..
+        } = submission;
         let task = NewTask {
             id,
             account_id: caller.account_id,
@@ -214,7 +234,12 @@ impl Candidate {
             start,
         };
         let concurrent_requests = caller.concurrent_requests;
-        Self { task, repeat, concurrent_requests, verdict: Verdict::Undecided }
+        Self {
+            task,
+            repeat,
+            concurrent_requests,
+            verdict: Verdict::Undecided,
+        }
     }
 
     /// Joins an earlier request, or holds the price, or refuses.
@@ -238,7 +263,11 @@ impl Candidate {
             }
             *open += 1;
         }
-        payers.hold(task.api_key_id, task.id, task.unit_price * u32::from(task.request.n))?;
+        payers.hold(
+            task.api_key_id,
+            task.id,
+            task.unit_price * u32::from(task.request.n),
+        )?;
         known.remember(task);
         Ok(())
     }
@@ -258,7 +287,13 @@ impl Known {
         let mut known = Self::default();
         let (mut named_keys, mut names) = (Vec::new(), Vec::new());
         let (mut same_keys, mut fingerprints) = (Vec::new(), Vec::new());
-        for Candidate { task, repeat, concurrent_requests, .. } in candidates {
+        for Candidate {
+            task,
+            repeat,
+            concurrent_requests,
+            ..
+        } in candidates
+        {
             match repeat {
                 Repeat::No => {}
                 Repeat::Key(name) => {
@@ -283,7 +318,9 @@ impl Known {
         }
         if !fingerprints.is_empty() {
             for found in repeats::same(conn, &same_keys, &fingerprints).await? {
-                known.same.insert((found.api_key_id, found.fingerprint), found.task_id);
+                known
+                    .same
+                    .insert((found.api_key_id, found.fingerprint), found.task_id);
             }
         }
         Ok(known)
@@ -295,11 +332,17 @@ impl Known {
             Repeat::Key(name) => {
                 let (id, fingerprint) = self.named.get(&(task.api_key_id, name.clone()))?;
                 let same = *fingerprint == task.fingerprint;
-                Some(if same { Ok(*id) } else { Err(SubmitError::KeyReused) })
+                Some(if same {
+                    Ok(*id)
+                } else {
+                    Err(SubmitError::KeyReused)
+                })
             }
-            Repeat::Retry => {
-                self.same.get(&(task.api_key_id, task.fingerprint.clone())).copied().map(Ok)
-            }
+            Repeat::Retry => self
+                .same
+                .get(&(task.api_key_id, task.fingerprint.clone()))
+                .copied()
+                .map(Ok),
         }
     }
 
@@ -308,7 +351,8 @@ impl Known {
             let name = (task.api_key_id, name.clone());
             self.named.insert(name, (task.id, task.fingerprint.clone()));
         }
-        self.same.insert((task.api_key_id, task.fingerprint.clone()), task.id);
+        self.same
+            .insert((task.api_key_id, task.fingerprint.clone()), task.id);
     }
 }
 

@@ -25,7 +25,10 @@ pub async fn keep_sweeping(app: App) {
         match sweep(&app).await {
             Ok(0) => {}
             Ok(deleted) => tracing::info!(deleted, "deleted expired uploads"),
-            Err(error) => tracing::warn!(error = &error as &dyn Error, "expired uploads could not be swept"),
+            Err(error) => tracing::warn!(
+                error = &error as &dyn Error,
+                "expired uploads could not be swept"
+            ),
         }
         let interval = app.config.uploads.sweep_interval();
         let jitter = interval.mul_f64(rand::random_range(0.0..0.1));
@@ -46,7 +49,10 @@ pub async fn sweep(app: &App) -> Result<u64, SweepError> {
         if expired.is_empty() {
             return Ok(deleted);
         }
-        let keys: Vec<Key> = expired.iter().filter_map(|u| u.object.parse().ok()).collect();
+        let keys: Vec<Key> = expired
+            .iter()
+            .filter_map(|u| u.object.parse().ok())
+            .collect();
         app.storage.delete(&keys).await?;
         let ids: Vec<_> = expired.iter().map(|upload| upload.id).collect();
         let mut conn = app.pool.acquire().await?;

@@ -45,7 +45,11 @@ impl Record {
             quality: request.quality,
             resolution: request.resolution,
             size: request.ratio,
-            status: if task.status == Status::Completed { "completed" } else { "failed" },
+            status: if task.status == Status::Completed {
+                "completed"
+            } else {
+                "failed"
+            },
             cost: task.end.as_ref().map_or(Cny::ZERO, |end| end.cost),
             cost_breakdown: CostBreakdown {
                 image_count: task.images().len(),

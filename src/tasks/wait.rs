@@ -82,7 +82,10 @@ impl Waiters {
             tokio::time::sleep(POLL).await;
             let ids: Vec<TaskId> = self.lock().keys().copied().collect();
             if let Err(error) = self.look_at(pool, &ids).await {
-                tracing::warn!(error = &error as &dyn Error, "awaited tasks could not be looked up");
+                tracing::warn!(
+                    error = &error as &dyn Error,
+                    "awaited tasks could not be looked up"
+                );
             }
         }
     }

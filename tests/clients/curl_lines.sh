@@ -9,7 +9,7 @@ set -euo pipefail
 
 base=$1
 key=$2
-python=${3:-${EASEL_TEST_PYTHON:-python3}}
+python=${3:-${IT_PYTHON:-python3}}
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

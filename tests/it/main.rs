@@ -4,5 +4,12 @@
     clippy::panic,
     reason = "what helps tests fails by panicking"
 )]
+#![expect(
+    unreachable_pub,
+    reason = "the harness is a crate's worth of helpers within one binary"
+)]
 
+mod harness;
+
+mod modes;
 mod references;

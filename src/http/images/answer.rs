@@ -7,7 +7,10 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream::{self, BoxStream}};
+use futures_util::{
+    StreamExt, TryStreamExt,
+    stream::{self, BoxStream},
+};
 use serde_json::json;
 
 use super::resolve::ResponseFormat;
@@ -28,9 +31,8 @@ const POLL_AFTER_S: u32 = 2;
 /// 202: the task is accepted.
 pub(super) fn ticket(app: &App, id: TaskId) -> Response {
     let poll_url = format!("{}/v1/images/tasks/{id}", app.public_url);
-    let mut response = page::json(
-        &json!({ "status": "pending", "task_id": id, "id": id, "poll_url": poll_url }),
-    );
+    let mut response =
+        page::json(&json!({ "status": "pending", "task_id": id, "id": id, "poll_url": poll_url }));
     *response.status_mut() = StatusCode::ACCEPTED;
     let headers = response.headers_mut();
     headers.insert(header::RETRY_AFTER, POLL_AFTER_S.into());
@@ -50,21 +52,32 @@ pub(super) fn images(
     if let Some(Outcome::Failed(failure)) = task.end.as_ref().map(|end| &end.outcome) {
         return Err(failure.into());
     }
-    let inline = match caller.inline_images.unwrap_or(app.config.images.inline_images) {
+    let inline = match caller
+        .inline_images
+        .unwrap_or(app.config.images.inline_images)
+    {
         InlineImages::Always => true,
         InlineImages::OnRequest => format == ResponseFormat::B64Json,
         InlineImages::Never => false,
     };
-    let mut response = if inline { with_pictures(app, task)? } else { with_links(app, task) };
+    let mut response = if inline {
+        with_pictures(app, task)?
+    } else {
+        with_links(app, task)
+    };
     if let Ok(id) = HeaderValue::try_from(task.id.to_string()) {
-        response.headers_mut().insert(HeaderName::from_static("x-task-id"), id);
+        response
+            .headers_mut()
+            .insert(HeaderName::from_static("x-task-id"), id);
     }
     Ok(response)
 }
 
 fn with_links(app: &App, task: &Task) -> Response {
-    let data: Vec<_> =
-        links(task, &app.public_url).into_iter().map(|url| json!({ "url": url })).collect();
+    let data: Vec<_> = links(task, &app.public_url)
+        .into_iter()
+        .map(|url| json!({ "url": url }))
+        .collect();
     page::json(&json!({ "id": task.id, "created": task.created_at.timestamp(), "data": data }))
 }
 
@@ -77,11 +90,22 @@ fn with_pictures(app: &App, task: &Task) -> Result<Response, ApiError> {
         pieces.push(stream::iter([Ok(Bytes::from(text))]).boxed());
     };
     let created = task.created_at.timestamp();
-    text(format!(r#"{{"id":"{}","created":{created},"data":["#, task.id), &mut pieces);
+    text(
+        format!(r#"{{"id":"{}","created":{created},"data":["#, task.id),
+        &mut pieces,
+    );
     let mut encoded = 0;
-    for (index, (image, url)) in task.images().iter().zip(links(task, &app.public_url)).enumerate() {
+    for (index, (image, url)) in task
+        .images()
+        .iter()
+        .zip(links(task, &app.public_url))
+        .enumerate()
+    {
         let comma = if index == 0 { "" } else { "," };
-        text(format!(r#"{comma}{{"url":{},"b64_json":""#, json!(url)), &mut pieces);
+        text(
+            format!(r#"{comma}{{"url":{},"b64_json":""#, json!(url)),
+            &mut pieces,
+        );
         encoded += image.bytes.div_ceil(3) * 4;
         pieces.push(base64(app.storage.clone(), image)?);
         text(r#""}"#.to_owned(), &mut pieces);
@@ -89,7 +113,10 @@ fn with_pictures(app: &App, task: &Task) -> Result<Response, ApiError> {
     text("]}".to_owned(), &mut pieces);
     let mut response = Response::new(Body::from_stream(stream::iter(pieces).flatten()));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::CONTENT_LENGTH, (length + encoded).into());
     Ok(response)
@@ -100,26 +127,41 @@ fn base64(
     storage: Storage,
     image: &Image,
 ) -> Result<BoxStream<'static, Result<Bytes, StorageError>>, ApiError> {
-    let key: Key = image.object.parse().map_err(|_| ApiError::not_found("file"))?;
+    let key: Key = image
+        .object
+        .parse()
+        .map_err(|_| ApiError::not_found("file"))?;
     let open = async move {
         let object = storage.read(&key, None).await?;
-        object.map(|object| object.stream).ok_or_else(|| StorageError::missing(&key))
+        object
+            .map(|object| object.stream)
+            .ok_or_else(|| StorageError::missing(&key))
     };
     let pieces = stream::once(open).try_flatten();
-    let ends = pieces.map(|piece| piece.map(Some)).chain(stream::iter([Ok(None)]));
+    let ends = pieces
+        .map(|piece| piece.map(Some))
+        .chain(stream::iter([Ok(None)]));
     let encoded = ends.scan(Vec::new(), |carry, piece| {
         let encoded = piece.map(|piece| encode(carry, piece));
         std::future::ready(Some(encoded))
     });
-    Ok(encoded.try_filter(|piece| std::future::ready(!piece.is_empty())).boxed())
+    Ok(encoded
+        .try_filter(|piece| std::future::ready(!piece.is_empty()))
+        .boxed())
 }
 
 /// Encodes whole groups of three bytes; what is left over waits for the next piece. `None` is the end.
 fn encode(carry: &mut Vec<u8>, piece: Option<Bytes>) -> Bytes {
     let Some(piece) = piece else {
-        return base64_simd::STANDARD.encode_to_string(std::mem::take(carry)).into();
+        return base64_simd::STANDARD
+            .encode_to_string(std::mem::take(carry))
+            .into();
     };
-    let missing = if carry.is_empty() { 0 } else { (3 - carry.len()).min(piece.len()) };
+    let missing = if carry.is_empty() {
+        0
+    } else {
+        (3 - carry.len()).min(piece.len())
+    };
     carry.extend_from_slice(&piece[..missing]);
     let mut encoded = String::new();
     if carry.len() == 3 {

@@ -95,14 +95,28 @@ async fn submit(
     }
     let slot = Arc::clone(&app.slots).try_acquire_owned().ok();
     if slot.is_none() && app.queued.load(Ordering::Relaxed) >= app.config.tasks.queued_max {
-        return Err(ApiError::unavailable("the queue is full", QUEUE_FULL_RETRY_S));
+        return Err(ApiError::unavailable(
+            "the queue is full",
+            QUEUE_FULL_RETRY_S,
+        ));
     }
     if slot.is_none() {
         app.queued.fetch_add(1, Ordering::Relaxed);
     }
-    let Asked { request, unit_price, .. } = asked;
+    let Asked {
+        request,
+        unit_price,
+        ..
+    } = asked;
     let caller = Arc::clone(caller);
-    let submission = Submission { id, caller, request, unit_price, repeat, slot };
+    let submission = Submission {
+        id,
+        caller,
+        request,
+        unit_price,
+        repeat,
+        slot,
+    };
     let submitted = app.submitter.call(submission).await;
     Ok(submitted.map_err(|closed| ApiError::unavailable(&closed.to_string(), 1))??)
 }
@@ -111,15 +125,25 @@ async fn submit(
 fn repeat(headers: &HeaderMap) -> Result<Repeat, ApiError> {
     if let Some(key) = headers.get("idempotency-key") {
         let refuse = || {
-            let message = format!("Idempotency-Key must be 1 to {IDEMPOTENCY_KEY_CHARS_MAX} visible characters");
+            let message = format!(
+                "Idempotency-Key must be 1 to {IDEMPOTENCY_KEY_CHARS_MAX} visible characters"
+            );
             ApiError::new(StatusCode::BAD_REQUEST, message).param("Idempotency-Key")
         };
         let key = key.to_str().map_err(|_| refuse())?.trim();
         let fits = !key.is_empty() && key.len() <= IDEMPOTENCY_KEY_CHARS_MAX;
-        return if fits { Ok(Repeat::Key(key.to_owned())) } else { Err(refuse()) };
+        return if fits {
+            Ok(Repeat::Key(key.to_owned()))
+        } else {
+            Err(refuse())
+        };
     }
     let retries = headers
         .get("x-stainless-retry-count")
         .and_then(|count| count.to_str().ok()?.trim().parse::<u32>().ok());
-    Ok(if retries.is_some_and(|count| count > 0) { Repeat::Retry } else { Repeat::No })
+    Ok(if retries.is_some_and(|count| count > 0) {
+        Repeat::Retry
+    } else {
+        Repeat::No
+    })
 }

@@ -41,8 +41,12 @@ impl OwnLink {
         if !http || given.host() != public.host() || port(&given) != port(&public) {
             return None;
         }
-        let path = given.path().strip_prefix(public.path().trim_end_matches('/'))?;
-        let decoded = percent_encoding::percent_decode_str(path).decode_utf8().ok()?;
+        let path = given
+            .path()
+            .strip_prefix(public.path().trim_end_matches('/'))?;
+        let decoded = percent_encoding::percent_decode_str(path)
+            .decode_utf8()
+            .ok()?;
         if let Some(name) = decoded.strip_prefix("/f/image/") {
             return Some(Self::Upload(name.to_owned()));
         }
@@ -72,10 +76,15 @@ impl FilePath {
             tasks::store::by_file_id(&mut conn, self.file_id).await?
         };
         let Some(task) = task else { return Ok(None) };
-        let image = self.seq.checked_sub(1).and_then(|index| task.images().get(index));
+        let image = self
+            .seq
+            .checked_sub(1)
+            .and_then(|index| task.images().get(index));
         let matches = task.request.model == self.model
             && task.created_at.format("%Y%m%d").to_string() == self.date;
-        Ok(image.filter(|image| matches && image.format.extension() == self.extension).cloned())
+        Ok(image
+            .filter(|image| matches && image.format.extension() == self.extension)
+            .cloned())
     }
 }
 
@@ -85,9 +94,13 @@ pub(super) async fn reference(app: &App, link: OwnLink) -> Result<Reference, Api
     let (object, format, bytes) = match link {
         OwnLink::Upload(name) => {
             let mut conn = app.pool.acquire().await?;
-            let upload = uploads::store::get(&mut conn, &name).await?.ok_or_else(gone)?;
+            let upload = uploads::store::get(&mut conn, &name)
+                .await?
+                .ok_or_else(gone)?;
             if upload.expires_at <= app.clock.now() {
-                return Err(ApiError::bad_request("a reference is an upload that has expired"));
+                return Err(ApiError::bad_request(
+                    "a reference is an upload that has expired",
+                ));
             }
             (upload.object, upload.format, upload.bytes.unsigned_abs())
         }
@@ -96,7 +109,12 @@ pub(super) async fn reference(app: &App, link: OwnLink) -> Result<Reference, Api
             (image.object, image.format, image.bytes)
         }
     };
-    Ok(Reference::Stored(StoredReference { object, format, bytes, digest: String::new() }))
+    Ok(Reference::Stored(StoredReference {
+        object,
+        format,
+        bytes,
+        digest: String::new(),
+    }))
 }
 
 #[cfg(test)]
@@ -109,11 +127,16 @@ mod tests {
     fn own_links_are_recognised_whatever_their_scheme() {
         for scheme in ["http", "https"] {
             let link = format!("{scheme}://img.example.com/easel/f/image/1-a-b.png");
-            assert_eq!(OwnLink::parse(PUBLIC, &link), Some(OwnLink::Upload("1-a-b.png".to_owned())));
+            assert_eq!(
+                OwnLink::parse(PUBLIC, &link),
+                Some(OwnLink::Upload("1-a-b.png".to_owned()))
+            );
         }
         let id = "3e0c77bb-9cbd-4c44-9549-bff1b4060623";
         let link = format!("{PUBLIC}/v1/images/files/org/model/20260616/{id}-2.png");
-        let Some(OwnLink::File(file)) = OwnLink::parse(PUBLIC, &link) else { panic!("{link}") };
+        let Some(OwnLink::File(file)) = OwnLink::parse(PUBLIC, &link) else {
+            panic!("{link}")
+        };
         assert_eq!((file.model.as_str(), file.seq), ("org/model", 2));
     }
 

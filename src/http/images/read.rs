@@ -70,7 +70,9 @@ async fn form(
     while let Some(part) = form.next_field().await.map_err(body::malformed_form)? {
         parts += 1;
         if parts > PARTS_MAX {
-            return Err(ApiError::bad_request(format!("a form may have {PARTS_MAX} parts")));
+            return Err(ApiError::bad_request(format!(
+                "a form may have {PARTS_MAX} parts"
+            )));
         }
         let name = part.name().unwrap_or_default().to_owned();
         if part.file_name().is_some() || wire::takes_file(&name) && part.content_type().is_some() {

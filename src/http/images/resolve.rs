@@ -20,7 +20,7 @@ use crate::{
         unit_price,
     },
     money::Cny,
-    references,
+    references::Guard,
     tasks::{Reference, Request},
 };
 
@@ -51,7 +51,8 @@ impl Asked {
         let (name, model) = model(app, fields.model)?;
         let prompt = prompt(fields.prompt)?;
         let n = count(fields.n.as_ref(), model.n_max)?;
-        let size = image::resolve_size(fields.size.as_deref(), fields.resolution.as_deref())?;
+        let (ratio, resolution, size) =
+            image::resolve_size(fields.size.as_deref(), fields.resolution.as_deref())?;
         let quality = Quality::parse(fields.quality.as_deref())?;
         let response_format = response_format(fields.response_format.as_deref())?;
         let count_max = app.config.references.count_max;
@@ -62,9 +63,15 @@ impl Asked {
             );
             return Err(ApiError::field("image_urls", message));
         }
-        let takes_mask = app.backends.get(&model.backend).is_some_and(|b| b.takes_mask());
+        let takes_mask = app
+            .backends
+            .get(&model.backend)
+            .is_some_and(|b| b.takes_mask());
         if fields.mask.is_some() && !takes_mask {
-            return Err(ApiError::field("mask", format!("the model {name} takes no mask")));
+            return Err(ApiError::field(
+                "mask",
+                format!("the model {name} takes no mask"),
+            ));
         }
         let mut references = Vec::with_capacity(fields.references.len());
         for source in fields.references {
@@ -78,27 +85,45 @@ impl Asked {
             model: name,
             prompt,
             n,
-            ratio: size.ratio,
-            resolution: size.resolution,
-            size: size.pixels,
+            ratio,
+            resolution,
+            size,
             quality,
             references,
             mask,
             options: fields.options,
         };
-        Ok(Self { request, unit_price: unit_price(model, quality), response_format })
+        Ok(Self {
+            request,
+            unit_price: unit_price(model, quality),
+            response_format,
+        })
     }
 }
 
 fn model(app: &App, name: Option<String>) -> Result<(String, &config::Model), ApiError> {
-    let configured = || app.config.models.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let configured = || {
+        app.config
+            .models
+            .keys()
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     let name = name.filter(|name| !name.is_empty()).ok_or_else(|| {
-        ApiError::field("model", format!("model is required, allowed: {}", configured()))
+        ApiError::field(
+            "model",
+            format!("model is required, allowed: {}", configured()),
+        )
     })?;
     match app.config.models.get(&name) {
         Some(model) => Ok((name, model)),
         None => {
-            let shown: String = name.chars().filter(|char| !char.is_control()).take(100).collect();
+            let shown: String = name
+                .chars()
+                .filter(|char| !char.is_control())
+                .take(100)
+                .collect();
             let message = format!("no such model: {shown}, allowed: {}", configured());
             Err(ApiError::field("model", message).code("model_not_found"))
         }
@@ -155,13 +180,19 @@ async fn reference(
         Source::File(file) => return Ok(Reference::Stored(file)),
         Source::Text(text) => text,
     };
-    if text.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:")) {
+    if text
+        .get(..5)
+        .is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
+    {
         return inline(app, caller, param, &text).await;
     }
     if let Some(own) = OwnLink::parse(&app.config.server.public_url(), &text) {
-        return own_links::reference(app, own).await.map_err(|error| error.param(param));
+        return own_links::reference(app, own)
+            .await
+            .map_err(|error| error.param(param));
     }
-    references::check_url(&text, &app.config.references)
+    Guard::new(&app.config.references)
+        .check_url(&text)
         .map(Reference::Foreign)
         .map_err(|error| ApiError::field(param, error.to_string()))
 }
@@ -174,7 +205,10 @@ async fn inline(
     text: &str,
 ) -> Result<Reference, ApiError> {
     let invalid = || {
-        ApiError::field(param, "a data URL must be data:image/…;base64, followed by valid base64")
+        ApiError::field(
+            param,
+            "a data URL must be data:image/…;base64, followed by valid base64",
+        )
     };
     let (kind, data) = text.split_once(',').ok_or_else(invalid)?;
     let kind = kind.to_ascii_lowercase();
@@ -182,8 +216,11 @@ async fn inline(
         return Err(invalid());
     }
     let pieces = stream::iter(base64_pieces(data).map(|piece| piece.ok_or_else(invalid)));
-    let origin =
-        Origin { account_id: caller.account_id, file_name: None, reach: Reach::Unlinked };
+    let origin = Origin {
+        account_id: caller.account_id,
+        file_name: None,
+        reach: Reach::Unlinked,
+    };
     let taken = intake::take_in(app, origin, pieces).await;
     let taken = taken.map_err(|error| ApiError::from(error).param(param))?;
     Ok(Reference::Stored(taken.into_reference()))
@@ -195,19 +232,31 @@ const BASE64_PIECE: usize = 64 << 10;
 /// Decodes piece by piece. Line breaks and spaces between the characters are passed over, padding may
 /// be missing, and both alphabets are read, as lenient decoders of other gateways do.
 fn base64_pieces(data: &str) -> impl Iterator<Item = Option<bytes::Bytes>> + Send {
-    let clean = if data.bytes().any(|byte| byte.is_ascii_whitespace() || byte == b'-' || byte == b'_') {
+    let clean = if data
+        .bytes()
+        .any(|byte| byte.is_ascii_whitespace() || byte == b'-' || byte == b'_')
+    {
         let plain = data.chars().filter(|char| !char.is_ascii_whitespace());
-        Cow::Owned(plain.map(|char| match char {
-            '-' => '+',
-            '_' => '/',
-            char => char,
-        }).collect::<String>())
+        Cow::Owned(
+            plain
+                .map(|char| match char {
+                    '-' => '+',
+                    '_' => '/',
+                    char => char,
+                })
+                .collect::<String>(),
+        )
     } else {
         Cow::Borrowed(data)
     };
     let length = clean.trim_end_matches('=').len();
     (0..length).step_by(BASE64_PIECE).map(move |start| {
-        let piece = clean.as_bytes().get(start..(start + BASE64_PIECE).min(length))?;
-        base64_simd::STANDARD_NO_PAD.decode_to_vec(piece).ok().map(bytes::Bytes::from)
+        let piece = clean
+            .as_bytes()
+            .get(start..(start + BASE64_PIECE).min(length))?;
+        base64_simd::STANDARD_NO_PAD
+            .decode_to_vec(piece)
+            .ok()
+            .map(bytes::Bytes::from)
     })
 }

@@ -21,7 +21,9 @@ pub(in crate::http) async fn get(
     let missing = || ApiError::not_found("task");
     let id = id.parse().map_err(|_| missing())?;
     let mut conn = app.pool.acquire().await?;
-    let task = store::get(&mut conn, caller.account_id, id).await?.ok_or_else(missing)?;
+    let task = store::get(&mut conn, caller.account_id, id)
+        .await?
+        .ok_or_else(missing)?;
     drop(conn);
     Ok(page::json(&TaskObject::new(&app, &task)))
 }

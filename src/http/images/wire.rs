@@ -152,7 +152,10 @@ impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
                 f.write_str("an object")
             }
 
-            fn visit_map<M: serde::de::MapAccess<'de>>(self, mut map: M) -> Result<Object<'a>, M::Error> {
+            fn visit_map<M: serde::de::MapAccess<'de>>(
+                self,
+                mut map: M,
+            ) -> Result<Object<'a>, M::Error> {
                 let mut fields = Vec::new();
                 while let Some((Text(name), value)) = map.next_entry()? {
                     fields.push((name, value));
@@ -181,8 +184,10 @@ fn collect<'a>(
             Ok(())
         }
         Some(b'[') => {
-            let list: Vec<&RawValue> = serde_json::from_str(text).map_err(|_| not_an_image(name))?;
-            list.into_iter().try_for_each(|value| collect_one(name, value, sources))
+            let list: Vec<&RawValue> =
+                serde_json::from_str(text).map_err(|_| not_an_image(name))?;
+            list.into_iter()
+                .try_for_each(|value| collect_one(name, value, sources))
         }
         _ => collect_one(name, value, sources),
     }
@@ -205,7 +210,10 @@ fn collect_one<'a>(
         Some(b'{') => {
             let linked: Linked<'a> =
                 serde_json::from_str(value.get()).map_err(|_| not_an_image(name))?;
-            let inner = linked.url.or(linked.image_url).ok_or_else(|| not_an_image(name))?;
+            let inner = linked
+                .url
+                .or(linked.image_url)
+                .ok_or_else(|| not_an_image(name))?;
             // One level of {"image_url": {"url": …}} is as deep as any client goes.
             let inner = match serde_json::from_str::<Linked<'a>>(inner.get()) {
                 Ok(Linked { url: Some(url), .. }) => url,
@@ -232,17 +240,17 @@ fn single<'a>(name: &str, value: &'a RawValue) -> Result<Option<Source<'a>>, Api
 
 /// A form's text may hold what JSON would: a list, or an object.
 fn form_sources(name: &str, text: String) -> Result<Vec<Source<'static>>, ApiError> {
-    let mut sources = Vec::new();
     if text.trim_start().starts_with(['[', '{']) {
-        let value: Box<RawValue> =
-            serde_json::from_str(&text).map_err(|_| not_an_image(name))?;
-        collect(name, &value, &mut sources)?;
+        let value: &RawValue = serde_json::from_str(&text).map_err(|_| not_an_image(name))?;
+        let mut sources = Vec::new();
+        collect(name, value, &mut sources)?;
         return Ok(sources.into_iter().map(Source::into_owned).collect());
     }
-    if !text.is_empty() {
-        sources.push(Source::Text(text.into()));
-    }
-    Ok(sources)
+    let given = !text.is_empty();
+    Ok(given
+        .then(|| Source::Text(text.into()))
+        .into_iter()
+        .collect())
 }
 
 impl Source<'_> {
@@ -302,7 +310,11 @@ mod tests {
 
     #[test]
     fn what_is_no_image_is_refused_by_name() {
-        for body in [r#"{"image":5}"#, r#"{"image":[["a"]]}"#, r#"{"image":[{"file_id":"x"}]}"#] {
+        for body in [
+            r#"{"image":5}"#,
+            r#"{"image":[["a"]]}"#,
+            r#"{"image":[{"file_id":"x"}]}"#,
+        ] {
             let error = Fields::from_json(body.as_bytes()).unwrap_err();
             assert_eq!(error.fault().param, "image", "{body}");
         }
@@ -312,7 +324,10 @@ mod tests {
     fn a_json_body_is_not_copied_to_find_its_images() {
         let body = br#"{"image":"data:image/png;base64,AAAA"}"#.to_vec();
         let fields = Fields::from_json(&body).unwrap();
-        assert!(matches!(&fields.references[0], Source::Text(Cow::Borrowed(_))));
+        assert!(matches!(
+            &fields.references[0],
+            Source::Text(Cow::Borrowed(_))
+        ));
     }
 
     #[test]

@@ -1,0 +1,146 @@
+//! Draws by itself: an abstract picture that depends on nothing but the prompt, for trying the gateway
+//! out and for testing what stands around a backend.
+
+mod chance;
+mod paint;
+mod palette;
+mod reference;
+mod scene;
+
+use std::{
+    num::NonZero,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use image::{
+    ExtendedColorType, ImageEncoder, RgbImage,
+    codecs::png::{CompressionType, FilterType, PngEncoder},
+};
+use tokio::sync::Semaphore;
+
+use super::{Backend, BackendError, Drawing, ImageSink};
+use crate::{config::DemoBackend, image::ImageSize};
+use chance::Chance;
+use scene::{Scene, Strength};
+
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// A backend without an upstream.
+pub struct Demo {
+    delay: Duration,
+    failure_percent: u8,
+    /// How many pictures were begun: what fails goes by that.
+    begun: AtomicU64,
+    /// A permit per core: drawing keeps one busy.
+    cores: Arc<Semaphore>,
+}
+
+impl Demo {
+    pub fn new(settings: &DemoBackend) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        Self {
+            delay: Duration::from_millis(settings.delay_ms),
+            failure_percent: settings.failure_percent,
+            begun: AtomicU64::new(0),
+            cores: Arc::new(Semaphore::new(cores)),
+        }
+    }
+
+    /// Whether the next picture fails: the same ones in every run of the program.
+    fn next_fails(&self) -> bool {
+        let begun = self.begun.fetch_add(1, Ordering::Relaxed);
+        Chance::of_number(begun).below(100) < self.failure_percent
+    }
+
+    /// Runs `work`, which keeps a core busy, when a core is free.
+    async fn on_core<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, BackendError> + Send + 'static,
+    ) -> Result<T, BackendError> {
+        let permit = self.cores.clone().acquire_owned().await.map_err(failed)?;
+        let work = move || {
+            let _permit = permit;
+            work()
+        };
+        tokio::task::spawn_blocking(work).await.map_err(failed)?
+    }
+}
+
+#[async_trait]
+impl Backend for Demo {
+    async fn draw(
+        &self,
+        drawing: &Drawing,
+        images: &mut dyn ImageSink,
+    ) -> Result<(), BackendError> {
+        let size = drawing.size;
+        let start = match drawing.references.first() {
+            None => None,
+            Some(input) => {
+                let bytes = reference::read(input).await?;
+                let fitted = self.on_core(move || reference::fit(&bytes, size)).await?;
+                Some(Arc::new(fitted))
+            }
+        };
+        for index in 0..drawing.n {
+            tokio::time::sleep(self.delay).await;
+            if self.next_fails() {
+                return Err(BackendError::Failed {
+                    detail: "it was to fail, by failure_percent".to_owned(),
+                });
+            }
+            let chance = Chance::of_prompt(&drawing.prompt, index);
+            let start = start.clone();
+            let mut png = self
+                .on_core(move || draw_png(chance, size, start.as_deref()))
+                .await?;
+            while !png.is_empty() {
+                let piece = png.split_to(png.len().min(PIECE_BYTES));
+                images.write(piece).await?;
+            }
+            images.finish().await?;
+        }
+        Ok(())
+    }
+
+    async fn check(&self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn takes_mask(&self) -> bool {
+        false
+    }
+}
+
+fn draw_png(
+    chance: Chance,
+    size: ImageSize,
+    start: Option<&RgbImage>,
+) -> Result<Bytes, BackendError> {
+    let strength = match start {
+        None => Strength::ALONE,
+        Some(_) => Strength::OVER_REFERENCE,
+    };
+    let scene = Scene::new(chance, size, strength);
+    let pixels = paint::paint(&scene, size, start);
+    let mut png = Vec::new();
+    PngEncoder::new_with_quality(&mut png, CompressionType::Fast, FilterType::Up)
+        .write_image(&pixels, size.width, size.height, ExtendedColorType::Rgb8)
+        .map_err(failed)?;
+    Ok(png.into())
+}
+
+fn failed(error: impl std::fmt::Display) -> BackendError {
+    BackendError::Failed {
+        detail: error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

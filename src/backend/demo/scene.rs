@@ -1,0 +1,207 @@
+//! What a picture shows: a sky, a sun in it, bubbles, and waves one before the other.
+
+#![expect(
+    clippy::cast_precision_loss,
+    reason = "pixels are counted in thousands"
+)]
+
+use std::f32::consts::TAU;
+
+use super::{
+    chance::Chance,
+    palette::{Colour, Palette, mix},
+};
+use crate::image::ImageSize;
+
+/// Steps of the sky's gradient.
+pub(super) const SKY_STEPS: usize = 2048;
+
+/// Lengths are in pixels.
+pub(super) struct Scene {
+    /// From one end of the sky to the other.
+    pub(super) sky: Vec<Colour>,
+    /// Which step of the sky a pixel has: `x * across + y * down + offset`.
+    pub(super) across: f32,
+    pub(super) down: f32,
+    pub(super) offset: f32,
+    pub(super) discs: Vec<Disc>,
+    /// The farthest first.
+    pub(super) waves: Vec<Wave>,
+}
+
+pub(super) struct Disc {
+    pub(super) x: f32,
+    pub(super) y: f32,
+    pub(super) radius: f32,
+    pub(super) colour: Colour,
+    /// From 0 to 1, in the middle and at the edge.
+    pub(super) inner: f32,
+    pub(super) outer: f32,
+}
+
+pub(super) struct Wave {
+    /// Where it begins in each column.
+    pub(super) crest: Vec<f32>,
+    /// The least of these.
+    pub(super) top: f32,
+    /// How far down the colours change.
+    pub(super) depth: f32,
+    pub(super) upper: Colour,
+    pub(super) lower: Colour,
+    pub(super) opacity: f32,
+}
+
+/// How much of each layer shows, from 0 to 1.
+#[derive(Clone, Copy)]
+pub(super) struct Strength {
+    discs: f32,
+    waves: f32,
+}
+
+impl Strength {
+    pub(super) const ALONE: Self = Self {
+        discs: 1.0,
+        waves: 1.0,
+    };
+    /// So that the reference is seen through them.
+    pub(super) const OVER_REFERENCE: Self = Self {
+        discs: 0.7,
+        waves: 0.5,
+    };
+}
+
+impl Scene {
+    pub(super) fn new(mut chance: Chance, size: ImageSize, strength: Strength) -> Self {
+        let palette = Palette::pick(&mut chance);
+        let (width, height) = (size.width as f32, size.height as f32);
+        let slant = chance.within(-0.5..0.5);
+        let reach = height + width * slant.abs();
+        let step = (SKY_STEPS - 1) as f32 / reach;
+        let mut discs = sun(&mut chance, &palette, width, height);
+        discs.extend(bubbles(&mut chance, &palette, width, height));
+        for disc in &mut discs {
+            disc.inner *= strength.discs;
+            disc.outer *= strength.discs;
+        }
+        Self {
+            sky: sky(&palette),
+            across: slant * step,
+            down: step,
+            offset: (-slant).max(0.0) * width * step,
+            discs,
+            waves: waves(&mut chance, &palette, size, strength.waves),
+        }
+    }
+}
+
+fn sky(palette: &Palette) -> Vec<Colour> {
+    let stops = [
+        mix(palette.deep, palette.middle, 0.35),
+        palette.middle,
+        palette.warm,
+        palette.light,
+        mix(palette.light, palette.warm, 0.4),
+    ];
+    let spans = (stops.len() - 1) as f32;
+    (0..SKY_STEPS)
+        .map(|step| {
+            // The lightest part lies on the horizon, a little below the middle.
+            let place = (step as f32 / (SKY_STEPS - 1) as f32 * 1.3).min(1.0) * spans;
+            let span = (0..stops.len() - 2)
+                .rev()
+                .find(|&span| place >= span as f32)
+                .unwrap_or(0);
+            let part = place - span as f32;
+            let eased = part * part * (3.0 - 2.0 * part);
+            mix(stops[span], stops[span + 1], part * 0.5 + eased * 0.5)
+        })
+        .collect()
+}
+
+/// A disc with a halo around it.
+fn sun(chance: &mut Chance, palette: &Palette, width: f32, height: f32) -> Vec<Disc> {
+    let side = width.min(height);
+    let x = width * chance.within(0.2..0.8);
+    let y = height * chance.within(0.22..0.48);
+    let radius = side * chance.within(0.07..0.13);
+    let glow = mix(palette.light, palette.accent, 0.25);
+    let halo = |times: f32, inner: f32| Disc {
+        x,
+        y,
+        radius: radius * times,
+        colour: glow,
+        inner,
+        outer: 0.0,
+    };
+    let core = Disc {
+        x,
+        y,
+        radius,
+        colour: mix(palette.light, palette.accent, chance.within(0.0..0.7)),
+        inner: 0.98,
+        outer: 0.94,
+    };
+    vec![halo(6.5, 0.3), halo(3.0, 0.4), core]
+}
+
+/// Thin circles, clearer in their middle.
+fn bubbles(chance: &mut Chance, palette: &Palette, width: f32, height: f32) -> Vec<Disc> {
+    let side = width.min(height);
+    let colours = [palette.light, palette.warm, palette.accent, palette.middle];
+    let count = 6 + chance.below(6);
+    (0..count)
+        .map(|number| {
+            let big = chance.within(0.0..1.0).powi(2);
+            Disc {
+                x: width * chance.within(-0.05..1.05),
+                y: height * chance.within(-0.05..0.75),
+                radius: side * (0.025 + 0.2 * big),
+                colour: colours[usize::from(number) % colours.len()],
+                inner: chance.within(0.02..0.08),
+                outer: chance.within(0.18..0.42),
+            }
+        })
+        .collect()
+}
+
+fn waves(chance: &mut Chance, palette: &Palette, size: ImageSize, opacity: f32) -> Vec<Wave> {
+    let (width, height) = (size.width as f32, size.height as f32);
+    let horizon = chance.within(0.5..0.62);
+    let count = 5 + chance.below(3);
+    (0..count)
+        .map(|number| {
+            let near = f32::from(number) / f32::from(count - 1);
+            let base = height * (horizon + (0.95 - horizon) * near.powf(1.2));
+            let swell = height * chance.within(0.02..0.045) * (0.6 + near);
+            let lengths = [
+                chance.within(0.6..1.2),
+                chance.within(1.6..2.8),
+                chance.within(3.5..6.0),
+            ];
+            let shifts = lengths.map(|_| chance.within(0.0..TAU));
+            let crest: Vec<f32> = (0..size.width)
+                .map(|x| {
+                    let along = x as f32 / width * TAU;
+                    let rise = [1.0, 0.5, 0.16]
+                        .into_iter()
+                        .zip(lengths.into_iter().zip(shifts))
+                        .map(|(share, (length, shift))| share * (along * length + shift).sin());
+                    base + swell * rise.sum::<f32>()
+                })
+                .collect();
+            let far = mix(palette.warm, palette.middle, 0.35);
+            let body = match near {
+                far_half if far_half < 0.5 => mix(far, palette.middle, near * 2.0),
+                _ => mix(palette.middle, palette.deep, near * 2.0 - 1.0),
+            };
+            Wave {
+                top: crest.iter().copied().fold(f32::INFINITY, f32::min),
+                crest,
+                depth: height * 0.22,
+                upper: mix(body, palette.light, 0.28 * (1.0 - near) + 0.06),
+                lower: mix(body, palette.deep, 0.3),
+                opacity: opacity * (0.86 + 0.14 * near),
+            }
+        })
+        .collect()
+}

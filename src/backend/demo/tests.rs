@@ -1,0 +1,169 @@
+//! The pictures' promises: their size, what they depend on, and that a reference shows.
+
+use std::sync::Mutex;
+
+use futures_util::{FutureExt, StreamExt, stream};
+use image::GenericImageView;
+
+use super::*;
+use crate::{
+    backend::{Input, SinkError},
+    image::Format,
+};
+
+#[derive(Default)]
+struct Sink {
+    pictures: Vec<Vec<u8>>,
+    under_way: Vec<u8>,
+    longest: usize,
+}
+
+#[async_trait]
+impl ImageSink for Sink {
+    async fn write(&mut self, piece: Bytes) -> Result<(), SinkError> {
+        self.longest = self.longest.max(piece.len());
+        self.under_way.extend_from_slice(&piece);
+        Ok(())
+    }
+
+    async fn finish(&mut self) -> Result<(), SinkError> {
+        self.pictures.push(std::mem::take(&mut self.under_way));
+        Ok(())
+    }
+}
+
+fn drawing(prompt: &str, n: u8, width: u32, height: u32) -> Drawing {
+    Drawing {
+        model: "any".into(),
+        prompt: prompt.into(),
+        n,
+        size: ImageSize { width, height },
+        quality: None,
+        references: vec![],
+        mask: None,
+        options: serde_json::Map::new(),
+    }
+}
+
+fn settings(failure_percent: u8) -> DemoBackend {
+    DemoBackend {
+        delay_ms: 0,
+        failure_percent,
+    }
+}
+
+async fn draw(drawing: &Drawing) -> Result<Vec<Vec<u8>>, BackendError> {
+    let mut sink = Sink::default();
+    Demo::new(&settings(0)).draw(drawing, &mut sink).await?;
+    assert!(sink.longest <= PIECE_BYTES);
+    Ok(sink.pictures)
+}
+
+fn png(image: &RgbImage) -> Vec<u8> {
+    let mut png = Vec::new();
+    PngEncoder::new(&mut png)
+        .write_image(
+            image,
+            image.width(),
+            image.height(),
+            ExtendedColorType::Rgb8,
+        )
+        .unwrap();
+    png
+}
+
+fn input(bytes: Vec<u8>) -> Input {
+    let bytes = Bytes::from(bytes);
+    Input {
+        format: Format::Png,
+        length: bytes.len() as u64,
+        open: Arc::new(move || {
+            let bytes = bytes.clone();
+            async move { Ok(stream::iter([Ok(bytes)]).boxed()) }.boxed()
+        }),
+    }
+}
+
+#[tokio::test]
+async fn pictures_have_the_size_asked_for_and_follow_from_the_prompt() {
+    let first = draw(&drawing("a lighthouse", 2, 336, 144)).await.unwrap();
+    assert_eq!(first.len(), 2);
+    for picture in &first {
+        assert!(picture.starts_with(b"\x89PNG\r\n\x1a\n"));
+        let decoded = image::load_from_memory(picture).unwrap();
+        assert_eq!(decoded.dimensions(), (336, 144));
+    }
+    assert_ne!(first[0], first[1], "the second picture is another one");
+    let again = draw(&drawing("a lighthouse", 2, 336, 144)).await.unwrap();
+    assert_eq!(first, again);
+    let other = draw(&drawing("a whale", 1, 336, 144)).await.unwrap();
+    assert_ne!(first[0], other[0]);
+}
+
+#[tokio::test]
+async fn a_reference_shows() {
+    // Dark on the left, light on the right, twice as wide as it is used.
+    let halves = RgbImage::from_fn(400, 100, |x, _| match x {
+        0..200 => image::Rgb([10, 10, 10]),
+        _ => image::Rgb([245, 245, 245]),
+    });
+    for prompt in ["one", "two", "three", "four", "five"] {
+        let mut drawing = drawing(prompt, 1, 200, 100);
+        drawing.references.push(input(png(&halves)));
+        let pictures = draw(&drawing).await.unwrap();
+        let decoded = image::load_from_memory(&pictures[0]).unwrap().into_luma8();
+        assert_eq!(decoded.dimensions(), (200, 100));
+        let mean = |from: u32, to: u32| {
+            let shades = (from..to).flat_map(|x| (0..100).map(move |y| (x, y)));
+            shades
+                .map(|(x, y)| u32::from(decoded.get_pixel(x, y).0[0]))
+                .sum::<u32>()
+                / ((to - from) * 100)
+        };
+        let (left, right) = (mean(0, 90), mean(110, 200));
+        assert!(
+            right > left + 60,
+            "{prompt}: {left} on the left, {right} on the right"
+        );
+    }
+}
+
+#[tokio::test]
+async fn references_are_scaled_up_too_and_bad_ones_refused() {
+    let mut small = drawing("up", 1, 90, 160);
+    small.references.push(input(png(&RgbImage::new(3, 2))));
+    let pictures = draw(&small).await.unwrap();
+    let decoded = image::load_from_memory(&pictures[0]).unwrap();
+    assert_eq!(decoded.dimensions(), (90, 160));
+
+    let mut bad = drawing("bad", 1, 64, 64);
+    bad.references.push(input(b"no image".to_vec()));
+    assert!(matches!(
+        draw(&bad).await,
+        Err(BackendError::Invalid { .. })
+    ));
+
+    let mut gone = drawing("gone", 1, 64, 64);
+    let fault = Mutex::new(Some(std::io::Error::other("gone")));
+    gone.references.push(Input {
+        open: Arc::new(move || {
+            let fault = fault.lock().unwrap().take().unwrap();
+            async move { Err(fault) }.boxed()
+        }),
+        ..input(vec![])
+    });
+    assert!(matches!(draw(&gone).await, Err(BackendError::Input(_))));
+}
+
+#[tokio::test]
+async fn as_many_fail_as_the_settings_say() {
+    let demo = Demo::new(&settings(30));
+    let failures = (0..1000).filter(|_| demo.next_fails()).count();
+    assert!((250..350).contains(&failures), "{failures}");
+
+    let always = Demo::new(&settings(100));
+    let mut sink = Sink::default();
+    let drawn = always.draw(&drawing("x", 1, 8, 8), &mut sink).await;
+    assert!(matches!(drawn, Err(BackendError::Failed { .. })));
+    assert!(sink.pictures.is_empty());
+}

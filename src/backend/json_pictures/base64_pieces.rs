@@ -1,0 +1,156 @@
+//! Decodes base64 that comes in any cuts into pieces of a fixed size.
+//!
+//! The bulk goes through SIMD. What is out of the ordinary (white space, padding, the URL-safe
+//! alphabet, quads across a cut) goes one character at a time.
+
+use bytes::Bytes;
+
+use super::InvalidAnswer;
+
+/// Of a decoded piece; a multiple of three, so that every piece ends on a quad of base64.
+pub(super) const PIECE_BYTES: usize = 48 * 1024;
+
+#[derive(Debug, Default)]
+pub(super) struct Base64Pieces {
+    /// Decoded, not yet taken; its length is a multiple of three until the end.
+    piece: Vec<u8>,
+    /// Characters of a quad that is not whole yet, of the standard alphabet.
+    quad: [u8; 4],
+    quad_length: usize,
+    padded: bool,
+}
+
+impl Base64Pieces {
+    /// How many characters fit in the piece, at least one while the piece is not full.
+    pub(super) fn room(&self) -> usize {
+        (PIECE_BYTES - self.piece.len()) / 3 * 4 - self.quad_length
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.piece.len() == PIECE_BYTES
+    }
+
+    /// What is decoded so far, if anything.
+    pub(super) fn take(&mut self) -> Option<Bytes> {
+        (!self.piece.is_empty()).then(|| Bytes::from(std::mem::take(&mut self.piece)))
+    }
+
+    /// Decodes `text`, which is no longer than [`Self::room`].
+    pub(super) fn feed(&mut self, text: &[u8]) -> Result<(), InvalidAnswer> {
+        if self.piece.capacity() == 0 {
+            self.piece.reserve_exact(PIECE_BYTES);
+        }
+        let mut text = text;
+        while self.quad_length > 0
+            && let Some((&character, after)) = text.split_first()
+        {
+            self.push(character)?;
+            text = after;
+        }
+        let padded_quads = usize::from(text.ends_with(b"="));
+        let bulk = (text.len() / 4).saturating_sub(padded_quads) * 4;
+        let (bulk, tail) = text.split_at(bulk);
+        if self.padded || self.decode(bulk).is_err() {
+            self.push_all(bulk)?;
+        }
+        self.push_all(tail)
+    }
+
+    /// The base64 is over: decodes what is left of it and makes ready for the next.
+    pub(super) fn end(&mut self) -> Result<(), InvalidAnswer> {
+        let left = &self.quad[..self.quad_length];
+        let Ok(last) = base64_simd::forgiving_decode_to_vec(left) else {
+            return Err(InvalidAnswer::Base64);
+        };
+        self.piece.extend_from_slice(&last);
+        self.quad_length = 0;
+        self.padded = false;
+        Ok(())
+    }
+
+    fn push_all(&mut self, text: &[u8]) -> Result<(), InvalidAnswer> {
+        text.iter().try_for_each(|&character| self.push(character))
+    }
+
+    fn push(&mut self, character: u8) -> Result<(), InvalidAnswer> {
+        let character = match character {
+            b' ' | b'\t' | b'\r' | b'\n' => return Ok(()),
+            b'=' => {
+                self.padded = true;
+                return Ok(());
+            }
+            _ if self.padded => return Err(InvalidAnswer::Base64),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'+' | b'/' => character,
+            b'-' => b'+',
+            b'_' => b'/',
+            _ => return Err(InvalidAnswer::Base64),
+        };
+        self.quad[self.quad_length] = character;
+        self.quad_length += 1;
+        if self.quad_length == self.quad.len() {
+            self.quad_length = 0;
+            return self.decode(&{ self.quad });
+        }
+        Ok(())
+    }
+
+    /// Decodes whole quads; leaves everything as it was if they hold anything but plain base64.
+    fn decode(&mut self, quads: &[u8]) -> Result<(), InvalidAnswer> {
+        base64_simd::STANDARD_NO_PAD
+            .decode_append(quads, &mut self.piece)
+            .or(Err(InvalidAnswer::Base64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(cuts: &[&[u8]]) -> Result<Vec<u8>, InvalidAnswer> {
+        let mut pieces = Base64Pieces::default();
+        for cut in cuts {
+            pieces.feed(cut)?;
+        }
+        pieces.end()?;
+        Ok(pieces.take().map_or_else(Vec::new, Vec::from))
+    }
+
+    #[test]
+    fn takes_any_cut_padding_white_space_and_alphabet() {
+        assert_eq!(decode(&[b"aGVsbG8="]).unwrap(), b"hello");
+        assert_eq!(decode(&[b"aGVsbG8"]).unwrap(), b"hello");
+        assert_eq!(
+            decode(&[b"a", b"GVs", b"bG", b"8", b"="]).unwrap(),
+            b"hello"
+        );
+        assert_eq!(decode(&[b"aGVs\r\nbG8=\n"]).unwrap(), b"hello");
+        assert_eq!(decode(&[b"-_-_"]).unwrap(), decode(&[b"+/+/"]).unwrap());
+        assert_eq!(decode(&[b""]).unwrap(), b"");
+    }
+
+    #[test]
+    fn refuses_what_is_no_base64() {
+        for text in [&b"aGVs!G8="[..], b"aGVsb", b"aGVsbG8=aGVs", b"\"aGV"] {
+            assert!(decode(&[text]).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn pieces_are_never_longer_than_their_room() {
+        let text = base64_simd::STANDARD.encode_to_string(vec![7; 2 * PIECE_BYTES + 1]);
+        let mut left = text.as_bytes();
+        let mut pieces = Base64Pieces::default();
+        let mut lengths = Vec::new();
+        while !left.is_empty() {
+            let taken = left.len().min(pieces.room()).min(1000);
+            pieces.feed(&left[..taken]).unwrap();
+            left = &left[taken..];
+            if pieces.is_full() {
+                lengths.push(pieces.take().unwrap().len());
+            }
+        }
+        pieces.end().unwrap();
+        lengths.push(pieces.take().unwrap().len());
+        assert_eq!(lengths, [PIECE_BYTES, PIECE_BYTES, 1]);
+    }
+}

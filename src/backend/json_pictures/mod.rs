@@ -1,0 +1,333 @@
+//! Takes the pictures out of an Images API's answer while it comes in.
+//!
+//! The answer is megabytes of base64 in a little JSON. A [`PictureScanner`] decodes the strings at
+//! `data[].b64_json` (and data URLs at `data[].url`) on the fly and keeps the rest, in which each
+//! decoded string is replaced by `true`: that is short, and a JSON parser judges it afterwards.
+
+mod base64_pieces;
+
+use bytes::Bytes;
+use memchr::memchr2;
+
+use base64_pieces::Base64Pieces;
+
+/// Of everything in an answer that is no picture.
+pub const REST_BYTES_MAX: usize = 1024 * 1024;
+
+const DATA_URL: &[u8] = b"data:";
+
+/// What the scanner came upon.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    /// The next bytes of the picture under way.
+    Piece(Bytes),
+    /// The picture under way is whole.
+    End,
+}
+
+/// Why an answer can't be read on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidAnswer {
+    #[error("a picture in the answer is not base64")]
+    Base64,
+    #[error("the answer holds more than {REST_BYTES_MAX} bytes beside its pictures")]
+    TooLong,
+}
+
+/// A state machine over the bytes of one answer.
+#[derive(Debug, Default)]
+pub struct PictureScanner {
+    state: State,
+    place: Place,
+    /// How many arrays and objects are open inside `place`.
+    deeper: usize,
+    /// In an object: whose value comes next; none while its name is still to come.
+    field: Option<Field>,
+    /// Where in `rest` the string under way begins.
+    text_start: usize,
+    /// The first characters of a string that may be a picture.
+    prefix: Vec<u8>,
+    base64: Base64Pieces,
+    /// Whether the picture under way has given a byte yet.
+    begun: bool,
+    rest: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    /// Outside strings.
+    #[default]
+    Between,
+    /// In a string that is kept.
+    Text,
+    TextEscape,
+    /// In the first characters of a string that may be a picture.
+    Prefix,
+    /// In a data URL, before its comma.
+    DataUrlHead,
+    /// In a picture's base64.
+    Picture,
+    PictureEscape,
+    /// After `\u` in a picture.
+    PictureCodePoint {
+        digits: u8,
+        value: u32,
+    },
+    /// Behind a picture, before all of it is handed over.
+    PictureEnd,
+}
+
+/// The innermost part of the answer's expected shape that is open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Place {
+    #[default]
+    Outside,
+    Root,
+    Data,
+    Entry,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Field {
+    Data,
+    B64Json,
+    Url,
+    Other,
+}
+
+impl PictureScanner {
+    /// Goes on in `input` until something is found, and shortens it by what is done.
+    /// `None`: all of `input` is done.
+    pub fn next(&mut self, input: &mut &[u8]) -> Result<Option<Found>, InvalidAnswer> {
+        loop {
+            if self.base64.is_full() {
+                return Ok(self.take_piece());
+            }
+            if self.state == State::PictureEnd {
+                if let Some(piece) = self.take_piece() {
+                    return Ok(Some(piece));
+                }
+                self.state = State::Between;
+                if std::mem::take(&mut self.begun) {
+                    self.keep(b"true")?;
+                    return Ok(Some(Found::End));
+                }
+                self.keep(b"\"\"")?;
+            }
+            let Some(&first) = input.first() else {
+                return Ok(None);
+            };
+            match self.state {
+                State::Picture => self.picture(input)?,
+                State::Text => self.text(input)?,
+                State::DataUrlHead => self.data_url_head(input)?,
+                State::Prefix if self.prefix_ends(first) => self.decide()?,
+                _ => {
+                    *input = &input[1..];
+                    self.step(first)?;
+                }
+            }
+        }
+    }
+
+    /// Everything but the pictures, each of which left a `true`.
+    pub fn into_rest(self) -> Vec<u8> {
+        self.rest
+    }
+
+    fn take_piece(&mut self) -> Option<Found> {
+        let piece = self.base64.take()?;
+        self.begun = true;
+        Some(Found::Piece(piece))
+    }
+
+    fn keep(&mut self, bytes: &[u8]) -> Result<(), InvalidAnswer> {
+        if self.rest.len() + bytes.len() > REST_BYTES_MAX {
+            return Err(InvalidAnswer::TooLong);
+        }
+        self.rest.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// One byte in a state that has no faster way.
+    fn step(&mut self, byte: u8) -> Result<(), InvalidAnswer> {
+        match self.state {
+            State::TextEscape => {
+                self.state = State::Text;
+                self.keep(&[byte])
+            }
+            State::Prefix => {
+                self.prefix.push(byte);
+                Ok(())
+            }
+            State::PictureEscape => self.picture_escape(byte),
+            State::PictureCodePoint { digits, value } => self.code_point(byte, digits, value),
+            _ => self.between(byte),
+        }
+    }
+
+    fn between(&mut self, byte: u8) -> Result<(), InvalidAnswer> {
+        match byte {
+            b'"' if self.at_picture() => {
+                self.prefix.clear();
+                self.state = State::Prefix;
+                return Ok(());
+            }
+            b'"' => {
+                self.state = State::Text;
+                self.text_start = self.rest.len() + 1;
+            }
+            b'{' | b'[' => self.open(byte),
+            b'}' | b']' => self.close(),
+            b',' if self.deeper == 0 => self.field = None,
+            _ => {}
+        }
+        self.keep(&[byte])
+    }
+
+    fn at_picture(&self) -> bool {
+        let at_field = matches!(self.field, Some(Field::B64Json | Field::Url));
+        self.place == Place::Entry && self.deeper == 0 && at_field
+    }
+
+    fn open(&mut self, bracket: u8) {
+        let inner = match (self.place, self.field, bracket) {
+            _ if self.deeper > 0 => None,
+            (Place::Outside, _, b'{') => Some(Place::Root),
+            (Place::Root, Some(Field::Data), b'[') => Some(Place::Data),
+            (Place::Data, _, b'{') => Some(Place::Entry),
+            _ => None,
+        };
+        match inner {
+            Some(place) => {
+                self.place = place;
+                self.field = None;
+            }
+            None => self.deeper += 1,
+        }
+    }
+
+    fn close(&mut self) {
+        if self.deeper > 0 {
+            self.deeper -= 1;
+            return;
+        }
+        // What follows is a comma or another end: nothing is named until then.
+        self.field = Some(Field::Other);
+        self.place = match self.place {
+            Place::Entry => Place::Data,
+            Place::Data => Place::Root,
+            Place::Root | Place::Outside => Place::Outside,
+        };
+    }
+
+    fn text(&mut self, input: &mut &[u8]) -> Result<(), InvalidAnswer> {
+        let Some(end) = memchr2(b'"', b'\\', input) else {
+            self.keep(input)?;
+            *input = &[];
+            return Ok(());
+        };
+        let (text, after) = input.split_at(end + 1);
+        self.keep(text)?;
+        *input = after;
+        if text.ends_with(b"\\") {
+            self.state = State::TextEscape;
+            return Ok(());
+        }
+        self.state = State::Between;
+        let in_object = matches!(self.place, Place::Root | Place::Entry);
+        if in_object && self.deeper == 0 && self.field.is_none() {
+            let name = &self.rest[self.text_start..self.rest.len() - 1];
+            self.field = Some(match (self.place, name) {
+                (Place::Root, b"data") => Field::Data,
+                (Place::Entry, b"b64_json") => Field::B64Json,
+                (Place::Entry, b"url") => Field::Url,
+                _ => Field::Other,
+            });
+        }
+        Ok(())
+    }
+
+    fn prefix_ends(&self, next: u8) -> bool {
+        self.prefix.len() == DATA_URL.len() || matches!(next, b'"' | b'\\')
+    }
+
+    /// Enough of the string is known to tell what it is.
+    fn decide(&mut self) -> Result<(), InvalidAnswer> {
+        let prefix = std::mem::take(&mut self.prefix);
+        if prefix == DATA_URL {
+            self.state = State::DataUrlHead;
+            Ok(())
+        } else if self.field == Some(Field::Url) {
+            self.state = State::Text;
+            self.keep(b"\"")?;
+            self.keep(&prefix)
+        } else {
+            self.state = State::Picture;
+            self.base64.feed(&prefix)
+        }
+    }
+
+    fn data_url_head(&mut self, input: &mut &[u8]) -> Result<(), InvalidAnswer> {
+        match memchr2(b',', b'"', input) {
+            None => *input = &[],
+            Some(end) if input[end] == b',' => {
+                *input = &input[end + 1..];
+                self.state = State::Picture;
+            }
+            Some(_) => return Err(InvalidAnswer::Base64),
+        }
+        Ok(())
+    }
+
+    fn picture(&mut self, input: &mut &[u8]) -> Result<(), InvalidAnswer> {
+        let window = &input[..input.len().min(self.base64.room())];
+        let end = memchr2(b'"', b'\\', window);
+        let run = end.unwrap_or(window.len());
+        self.base64.feed(&window[..run])?;
+        *input = &input[run + usize::from(end.is_some())..];
+        match end.map(|end| window[end]) {
+            Some(b'"') => {
+                self.base64.end()?;
+                self.state = State::PictureEnd;
+            }
+            Some(_) => self.state = State::PictureEscape,
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn picture_escape(&mut self, byte: u8) -> Result<(), InvalidAnswer> {
+        self.state = State::Picture;
+        match byte {
+            b'n' | b'r' | b't' => Ok(()),
+            b'/' => self.base64.feed(b"/"),
+            b'u' => {
+                self.state = State::PictureCodePoint {
+                    digits: 0,
+                    value: 0,
+                };
+                Ok(())
+            }
+            _ => Err(InvalidAnswer::Base64),
+        }
+    }
+
+    fn code_point(&mut self, byte: u8, digits: u8, value: u32) -> Result<(), InvalidAnswer> {
+        let digit = char::from(byte).to_digit(16).ok_or(InvalidAnswer::Base64)?;
+        let value = value * 16 + digit;
+        if digits < 3 {
+            self.state = State::PictureCodePoint {
+                digits: digits + 1,
+                value,
+            };
+            return Ok(());
+        }
+        self.state = State::Picture;
+        let character = u8::try_from(value).or(Err(InvalidAnswer::Base64))?;
+        self.base64.feed(&[character])
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,59 @@
+//! Hands pictures to the sink: no more of them, and none larger, than was agreed.
+
+use bytes::Bytes;
+
+use super::{BackendError, ImageSink};
+
+/// Of one picture, whichever way it comes.
+pub(super) const PICTURE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+pub(super) struct Delivery<'a> {
+    images: &'a mut dyn ImageSink,
+    wanted: u8,
+    finished: u8,
+    /// Of the picture under way.
+    bytes: usize,
+}
+
+impl<'a> Delivery<'a> {
+    pub(super) fn new(images: &'a mut dyn ImageSink, wanted: u8) -> Self {
+        Self {
+            images,
+            wanted,
+            finished: 0,
+            bytes: 0,
+        }
+    }
+
+    pub(super) fn finished(&self) -> u8 {
+        self.finished
+    }
+
+    /// Whether every picture asked for is there; more are not taken.
+    pub(super) fn is_done(&self) -> bool {
+        self.finished == self.wanted
+    }
+
+    pub(super) async fn write(&mut self, piece: Bytes) -> Result<(), BackendError> {
+        if self.is_done() {
+            return Ok(());
+        }
+        self.bytes += piece.len();
+        if self.bytes > PICTURE_BYTES_MAX {
+            return Err(BackendError::Failed {
+                detail: format!("a picture is larger than {PICTURE_BYTES_MAX} bytes"),
+            });
+        }
+        Ok(self.images.write(piece).await?)
+    }
+
+    pub(super) async fn finish(&mut self) -> Result<(), BackendError> {
+        if self.is_done() {
+            return Ok(());
+        }
+        self.images.finish().await?;
+        self.finished += 1;
+        self.bytes = 0;
+        Ok(())
+    }
+}

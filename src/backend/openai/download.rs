@@ -1,0 +1,147 @@
+//! Fetches pictures that an upstream answers as URLs: at once, because such links die within minutes,
+//! without the key, and from no host that the settings don't name.
+
+use reqwest::{Client, StatusCode};
+use url::Url;
+
+use super::{BackendError, delivery::Delivery, error};
+
+/// Which URLs of an upstream's are fetched.
+pub(super) struct DownloadRule {
+    base_url: Url,
+    hosts: Vec<String>,
+}
+
+impl DownloadRule {
+    /// `hosts` are names, or `*.` and a name for all below it.
+    pub(super) fn new(base_url: &Url, hosts: &[String]) -> Self {
+        Self {
+            base_url: base_url.clone(),
+            hosts: hosts.iter().map(|host| host.to_lowercase()).collect(),
+        }
+    }
+
+    /// The URL if it may be fetched.
+    pub(super) fn allow(&self, url: &str) -> Result<Url, BackendError> {
+        let refuse = |detail: String| Err(BackendError::NoImage { detail });
+        let Ok(url) = Url::parse(url) else {
+            return refuse("a picture's url is not a whole URL".to_owned());
+        };
+        let host = url.host_str().unwrap_or_default();
+        if !url.username().is_empty() || url.password().is_some() {
+            return refuse(format!("a picture's url on {host} carries a user name"));
+        }
+        if !self.allows_scheme(&url) {
+            return refuse(format!("a picture's url on {host} is not https"));
+        }
+        if !self.allows_host(host) {
+            return refuse(format!(
+                "a picture is on {host}; allowed are base_url's host and download_hosts"
+            ));
+        }
+        Ok(url)
+    }
+
+    /// Plain http only to the very server that is spoken to without encryption anyway.
+    fn allows_scheme(&self, url: &Url) -> bool {
+        let base = &self.base_url;
+        match url.scheme() {
+            "https" => true,
+            "http" => {
+                base.scheme() == "http"
+                    && base.host_str() == url.host_str()
+                    && base.port() == url.port()
+            }
+            _ => false,
+        }
+    }
+
+    fn allows_host(&self, host: &str) -> bool {
+        self.base_url.host_str() == Some(host)
+            || self
+                .hosts
+                .iter()
+                .any(|allowed| match allowed.strip_prefix("*.") {
+                    None => allowed == host,
+                    Some(parent) => host
+                        .strip_suffix(parent)
+                        .is_some_and(|below| below.len() > 1 && below.ends_with('.')),
+                })
+    }
+}
+
+/// Hands on the picture at `url`.
+pub(super) async fn fetch(
+    client: &Client,
+    url: Url,
+    delivery: &mut Delivery<'_>,
+) -> Result<(), BackendError> {
+    let sent = client.get(url).send().await;
+    let mut response = sent.map_err(error::interrupted)?;
+    match response.status() {
+        StatusCode::OK => {}
+        status if status.is_server_error() => {
+            return Err(BackendError::Failed {
+                detail: format!("a picture's url answered {status}"),
+            });
+        }
+        status => {
+            return Err(BackendError::NoImage {
+                detail: format!("a picture's url answered {status}"),
+            });
+        }
+    }
+    while let Some(piece) = response.chunk().await.map_err(error::interrupted)? {
+        delivery.write(piece).await?;
+    }
+    delivery.finish().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allows(base_url: &str, url: &str) -> bool {
+        let hosts = ["cdn.example".to_owned(), "*.Pictures.example".to_owned()];
+        let rule = DownloadRule::new(&Url::parse(base_url).unwrap(), &hosts);
+        rule.allow(url).is_ok()
+    }
+
+    #[test]
+    fn only_named_hosts_over_https() {
+        let base = "https://api.example/v1";
+        for url in [
+            "https://api.example/1.png",
+            "https://cdn.example/1.png",
+            "https://CDN.example/1.png",
+            "https://a.pictures.example/1.png",
+            "https://a.b.pictures.example/1.png",
+        ] {
+            assert!(allows(base, url), "{url}");
+        }
+        for url in [
+            "http://api.example/1.png",
+            "https://other.example/1.png",
+            "https://pictures.example/1.png",
+            "https://.pictures.example/1.png",
+            "https://evilpictures.example/1.png",
+            "https://cdn.example.evil/1.png",
+            "https://cdn.example@evil.example/1.png",
+            "https://user@cdn.example/1.png",
+            "https://127.0.0.1/1.png",
+            "file:///etc/passwd",
+            "/1.png",
+            "",
+        ] {
+            assert!(!allows(base, url), "{url}");
+        }
+    }
+
+    #[test]
+    fn http_only_to_the_server_that_is_spoken_to_over_http() {
+        let base = "http://127.0.0.1:1234/v1";
+        assert!(allows(base, "http://127.0.0.1:1234/1.png"));
+        assert!(!allows(base, "http://127.0.0.1:22/1.png"));
+        assert!(!allows(base, "http://cdn.example/1.png"));
+    }
+}

@@ -1,0 +1,296 @@
+//! What an upstream's errors mean.
+
+use std::{error::Error, time::Duration};
+
+use reqwest::{
+    Response, StatusCode,
+    header::{DATE, HeaderMap, RETRY_AFTER},
+};
+use serde_json::Value;
+
+use super::{BackendError, message};
+use crate::backend::json_pictures::InvalidAnswer;
+
+/// Of an error's body; the rest is not read.
+const BODY_BYTES_MAX: usize = 64 * 1024;
+/// A longer wait asked for is taken as this one.
+const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
+
+const REFUSAL_CODES: [&str; 5] = [
+    "moderation_blocked",
+    "content_policy_violation",
+    "contentFilter",
+    "content_filter",
+    "DataInspectionFailed",
+];
+const REFUSAL_CODE_END: &str = "SensitiveContentDetected";
+const REFUSAL_PHRASE: &str = "safety system";
+
+const QUOTA_CODES: [&str; 3] = [
+    "insufficient_quota",
+    "billing_hard_limit_reached",
+    "billing_not_active",
+];
+
+/// An upstream's error, in whatever shape it came.
+#[derive(Debug, Default)]
+pub(super) struct UpstreamError {
+    /// Fit to be shown; empty if there was none.
+    pub(super) message: String,
+    /// Its code, and its type.
+    names: [String; 2],
+}
+
+impl UpstreamError {
+    /// Reads the value of `error`: an object, or just a text.
+    pub(super) fn of_value(error: &Value, api_key: &str) -> Self {
+        let text = |name: &str| match &error[name] {
+            Value::String(text) => text.clone(),
+            Value::Number(number) => number.to_string(),
+            _ => String::new(),
+        };
+        let said = error
+            .as_str()
+            .map_or_else(|| text("message"), str::to_owned);
+        Self {
+            message: message::clean(&said, api_key),
+            names: [text("code"), text("type")],
+        }
+    }
+
+    /// Whether the upstream's safety system has refused the request.
+    pub(super) fn is_refusal(&self) -> bool {
+        let named = self
+            .names
+            .iter()
+            .any(|name| REFUSAL_CODES.contains(&name.as_str()) || name.ends_with(REFUSAL_CODE_END));
+        named || self.message.to_lowercase().contains(REFUSAL_PHRASE)
+    }
+
+    /// Whether the operator's quota is used up.
+    fn is_quota(&self) -> bool {
+        let names = &self.names;
+        names
+            .iter()
+            .any(|name| QUOTA_CODES.contains(&name.as_str()))
+    }
+
+    fn of_body(body: &[u8], api_key: &str) -> Self {
+        let Ok(body) = serde_json::from_slice::<Value>(body) else {
+            return Self::default();
+        };
+        // Beside OpenAI's shape there are servers that say `message` or `detail`, or both of that
+        // and an `error` that is a mere code.
+        let found = [&body["error"], &body, &body["detail"]].map(|v| Self::of_value(v, api_key));
+        let refusal = found.iter().position(Self::is_refusal);
+        let spoken = found.iter().position(|error| !error.message.is_empty());
+        let chosen = refusal.or(spoken).unwrap_or_default();
+        found.into_iter().nth(chosen).unwrap_or_default()
+    }
+}
+
+/// Reads an error's body and tells what it means.
+pub(super) async fn read(mut response: Response, api_key: &str) -> BackendError {
+    let status = response.status();
+    let retry_after = retry_after(response.headers());
+    let mut body = Vec::new();
+    // An error whose body breaks off is judged by what came of it.
+    while let Ok(Some(chunk)) = response.chunk().await {
+        let room = BODY_BYTES_MAX - body.len();
+        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        if body.len() == BODY_BYTES_MAX {
+            break;
+        }
+    }
+    classify(status, retry_after, UpstreamError::of_body(&body, api_key))
+}
+
+/// A request that was not answered, or an answer that broke off.
+pub(super) fn transport(error: reqwest::Error) -> BackendError {
+    if error.is_connect() {
+        return not_reached(error);
+    }
+    interrupted(error)
+}
+
+/// A request that certainly did nothing.
+pub(super) fn not_reached(error: reqwest::Error) -> BackendError {
+    BackendError::Unreachable {
+        detail: detail(error),
+    }
+}
+
+/// A failure after the upstream may have begun to draw, however the connection failed.
+pub(super) fn interrupted(error: reqwest::Error) -> BackendError {
+    BackendError::Failed {
+        detail: detail(error),
+    }
+}
+
+pub(super) fn invalid_answer(error: InvalidAnswer) -> BackendError {
+    BackendError::Failed {
+        detail: error.to_string(),
+    }
+}
+
+fn classify(
+    status: StatusCode,
+    retry_after: Option<Duration>,
+    error: UpstreamError,
+) -> BackendError {
+    let refused = status.is_client_error() && error.is_refusal();
+    let quota = error.is_quota();
+    let message = match error.message {
+        empty if empty.is_empty() => format!("status {}", status.as_u16()),
+        message => message,
+    };
+    let detail = format!("{}: {message}", status.as_u16());
+    match status.as_u16() {
+        _ if refused => BackendError::Refused { message },
+        451 => BackendError::Refused { message },
+        _ if quota => BackendError::Credentials { detail },
+        401..=403 => BackendError::Credentials { detail },
+        429 => BackendError::RateLimited {
+            detail,
+            retry_after,
+        },
+        408 | 409 => BackendError::Failed { detail },
+        400..=499 => BackendError::Invalid { message },
+        300..=399 => BackendError::Failed {
+            detail: format!("{detail}; base_url must lead there without a redirect"),
+        },
+        _ => BackendError::Failed { detail },
+    }
+}
+
+/// The wait asked for: in milliseconds, in seconds, or as a date, which counts from the answer's own.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
+    let number = |name: &str| text(name)?.parse::<f64>().ok();
+    let date = |name: &str| httpdate::parse_http_date(text(name)?).ok();
+    let asked = number("retry-after-ms")
+        .map(|ms| ms / 1000.0)
+        .or_else(|| number(RETRY_AFTER.as_str()))
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .or_else(|| {
+            let (then, now) = (date(RETRY_AFTER.as_str())?, date(DATE.as_str())?);
+            then.duration_since(now).ok()
+        });
+    asked.map(|wait| wait.min(RETRY_AFTER_MAX))
+}
+
+/// The error with its causes, without the URL.
+fn detail(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn class(status: u16, body: &str) -> String {
+        let error = UpstreamError::of_body(body.as_bytes(), "sk-secret");
+        let error = classify(StatusCode::from_u16(status).unwrap(), None, error);
+        format!("{error:?}")
+    }
+
+    #[test]
+    fn refusals_are_told_by_code_or_phrase() {
+        let blocked = json!({"error": {"message": "No.", "type": "image_generation_user_error",
+            "code": "moderation_blocked", "param": null}});
+        let azure = json!({"created": 1, "error": {"code": "contentFilter", "message": "No."}});
+        let ark =
+            json!({"error": {"code": "OutputImageSensitiveContentDetected", "message": "No."}});
+        for body in [blocked, azure, ark] {
+            let refused = r#"Refused { message: "No." }"#;
+            assert_eq!(class(400, &body.to_string()), refused);
+            assert_eq!(class(403, &body.to_string()), refused);
+        }
+        let phrase = r#"{"error": "Rejected by our Safety System."}"#;
+        assert!(class(400, phrase).starts_with("Refused"));
+        assert!(class(451, "<html>").starts_with("Refused"));
+        assert!(class(503, phrase).starts_with("Failed"));
+    }
+
+    #[test]
+    fn every_status_has_its_class() {
+        let body =
+            r#"{"error": {"message": "It is so.", "type": "t", "param": null, "code": 1302}}"#;
+        for status in [400, 404, 405, 413, 415, 422] {
+            assert_eq!(class(status, body), r#"Invalid { message: "It is so." }"#);
+        }
+        for status in [401, 402, 403] {
+            let detail = format!(r#"Credentials {{ detail: "{status}: It is so." }}"#);
+            assert_eq!(class(status, body), detail);
+        }
+        for status in [307, 408, 409, 500, 502, 503, 504, 529] {
+            assert!(class(status, body).starts_with("Failed"), "{status}");
+        }
+        assert!(class(429, body).starts_with("RateLimited"));
+        let quota = r#"{"error": {"message": "Pay.", "code": "insufficient_quota"}}"#;
+        assert_eq!(class(429, quota), r#"Credentials { detail: "429: Pay." }"#);
+    }
+
+    #[test]
+    fn bodies_of_other_shapes_are_read_too() {
+        for body in [
+            r#"{"error": "prompt required"}"#,
+            r#"{"message": "prompt required"}"#,
+            r#"{"detail": "prompt required"}"#,
+            r#"{"error": {"code": "x"}, "message": "prompt required"}"#,
+        ] {
+            assert_eq!(
+                class(400, body),
+                r#"Invalid { message: "prompt required" }"#
+            );
+        }
+        for body in [
+            "",
+            "<html>not found</html>",
+            "[]",
+            "null",
+            r#"{"error": null}"#,
+        ] {
+            assert_eq!(class(404, body), r#"Invalid { message: "status 404" }"#);
+        }
+    }
+
+    #[test]
+    fn waits_are_read_in_every_form() {
+        let wait = |pairs: &[(&'static str, &'static str)]| {
+            let headers = pairs
+                .iter()
+                .map(|&(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+            retry_after(&headers.collect())
+        };
+        let ms = |ms| Some(Duration::from_millis(ms));
+        assert_eq!(wait(&[]), None);
+        assert_eq!(wait(&[("retry-after", "7")]), ms(7000));
+        assert_eq!(
+            wait(&[("retry-after", "7"), ("retry-after-ms", "1500")]),
+            ms(1500)
+        );
+        assert_eq!(wait(&[("retry-after", "1e300")]), None);
+        assert_eq!(wait(&[("retry-after", "-1")]), None);
+        assert_eq!(wait(&[("retry-after", "NaN")]), None);
+        assert_eq!(wait(&[("retry-after", "86400")]), Some(RETRY_AFTER_MAX));
+        let date = ("date", "Wed, 21 Oct 2026 07:28:00 GMT");
+        assert_eq!(
+            wait(&[("retry-after", "Wed, 21 Oct 2026 07:28:30 GMT"), date]),
+            ms(30_000)
+        );
+        assert_eq!(
+            wait(&[("retry-after", "Wed, 21 Oct 2026 07:27:00 GMT"), date]),
+            None
+        );
+    }
+}

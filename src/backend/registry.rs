@@ -1,0 +1,127 @@
+//! The backends that the configuration names, ready to use.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use reqwest::{Client, redirect};
+
+use super::{
+    Backend,
+    demo::Demo,
+    openai::{InvalidSetting, Openai},
+};
+use crate::config;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// An upstream may draw for minutes without a byte: this keeps routers in between from forgetting.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// Every configured backend by its name.
+#[derive(Default)]
+pub struct Registry {
+    backends: BTreeMap<String, Arc<dyn Backend>>,
+}
+
+/// Why the configured backends can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    #[error("backends.{backend}: {source}")]
+    Setting {
+        backend: String,
+        source: InvalidSetting,
+    },
+    #[error("the HTTP client for upstreams could not be made")]
+    Client(#[source] reqwest::Error),
+}
+
+impl Registry {
+    pub fn open(config: &BTreeMap<String, config::Backend>) -> Result<Self, RegistryError> {
+        let mut client = None;
+        let mut backends: BTreeMap<String, Arc<dyn Backend>> = BTreeMap::new();
+        for (name, settings) in config {
+            let backend: Arc<dyn Backend> = match settings {
+                config::Backend::Demo(settings) => Arc::new(Demo::new(settings)),
+                config::Backend::Openai(settings) => {
+                    let client = shared_client(&mut client)?;
+                    let opened = Openai::open(settings, client);
+                    Arc::new(opened.map_err(|source| RegistryError::Setting {
+                        backend: name.clone(),
+                        source,
+                    })?)
+                }
+            };
+            backends.insert(name.clone(), backend);
+        }
+        Ok(Self { backends })
+    }
+
+    pub fn get(&self, name: &str) -> Option<&Arc<dyn Backend>> {
+        self.backends.get(name)
+    }
+
+    /// All of them, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<dyn Backend>)> {
+        self.backends
+            .iter()
+            .map(|(name, backend)| (name.as_str(), backend))
+    }
+}
+
+/// One client, and so one pool of connections, for all upstreams. Made only when a backend needs it:
+/// it reads the system's certificates, which a machine may lack that draws with `demo`.
+fn shared_client(client: &mut Option<Client>) -> Result<Client, RegistryError> {
+    if let Some(client) = client {
+        return Ok(client.clone());
+    }
+    // An error only says that there is a provider already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let made = Client::builder()
+        .user_agent(concat!("easel/", env!("CARGO_PKG_VERSION")))
+        .no_proxy()
+        .redirect(redirect::Policy::none())
+        .referer(false)
+        .http1_only()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_keepalive(KEEPALIVE)
+        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+        .build()
+        .map_err(RegistryError::Client)?;
+    Ok(client.insert(made).clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(settings: &str) -> Result<Registry, RegistryError> {
+        Registry::open(&toml::from_str(settings).unwrap())
+    }
+
+    #[test]
+    fn backends_are_found_by_name() {
+        let registry = open(
+            r#"
+            paint = { kind = "demo" }
+            real = { kind = "openai", base_url = "http://127.0.0.1:1/v1", api_key = "sk-1" }"#,
+        )
+        .unwrap();
+        assert!(!registry.get("paint").unwrap().takes_mask());
+        assert!(registry.get("real").unwrap().takes_mask());
+        assert!(registry.get("other").is_none());
+        let names: Vec<&str> = registry.iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["paint", "real"]);
+    }
+
+    #[test]
+    fn bad_settings_are_named() {
+        let error = |settings| open(settings).err().unwrap().to_string();
+        assert_eq!(
+            error(r#"a = { kind = "openai", base_url = "mailto:a@b", api_key = "k" }"#),
+            "backends.a: base_url must start with https:// or http://"
+        );
+        assert_eq!(
+            error(r#"a = { kind = "openai", base_url = "https://h/v1", api_key = "k\n" }"#),
+            "backends.a: api_key may hold no line ends or other control characters"
+        );
+    }
+}

@@ -1,0 +1,281 @@
+//! Passes an image on piece by piece, however it is cut, without ever holding it whole: follows its structure
+//! to its end, checks its size, and leaves its metadata out if told so.
+
+use bytes::{Buf, Bytes};
+
+use super::{
+    Format, ImageInfo, InvalidImage, Limits, detect,
+    walk::{Fate, Step, Then, Walk, walker},
+};
+
+/// What zeroed bytes are cut from.
+static ZEROS: [u8; 4096] = [0; 4096];
+
+/// What becomes of an image's metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metadata {
+    /// Every byte passes as it is.
+    Keep,
+    /// Whatever a decoder does not need to show the image goes: texts, EXIF but for the orientation of a
+    /// JPEG, XMP, thumbnails, and what follows the image's end.
+    Strip,
+}
+
+/// An image on its way through. After an error it is of no more use.
+///
+/// Beside the pieces themselves it holds a few bytes, and at most 64 KiB where a JPEG has EXIF.
+pub struct Filter {
+    policy: Metadata,
+    limits: Limits,
+    stage: Stage,
+}
+
+enum Stage {
+    /// Too little has come to name the format.
+    Head(Bytes),
+    Body(Format, Course),
+}
+
+/// How far a walk has come.
+struct Course {
+    walker: Box<dyn Walk>,
+    policy: Metadata,
+    /// The beginning of a field that was cut.
+    carry: Vec<u8>,
+    fate: Fate,
+    /// How many bytes are left that meet this fate, before `then`.
+    body: u64,
+    then: Then,
+}
+
+/// A piece on its way through: neighbouring bytes that are kept go out as one slice, uncopied.
+struct Cursor<'a> {
+    kept: usize,
+    rest: Bytes,
+    whole: Bytes,
+    out: &'a mut Vec<Bytes>,
+}
+
+impl Filter {
+    pub fn new(policy: Metadata, limits: Limits) -> Self {
+        Self {
+            policy,
+            limits,
+            stage: Stage::Head(Bytes::new()),
+        }
+    }
+
+    /// Takes the next piece and adds what is to be passed on to `out`, as slices of the piece where it can.
+    pub fn push(&mut self, piece: Bytes, out: &mut Vec<Bytes>) -> Result<(), InvalidImage> {
+        match &mut self.stage {
+            Stage::Head(head) => {
+                let head = joined(std::mem::take(head), piece);
+                match detect::known(&head) {
+                    Some(format) => {
+                        let mut course = Course::new(walker(format, self.limits), self.policy);
+                        let result = course.push(head, out);
+                        self.stage = Stage::Body(format, course);
+                        result
+                    }
+                    None if head.len() < detect::HEAD_BYTES_MAX => {
+                        self.stage = Stage::Head(head);
+                        Ok(())
+                    }
+                    None => Err(detect::unknown(&head)),
+                }
+            }
+            Stage::Body(_, course) => course.push(piece, out),
+        }
+    }
+
+    /// What the image's first bytes say it is.
+    pub fn format(&self) -> Option<Format> {
+        match &self.stage {
+            Stage::Head(_) => None,
+            Stage::Body(format, _) => Some(*format),
+        }
+    }
+
+    /// What the image is, as soon as its header has passed.
+    pub fn info(&self) -> Option<ImageInfo> {
+        let Stage::Body(format, course) = &self.stage else {
+            return None;
+        };
+        course.walker.size().map(|size| ImageInfo {
+            format: *format,
+            width: size.width,
+            height: size.height,
+        })
+    }
+
+    /// There are no more pieces: the image must have come to its end.
+    pub fn finish(self) -> Result<ImageInfo, InvalidImage> {
+        match &self.stage {
+            Stage::Head(head) => Err(detect::unknown(head)),
+            Stage::Body(_, course) if course.is_over() => self.info().ok_or(InvalidImage::Damaged),
+            Stage::Body(..) => Err(InvalidImage::Damaged),
+        }
+    }
+}
+
+impl Course {
+    fn new(walker: Box<dyn Walk>, policy: Metadata) -> Self {
+        Self {
+            then: Then::Field(walker.first_field()),
+            walker,
+            policy,
+            carry: Vec::new(),
+            fate: Fate::Keep,
+            body: 0,
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.body == 0 && matches!(self.then, Then::End)
+    }
+
+    fn push(&mut self, piece: Bytes, out: &mut Vec<Bytes>) -> Result<(), InvalidImage> {
+        let mut cursor = Cursor::new(piece, out);
+        while !cursor.rest.is_empty() {
+            if self.body > 0 {
+                let here = usize::try_from(self.body).unwrap_or(usize::MAX);
+                let passed = cursor.pass(self.fate, here);
+                self.body -= passed as u64;
+                continue;
+            }
+            match self.then {
+                Then::Field(length) => self.field(length, &mut cursor)?,
+                Then::Marker(fate) => {
+                    let rest = &cursor.rest;
+                    let before = memchr::memchr(0xFF, rest).unwrap_or(rest.len());
+                    cursor.pass(self.policy.over(fate), before);
+                    if !cursor.rest.is_empty() {
+                        self.then = Then::Field(2);
+                    }
+                }
+                Then::End => {
+                    cursor.pass(self.policy.over(Fate::Drop), usize::MAX);
+                }
+            }
+        }
+        cursor.flush();
+        Ok(())
+    }
+
+    /// Shows the walker its next field, if the piece has the rest of it, and does as it says.
+    fn field(&mut self, length: usize, cursor: &mut Cursor<'_>) -> Result<(), InvalidImage> {
+        let in_place = self.carry.is_empty() && cursor.rest.len() >= length;
+        if !in_place {
+            cursor.carry_over(length.saturating_sub(self.carry.len()), &mut self.carry);
+            if self.carry.len() < length {
+                return Ok(());
+            }
+        }
+        let field = if in_place {
+            &cursor.rest[..length]
+        } else {
+            &self.carry
+        };
+        let (instead, fate, body, then) = match self.walker.step(field)? {
+            Step::More(length) => {
+                self.then = Then::Field(length);
+                return Ok(());
+            }
+            Step::Keep { body, then } => (Bytes::new(), Fate::Keep, body, then),
+            Step::Drop { body, then } => (Bytes::new(), Fate::Drop, body, then),
+            Step::Replace { field, body, then } => (field, Fate::Blank, body, then),
+        };
+        let carried = std::mem::take(&mut self.carry);
+        (self.fate, self.body, self.then) = (self.policy.over(fate), body, then);
+        match self.fate {
+            Fate::Keep if in_place => {
+                cursor.pass(Fate::Keep, length);
+            }
+            Fate::Keep => cursor.insert(carried.into()),
+            Fate::Drop | Fate::Blank => {
+                cursor.insert(instead);
+                if in_place {
+                    cursor.pass(Fate::Drop, length);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Metadata {
+    /// What really becomes of bytes that a walker gives this fate.
+    fn over(self, fate: Fate) -> Fate {
+        match self {
+            Self::Keep => Fate::Keep,
+            Self::Strip => fate,
+        }
+    }
+}
+
+impl<'a> Cursor<'a> {
+    fn new(piece: Bytes, out: &'a mut Vec<Bytes>) -> Self {
+        Self {
+            kept: 0,
+            rest: piece.clone(),
+            whole: piece,
+            out,
+        }
+    }
+
+    /// Passes up to `count` bytes, and says how many there were.
+    fn pass(&mut self, fate: Fate, count: usize) -> usize {
+        let count = count.min(self.rest.len());
+        if fate == Fate::Keep {
+            self.kept += count;
+            self.rest.advance(count);
+            return count;
+        }
+        self.flush();
+        if fate == Fate::Blank {
+            blank(count, self.out);
+        }
+        self.rest.advance(count);
+        self.whole = self.rest.clone();
+        count
+    }
+
+    /// Moves up to `count` bytes to the carry.
+    fn carry_over(&mut self, count: usize, carry: &mut Vec<u8>) {
+        let count = count.min(self.rest.len());
+        carry.extend_from_slice(&self.rest[..count]);
+        self.pass(Fate::Drop, count);
+    }
+
+    fn insert(&mut self, bytes: Bytes) {
+        self.flush();
+        if !bytes.is_empty() {
+            self.out.push(bytes);
+        }
+    }
+
+    /// Sends out what is kept so far.
+    fn flush(&mut self) {
+        if self.kept > 0 {
+            self.out.push(self.whole.split_to(self.kept));
+            self.kept = 0;
+        }
+    }
+}
+
+fn blank(mut count: usize, out: &mut Vec<Bytes>) {
+    while count > 0 {
+        let zeros = &ZEROS[..count.min(ZEROS.len())];
+        out.push(Bytes::from_static(zeros));
+        count -= zeros.len();
+    }
+}
+
+/// Copies only where the head came in several pieces.
+fn joined(head: Bytes, piece: Bytes) -> Bytes {
+    if head.is_empty() {
+        piece
+    } else {
+        [head, piece].concat().into()
+    }
+}

@@ -1,0 +1,233 @@
+//! Walks a WebP, chunk by chunk. Facts: the container's specification, RFC 9649, and RFC 6386 section 9.1.
+//!
+//! The file tells its length in front, so nothing can be left out of it: metadata becomes zeros instead.
+
+use super::{
+    ImageSize, InvalidImage, Limits,
+    walk::{Step, Then, Walk, array},
+};
+
+/// `RIFF`, length, `WEBP`.
+const HEADER_BYTES: usize = 12;
+/// Name and length.
+const CHUNK_HEAD_BYTES: usize = 8;
+const EXIF_AND_XMP_FLAGS: u8 = 0x08 | 0x04;
+
+pub(super) struct Walker {
+    limits: Limits,
+    /// Of the image, or of an animation's canvas.
+    size: Option<ImageSize>,
+    pictures: Pictures,
+    /// What is left of the file by its own account; `None` before its header.
+    left: Option<u64>,
+    /// The frame of an animation that the walk is inside of.
+    frame: Option<Frame>,
+}
+
+#[derive(PartialEq, Eq)]
+enum Pictures {
+    None,
+    Some,
+}
+
+#[derive(Clone, Copy)]
+struct Frame {
+    size: ImageSize,
+    left: u64,
+}
+
+impl Walker {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            size: None,
+            pictures: Pictures::None,
+            left: None,
+            frame: None,
+        }
+    }
+
+    fn header(&mut self, field: &[u8]) -> Result<Step, InvalidImage> {
+        let length = u32::from_le_bytes(array(field, 4)?);
+        // The length counts the four bytes that are still to come of the header.
+        self.left = u64::from(length).checked_sub(4);
+        self.keep(0, 0)
+    }
+
+    fn chunk(&mut self, field: &[u8]) -> Result<Step, InvalidImage> {
+        let name = array(field, 0)?;
+        let header_bytes = header_bytes(name);
+        if field.len() < CHUNK_HEAD_BYTES + header_bytes {
+            return Ok(Step::More(CHUNK_HEAD_BYTES + header_bytes));
+        }
+        let header = &field[CHUNK_HEAD_BYTES..];
+        let length = u64::from(u32::from_le_bytes(array(field, 4)?));
+        let body = length
+            .checked_sub(header_bytes as u64)
+            .ok_or(InvalidImage::Damaged)?;
+        match &name {
+            b"VP8X" if body == 0 && self.size.is_none() => return self.extended(field, header),
+            b"ANMF" if self.frame.is_none() => return self.animated(field.len(), header, body),
+            b"VP8 " => self.picture(lossy_size(header)?)?,
+            b"VP8L" => self.picture(lossless_size(header)?)?,
+            b"ALPH" | b"ANIM" | b"ICCP" if self.size.is_some() => {}
+            b"VP8X" | b"ANMF" => return Err(InvalidImage::Damaged),
+            _ if self.size.is_some() => return self.blank(field, body),
+            // Nothing may come before the chunk that has the size.
+            _ => return Err(InvalidImage::Damaged),
+        }
+        self.keep(field.len(), body)
+    }
+
+    /// The header of a file that has more to it than one plain picture.
+    fn extended(&mut self, field: &[u8], header: &[u8]) -> Result<Step, InvalidImage> {
+        let size = ImageSize {
+            width: u24(header, 4)? + 1,
+            height: u24(header, 7)? + 1,
+        };
+        self.limits.check(size)?;
+        self.size = Some(size);
+        let mut without_metadata = field.to_vec();
+        without_metadata[CHUNK_HEAD_BYTES] &= !EXIF_AND_XMP_FLAGS;
+        let (body, then) = self.spend(field.len(), 0)?;
+        Ok(Step::Replace {
+            field: without_metadata.into(),
+            body,
+            then,
+        })
+    }
+
+    /// A frame of an animation. Its own chunks follow, and are walked like all others.
+    fn animated(
+        &mut self,
+        field_bytes: usize,
+        header: &[u8],
+        body: u64,
+    ) -> Result<Step, InvalidImage> {
+        let canvas = self.size.ok_or(InvalidImage::Damaged)?;
+        let size = ImageSize {
+            width: u24(header, 6)? + 1,
+            height: u24(header, 9)? + 1,
+        };
+        let right = u24(header, 0)? * 2 + size.width;
+        let bottom = u24(header, 3)? * 2 + size.height;
+        if right > canvas.width || bottom > canvas.height || body == 0 || body % 2 == 1 {
+            return Err(InvalidImage::Damaged);
+        }
+        let step = self.keep(field_bytes, 0)?;
+        self.frame = Some(Frame { size, left: body });
+        Ok(step)
+    }
+
+    /// A picture must be what its frame or canvas has told; where it stands alone, it is the image.
+    fn picture(&mut self, size: ImageSize) -> Result<(), InvalidImage> {
+        self.pictures = Pictures::Some;
+        match self.frame.map(|frame| frame.size).or(self.size) {
+            Some(told) if told == size => Ok(()),
+            Some(_) => Err(InvalidImage::Damaged),
+            None => {
+                self.limits.check(size)?;
+                self.size = Some(size);
+                Ok(())
+            }
+        }
+    }
+
+    /// Whatever is not needed to show the image is turned into a chunk that decoders pass over.
+    fn blank(&mut self, field: &[u8], body: u64) -> Result<Step, InvalidImage> {
+        let mut junk = field.to_vec();
+        junk[..4].copy_from_slice(b"JUNK");
+        let (body, then) = self.spend(field.len(), body)?;
+        Ok(Step::Replace {
+            field: junk.into(),
+            body,
+            then,
+        })
+    }
+
+    fn keep(&mut self, field_bytes: usize, body: u64) -> Result<Step, InvalidImage> {
+        let (body, then) = self.spend(field_bytes, body)?;
+        Ok(Step::Keep { body, then })
+    }
+
+    /// Takes a chunk's bytes off what is left of the file, and of the frame around it. Chunks have an even
+    /// number of bytes, though not all files have the last byte that this would take.
+    fn spend(&mut self, field_bytes: usize, body: u64) -> Result<(u64, Then), InvalidImage> {
+        let field_bytes = field_bytes as u64;
+        let file_left = self.left.ok_or(InvalidImage::Damaged)?;
+        let left = self.frame.map_or(file_left, |frame| frame.left);
+        let spare = left
+            .checked_sub(field_bytes + body)
+            .ok_or(InvalidImage::Damaged)?;
+        let body = body + spare.min((field_bytes + body) % 2);
+        let file_left = file_left
+            .checked_sub(field_bytes + body)
+            .ok_or(InvalidImage::Damaged)?;
+        self.left = Some(file_left);
+        if let Some(frame) = &mut self.frame {
+            frame.left -= field_bytes + body;
+        }
+        self.frame = self.frame.filter(|frame| frame.left > 0);
+        match file_left {
+            0 if self.pictures == Pictures::None => Err(InvalidImage::Damaged),
+            0 => Ok((body, Then::End)),
+            _ => Ok((body, Then::Field(CHUNK_HEAD_BYTES))),
+        }
+    }
+}
+
+impl Walk for Walker {
+    fn first_field(&self) -> usize {
+        HEADER_BYTES
+    }
+
+    fn step(&mut self, field: &[u8]) -> Result<Step, InvalidImage> {
+        match self.left {
+            None => self.header(field),
+            Some(_) => self.chunk(field),
+        }
+    }
+
+    fn size(&self) -> Option<ImageSize> {
+        self.size
+    }
+}
+
+/// How much of a chunk must be seen beside its name and length.
+fn header_bytes(name: [u8; 4]) -> usize {
+    match &name {
+        b"VP8X" | b"VP8 " => 10,
+        b"VP8L" => 5,
+        b"ANMF" => 16,
+        _ => 0,
+    }
+}
+
+/// The two bits above each side only scale it for showing.
+fn lossy_size(header: &[u8]) -> Result<ImageSize, InvalidImage> {
+    let is_key_frame = header[0] & 1 == 0 && array(header, 3)? == *b"\x9D\x01\x2A";
+    if !is_key_frame {
+        return Err(InvalidImage::Damaged);
+    }
+    Ok(ImageSize {
+        width: u32::from(u16::from_le_bytes(array(header, 6)?) & 0x3FFF),
+        height: u32::from(u16::from_le_bytes(array(header, 8)?) & 0x3FFF),
+    })
+}
+
+/// A signature byte, 14 bits for each side, one for alpha and three for the version.
+fn lossless_size(header: &[u8]) -> Result<ImageSize, InvalidImage> {
+    let bits = u32::from_le_bytes(array(header, 1)?);
+    if header[0] != 0x2F || bits >> 29 != 0 {
+        return Err(InvalidImage::Damaged);
+    }
+    Ok(ImageSize {
+        width: (bits & 0x3FFF) + 1,
+        height: (bits >> 14 & 0x3FFF) + 1,
+    })
+}
+
+fn u24(field: &[u8], at: usize) -> Result<u32, InvalidImage> {
+    let [low, middle, high] = array(field, at)?;
+    Ok(u32::from_le_bytes([low, middle, high, 0]))
+}

@@ -1,0 +1,55 @@
+//! How clients reach the private server, and the one database it holds.
+
+use sqlx::{
+    Connection, PgConnection,
+    postgres::{PgConnectOptions, PgSslMode},
+};
+
+use super::{error::PrivatePostgresError, layout::Layout};
+
+const NO_SUCH_DATABASE: &str = "3D000";
+/// What two who make it at the same time are told: one by the check, one by the catalog's index.
+const ALREADY_THERE: [&str; 2] = ["42P04", "23505"];
+
+/// Everything that a `PG…` variable of the environment may say of another server is set here.
+pub(super) fn options(layout: &Layout) -> PgConnectOptions {
+    PgConnectOptions::new_without_pgpass()
+        .socket(&layout.socket_dir)
+        .port(5432)
+        .username("easel")
+        .database("easel")
+        .application_name("easel")
+        .ssl_mode(PgSslMode::Disable)
+}
+
+/// Makes the database unless it is there; several may do so at once.
+pub(super) async fn ensure(layout: &Layout) -> Result<(), PrivatePostgresError> {
+    try_ensure(layout)
+        .await
+        .map_err(PrivatePostgresError::Database)
+}
+
+async fn try_ensure(layout: &Layout) -> Result<(), sqlx::Error> {
+    let options = options(layout);
+    match PgConnection::connect_with(&options).await {
+        Ok(connection) => return connection.close().await,
+        Err(error) if has_code(&error, &[NO_SUCH_DATABASE]) => {}
+        Err(error) => return Err(error),
+    }
+    let mut connection = PgConnection::connect_with(&options.database("postgres")).await?;
+    match sqlx::query("CREATE DATABASE easel")
+        .execute(&mut connection)
+        .await
+    {
+        Err(error) if !has_code(&error, &ALREADY_THERE) => return Err(error),
+        _ => {}
+    }
+    connection.close().await
+}
+
+fn has_code(error: &sqlx::Error, codes: &[&str]) -> bool {
+    error
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code)
+        .is_some_and(|code| codes.contains(&&*code))
+}

@@ -1,0 +1,101 @@
+//! Where the private server keeps its things inside the data directory, and its locks.
+
+use std::{
+    fs::{File, TryLockError},
+    path::{Path, PathBuf},
+};
+
+use super::error::PrivatePostgresError;
+
+/// `sun_path` holds 104 bytes on macOS and 108 on Linux; `/.s.PGSQL.5432` and the final NUL take
+/// 15 of them, and the server adds `.lock` for a file beside the socket.
+const SOCKET_DIR_BYTES_MAX: usize = 88;
+
+#[derive(Clone, Debug)]
+pub(super) struct Layout {
+    pub(super) data_dir: PathBuf,
+    /// The cluster by its real, absolute path.
+    pub(super) cluster: PathBuf,
+    /// The cluster by its shortest path: clients find the socket there.
+    pub(super) socket_dir: PathBuf,
+}
+
+impl Layout {
+    /// Makes what is missing of the directories.
+    pub(super) fn prepare(data_dir: &Path) -> Result<Self, PrivatePostgresError> {
+        let given = data_dir.join("postgres");
+        std::fs::create_dir_all(&given).map_err(PrivatePostgresError::data_dir(&given))?;
+        let cluster = given
+            .canonicalize()
+            .map_err(PrivatePostgresError::data_dir(&given))?;
+        let socket_dir = if cluster.as_os_str().len() < given.as_os_str().len() {
+            cluster.clone()
+        } else {
+            given
+        };
+        let length = socket_dir.as_os_str().len();
+        if length > SOCKET_DIR_BYTES_MAX {
+            return Err(PrivatePostgresError::PathTooLong {
+                path: socket_dir,
+                excess: length - SOCKET_DIR_BYTES_MAX,
+            });
+        }
+        Ok(Self {
+            data_dir: data_dir.to_path_buf(),
+            cluster,
+            socket_dir,
+        })
+    }
+
+    pub(super) fn log(&self) -> PathBuf {
+        self.cluster.join("server.log")
+    }
+
+    pub(super) fn socket(&self) -> PathBuf {
+        self.socket_dir.join(".s.PGSQL.5432")
+    }
+
+    /// Exists while the cluster is being made: what lies there is no database yet.
+    pub(super) fn unfinished(&self) -> PathBuf {
+        self.data_dir.join("postgres.unfinished")
+    }
+
+    /// Held by the one `easel serve` of this data directory.
+    pub(super) fn lock_serve(&self) -> Result<Option<File>, PrivatePostgresError> {
+        self.lock("serve.lock", File::try_lock)
+    }
+
+    /// Held by whoever runs the server.
+    pub(super) fn lock_server(&self) -> Result<Option<File>, PrivatePostgresError> {
+        self.lock("postgres.lock", File::try_lock)
+    }
+
+    /// Shared by those who use the server of another command.
+    pub(super) fn lock_as_guest(&self) -> Result<Option<File>, PrivatePostgresError> {
+        self.lock("postgres.guests.lock", File::try_lock_shared)
+    }
+
+    /// Free once no guest is left; while it is held none comes.
+    pub(super) fn lock_out_guests(&self) -> Result<Option<File>, PrivatePostgresError> {
+        self.lock("postgres.guests.lock", File::try_lock)
+    }
+
+    fn lock(
+        &self,
+        name: &str,
+        try_lock: fn(&File) -> Result<(), TryLockError>,
+    ) -> Result<Option<File>, PrivatePostgresError> {
+        let path = self.data_dir.join(name);
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(PrivatePostgresError::data_dir(&path))?;
+        match try_lock(&file) {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(source)) => Err(PrivatePostgresError::DataDir { path, source }),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! One private PostgreSQL for the whole run, and a database of its own for each test, copied from one
+//! that is migrated.
+
+use std::sync::OnceLock;
+
+use easel::{billing::ledger, db, private_postgres::PrivatePostgres};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, postgres::PgConnectOptions};
+use tempfile::TempDir;
+use tokio::sync::{Mutex, OnceCell};
+
+struct Server {
+    postgres: PrivatePostgres,
+    _dir: TempDir,
+}
+
+static SERVER: OnceCell<Server> = OnceCell::const_new();
+/// PostgreSQL copies a template for one at a time.
+static COPYING: OnceLock<Mutex<()>> = OnceLock::new();
+
+const TEMPLATE: &str = "easel_template";
+
+async fn server() -> &'static Server {
+    SERVER
+        .get_or_init(|| async {
+            let dir = tempfile::Builder::new()
+                .prefix("easel-it")
+                .tempdir()
+                .unwrap();
+            let postgres = PrivatePostgres::start(dir.path()).await.unwrap();
+            let mut admin = PgConnection::connect_with(&postgres.options())
+                .await
+                .unwrap();
+            admin
+                .execute(AssertSqlSafe(format!("CREATE DATABASE {TEMPLATE}")))
+                .await
+                .unwrap();
+            let pool = PgPool::connect_with(postgres.options().database(TEMPLATE))
+                .await
+                .unwrap();
+            db::migrate(&pool).await.unwrap();
+            pool.close().await;
+            Server {
+                postgres,
+                _dir: dir,
+            }
+        })
+        .await
+}
+
+/// A database of a test's own; dropped with the server.
+pub struct TestDatabase {
+    name: String,
+    options: PgConnectOptions,
+}
+
+impl TestDatabase {
+    pub async fn create() -> Self {
+        let server = server().await;
+        let name = format!("test_{}", easel::ids::random_hex());
+        let _one_at_a_time = COPYING.get_or_init(Mutex::default).lock().await;
+        let mut admin = PgConnection::connect_with(&server.postgres.options())
+            .await
+            .unwrap();
+        let copy = format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}");
+        admin.execute(AssertSqlSafe(copy)).await.unwrap();
+        let options = server.postgres.options().database(&name);
+        Self { name, options }
+    }
+
+    pub fn options(&self) -> PgConnectOptions {
+        self.options.clone()
+    }
+
+    /// The same as a URL, for processes.
+    pub fn url(&self) -> String {
+        let socket = self.options.get_socket().unwrap().display().to_string();
+        let host: String = url::form_urlencoded::byte_serialize(socket.as_bytes()).collect();
+        format!(
+            "postgres://{}@localhost/{}?host={host}",
+            self.options.get_username(),
+            self.name
+        )
+    }
+
+    pub async fn connect(&self) -> PgConnection {
+        PgConnection::connect_with(&self.options).await.unwrap()
+    }
+
+    /// All that must hold always, and that nothing is open any more.
+    pub async fn assert_at_rest(&self) {
+        let mut conn = self.connect().await;
+        for (promise, broken) in ledger::faults(&mut conn).await.unwrap() {
+            assert_eq!(broken, 0, "broken: {promise}");
+        }
+        let open: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM tasks WHERE status IN ('queued', 'running')")
+                .fetch_one(&mut conn)
+                .await
+                .unwrap();
+        assert_eq!(open, 0, "tasks are open");
+        let held: i64 = sqlx::query_scalar("SELECT COALESCE(sum(held), 0)::bigint FROM accounts")
+            .fetch_one(&mut conn)
+            .await
+            .unwrap();
+        assert_eq!(held, 0, "money is held");
+    }
+}
