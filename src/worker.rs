@@ -185,10 +185,10 @@ impl Worker {
                 tracing::info!(task.id = %id, account.id = %task.account_id, task.status = ?task.status, duration_ms, "ended a task");
             }
             Ok(None) => {
-                tracing::warn!(task.id = %id, "a task had been ended or claimed by another worker; nothing was changed")
+                tracing::warn!(task.id = %id, "a task had been ended or claimed by another worker; nothing was changed");
             }
             Err(closed) => {
-                tracing::error!(task.id = %id, error = &closed as &dyn Error, "a task could not be settled; its lease will run out")
+                tracing::error!(task.id = %id, error = &closed as &dyn Error, "a task could not be settled; its lease will run out");
             }
         }
     }

@@ -24,19 +24,16 @@ pub(super) enum Purpose {
 
 impl Database {
     pub(super) async fn open(config: &Config, purpose: Purpose) -> anyhow::Result<Self> {
-        let (options, private) = match &config.database.url {
-            Some(url) => {
-                let options = PgConnectOptions::from_str(url.expose_secret())
-                    .context("database.url is no postgres:// URL")?;
-                (options, None)
-            }
-            None => {
-                let private = match purpose {
-                    Purpose::Serve => PrivatePostgres::start(&config.data_dir).await?,
-                    Purpose::Command => PrivatePostgres::attach_or_start(&config.data_dir).await?,
-                };
-                (private.options(), Some(private))
-            }
+        let (options, private) = if let Some(url) = &config.database.url {
+            let options = PgConnectOptions::from_str(url.expose_secret())
+                .context("database.url is no postgres:// URL")?;
+            (options, None)
+        } else {
+            let private = match purpose {
+                Purpose::Serve => PrivatePostgres::start(&config.data_dir).await?,
+                Purpose::Command => PrivatePostgres::attach_or_start(&config.data_dir).await?,
+            };
+            (private.options(), Some(private))
         };
         let opened = Self::connect(options, config).await;
         match opened {

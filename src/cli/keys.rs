@@ -52,7 +52,7 @@ pub(super) struct Create {
     /// When it ends: 2027-01-31, or 2027-01-31T12:00:00Z [default: never]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     expires: Option<DateTime<Utc>>,
-    /// Whether answers carry pictures as b64_json [default: as images.inline_images says]
+    /// Whether answers carry pictures as `b64_json` [default: as `images.inline_images` says]
     #[arg(long, value_name = "WHEN")]
     inline_images: Option<InlineImages>,
 }
@@ -64,7 +64,8 @@ pub(super) fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
     }
     DateTime::parse_from_rfc3339(text)
         .map(|time| time.to_utc())
-        .map_err(|_| "not a date like 2027-01-31 nor a time like 2027-01-31T12:00:00Z".to_owned())
+        .ok()
+        .ok_or_else(|| "not a date like 2027-01-31 nor a time like 2027-01-31T12:00:00Z".to_owned())
 }
 
 pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<ExitCode> {

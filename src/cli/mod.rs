@@ -1,5 +1,11 @@
 //! The command line. Each command is one file; this one says what there is and finds the settings.
 
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "commands answer on the terminal"
+)]
+
 mod accounts;
 mod config;
 mod database;

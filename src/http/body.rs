@@ -20,13 +20,13 @@ use crate::{
 const OVERSIZE_READ_MAX: usize = 256 << 20;
 
 /// A body that is held whole, with its share of the memory.
-pub struct Held {
+pub(super) struct Held {
     pub bytes: Bytes,
     _share: OwnedSemaphorePermit,
 }
 
 /// The pieces of a body. A sender that falls silent, or takes too long in all, ends it with an error.
-pub fn pieces(
+pub(super) fn pieces(
     body: Body,
     limits: &Server,
 ) -> impl Stream<Item = Result<Bytes, ApiError>> + Send + use<> {
@@ -61,7 +61,7 @@ async fn next_piece(
 }
 
 /// Reads a body whole, once there is memory for it.
-pub async fn hold(app: &App, body: Body, declared: Option<usize>) -> Result<Held, ApiError> {
+pub(super) async fn hold(app: &App, body: Body, declared: Option<usize>) -> Result<Held, ApiError> {
     let limits = &app.config.server;
     let bytes_max = limits.json_bytes_max;
     let expected = declared.unwrap_or(bytes_max).min(bytes_max);
@@ -109,19 +109,21 @@ async fn too_large(
 }
 
 /// A multipart body, read part by part.
-pub fn form(
+pub(super) fn form(
     app: &App,
     request: axum::extract::Request,
     content_type: &str,
 ) -> Result<multer::Multipart<'static>, ApiError> {
     let boundary = multer::parse_boundary(content_type)
-        .map_err(|_| ApiError::bad_request("malformed multipart body: it has no boundary"))?;
+        .ok()
+        .ok_or_else(|| ApiError::bad_request("malformed multipart body: it has no boundary"))?;
     let pieces = pieces(request.into_body(), &app.config.server);
     Ok(multer::Multipart::new(pieces, boundary))
 }
 
 /// What a form that cannot be read is answered with: its own error, if reading its body failed.
-pub fn malformed_form(error: multer::Error) -> ApiError {
+#[expect(clippy::needless_pass_by_value, reason = "made for map_err")]
+pub(super) fn malformed_form(error: multer::Error) -> ApiError {
     if let multer::Error::StreamReadFailed(cause) = &error
         && let Some(error) = cause.downcast_ref::<ApiError>()
     {

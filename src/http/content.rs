@@ -41,7 +41,8 @@ pub(super) async fn upload(
     let key: Key = upload
         .object
         .parse()
-        .map_err(|_| ApiError::not_found("file"))?;
+        .ok()
+        .ok_or_else(|| ApiError::not_found("file"))?;
     let life = (upload.expires_at - app.clock.now()).num_seconds().max(0);
     let disposition = Disposition::Inline;
     let mut response = object(&app, &key, &disposition, (&method, &headers)).await?;
@@ -63,13 +64,12 @@ pub(super) async fn file(
 ) -> Result<Response, ApiError> {
     let missing = || ApiError::not_found("file");
     let mut parts = path.rsplitn(3, '/');
-    let (file, date, model) = match (parts.next(), parts.next(), parts.next()) {
-        (Some(file), Some(date), Some(model)) => (file, date, model),
-        _ => return Err(missing()),
+    let (Some(file), Some(date), Some(model)) = (parts.next(), parts.next(), parts.next()) else {
+        return Err(missing());
     };
     let path = FilePath::parse(model, date, file).ok_or_else(missing)?;
     let image = path.find(&app).await?.ok_or_else(missing)?;
-    let key: Key = image.object.parse().map_err(|_| missing())?;
+    let key: Key = image.object.parse().ok().ok_or_else(&missing)?;
     let disposition = match download.download.as_deref() {
         None | Some("" | "0" | "false" | "no") => Disposition::Inline,
         Some(_) => Disposition::Attachment {
@@ -77,7 +77,7 @@ pub(super) async fn file(
         },
     };
     let link = app.storage.link(&key, disposition).await?;
-    let location = HeaderValue::try_from(link.url).map_err(|_| missing())?;
+    let location = HeaderValue::try_from(link.url).ok().ok_or_else(missing)?;
     let mut response = StatusCode::FOUND.into_response();
     let headers = response.headers_mut();
     headers.insert(header::LOCATION, location);

@@ -27,7 +27,7 @@ const SERVER_ERROR: &str = "server_error";
 
 /// What is wrong, in words for the client.
 #[derive(Clone, Debug)]
-pub struct ApiError {
+pub(super) struct ApiError {
     status: StatusCode,
     body: Fault,
     retry_after_s: Option<u32>,
@@ -37,7 +37,7 @@ pub struct ApiError {
 
 /// The fields of the error body that differ from error to error.
 #[derive(Clone, Debug, Serialize)]
-pub struct Fault {
+pub(super) struct Fault {
     pub message: String,
     #[serde(rename = "type")]
     pub kind: &'static str,
@@ -58,7 +58,7 @@ struct Provided<'a> {
 }
 
 impl ApiError {
-    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+    pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
         let body = Fault {
             message: message.into(),
             kind: kind_of(status),
@@ -74,23 +74,23 @@ impl ApiError {
     }
 
     /// 400 for a field of the request.
-    pub fn field(param: &str, message: impl Into<String>) -> Self {
+    pub(super) fn field(param: &str, message: impl Into<String>) -> Self {
         Self::bad_request(message).param(param)
     }
 
-    pub fn bad_request(message: impl Into<String>) -> Self {
+    pub(super) fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
-    pub fn not_found(what: &str) -> Self {
+    pub(super) fn not_found(what: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, format!("no such {what}"))
     }
 
-    pub fn unauthorized(message: &str) -> Self {
+    pub(super) fn unauthorized(message: &str) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, message).code("invalid_api_key")
     }
 
-    pub fn too_many_requests(retry_after_s: u32) -> Self {
+    pub(super) fn too_many_requests(retry_after_s: u32) -> Self {
         Self::new(
             StatusCode::TOO_MANY_REQUESTS,
             "Rate limit exceeded. Please try again later",
@@ -100,35 +100,35 @@ impl ApiError {
     }
 
     /// 500 with a plain message; the cause goes to the log.
-    pub fn internal(message: &str, cause: &(dyn Error + 'static)) -> Self {
+    pub(super) fn internal(message: &str, cause: &(dyn Error + 'static)) -> Self {
         tracing::error!(error = cause, "a request failed: {message}");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
-    pub fn unavailable(message: &str, retry_after_s: u32) -> Self {
+    pub(super) fn unavailable(message: &str, retry_after_s: u32) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(retry_after_s)
     }
 
     #[must_use]
-    pub fn code(mut self, code: impl Into<Value>) -> Self {
+    pub(super) fn code(mut self, code: impl Into<Value>) -> Self {
         self.body.code = code.into();
         self
     }
 
     #[must_use]
-    pub fn param(mut self, param: &str) -> Self {
+    pub(super) fn param(mut self, param: &str) -> Self {
         self.body.param = param.into();
         self
     }
 
     #[must_use]
-    pub fn retry_after(mut self, seconds: u32) -> Self {
+    pub(super) fn retry_after(mut self, seconds: u32) -> Self {
         self.retry_after_s = Some(seconds);
         self
     }
 
     /// The body's fields, for a task that failed.
-    pub fn fault(&self) -> &Fault {
+    pub(super) fn fault(&self) -> &Fault {
         &self.body
     }
 }
@@ -154,7 +154,7 @@ impl IntoResponse for ApiError {
 }
 
 /// Gives every error its body, those of the framework included.
-pub async fn render(State(app): State<App>, request: Request, next: Next) -> Response {
+pub(super) async fn render(State(app): State<App>, request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     let status = response.status();
     if !(status.is_client_error() || status.is_server_error()) {

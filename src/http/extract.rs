@@ -17,17 +17,17 @@ use crate::{
 
 /// Who asks: 401 without a good key.
 #[derive(Clone, Debug)]
-pub struct Authenticated(pub Arc<Caller>);
+pub(super) struct Authenticated(pub Arc<Caller>);
 
 /// As [`Authenticated`], for requests that count against the key's rate: 429 beyond it.
 #[derive(Clone, Debug)]
-pub struct Admitted(pub Arc<Caller>);
+pub(super) struct Admitted(pub Arc<Caller>);
 
 /// A segment of the path, by its name in the route.
-pub struct Segment(pub String);
+pub(super) struct Segment(pub String);
 
 /// The query string; what it holds beside the fields of `T` is ignored.
-pub struct Query<T>(pub T);
+pub(super) struct Query<T>(pub T);
 
 impl FromRequestParts<App> for Authenticated {
     type Rejection = ApiError;

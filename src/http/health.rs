@@ -23,10 +23,11 @@ pub(super) async fn ready(State(app): State<App>) -> Result<Response, ApiError> 
         return Err(not_ready("the gateway is shutting down"));
     }
     let checks = async {
-        sqlx::Connection::ping(&mut *app.pool.acquire().await.map_err(|_| "database")?)
+        sqlx::Connection::ping(&mut *app.pool.acquire().await.ok().ok_or("database")?)
             .await
-            .map_err(|_| "database")?;
-        app.storage.check().await.map_err(|_| "storage")
+            .ok()
+            .ok_or("database")?;
+        app.storage.check().await.ok().ok_or("storage")
     };
     match tokio::time::timeout(CHECK_TIMEOUT, checks).await {
         Ok(Ok(())) => Ok(page::json(&json!({ "status": "ok" }))),

@@ -15,14 +15,14 @@ const LIMIT_MAX: u8 = 100;
 
 /// Which page is asked for.
 #[derive(Debug, Deserialize)]
-pub struct Page {
+pub(super) struct Page {
     limit: Option<String>,
     after: Option<String>,
 }
 
 /// How many a page holds, from 1 to 100.
 #[derive(Clone, Copy, Debug)]
-pub struct Limit(u8);
+pub(super) struct Limit(u8);
 
 #[derive(Serialize)]
 struct List<T> {
@@ -34,7 +34,7 @@ struct List<T> {
 }
 
 impl Page {
-    pub fn limit(&self) -> Result<Limit, ApiError> {
+    pub(super) fn limit(&self) -> Result<Limit, ApiError> {
         let given = match &self.limit {
             None => Some(LIMIT_DEFAULT),
             Some(text) => text.trim().parse().ok(),
@@ -51,7 +51,7 @@ impl Page {
     }
 
     /// The id that the page begins after.
-    pub fn after(&self, what: &str) -> Result<Option<Uuid>, ApiError> {
+    pub(super) fn after(&self, what: &str) -> Result<Option<Uuid>, ApiError> {
         let invalid = |_| ApiError::field("after", format!("after must be the id of a {what}"));
         self.after
             .as_deref()
@@ -62,12 +62,12 @@ impl Page {
 
 impl Limit {
     /// One more than the page holds tells whether there is another page.
-    pub fn and_one(self) -> i64 {
+    pub(super) fn and_one(self) -> i64 {
         i64::from(self.0) + 1
     }
 
     /// Renders what was read with [`Limit::and_one`].
-    pub fn list<T, R: Serialize>(
+    pub(super) fn list<T, R: Serialize>(
         self,
         mut rows: Vec<T>,
         id: impl Fn(&T) -> String,
@@ -86,7 +86,7 @@ impl Limit {
 }
 
 /// A JSON answer that no cache keeps: all of ours change, or are for one caller only.
-pub fn json(body: &impl Serialize) -> Response {
+pub(super) fn json(body: &impl Serialize) -> Response {
     let text = serde_json::to_vec(body).unwrap_or_default();
     let mut response = Response::new(Body::from(text));
     let headers = response.headers_mut();

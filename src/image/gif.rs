@@ -1,4 +1,4 @@
-//! Walks a GIF, block by block. Facts: the GIF89a specification.
+//! Walks a GIF, block by block. Facts: the `GIF89a` specification.
 
 use super::{
     ImageSize, InvalidImage, Limits,

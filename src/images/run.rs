@@ -128,7 +128,8 @@ fn open(app: &App, stored: &StoredReference) -> Result<Input, Failure> {
     let key: Key = stored
         .object
         .parse()
-        .map_err(|_| failed(FailureKind::Internal, "a reference is no longer stored"))?;
+        .ok()
+        .ok_or_else(|| failed(FailureKind::Internal, "a reference is no longer stored"))?;
     let storage = app.storage.clone();
     let open: OpenInput = Arc::new(move || {
         let (storage, key) = (storage.clone(), key.clone());

@@ -98,7 +98,7 @@ impl ImageSink for StorageSink<'_> {
 
     async fn finish(&mut self) -> Result<(), SinkError> {
         let damaged = || SinkError::NotAnImage(InvalidImage::Damaged);
-        let mut current = self.current.take().ok_or_else(damaged)?;
+        let current = self.current.take().ok_or_else(damaged)?;
         let info = current.filter.finish().map_err(SinkError::NotAnImage)?;
         let (key, writer) = current.object.ok_or_else(damaged)?;
         let bytes = writer.finish().await.map_err(not_stored)?;

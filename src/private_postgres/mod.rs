@@ -28,7 +28,7 @@ const OTHERS_WAIT: Duration = Duration::from_secs(15);
 /// How long a command that runs the server goes on for the sake of others that use it.
 const GUESTS_WAIT: Duration = Duration::from_secs(10);
 /// A shutdown writes all that is in memory to the disk.
-const STOP_WAIT: Duration = Duration::from_secs(60);
+const STOP_WAIT: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(20);
 
 /// A server that runs for this process, or one of another process that this one uses.

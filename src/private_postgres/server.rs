@@ -20,7 +20,7 @@ use super::{
 };
 
 /// Replaying the log after a crash takes a while.
-const READY_WAIT: Duration = Duration::from_secs(120);
+const READY_WAIT: Duration = Duration::from_mins(2);
 /// How long the backends of a killed postmaster may take to notice.
 const ORPHANS_WAIT: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(10);

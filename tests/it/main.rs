@@ -13,3 +13,4 @@ mod harness;
 
 mod modes;
 mod references;
+mod tidy;

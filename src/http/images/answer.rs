@@ -130,7 +130,8 @@ fn base64(
     let key: Key = image
         .object
         .parse()
-        .map_err(|_| ApiError::not_found("file"))?;
+        .ok()
+        .ok_or_else(|| ApiError::not_found("file"))?;
     let open = async move {
         let object = storage.read(&key, None).await?;
         object

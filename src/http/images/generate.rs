@@ -130,7 +130,7 @@ fn repeat(headers: &HeaderMap) -> Result<Repeat, ApiError> {
             );
             ApiError::new(StatusCode::BAD_REQUEST, message).param("Idempotency-Key")
         };
-        let key = key.to_str().map_err(|_| refuse())?.trim();
+        let key = key.to_str().ok().ok_or_else(&refuse)?.trim();
         let fits = !key.is_empty() && key.len() <= IDEMPOTENCY_KEY_CHARS_MAX;
         return if fits {
             Ok(Repeat::Key(key.to_owned()))

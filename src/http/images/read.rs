@@ -104,5 +104,7 @@ async fn text(mut part: multer::Field<'_>) -> Result<String, ApiError> {
         }
         bytes.extend_from_slice(&piece);
     }
-    String::from_utf8(bytes).map_err(|_| ApiError::bad_request("a text part is not UTF-8"))
+    String::from_utf8(bytes)
+        .ok()
+        .ok_or_else(|| ApiError::bad_request("a text part is not UTF-8"))
 }

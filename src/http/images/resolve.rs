@@ -116,17 +116,16 @@ fn model(app: &App, name: Option<String>) -> Result<(String, &config::Model), Ap
             format!("model is required, allowed: {}", configured()),
         )
     })?;
-    match app.config.models.get(&name) {
-        Some(model) => Ok((name, model)),
-        None => {
-            let shown: String = name
-                .chars()
-                .filter(|char| !char.is_control())
-                .take(100)
-                .collect();
-            let message = format!("no such model: {shown}, allowed: {}", configured());
-            Err(ApiError::field("model", message).code("model_not_found"))
-        }
+    if let Some(model) = app.config.models.get(&name) {
+        Ok((name, model))
+    } else {
+        let shown: String = name
+            .chars()
+            .filter(|char| !char.is_control())
+            .take(100)
+            .collect();
+        let message = format!("no such model: {shown}, allowed: {}", configured());
+        Err(ApiError::field("model", message).code("model_not_found"))
     }
 }
 

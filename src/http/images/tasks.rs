@@ -19,7 +19,7 @@ pub(in crate::http) async fn get(
     Segment(id): Segment,
 ) -> Result<Response, ApiError> {
     let missing = || ApiError::not_found("task");
-    let id = id.parse().map_err(|_| missing())?;
+    let id = id.parse().ok().ok_or_else(&missing)?;
     let mut conn = app.pool.acquire().await?;
     let task = store::get(&mut conn, caller.account_id, id)
         .await?

@@ -73,7 +73,8 @@ impl<'a> Fields<'a> {
             _ => {
                 if let Some(field) = self.text(name) {
                     let text: Text<'_> = serde_json::from_str(value.get())
-                        .map_err(|_| ApiError::field(name, format!("{name} must be a string")))?;
+                        .ok()
+                        .ok_or_else(|| ApiError::field(name, format!("{name} must be a string")))?;
                     *field = Some(text.0.into_owned());
                 } else if let Ok(value) = serde_json::from_str(value.get()) {
                     self.options.insert(name.to_owned(), value);
@@ -176,7 +177,9 @@ fn collect<'a>(
     let text = value.get();
     match text.as_bytes().first() {
         Some(b'"') => {
-            let Text(text) = serde_json::from_str(text).map_err(|_| not_an_image(name))?;
+            let Text(text) = serde_json::from_str(text)
+                .ok()
+                .ok_or_else(|| not_an_image(name))?;
             // Clients send an empty string where there is no image.
             if !text.is_empty() {
                 sources.push(Source::Text(text));
@@ -184,8 +187,9 @@ fn collect<'a>(
             Ok(())
         }
         Some(b'[') => {
-            let list: Vec<&RawValue> =
-                serde_json::from_str(text).map_err(|_| not_an_image(name))?;
+            let list: Vec<&RawValue> = serde_json::from_str(text)
+                .ok()
+                .ok_or_else(|| not_an_image(name))?;
             list.into_iter()
                 .try_for_each(|value| collect_one(name, value, sources))
         }
@@ -208,8 +212,9 @@ fn collect_one<'a>(
     match value.get().as_bytes().first() {
         Some(b'"') => collect(name, value, sources),
         Some(b'{') => {
-            let linked: Linked<'a> =
-                serde_json::from_str(value.get()).map_err(|_| not_an_image(name))?;
+            let linked: Linked<'a> = serde_json::from_str(value.get())
+                .ok()
+                .ok_or_else(|| not_an_image(name))?;
             let inner = linked
                 .url
                 .or(linked.image_url)
@@ -241,7 +246,9 @@ fn single<'a>(name: &str, value: &'a RawValue) -> Result<Option<Source<'a>>, Api
 /// A form's text may hold what JSON would: a list, or an object.
 fn form_sources(name: &str, text: String) -> Result<Vec<Source<'static>>, ApiError> {
     if text.trim_start().starts_with(['[', '{']) {
-        let value: &RawValue = serde_json::from_str(&text).map_err(|_| not_an_image(name))?;
+        let value: &RawValue = serde_json::from_str(&text)
+            .ok()
+            .ok_or_else(|| not_an_image(name))?;
         let mut sources = Vec::new();
         collect(name, value, &mut sources)?;
         return Ok(sources.into_iter().map(Source::into_owned).collect());

@@ -1,0 +1,158 @@
+//! Reading tasks.
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, query, query_as, types::Json};
+
+use super::Row;
+use crate::{
+    ids::{AccountId, FileId, TaskId},
+    money::Cny,
+    tasks::{Failure, Image, Request, Status, Task},
+};
+
+/// A task of one account.
+pub async fn get(
+    conn: &mut PgConnection,
+    account_id: AccountId,
+    id: TaskId,
+) -> sqlx::Result<Option<Task>> {
+    let row = query_as!(
+        Row,
+        r#"SELECT id, account_id, api_key_id, status AS "status: Status", request AS "request: Json<Request>",
+               unit_price AS "unit_price: Cny", file_id, created_at, deadline_at, attempts, fence,
+               ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
+               failure AS "failure: Json<Failure>"
+           FROM tasks WHERE id = $1 AND account_id = $2"#,
+        id,
+        account_id,
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(row.map(Task::from))
+}
+
+/// A page of an account's tasks, newest first.
+pub async fn list(
+    conn: &mut PgConnection,
+    account_id: AccountId,
+    after: Option<TaskId>,
+    limit: i64,
+) -> sqlx::Result<Vec<Task>> {
+    let rows = query_as!(
+        Row,
+        r#"SELECT id, account_id, api_key_id, status AS "status: Status", request AS "request: Json<Request>",
+               unit_price AS "unit_price: Cny", file_id, created_at, deadline_at, attempts, fence,
+               ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
+               failure AS "failure: Json<Failure>"
+           FROM tasks WHERE account_id = $1 AND ($2::uuid IS NULL OR id < $2)
+           ORDER BY id DESC LIMIT $3"#,
+        account_id,
+        after,
+        limit,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(Task::from).collect())
+}
+
+/// A page of an account's ended tasks, newest first, with the names of the keys that asked for them; of
+/// those accepted within a time, from its start to before its end.
+pub async fn ended(
+    conn: &mut PgConnection,
+    account_id: AccountId,
+    (since, until): (Option<DateTime<Utc>>, Option<DateTime<Utc>>),
+    after: Option<TaskId>,
+    limit: i64,
+) -> sqlx::Result<Vec<(Task, String)>> {
+    let rows = query!(
+        r#"SELECT t.id, t.account_id, t.api_key_id, t.status AS "status: Status", t.request AS "request: Json<Request>",
+               t.unit_price AS "unit_price: Cny", t.file_id, t.created_at, t.deadline_at, t.attempts, t.fence,
+               t.ended_at, t.cost AS "cost: Cny", t.images AS "images: Json<Vec<Image>>",
+               t.failure AS "failure: Json<Failure>",
+               k.name AS api_key
+           FROM tasks t JOIN api_keys k ON k.id = t.api_key_id
+           WHERE t.account_id = $1 AND t.status IN ('completed', 'failed')
+               AND ($2::uuid IS NULL OR t.id < $2)
+               AND ($4::timestamptz IS NULL OR t.created_at >= $4)
+               AND ($5::timestamptz IS NULL OR t.created_at < $5)
+           ORDER BY t.id DESC LIMIT $3"#,
+        account_id,
+        after,
+        limit,
+        since,
+        until,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| {
+            let task = Row {
+                id: row.id,
+                account_id: row.account_id,
+                api_key_id: row.api_key_id,
+                status: row.status,
+                request: row.request,
+                unit_price: row.unit_price,
+                file_id: row.file_id,
+                created_at: row.created_at,
+                deadline_at: row.deadline_at,
+                attempts: row.attempts,
+                fence: row.fence,
+                ended_at: row.ended_at,
+                cost: row.cost,
+                images: row.images,
+                failure: row.failure,
+            };
+            (task.into(), row.api_key)
+        })
+        .collect())
+}
+
+/// Which of some tasks have ended.
+pub async fn ended_among(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<Vec<Task>> {
+    let rows = query_as!(
+        Row,
+        r#"SELECT id, account_id, api_key_id, status AS "status: Status", request AS "request: Json<Request>",
+               unit_price AS "unit_price: Cny", file_id, created_at, deadline_at, attempts, fence,
+               ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
+               failure AS "failure: Json<Failure>"
+           FROM tasks WHERE id = ANY($1) AND status IN ('completed', 'failed')"#,
+        ids,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(Task::from).collect())
+}
+
+/// Which of some tasks are there at all.
+pub async fn present(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<Vec<Task>> {
+    let rows = query_as!(
+        Row,
+        r#"SELECT id, account_id, api_key_id, status AS "status: Status", request AS "request: Json<Request>",
+               unit_price AS "unit_price: Cny", file_id, created_at, deadline_at, attempts, fence,
+               ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
+               failure AS "failure: Json<Failure>"
+           FROM tasks WHERE id = ANY($1)"#,
+        ids,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(Task::from).collect())
+}
+
+/// The completed task whose images a link names.
+pub async fn by_file_id(conn: &mut PgConnection, file_id: FileId) -> sqlx::Result<Option<Task>> {
+    let row = query_as!(
+        Row,
+        r#"SELECT id, account_id, api_key_id, status AS "status: Status", request AS "request: Json<Request>",
+               unit_price AS "unit_price: Cny", file_id, created_at, deadline_at, attempts, fence,
+               ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
+               failure AS "failure: Json<Failure>"
+           FROM tasks WHERE file_id = $1 AND status = 'completed'"#,
+        file_id,
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(row.map(Task::from))
+}

@@ -1,0 +1,178 @@
+//! Tasks in the database: their rows, and new ones.
+
+mod lookup;
+mod queue;
+
+pub use lookup::{by_file_id, ended, ended_among, get, list, present};
+pub use queue::{
+    ENDED_CHANNEL, Ended, Ending, QUEUED_CHANNEL, claim, count_queued, end, hopeless, notify_ended,
+    notify_queued, renew, requeue_lost, unclaim,
+};
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, postgres::types::PgInterval, query_as, types::Json};
+
+use super::{End, Failure, Image, Outcome, Request, Status, Task};
+use crate::{
+    ids::{AccountId, FileId, KeyId, TaskId},
+    money::Cny,
+};
+
+/// A task that is about to be accepted.
+#[derive(Clone, Debug)]
+pub struct NewTask {
+    pub id: TaskId,
+    pub account_id: AccountId,
+    pub api_key_id: KeyId,
+    pub request: Request,
+    pub unit_price: Cny,
+    pub file_id: FileId,
+    pub idempotency_key: Option<String>,
+    pub fingerprint: Vec<u8>,
+    pub start: Start,
+}
+
+/// Who begins a new task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Whichever worker claims it.
+    Queued,
+    /// This process, at once: it is inserted as already claimed.
+    Claimed,
+}
+
+/// How long claims and tasks last.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    pub lease: Duration,
+    pub deadline: Duration,
+}
+
+/// A row as it comes from the database.
+struct Row {
+    id: TaskId,
+    account_id: AccountId,
+    api_key_id: KeyId,
+    status: Status,
+    request: Json<Request>,
+    unit_price: Cny,
+    file_id: FileId,
+    created_at: DateTime<Utc>,
+    deadline_at: DateTime<Utc>,
+    attempts: i16,
+    fence: i64,
+    ended_at: Option<DateTime<Utc>>,
+    cost: Option<Cny>,
+    images: Option<Json<Vec<Image>>>,
+    failure: Option<Json<Failure>>,
+}
+
+impl From<Row> for Task {
+    fn from(row: Row) -> Self {
+        let outcome = match (row.images, row.failure) {
+            (Some(Json(images)), _) => Some(Outcome::Completed(images)),
+            (None, Some(Json(failure))) => Some(Outcome::Failed(failure)),
+            (None, None) => None,
+        };
+        let end = match (row.ended_at, row.cost, outcome) {
+            (Some(at), Some(cost), Some(outcome)) => Some(End { at, cost, outcome }),
+            _ => None,
+        };
+        Self {
+            id: row.id,
+            account_id: row.account_id,
+            api_key_id: row.api_key_id,
+            status: row.status,
+            request: row.request.0,
+            unit_price: row.unit_price,
+            file_id: row.file_id,
+            created_at: row.created_at,
+            deadline_at: row.deadline_at,
+            attempts: row.attempts,
+            fence: row.fence,
+            end,
+        }
+    }
+}
+
+/// Inserts tasks whose holds are granted, and says when they were created.
+pub async fn insert(
+    conn: &mut PgConnection,
+    tasks: &[&NewTask],
+    terms: Terms,
+) -> sqlx::Result<Vec<Task>> {
+    let mut columns = Columns::default();
+    for task in tasks {
+        columns.push(task);
+    }
+    let rows = query_as!(
+        Row,
+        r#"INSERT INTO tasks AS t (id, account_id, api_key_id, request, n, unit_price, file_id,
+               idempotency_key, fingerprint, deadline_at, status, attempts, fence, lease_until)
+           SELECT id, account_id, api_key_id, request, (request->>'n')::smallint, unit_price, file_id,
+               idempotency_key, fingerprint, now() + $10,
+               CASE WHEN claimed THEN 'running' ELSE 'queued' END,
+               claimed::int, claimed::int, CASE WHEN claimed THEN now() + $11 END
+           FROM UNNEST($1::uuid[], $2::uuid[], $3::uuid[], $4::jsonb[], $5::bigint[], $6::uuid[],
+               $7::text[], $8::bytea[], $9::boolean[])
+               AS new (id, account_id, api_key_id, request, unit_price, file_id,
+                   idempotency_key, fingerprint, claimed)
+           RETURNING t.id, t.account_id, t.api_key_id, t.status AS "status: Status", t.request AS "request: Json<Request>",
+               t.unit_price AS "unit_price: Cny", t.file_id, t.created_at, t.deadline_at, t.attempts, t.fence,
+               t.ended_at, t.cost AS "cost: Cny", t.images AS "images: Json<Vec<Image>>",
+               t.failure AS "failure: Json<Failure>""#,
+        &columns.ids,
+        &columns.accounts,
+        &columns.keys,
+        &columns.requests as &[Json<&Request>],
+        &columns.unit_prices,
+        &columns.file_ids,
+        &columns.idempotency_keys as &[Option<&str>],
+        &columns.fingerprints as &[&[u8]],
+        &columns.claimed,
+        interval(terms.deadline),
+        interval(terms.lease),
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(Task::from).collect())
+}
+
+/// New tasks, column by column, as UNNEST takes them.
+#[derive(Default)]
+struct Columns<'a> {
+    ids: Vec<TaskId>,
+    accounts: Vec<AccountId>,
+    keys: Vec<KeyId>,
+    requests: Vec<Json<&'a Request>>,
+    unit_prices: Vec<i64>,
+    file_ids: Vec<FileId>,
+    idempotency_keys: Vec<Option<&'a str>>,
+    fingerprints: Vec<&'a [u8]>,
+    claimed: Vec<bool>,
+}
+
+impl<'a> Columns<'a> {
+    fn push(&mut self, task: &'a NewTask) {
+        self.ids.push(task.id);
+        self.accounts.push(task.account_id);
+        self.keys.push(task.api_key_id);
+        self.requests.push(Json(&task.request));
+        self.unit_prices.push(task.unit_price.micros());
+        self.file_ids.push(task.file_id);
+        self.idempotency_keys.push(task.idempotency_key.as_deref());
+        self.fingerprints.push(&task.fingerprint);
+        self.claimed.push(task.start == Start::Claimed);
+    }
+}
+
+fn interval(duration: Duration) -> PgInterval {
+    let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+    PgInterval {
+        months: 0,
+        days: 0,
+        microseconds,
+    }
+}
