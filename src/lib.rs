@@ -7,3 +7,4 @@ pub mod ids;
 pub mod image;
 pub mod money;
 pub mod storage;
+pub mod tls;

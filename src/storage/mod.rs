@@ -1,1 +1,204 @@
 //! Where bytes are kept: a local directory or any S3 store, behind one interface.
+
+mod error;
+mod key;
+mod link;
+mod local;
+mod local_writer;
+mod s3;
+mod s3_requests;
+mod s3_writer;
+
+use std::{ops::Range, path::Path, sync::Arc};
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use futures_util::stream::BoxStream;
+
+pub use error::StorageError;
+pub use key::{InvalidKey, Key};
+pub use link::{Disposition, Link};
+
+use crate::{clock::Clock, config};
+use local::Local;
+use local_writer::LocalWriter;
+use s3::S3;
+use s3_writer::S3Writer;
+
+/// The store in force. Copies share it.
+#[derive(Clone)]
+pub struct Storage {
+    store: Store,
+}
+
+#[derive(Clone)]
+enum Store {
+    Local(Arc<Local>),
+    S3(Arc<S3>),
+}
+
+/// Writes one object, which nobody sees before it is finished and never if it is dropped before.
+pub struct ObjectWriter {
+    sink: Sink,
+    bytes: u64,
+}
+
+enum Sink {
+    Local(LocalWriter),
+    S3(Box<S3Writer>),
+}
+
+/// What is known of an object without reading it.
+#[derive(Clone, Debug)]
+pub struct ObjectInfo {
+    /// Of the whole object, in bytes.
+    pub size: u64,
+    pub last_modified: DateTime<Utc>,
+    /// As in an `ETag` header, with its quotes.
+    pub etag: String,
+}
+
+/// An object, or a range of it, as it is read.
+pub struct ObjectRead {
+    /// Of the whole object, in bytes.
+    pub size: u64,
+    pub last_modified: DateTime<Utc>,
+    /// As in an `ETag` header, with its quotes.
+    pub etag: String,
+    pub stream: BoxStream<'static, Result<Bytes, StorageError>>,
+}
+
+impl Storage {
+    /// Makes the directory or the bucket if it is missing, and finds out whether it can be written to.
+    pub async fn open(
+        config: &config::Storage,
+        data_dir: &Path,
+        public_url: &str,
+        clock: Clock,
+    ) -> Result<Self, StorageError> {
+        let root = match &config.url {
+            None => data_dir.join("objects"),
+            Some(url) if url.scheme() == "file" => url.to_file_path().map_err(|()| {
+                StorageError::Settings(format!("{url} is no directory, allowed: file:///path"))
+            })?,
+            Some(url) if url.scheme() == "s3" => {
+                let s3 = S3::open(config, url, clock).await?;
+                let store = Store::S3(Arc::new(s3));
+                return Ok(Self { store });
+            }
+            Some(url) => {
+                let text = format!("{url} is neither file:///path nor s3://bucket");
+                return Err(StorageError::Settings(text));
+            }
+        };
+        let local = Local::open(local::Options {
+            root,
+            public_url,
+            link_ttl: config.link_ttl(),
+            clock,
+        })?;
+        let store = Store::Local(Arc::new(local));
+        Ok(Self { store })
+    }
+
+    /// Starts an object; the key decides its content type.
+    pub fn writer(&self, key: &Key) -> ObjectWriter {
+        let sink = match &self.store {
+            Store::Local(local) => Sink::Local(local.writer(key)),
+            Store::S3(s3) => Sink::S3(Box::new(S3Writer::new(s3, key))),
+        };
+        ObjectWriter { sink, bytes: 0 }
+    }
+
+    /// `None` when there is no such object. A range must begin within the object; its end is cut.
+    pub async fn read(
+        &self,
+        key: &Key,
+        range: Option<Range<u64>>,
+    ) -> Result<Option<ObjectRead>, StorageError> {
+        match &self.store {
+            Store::Local(local) => local.read(key, range).await,
+            Store::S3(s3) => s3.read(key, range).await,
+        }
+    }
+
+    /// `None` when there is no such object.
+    pub async fn head(&self, key: &Key) -> Result<Option<ObjectInfo>, StorageError> {
+        match &self.store {
+            Store::Local(local) => local.head(key).await,
+            Store::S3(s3) => s3.head(key).await,
+        }
+    }
+
+    /// Those that are absent already are no error.
+    pub async fn delete(&self, keys: &[Key]) -> Result<(), StorageError> {
+        match &self.store {
+            Store::Local(local) => local.delete(keys).await,
+            Store::S3(s3) => s3.delete(keys).await,
+        }
+    }
+
+    /// An address for the object that is good for the configured time, whether or not the object exists.
+    pub async fn link(&self, key: &Key, disposition: Disposition) -> Result<Link, StorageError> {
+        match &self.store {
+            Store::Local(local) => Ok(local.link(key, &disposition)),
+            Store::S3(s3) => s3.link(key, &disposition).await,
+        }
+    }
+
+    /// What a link of [`Storage::link`] gives out, from its part behind `/f/object/`. `None` when it is
+    /// forged or has expired, and always for an S3 store, which serves its links itself.
+    pub fn verify(&self, path: &str) -> Option<(Key, Disposition)> {
+        match &self.store {
+            Store::Local(local) => local.verify(path),
+            Store::S3(_) => None,
+        }
+    }
+
+    /// Whether the store can be written to now. Fails within seconds.
+    pub async fn check(&self) -> Result<(), StorageError> {
+        match &self.store {
+            Store::Local(local) => local.check().await,
+            Store::S3(s3) => s3.check().await,
+        }
+    }
+
+    /// Where it is, without secrets: `file:///path` or `s3://bucket at https://endpoint/`.
+    pub fn describe(&self) -> String {
+        match &self.store {
+            Store::Local(local) => local.describe(),
+            Store::S3(s3) => s3.describe(),
+        }
+    }
+}
+
+impl ObjectRead {
+    fn new(info: ObjectInfo, stream: BoxStream<'static, Result<Bytes, StorageError>>) -> Self {
+        Self {
+            size: info.size,
+            last_modified: info.last_modified,
+            etag: info.etag,
+            stream,
+        }
+    }
+}
+
+impl ObjectWriter {
+    /// Appends. It waits while the store is slower than the writer: what is buffered stays bounded.
+    pub async fn write(&mut self, piece: Bytes) -> Result<(), StorageError> {
+        self.bytes += piece.len() as u64;
+        match &mut self.sink {
+            Sink::Local(writer) => writer.write(&piece).await,
+            Sink::S3(writer) => writer.write(&piece).await,
+        }
+    }
+
+    /// Makes the object visible, in place of one with the same key, and returns its length in bytes.
+    pub async fn finish(self) -> Result<u64, StorageError> {
+        match self.sink {
+            Sink::Local(writer) => writer.finish().await?,
+            Sink::S3(writer) => writer.finish().await?,
+        }
+        Ok(self.bytes)
+    }
+}

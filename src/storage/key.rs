@@ -1,0 +1,180 @@
+//! Names of stored objects. There are two shapes and nothing else parses, so a key can neither leave
+//! its root nor name what the gateway did not write.
+
+use std::{fmt, str::FromStr};
+
+use chrono::{DateTime, NaiveDate, Utc};
+use serde::{Deserialize, Serialize};
+use uuid::{Uuid, fmt::Hyphenated};
+
+use crate::{
+    ids::{TaskId, UploadId},
+    image::Format,
+};
+
+/// Where an object lies, and by its extension which format it has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Key {
+    text: String,
+    format: Format,
+}
+
+/// The text has not the shape of a key.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "no storage key: {0:?}, allowed: uploads/{{date}}/{{id}}.{{ext}}, images/{{hex}}/{{task}}-{{fence}}-{{seq}}.{{ext}}"
+)]
+pub struct InvalidKey(String);
+
+impl Key {
+    /// `uploads/{YYYYMMDD}/{id}.{ext}`: a day's uploads expire together, so they lie together.
+    pub fn upload(created: DateTime<Utc>, id: UploadId, format: Format) -> Self {
+        Self::upload_on(created.date_naive(), id, format)
+    }
+
+    /// `images/{hex}/{task}-{fence}-{seq}.{ext}`: every try of a task writes keys of its own.
+    ///
+    /// The folder is the last three digits of the task's id, which are random where its first ones are
+    /// the time: 4,096 folders, each with a few thousand files when there are ten million.
+    pub fn image(task: TaskId, fence: i64, seq: u8, format: Format) -> Self {
+        let folder = task.as_u128() & 0xfff;
+        let ext = format.extension();
+        Self {
+            text: format!("images/{folder:03x}/{task}-{fence}-{seq}.{ext}"),
+            format,
+        }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    pub fn content_type(&self) -> &'static str {
+        self.format.content_type()
+    }
+
+    fn upload_on(day: NaiveDate, id: UploadId, format: Format) -> Self {
+        let (day, ext) = (day.format("%Y%m%d"), format.extension());
+        Self {
+            text: format!("uploads/{day}/{id}.{ext}"),
+            format,
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (name, ext) = text.rsplit_once('.')?;
+        let format = [Format::Jpeg, Format::Png, Format::Webp, Format::Gif]
+            .into_iter()
+            .find(|format| format.extension() == ext)?;
+        let mut parts = name.split('/');
+        match (parts.next()?, parts.next()?, parts.next()?) {
+            ("uploads", day, id) => {
+                let day = NaiveDate::parse_from_str(day, "%Y%m%d").ok()?;
+                Some(Self::upload_on(day, Uuid::try_parse(id).ok()?, format))
+            }
+            ("images", _, name) => {
+                let (name, seq) = name.rsplit_once('-')?;
+                // The id is cut off by its length: a hyphen before the fence could be its sign.
+                let (task, fence) = name.split_at_checked(Hyphenated::LENGTH)?;
+                let fence = fence.strip_prefix('-')?.parse().ok()?;
+                let task = Uuid::try_parse(task).ok()?;
+                Some(Self::image(task, fence, seq.parse().ok()?, format))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl FromStr for Key {
+    type Err = InvalidKey;
+
+    fn from_str(text: &str) -> Result<Self, InvalidKey> {
+        // Made again from its parts, it must be the same: no other spelling of a date, an id or a number.
+        Self::parse(text)
+            .filter(|key| key.text == text)
+            .ok_or_else(|| InvalidKey(text.chars().take(200).collect()))
+    }
+}
+
+impl TryFrom<String> for Key {
+    type Error = InvalidKey;
+
+    fn try_from(text: String) -> Result<Self, InvalidKey> {
+        text.parse()
+    }
+}
+
+impl From<Key> for String {
+    fn from(key: Key) -> Self {
+        key.text
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "0197a1b2-c3d4-7abc-9def-0123456789ab";
+
+    fn id() -> Uuid {
+        ID.parse().unwrap()
+    }
+
+    #[test]
+    fn keys_have_their_shapes_and_parse_again() {
+        let day = DateTime::from_timestamp(1_781_599_773, 0).unwrap();
+        let upload = Key::upload(day, id(), Format::Jpeg);
+        assert_eq!(upload.to_string(), format!("uploads/20260616/{ID}.jpg"));
+        assert_eq!(upload.content_type(), "image/jpeg");
+        let image = Key::image(id(), 12, 3, Format::Webp);
+        assert_eq!(image.to_string(), format!("images/9ab/{ID}-12-3.webp"));
+        for key in [upload, image] {
+            assert_eq!(key.as_str().parse::<Key>().unwrap(), key);
+            let json = serde_json::to_string(&key).unwrap();
+            assert_eq!(json, format!("\"{key}\""));
+            assert_eq!(serde_json::from_str::<Key>(&json).unwrap(), key);
+        }
+    }
+
+    #[test]
+    fn nothing_else_is_a_key() {
+        for text in [
+            String::new(),
+            "uploads".to_owned(),
+            ".signing-key".to_owned(),
+            "uploads/20260616/../../etc/passwd.png".to_owned(),
+            format!("/uploads/20260616/{ID}.png"),
+            format!("uploads//20260616/{ID}.png"),
+            format!("uploads/20260616/{ID}.png/"),
+            format!("uploads/20260616/x/{ID}.png"),
+            format!("uploads/20260616/{ID}.PNG"),
+            format!("uploads/20260616/{ID}.jpeg"),
+            format!("uploads/20260616/{ID}.svg"),
+            format!("uploads/20260616/{}.png", ID.to_uppercase()),
+            format!("uploads/20260616/{{{ID}}}.png"),
+            format!("uploads/20261316/{ID}.png"),
+            format!("uploads/2026616/{ID}.png"),
+            format!("images/9aa/{ID}-1-1.png"),
+            format!("images/9ab/{ID}-1-256.png"),
+            format!("images/9ab/{ID}-01-1.png"),
+            format!("images/9ab/{ID}-+1-1.png"),
+            format!("images/9ab/{ID}-1.png"),
+            format!("images/9ab/{ID}-1-1-1.png"),
+            format!("images/9ab/é{ID}-1-1.png"),
+            format!("images/../{ID}-1-1.png"),
+        ] {
+            assert!(text.parse::<Key>().is_err(), "{text}");
+        }
+    }
+}

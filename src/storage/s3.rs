@@ -1,0 +1,271 @@
+//! Objects in an S3 store.
+
+use std::{ops::Range, sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use object_store::{
+    BackoffConfig, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig,
+    aws::{AmazonS3, AmazonS3Builder},
+    client::HttpClient,
+    path::Path,
+    signer::{Method, SignedUrlOptions, Signer},
+};
+use secrecy::ExposeSecret;
+use url::Url;
+
+use super::{
+    Disposition, Link, ObjectInfo, ObjectRead, StorageError,
+    key::Key,
+    s3_requests::{Bucket, Direct, http_client},
+};
+use crate::{clock::Clock, config};
+
+pub(super) struct S3 {
+    pub(super) store: AmazonS3,
+    /// Signs for the endpoint that clients reach; it sends nothing.
+    signer: AmazonS3,
+    bucket: Bucket,
+    prefix: String,
+    link_ttl: Duration,
+    clock: Clock,
+}
+
+impl S3 {
+    pub(super) async fn open(
+        config: &config::Storage,
+        url: &Url,
+        clock: Clock,
+    ) -> Result<Self, StorageError> {
+        let (name, prefix) = bucket_and_prefix(url)?;
+        let http = http_client()?;
+        let region = if config.region.is_empty() {
+            "us-east-1"
+        } else {
+            &config.region
+        };
+        let endpoint = match &config.endpoint {
+            Some(endpoint) => endpoint.clone(),
+            None => parse(&format!("https://s3.{region}.amazonaws.com"))?,
+        };
+        let build = |endpoint: &Url| {
+            let bucket_url = bucket_url(endpoint, name, config.path_style)?;
+            let store = builder(config, &bucket_url, &http)
+                .with_region(region)
+                .with_bucket_name(name)
+                .build()
+                .map_err(StorageError::s3("set up the client"))?;
+            Ok::<_, StorageError>((store, bucket_url))
+        };
+        let (store, bucket_url) = build(&endpoint)?;
+        let (signer, _) = build(config.public_endpoint.as_ref().unwrap_or(&endpoint))?;
+        let bucket = Bucket {
+            http: http.clone(),
+            credentials: Arc::clone(store.credentials()),
+            region: region.to_owned(),
+            url: bucket_url,
+            description: format!("s3://{name}{prefix} at {endpoint}"),
+        };
+        let s3 = Self {
+            store,
+            signer,
+            bucket,
+            prefix: prefix.to_owned(),
+            link_ttl: config.link_ttl(),
+            clock,
+        };
+        if !s3.bucket.probe(&s3.prefix).await? {
+            s3.bucket.create().await?;
+            s3.check().await?;
+        }
+        Ok(s3)
+    }
+
+    pub(super) fn describe(&self) -> String {
+        self.bucket.description.clone()
+    }
+
+    pub(super) fn path(&self, key: &Key) -> Path {
+        Path::from(format!("{}/{key}", self.prefix))
+    }
+
+    pub(super) async fn read(
+        &self,
+        key: &Key,
+        range: Option<Range<u64>>,
+    ) -> Result<Option<ObjectRead>, StorageError> {
+        let options = GetOptions {
+            range: range.map(Into::into),
+            ..GetOptions::default()
+        };
+        let got = self.store.get_opts(&self.path(key), options).await;
+        let Some(got) = found(got).map_err(StorageError::s3("open an object"))? else {
+            return Ok(None);
+        };
+        let info = got.meta.clone().into();
+        let stream = got
+            .into_stream()
+            .map(|piece| piece.map_err(StorageError::s3("read an object")))
+            .boxed();
+        Ok(Some(ObjectRead::new(info, stream)))
+    }
+
+    pub(super) async fn head(&self, key: &Key) -> Result<Option<ObjectInfo>, StorageError> {
+        let meta = found(self.store.head(&self.path(key)).await)
+            .map_err(StorageError::s3("look for an object"))?;
+        Ok(meta.map(Into::into))
+    }
+
+    pub(super) async fn delete(&self, keys: &[Key]) -> Result<(), StorageError> {
+        let paths: Vec<_> = keys.iter().map(|key| Ok(self.path(key))).collect();
+        self.store
+            .delete_stream(stream::iter(paths).boxed())
+            .map(found)
+            .try_for_each(|_| async { Ok(()) })
+            .await
+            .map_err(StorageError::s3("delete an object"))
+    }
+
+    pub(super) async fn link(
+        &self,
+        key: &Key,
+        disposition: &Disposition,
+    ) -> Result<Link, StorageError> {
+        let mut options = SignedUrlOptions::new();
+        if matches!(disposition, Disposition::Attachment { .. }) {
+            let name = "response-content-disposition";
+            options = options.with_query([(name, disposition.to_string())]);
+        }
+        let expires_at = self.clock.now() + self.link_ttl;
+        let url = self
+            .signer
+            .signed_url_opts(Method::GET, &self.path(key), self.link_ttl, &options)
+            .await
+            .map_err(StorageError::s3("sign a link"))?;
+        Ok(Link {
+            url: url.into(),
+            expires_at,
+        })
+    }
+
+    pub(super) async fn check(&self) -> Result<(), StorageError> {
+        if self.bucket.probe(&self.prefix).await? {
+            return Ok(());
+        }
+        Err(StorageError::Refused {
+            store: self.describe(),
+            status: 404,
+            detail: "the bucket does not exist".to_owned(),
+        })
+    }
+}
+
+impl From<ObjectMeta> for ObjectInfo {
+    fn from(meta: ObjectMeta) -> Self {
+        let (size, changed) = (meta.size, meta.last_modified.timestamp());
+        Self {
+            size,
+            last_modified: meta.last_modified,
+            etag: meta
+                .e_tag
+                .unwrap_or_else(|| format!("\"{changed:x}-{size:x}\"")),
+        }
+    }
+}
+
+fn builder(config: &config::Storage, bucket_url: &Url, http: &HttpClient) -> AmazonS3Builder {
+    let secret = config.secret_access_key.expose_secret();
+    let builder = if config.access_key_id.is_empty() && secret.is_empty() {
+        // As AWS does it: the usual variables, else what the machine's metadata service hands out.
+        AmazonS3Builder::from_env()
+    } else {
+        AmazonS3Builder::new()
+            .with_access_key_id(&config.access_key_id)
+            .with_secret_access_key(secret)
+    };
+    builder
+        .with_endpoint(bucket_url.as_str().trim_end_matches('/'))
+        // Of the two styles this one takes the endpoint as it is, and it holds the bucket already.
+        .with_virtual_hosted_style_request(true)
+        .with_http_connector(Direct(http.clone()))
+        // TLS guards the bytes as well, and hashing them is what an upload costs most.
+        .with_unsigned_payload(bucket_url.scheme() == "https")
+        // Many stores know only the plain DELETE.
+        .with_disable_bulk_delete(true)
+        .with_retry(RetryConfig {
+            backoff: BackoffConfig::default(),
+            max_retries: 5,
+            retry_timeout: Duration::from_secs(30),
+        })
+}
+
+/// `s3://bucket/some/prefix` is the bucket and `/some/prefix`, empty when there is none.
+fn bucket_and_prefix(url: &Url) -> Result<(&str, &str), StorageError> {
+    let prefix = url.path().trim_end_matches('/');
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._/".contains(c);
+    match url.host_str() {
+        Some(bucket) if prefix.chars().all(plain) && !prefix.contains("//") => Ok((bucket, prefix)),
+        _ => Err(StorageError::Settings(format!(
+            "{url} is no bucket, allowed: s3://bucket or s3://bucket/prefix, of A-Z a-z 0-9 - . _ /"
+        ))),
+    }
+}
+
+fn bucket_url(endpoint: &Url, bucket: &str, path_style: bool) -> Result<Url, StorageError> {
+    let text = endpoint.as_str().trim_end_matches('/');
+    if path_style {
+        return parse(&format!("{text}/{bucket}"));
+    }
+    match text.split_once("://") {
+        Some((scheme, rest)) => parse(&format!("{scheme}://{bucket}.{rest}")),
+        None => parse(text),
+    }
+}
+
+fn parse(text: &str) -> Result<Url, StorageError> {
+    text.parse().map_err(|error| {
+        StorageError::Settings(format!("{text} is no endpoint of an s3 store: {error}"))
+    })
+}
+
+fn found<T>(result: object_store::Result<T>) -> object_store::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(object_store::Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_have_two_kinds_of_address() {
+        let aws = "https://s3.eu-west-1.amazonaws.com".parse().unwrap();
+        let own = "http://127.0.0.1:8333/".parse().unwrap();
+        let text = |endpoint, style| bucket_url(endpoint, "pics", style).unwrap().to_string();
+        assert_eq!(
+            text(&aws, false),
+            "https://pics.s3.eu-west-1.amazonaws.com/"
+        );
+        assert_eq!(text(&aws, true), "https://s3.eu-west-1.amazonaws.com/pics");
+        assert_eq!(text(&own, true), "http://127.0.0.1:8333/pics");
+    }
+
+    #[test]
+    fn a_bucket_may_have_a_prefix() {
+        let split = |text: &str| {
+            let url = text.parse().unwrap();
+            bucket_and_prefix(&url)
+                .map(|(b, p)| (b.to_owned(), p.to_owned()))
+                .ok()
+        };
+        let pair = |a: &str, b: &str| Some((a.to_owned(), b.to_owned()));
+        assert_eq!(split("s3://pics"), pair("pics", ""));
+        assert_eq!(split("s3://pics/"), pair("pics", ""));
+        assert_eq!(split("s3://pics/a/b.c/"), pair("pics", "/a/b.c"));
+        assert_eq!(split("s3://pics/a b"), None);
+        assert_eq!(split("s3://pics//a"), None);
+        assert_eq!(split("s3:///a"), None);
+    }
+}

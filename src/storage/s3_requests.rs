@@ -1,0 +1,155 @@
+//! The requests to an S3 store that the client library has no call for: whether the bucket can be
+//! written to, and making it.
+
+use std::time::Duration;
+
+use object_store::{
+    ClientOptions,
+    aws::{AwsAuthorizer, AwsCredentialProvider},
+    client::{HttpClient, HttpConnector, HttpRequest, HttpRequestBody},
+    signer::Method,
+};
+use url::Url;
+
+use super::StorageError;
+use crate::tls;
+
+pub(super) struct Bucket {
+    pub(super) http: HttpClient,
+    pub(super) credentials: AwsCredentialProvider,
+    pub(super) region: String,
+    pub(super) url: Url,
+    /// For errors.
+    pub(super) description: String,
+}
+
+/// Hands out the client it was made with, whatever the client library would have built.
+#[derive(Debug)]
+pub(super) struct Direct(pub(super) HttpClient);
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// From one piece of an answer to the next; it bounds the sending of one part as well.
+const READ_TIMEOUT: Duration = Duration::from_mins(1);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+const PROBE: &str = ".easel-check";
+
+/// A client that goes straight to the store, whatever proxy the environment names.
+pub(super) fn http_client() -> Result<HttpClient, StorageError> {
+    tls::install_crypto_provider();
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(READ_TIMEOUT)
+        .http1_only()
+        .user_agent(concat!("easel/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(|error| StorageError::Settings(format!("no HTTP client: {error}")))?;
+    Ok(HttpClient::new(client))
+}
+
+impl HttpConnector for Direct {
+    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
+        Ok(self.0.clone())
+    }
+}
+
+/// What the store answered, with the code and message of an error's body.
+struct Answer {
+    status: u16,
+    code: String,
+    message: String,
+}
+
+impl Bucket {
+    /// Writes a small object. `false` when there is no such bucket.
+    ///
+    /// It says more than asking for the bucket: credentials that may write objects often may not ask.
+    pub(super) async fn probe(&self, prefix: &str) -> Result<bool, StorageError> {
+        let path = format!("{}{prefix}/{PROBE}", self.url.path().trim_end_matches('/'));
+        let answer = self.put(&path, "check").await?;
+        match (answer.status, answer.code.as_str()) {
+            (200, _) => Ok(true),
+            (404, "NoSuchBucket") => Ok(false),
+            _ => Err(self.refused(answer)),
+        }
+    }
+
+    pub(super) async fn create(&self) -> Result<(), StorageError> {
+        let body = match self.region.as_str() {
+            // The one region that must not be named.
+            "us-east-1" => String::new(),
+            region => format!(
+                "<CreateBucketConfiguration xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
+                 <LocationConstraint>{region}</LocationConstraint></CreateBucketConfiguration>"
+            ),
+        };
+        let answer = self.put(self.url.path(), &body).await?;
+        match (answer.status, answer.code.as_str()) {
+            // Another process may have made it meanwhile.
+            (200, _) | (409, "BucketAlreadyOwnedByYou" | "BucketAlreadyExists") => Ok(()),
+            _ => Err(self.refused(answer)),
+        }
+    }
+
+    async fn put(&self, path: &str, body: &str) -> Result<Answer, StorageError> {
+        tokio::time::timeout(ANSWER_TIMEOUT, self.put_and_wait(path, body))
+            .await
+            .map_err(|_elapsed| StorageError::Silent {
+                store: self.description.clone(),
+                seconds: ANSWER_TIMEOUT.as_secs(),
+            })?
+    }
+
+    async fn put_and_wait(&self, path: &str, body: &str) -> Result<Answer, StorageError> {
+        let mut url = self.url.clone();
+        url.set_path(path);
+        let mut request = HttpRequest::new(HttpRequestBody::from(body.to_owned()));
+        *request.method_mut() = Method::PUT;
+        *request.uri_mut() = url
+            .as_str()
+            .parse()
+            .map_err(|error| StorageError::Settings(format!("{url} is no address: {error}")))?;
+        let credential = self
+            .credentials
+            .get_credential()
+            .await
+            .map_err(StorageError::s3("get credentials"))?;
+        AwsAuthorizer::new(&credential, "s3", &self.region)
+            .try_authorize(&mut request, None)
+            .map_err(StorageError::s3("sign a request"))?;
+        let unreachable = |source| StorageError::Unreachable {
+            store: self.description.clone(),
+            source,
+        };
+        let response = self.http.execute(request).await.map_err(unreachable)?;
+        let status = response.status().as_u16();
+        let body = response.into_body().bytes().await.map_err(unreachable)?;
+        let body = String::from_utf8_lossy(&body);
+        Ok(Answer {
+            status,
+            code: element(&body, "Code"),
+            message: element(&body, "Message"),
+        })
+    }
+
+    fn refused(&self, answer: Answer) -> StorageError {
+        let Answer {
+            status,
+            code,
+            message,
+        } = answer;
+        StorageError::Refused {
+            store: self.description.clone(),
+            status,
+            detail: format!("{code} {message}").trim().to_owned(),
+        }
+    }
+}
+
+/// The text of the first such element, cut to what belongs in a log line.
+fn element(xml: &str, name: &str) -> String {
+    xml.split_once(&format!("<{name}>"))
+        .and_then(|(_, rest)| rest.split_once("</"))
+        .map(|(text, _)| text.chars().take(300).collect())
+        .unwrap_or_default()
+}

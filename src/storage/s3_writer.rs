@@ -1,0 +1,98 @@
+//! Writes one object to an S3 store: a small one with a single PUT, a larger one in parts.
+
+use std::{mem, sync::Arc};
+
+use object_store::{
+    Attribute, AttributeValue, Attributes, ObjectStore, PutMultipartOptions, PutOptions,
+    PutPayload, WriteMultipart, path::Path,
+};
+use tokio::runtime::Handle;
+
+use super::{StorageError, key::Key, s3::S3};
+
+pub(super) struct S3Writer {
+    s3: Arc<S3>,
+    path: Path,
+    attributes: Attributes,
+    /// What a single PUT would send; empty once there are parts.
+    gathered: Vec<u8>,
+    parts: Option<WriteMultipart>,
+}
+
+/// The smallest part that S3 takes. Two being sent and one filling is what a writer holds at most.
+const PART_BYTES: usize = 5 * 1024 * 1024;
+const PARTS_SENT_AT_ONCE_MAX: usize = 2;
+
+impl S3Writer {
+    pub(super) fn new(s3: &Arc<S3>, key: &Key) -> Self {
+        let content_type = AttributeValue::from(key.content_type());
+        Self {
+            s3: Arc::clone(s3),
+            path: s3.path(key),
+            attributes: Attributes::from_iter([(Attribute::ContentType, content_type)]),
+            gathered: Vec::new(),
+            parts: None,
+        }
+    }
+
+    pub(super) async fn write(&mut self, piece: &[u8]) -> Result<(), StorageError> {
+        // A piece may be of any length: cut, none of it begins more than one part.
+        for piece in piece.chunks(PART_BYTES) {
+            if self.parts.is_none() && self.gathered.len() + piece.len() > PART_BYTES {
+                self.begin_parts().await?;
+            }
+            match &mut self.parts {
+                Some(parts) => {
+                    parts
+                        .wait_for_capacity(PARTS_SENT_AT_ONCE_MAX)
+                        .await
+                        .map_err(StorageError::s3("write a part of an object"))?;
+                    parts.write(piece);
+                }
+                None => self.gathered.extend_from_slice(piece),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn finish(mut self: Box<Self>) -> Result<(), StorageError> {
+        let put = if let Some(parts) = self.parts.take() {
+            parts.finish().await
+        } else {
+            let payload = PutPayload::from(mem::take(&mut self.gathered));
+            let options = PutOptions::from(self.attributes.clone());
+            let store = &self.s3.store;
+            store.put_opts(&self.path, payload, options).await
+        };
+        put.map(|_| ())
+            .map_err(StorageError::s3("finish an object"))
+    }
+
+    async fn begin_parts(&mut self) -> Result<(), StorageError> {
+        let options = PutMultipartOptions::from(self.attributes.clone());
+        let upload = self
+            .s3
+            .store
+            .put_multipart_opts(&self.path, options)
+            .await
+            .map_err(StorageError::s3("begin an object"))?;
+        let mut parts = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
+        parts.put(mem::take(&mut self.gathered).into());
+        self.parts = Some(parts);
+        Ok(())
+    }
+}
+
+impl Drop for S3Writer {
+    fn drop(&mut self) {
+        let (Some(parts), Ok(runtime)) = (self.parts.take(), Handle::try_current()) else {
+            return;
+        };
+        // No shutdown needs to wait for this: parts that stay behind are no object, they only cost space.
+        runtime.spawn(async move {
+            if let Err(error) = parts.abort().await {
+                tracing::warn!(%error, "an unfinished object's parts stay in the store");
+            }
+        });
+    }
+}
