@@ -18,8 +18,4 @@ pub mod private_postgres;
 pub mod references;
 pub mod shutdown;
 pub mod storage;
-pub mod tasks;
-pub mod telemetry;
 pub mod tls;
-pub mod uploads;
-pub mod worker;

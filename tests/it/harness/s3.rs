@@ -1,0 +1,182 @@
+//! S3 stores to test against, on loopback: one in this process, and one as it is used in production.
+
+use std::{
+    env,
+    fs::{self, File},
+    io::{self, Write},
+    net::TcpListener,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use hyper_util::rt::TokioIo;
+use s3s::{auth::SimpleAuth, service::S3ServiceBuilder};
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+
+pub(crate) const ACCESS_KEY_ID: &str = "test-access-key";
+pub(crate) const SECRET_ACCESS_KEY: &str = "test-secret-key";
+
+/// A running store; dropped, it is gone.
+pub(crate) struct S3Server {
+    pub(crate) endpoint: String,
+    server: Server,
+    /// What it keeps its files in; the last to go.
+    pub(crate) folder: TempDir,
+}
+
+enum Server {
+    /// Kept for its drop, which ends the accept loop and with it every connection.
+    InProcess {
+        _tasks: JoinSet<()>,
+    },
+    Process(Child),
+}
+
+impl S3Server {
+    /// `s3s-fs`, in this process.
+    pub(crate) async fn s3s() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(folder.path()).unwrap());
+        builder.set_auth(SimpleAuth::from_single(ACCESS_KEY_ID, SECRET_ACCESS_KEY));
+        let service = builder.build();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let http = hyper::server::conn::http1::Builder::new();
+                let connection = http.serve_connection(TokioIo::new(stream), service.clone());
+                connections.spawn(async move {
+                    // A client that goes away is no fault of the store.
+                    let _ = connection.await;
+                });
+            }
+        });
+        Self {
+            endpoint,
+            server: Server::InProcess { _tasks: tasks },
+            folder,
+        }
+    }
+
+    /// `SeaweedFS`, when its binary is named by `EASEL_TEST_WEED`.
+    pub(crate) async fn seaweedfs() -> Option<Self> {
+        let Some(binary) = env::var_os("EASEL_TEST_WEED") else {
+            let required = env::var("EASEL_TEST_REQUIRE_ALL").is_ok_and(|value| value == "1");
+            assert!(!required, "EASEL_TEST_WEED does not name a weed binary");
+            // Past the capture of a passing test's output: what is left out must be seen.
+            let text = b"left out: SeaweedFS (EASEL_TEST_WEED does not name a weed binary)\n";
+            io::stderr().write_all(text).unwrap();
+            return None;
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let port = free_ports();
+        let mut child = weed(Path::new(&binary), folder.path(), port)
+            .spawn()
+            .unwrap();
+        let endpoint = format!("http://127.0.0.1:{}", port.s3);
+        wait_until_it_answers(&endpoint, &mut child, folder.path()).await;
+        Some(Self {
+            endpoint,
+            server: Server::Process(child),
+            folder,
+        })
+    }
+}
+
+impl Drop for S3Server {
+    fn drop(&mut self) {
+        if let Server::Process(child) = &mut self.server {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Ports {
+    master: u16,
+    volume: u16,
+    filer: u16,
+    s3: u16,
+}
+
+/// Ports that are free and whose numbers plus 10,000 are free as well: each has its gRPC twin there.
+fn free_ports() -> Ports {
+    // Held until all are chosen, so that none is chosen twice.
+    let mut held = Vec::new();
+    let mut next = || {
+        loop {
+            let port = rand::random_range(11_000..32_000);
+            let pair = [port, port + 10_000].map(|port| TcpListener::bind(("127.0.0.1", port)));
+            if let [Ok(one), Ok(twin)] = pair {
+                held.push((one, twin));
+                return port;
+            }
+        }
+    };
+    Ports {
+        master: next(),
+        volume: next(),
+        filer: next(),
+        s3: next(),
+    }
+}
+
+fn weed(binary: &Path, folder: &Path, ports: Ports) -> Command {
+    let config = serde_json::json!({"identities": [{
+        "name": "easel",
+        "credentials": [{"accessKey": ACCESS_KEY_ID, "secretKey": SECRET_ACCESS_KEY}],
+        "actions": ["Admin", "Read", "List", "Tagging", "Write"],
+    }]});
+    let config_file = folder.join("s3.json");
+    fs::write(&config_file, config.to_string()).unwrap();
+    let log = File::create(folder.join("log")).unwrap();
+    let mut command = Command::new(binary);
+    command
+        .arg("server")
+        .arg(format!("-dir={}", folder.display()))
+        .args(["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=20"])
+        .args(["-master.volumeSizeLimitMB=64", "-volume.preStopSeconds=0"])
+        .args(["-master.telemetry=false", "-s3.autoCreateBucket=false"])
+        .args([
+            "-s3",
+            "-s3.iam=false",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+        ])
+        .arg(format!("-s3.config={}", config_file.display()))
+        .arg(format!("-master.port={}", ports.master))
+        .arg(format!("-volume.port={}", ports.volume))
+        .arg(format!("-filer.port={}", ports.filer))
+        .arg(format!("-s3.port={}", ports.s3))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log);
+    command
+}
+
+/// Any answer of its S3 port does: without credentials it is a refusal.
+async fn wait_until_it_answers(endpoint: &str, child: &mut Child, folder: &Path) {
+    let client = plain_client();
+    let started = Instant::now();
+    while client.get(endpoint).send().await.is_err() {
+        let log = || fs::read_to_string(folder.join("log")).unwrap_or_default();
+        assert!(child.try_wait().unwrap().is_none(), "weed ended: {}", log());
+        assert!(
+            started.elapsed() < Duration::from_mins(1),
+            "weed: {}",
+            log()
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A client such as a browser: it knows nothing of S3.
+pub(crate) fn plain_client() -> reqwest::Client {
+    easel::tls::install_crypto_provider();
+    reqwest::Client::builder().no_proxy().build().unwrap()
+}
