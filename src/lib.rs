@@ -18,4 +18,8 @@ pub mod private_postgres;
 pub mod references;
 pub mod shutdown;
 pub mod storage;
+pub mod tasks;
+pub mod telemetry;
 pub mod tls;
+pub mod uploads;
+pub mod worker;

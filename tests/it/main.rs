@@ -1,5 +1,17 @@
 //! The integration tests: one binary, one area per module.
-#![expect(clippy::unwrap_used, reason = "what helps tests fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "what helps tests fails by panicking"
+)]
+#![expect(
+    unreachable_pub,
+    reason = "the harness is a crate's worth of helpers within one binary"
+)]
 
 mod harness;
+
+mod modes;
+mod references;
 mod storage;
+mod tidy;

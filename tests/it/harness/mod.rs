@@ -1,3 +1,161 @@
-//! What the tests share: servers to run against, and settings to run with.
+//! What tests stand on: a gateway of their own over a real PostgreSQL, callers, and a check of what
+//! must always hold when a test is done.
 
-pub(crate) mod s3;
+pub mod caller;
+pub mod database;
+pub mod s3;
+
+use std::{sync::Arc, time::Duration};
+
+use easel::{
+    accounts::{keys, store as accounts, store::KeyLimits},
+    app::App,
+    billing::ledger,
+    clock::Clock,
+    config::{Config, Sources},
+    http::{self, server},
+    images::sweep,
+    money::Cny,
+    shutdown::Shutdown,
+    worker::Worker,
+};
+use secrecy::ExposeSecret;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+use caller::Caller;
+use database::TestDatabase;
+
+/// A gateway that listens on loopback.
+pub struct TestApp {
+    pub app: App,
+    pub url: String,
+    pub database: Arc<TestDatabase>,
+    shutdown: Shutdown,
+    worker: Worker,
+    serving: JoinHandle<()>,
+    working: JoinHandle<()>,
+    /// Local storage; shared by the replicas of one test.
+    dir: Arc<TempDir>,
+}
+
+impl TestApp {
+    /// With the default settings.
+    pub async fn start() -> Self {
+        Self::with("").await
+    }
+
+    /// With settings that lie over the defaults, as TOML.
+    pub async fn with(settings: &str) -> Self {
+        let database = Arc::new(TestDatabase::create().await);
+        Self::over(database, Arc::new(tempfile::tempdir().unwrap()), settings).await
+    }
+
+    /// A second gateway on the same database and storage.
+    pub async fn replica(&self, settings: &str) -> Self {
+        Self::over(Arc::clone(&self.database), Arc::clone(&self.dir), settings).await
+    }
+
+    async fn over(database: Arc<TestDatabase>, dir: Arc<TempDir>, settings: &str) -> Self {
+        let listener = server::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let config = config(&dir, settings, &[("server.listen", &address.to_string())]);
+        let shutdown = Shutdown::default();
+        let pool = easel::db::open(database.options(), &config.database)
+            .await
+            .unwrap();
+        let (app, to_run) = App::open(config, pool, Clock::default(), shutdown.clone())
+            .await
+            .unwrap();
+        let worker = Worker::new(app.clone());
+        let working = shutdown.spawn_background(worker.clone().run(to_run));
+        let router = http::router(app.clone());
+        let (limits, ending) = (app.config.server.clone(), shutdown.clone());
+        let serving = shutdown.spawn_background(async move {
+            server::serve(listener, router, &limits, &ending).await;
+        });
+        let url = format!("http://{address}");
+        Self {
+            app,
+            url,
+            database,
+            shutdown,
+            worker,
+            serving,
+            working,
+            dir,
+        }
+    }
+
+    /// A caller with an account and a key of its own.
+    pub async fn caller(&self, balance: &str) -> Caller {
+        self.caller_with(balance, None, &KeyLimits::default()).await
+    }
+
+    pub async fn caller_with(
+        &self,
+        balance: &str,
+        monthly_quota: Option<&str>,
+        limits: &KeyLimits,
+    ) -> Caller {
+        let mut tx = self.app.pool.begin().await.unwrap();
+        let name = format!("account-{}", easel::ids::random_base62(8));
+        let quota = monthly_quota.map(|quota| quota.parse().unwrap());
+        let account = accounts::insert(&mut tx, &name, quota)
+            .await
+            .unwrap()
+            .unwrap();
+        let balance: Cny = balance.parse().unwrap();
+        ledger::top_up(&mut tx, account, balance).await.unwrap();
+        let key = keys::generate();
+        let key_id = accounts::insert_key(&mut tx, account, "test", &key, limits)
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+        Caller::new(&self.url, key.secret.expose_secret(), name, account, key_id)
+    }
+
+    /// Ends like a process that is killed: nothing is drained, no lease is given back.
+    pub fn kill(self) -> (Arc<TestDatabase>, Arc<TempDir>) {
+        self.working.abort();
+        self.serving.abort();
+        (Arc::clone(&self.database), Arc::clone(&self.dir))
+    }
+
+    /// What expired is deleted, as the hourly sweep does.
+    pub async fn sweep(&self) -> u64 {
+        sweep::sweep(&self.app).await.unwrap()
+    }
+
+    /// Ends in order and checks what must hold at rest.
+    pub async fn finish(self) {
+        self.shutdown.begin();
+        self.serving.await.unwrap();
+        self.worker.drain(Duration::from_secs(30)).await;
+        self.working.abort();
+        self.database.assert_at_rest().await;
+    }
+}
+
+/// The settings of a test.
+pub fn config(dir: &TempDir, settings: &str, overrides: &[(&str, &str)]) -> Config {
+    let file = dir
+        .path()
+        .join(format!("{}.toml", easel::ids::random_base62(8)));
+    std::fs::write(&file, settings).unwrap();
+    let mut all = vec![
+        ("data_dir".to_owned(), dir.path().display().to_string()),
+        ("database.connections_max".to_owned(), "8".to_owned()),
+    ];
+    all.extend(
+        overrides
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned())),
+    );
+    let sources = Sources {
+        file: Some(file),
+        environment: Vec::new(),
+        overrides: all,
+    };
+    Config::load(&sources).unwrap_or_else(|error| panic!("{error}"))
+}

@@ -62,13 +62,13 @@ impl S3Server {
         }
     }
 
-    /// `SeaweedFS`, when its binary is named by `EASEL_TEST_WEED`.
+    /// `SeaweedFS`, when its binary is named by `IT_WEED`.
     pub(crate) async fn seaweedfs() -> Option<Self> {
-        let Some(binary) = env::var_os("EASEL_TEST_WEED") else {
-            let required = env::var("EASEL_TEST_REQUIRE_ALL").is_ok_and(|value| value == "1");
-            assert!(!required, "EASEL_TEST_WEED does not name a weed binary");
+        let Some(binary) = env::var_os("IT_WEED") else {
+            let required = env::var("IT_REQUIRE_ALL").is_ok_and(|value| value == "1");
+            assert!(!required, "IT_WEED does not name a weed binary");
             // Past the capture of a passing test's output: what is left out must be seen.
-            let text = b"left out: SeaweedFS (EASEL_TEST_WEED does not name a weed binary)\n";
+            let text = b"left out: SeaweedFS (IT_WEED does not name a weed binary)\n";
             io::stderr().write_all(text).unwrap();
             return None;
         };
