@@ -279,3 +279,185 @@ fn joined(head: Bytes, piece: Bytes) -> Bytes {
         [head, piece].concat().into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{prelude::*, sample::Index};
+
+    use super::*;
+    use crate::image::samples::{self, LIMITS, SECRET};
+
+    const POLICIES: [Metadata; 2] = [Metadata::Keep, Metadata::Strip];
+
+    fn error(policy: Metadata, image: &[u8]) -> String {
+        samples::filter(policy, [image]).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn keep_changes_nothing_and_strip_no_pixel() {
+        for (name, image) in samples::all() {
+            let (kept, info) = samples::filter(Metadata::Keep, [&image[..]]).unwrap();
+            let (stripped, same) = samples::filter(Metadata::Strip, [&image[..]]).unwrap();
+            assert!(kept == image, "{name}");
+            assert_eq!(info, same, "{name}");
+            let decoded = samples::pixels(&image);
+            assert_eq!((info.width, info.height), decoded.dimensions(), "{name}");
+            assert!(samples::pixels(&stripped) == decoded, "{name}");
+            assert!(!samples::contains(&stripped, SECRET), "{name}");
+            assert!(samples::strip(&stripped) == stripped, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_image_in_single_bytes_comes_out_the_same() {
+        for (name, image) in samples::all() {
+            for policy in POLICIES {
+                let whole = samples::filter(policy, [&image[..]]).unwrap();
+                let cut = samples::filter(policy, image.chunks(1)).unwrap();
+                assert!(whole == cut, "{name}, {policy:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_image_cut_off_anywhere_is_damaged() {
+        for (name, image) in samples::all() {
+            for policy in POLICIES {
+                for end in 0..image.len() {
+                    assert_eq!(
+                        error(policy, &image[..end]),
+                        "the image is damaged or cut off",
+                        "{name}, {policy:?}, {end} of {}",
+                        image.len()
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_follows_the_end_passes_only_with_all_the_rest() {
+        let tails = [&b"<script>alert(1)</script>"[..], b"PK\x03\x04", b"\0"];
+        for (name, image) in samples::all() {
+            for tail in tails {
+                let polyglot = [&image, tail].concat();
+                let (kept, _) = samples::filter(Metadata::Keep, polyglot.chunks(7)).unwrap();
+                assert!(kept == polyglot, "{name}");
+                assert!(
+                    samples::strip(&polyglot) == samples::strip(&image),
+                    "{name}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn other_files_are_named_from_any_number_of_pieces() {
+        let pdf = [&b"%PDF-1.7"[..], &[b' '; 9000]].concat();
+        for pieces in [1, 4095, 9008] {
+            let error = samples::filter(Metadata::Strip, pdf.chunks(pieces)).unwrap_err();
+            insta::allow_duplicates! {
+                insta::assert_snapshot!(error, @"unsupported image type: application/pdf, allowed: jpeg, png, gif, webp");
+            }
+        }
+        insta::assert_snapshot!(
+            error(Metadata::Keep, b"hello"),
+            @"unsupported image type: application/octet-stream, allowed: jpeg, png, gif, webp"
+        );
+    }
+
+    #[test]
+    fn the_payload_is_not_copied() {
+        let data: Vec<u8> = (0..1_500_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        let mut image = samples::png();
+        image.splice(33..33, samples::png_chunk(*b"IDAT", &data));
+        for policy in POLICIES {
+            let piece = Bytes::from(image.clone());
+            let inside = piece.as_ptr_range();
+            let mut out = Vec::new();
+            Filter::new(policy, LIMITS)
+                .push(piece.clone(), &mut out)
+                .unwrap();
+            assert!(
+                out.iter().all(|slice| inside.contains(&slice.as_ptr())),
+                "{policy:?}"
+            );
+            assert!(out.len() < 5, "{policy:?}: {}", out.len());
+        }
+    }
+
+    #[test]
+    fn little_is_held_back() {
+        for (name, image) in samples::all() {
+            let mut filter = Filter::new(Metadata::Keep, LIMITS);
+            let mut out = Vec::new();
+            for (count, byte) in image.iter().enumerate() {
+                filter
+                    .push(Bytes::copy_from_slice(&[*byte]), &mut out)
+                    .unwrap();
+                let passed: usize = out.iter().map(Bytes::len).sum();
+                assert!(passed + 200 > count, "{name}: {passed} of {count}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_way_of_cutting_matters(
+            sample in any::<Index>(),
+            mut cuts in proptest::collection::vec(any::<Index>(), 0..40),
+            strip in any::<bool>(),
+        ) {
+            let samples = samples::all();
+            let (_, image) = sample.get(&samples);
+            let policy = POLICIES[usize::from(strip)];
+            let whole = samples::filter(policy, [&image[..]]).unwrap();
+            let mut ends: Vec<usize> = cuts.drain(..).map(|cut| cut.index(image.len())).collect();
+            ends.extend([0, image.len()]);
+            ends.sort_unstable();
+            let pieces = ends.windows(2).map(|ends| &image[ends[0]..ends[1]]);
+            prop_assert!(samples::filter(policy, pieces).unwrap() == whole);
+        }
+
+        /// Neither panics, nor depends on the cutting; what strip passes, it passes again.
+        #[test]
+        fn no_damage_does_harm(
+            sample in any::<Index>(),
+            flips in proptest::collection::vec((any::<Index>(), 0_u8..8), 1..6),
+            size in 1_usize..50,
+        ) {
+            let samples = samples::all();
+            let mut image = sample.get(&samples).1.clone();
+            for (at, bit) in flips {
+                let at = at.index(image.len());
+                image[at] ^= 1 << bit;
+            }
+            for policy in POLICIES {
+                let whole = samples::filter(policy, [&image[..]]);
+                let cut = samples::filter(policy, image.chunks(size));
+                match (whole, cut) {
+                    (Ok(whole), Ok(cut)) => {
+                        prop_assert!(whole == cut);
+                        prop_assert!(samples::filter(policy, [&whole.0[..]]).unwrap() == whole);
+                    }
+                    (Err(whole), Err(cut)) => prop_assert_eq!(whole.to_string(), cut.to_string()),
+                    _ => prop_assert!(false, "the cutting decides"),
+                }
+            }
+        }
+
+        #[test]
+        fn no_bytes_behind_a_signature_panic(
+            sample in any::<Index>(),
+            keep in 0_usize..60,
+            tail in proptest::collection::vec(any::<u8>(), 0..400),
+        ) {
+            let samples = samples::all();
+            let (_, image) = sample.get(&samples);
+            let bytes = [&image[..keep.min(image.len())], &tail].concat();
+            for policy in POLICIES {
+                let _ = samples::filter(policy, [&bytes[..]]);
+            }
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! Walks a GIF, block by block. Facts: the `GIF89a` specification.
+//! Walks a GIF, block by block. Facts: Graphics Interchange Format, version 89a.
 
 use super::{
     ImageSize, InvalidImage, Limits,
@@ -68,10 +68,9 @@ impl Walker {
             [0x21, 0xFF, name @ ..] if LOOPS.contains(&name) => Ok(self.sub_blocks(Fate::Keep, 0)),
             // The name is the first of the sub-blocks: one of another length is passed over as such.
             [0x21, 0xFF, length] => Ok(self.sub_block(Fate::Drop, *length)),
-            [0x21, 0xFF, ..] => Ok(self.sub_blocks(Fate::Drop, 0)),
             // How a frame is shown.
             [0x21, 0xF9] => Ok(self.sub_blocks(Fate::Keep, 0)),
-            [0x21, _] => Ok(self.sub_blocks(Fate::Drop, 0)),
+            [0x21, ..] => Ok(self.sub_blocks(Fate::Drop, 0)),
             [0x3B] if self.frames == Frames::Some => Ok(Step::Keep {
                 body: 0,
                 then: Then::End,
@@ -143,5 +142,116 @@ fn palette_bytes([flags]: [u8; 1]) -> u64 {
     match flags & 0x80 {
         0 => 0,
         _ => 3 << ((flags & 7) + 1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ::image::{AnimationDecoder, codecs::gif::GifDecoder};
+
+    use super::*;
+    use crate::image::{Metadata, samples};
+
+    const DAMAGED: &str = "the image is damaged or cut off";
+
+    fn outcome(image: &[u8]) -> String {
+        match samples::filter(Metadata::Strip, [image]) {
+            Ok((_, info)) => format!("{}x{}", info.width, info.height),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    fn image(width: u16, height: u16, blocks: &[&[u8]]) -> Vec<u8> {
+        let [width, height] = [width, height].map(u16::to_le_bytes);
+        [
+            b"GIF89a",
+            &width[..],
+            &height,
+            &[0; 3],
+            &blocks.concat(),
+            b"\x3B",
+        ]
+        .concat()
+    }
+
+    /// A frame with a palette of its own and two sub-blocks.
+    fn frame([left, top, width, height]: [u16; 4]) -> Vec<u8> {
+        let numbers = [left, top, width, height].map(u16::to_le_bytes).concat();
+        [&[0x2C], &numbers[..], b"\x80colour\x02\x02\x3B\x3B\x01x\0"].concat()
+    }
+
+    #[test]
+    fn an_animation_stays_one_and_goes_on_repeating() {
+        let image = samples::gif();
+        let stripped = samples::strip(&image);
+        let frames = |image| {
+            let decoder = GifDecoder::new(std::io::Cursor::new(image)).unwrap();
+            decoder.into_frames().collect_frames().unwrap()
+        };
+        let (before, after): (Vec<_>, Vec<_>) = (frames(&image[..]), frames(&stripped));
+        assert_eq!(before.len(), 2);
+        for (before, after) in before.iter().zip(&after) {
+            assert!(before.buffer() == after.buffer());
+            assert_eq!(before.delay(), after.delay());
+        }
+        assert!(samples::contains(&stripped, b"NETSCAPE2.0"));
+        for dropped in [&b"XMP Data"[..], b"\x21\xFE", b"short"] {
+            assert!(!samples::contains(&stripped, dropped));
+        }
+    }
+
+    #[test]
+    fn extensions_of_any_shape_are_passed_over() {
+        let frame = frame([0, 0, 3, 2]);
+        let plain = image(3, 2, &[&frame]);
+        for blocks in [
+            &[][..],
+            &[&b"XMP DataXMP"[..]],
+            &[b"XMP DataXMP", b"x", &[0x3B; 255]],
+            &[b"NETSCAPE2.1", b"x"],
+            &[b"a"],
+            &[&[b'a'; 200], b"b"],
+        ] {
+            for label in [0x01, 0xFE, 0xFF, 0x77] {
+                let extension = samples::gif_extension(label, blocks);
+                let odd = image(3, 2, &[&extension, &frame, &extension]);
+                assert!(samples::strip(&odd) == plain, "{label} {blocks:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn structure_is_checked() {
+        let good = frame([1, 1, 4, 4]);
+        assert_eq!(outcome(&image(3, 2, &[&good])), "3x2");
+        assert_eq!(outcome(b"GIF89a/*js*/=1;alert(1)"), DAMAGED);
+        assert_eq!(outcome(&image(3, 2, &[])), DAMAGED, "no frame");
+        assert_eq!(outcome(&image(0, 2, &[&good])), DAMAGED, "no width");
+        assert_eq!(
+            outcome(&image(3, 2, &[&frame([0, 0, 0, 1])])),
+            DAMAGED,
+            "empty frame"
+        );
+        assert_eq!(
+            outcome(&image(3, 2, &[&good, b"\0"])),
+            DAMAGED,
+            "no such block"
+        );
+    }
+
+    #[test]
+    fn screen_and_frames_tell_that_it_is_too_large() {
+        insta::assert_snapshot!(
+            outcome(&image(65_535, 65_535, &[])),
+            @"the image is 65535x65535 pixels; allowed are 16384 a side and 50000000 in all"
+        );
+        insta::assert_snapshot!(
+            outcome(&image(1, 1, &[&frame([0, 0, 65_535, 65_535])])),
+            @"the image is 65535x65535 pixels; allowed are 16384 a side and 50000000 in all"
+        );
+        insta::assert_snapshot!(
+            outcome(&image(1, 1, &[&frame([65_535, 0, 1, 1])])),
+            @"the image is 65536x1 pixels; allowed are 16384 a side and 50000000 in all"
+        );
     }
 }

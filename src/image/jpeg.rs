@@ -184,3 +184,159 @@ fn orientation_segment(orientation: Orientation) -> Bytes {
     segment.extend_from_slice(b"\x00\x00\x00\x00\x00\x00");
     segment.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use ::image::{ImageDecoder, codecs::jpeg::JpegDecoder};
+
+    use super::*;
+    use crate::image::{Metadata, samples};
+
+    const DAMAGED: &str = "the image is damaged or cut off";
+
+    fn outcome(image: &[u8]) -> String {
+        match samples::filter(Metadata::Strip, [image]) {
+            Ok((_, info)) => format!("{}x{}", info.width, info.height),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    fn orientation(image: &[u8]) -> Orientation {
+        let mut decoder = JpegDecoder::new(std::io::Cursor::new(image)).unwrap();
+        decoder.orientation().unwrap()
+    }
+
+    fn frame(width: u16, height: u16) -> Vec<u8> {
+        let data = [
+            &[8][..],
+            &height.to_be_bytes(),
+            &width.to_be_bytes(),
+            &[1, 1, 0x11, 0],
+        ];
+        samples::jpeg_segment(0xC2, &data.concat())
+    }
+
+    /// A picture of these parts, whose data no decoder would take.
+    fn image(parts: &[&[u8]]) -> Vec<u8> {
+        [b"\xFF\xD8", &parts.concat()[..], b"\xFF\xD9"].concat()
+    }
+
+    fn scan(data: &[u8]) -> Vec<u8> {
+        [&samples::jpeg_segment(0xDA, &[1, 1, 0, 0, 63, 0]), data].concat()
+    }
+
+    #[test]
+    fn the_orientation_and_the_colours_stay_without_the_rest() {
+        let stripped = samples::strip(&samples::jpeg());
+        assert_eq!(orientation(&stripped), Orientation::Rotate90);
+        let mut decoder = JpegDecoder::new(std::io::Cursor::new(&stripped)).unwrap();
+        assert_eq!(decoder.icc_profile().unwrap(), Some(vec![7; 100]));
+        assert_eq!(
+            decoder.exif_metadata().unwrap().map(|exif| exif.len()),
+            Some(26)
+        );
+        for kept in [&b"JFIF\0"[..], b"ICC_PROFILE\0", b"Adobe"] {
+            assert!(samples::contains(&stripped, kept), "{kept:?}");
+        }
+        for dropped in [&b"ns.adobe.com"[..], b"MPF\0", b"\xFF\xFE", b"\xFF\xED"] {
+            assert!(!samples::contains(&stripped, dropped), "{dropped:?}");
+        }
+    }
+
+    #[test]
+    fn exif_without_a_turn_goes_whole() {
+        for (value, expected) in [(0, None), (1, None), (2, Some(2)), (8, Some(8)), (9, None)] {
+            let exif = [EXIF, &samples::exif(value)].concat();
+            let turned = samples::jpeg_segment(0xE1, &exif);
+            let again = samples::jpeg_segment(0xE1, &[EXIF, &samples::exif(3)].concat());
+            let stripped = samples::strip(&image(&[&turned, &frame(1, 1), &scan(b"")]));
+            let found = stripped[2..]
+                .starts_with(b"\xFF\xE1")
+                .then(|| stripped[2 + 29]);
+            assert_eq!(found, expected);
+            let twice = samples::strip(&image(&[&turned, &again, &frame(1, 1), &scan(b"")]));
+            assert_eq!(twice.len(), image(&[&frame(1, 1), &scan(b"")]).len() + 36);
+        }
+    }
+
+    #[test]
+    fn exif_of_the_greatest_length_is_read() {
+        let mut exif = [EXIF, &samples::exif(6)].concat();
+        exif.resize(65_533, b'x');
+        let segment = samples::jpeg_segment(0xE1, &exif);
+        let image = image(&[&segment, &frame(1, 1), &scan(b"")]);
+        let (stripped, _) = samples::filter(Metadata::Strip, image.chunks(1000)).unwrap();
+        assert_eq!(stripped[2..38], orientation_segment(Orientation::Rotate90));
+        assert!(stripped.len() < 100);
+    }
+
+    #[test]
+    fn the_end_is_found_behind_all_that_looks_like_one() {
+        let data = b"\xFF\x00\xD9\xFF\xD0\xFF\xD7\xFF\xFF\x00\xFF\xFF\xFF\xD3x";
+        let table = samples::jpeg_segment(0xC4, b"\xFF\xD9");
+        let image = image(&[&table, &frame(3, 2), &scan(data), &table, &scan(data)]);
+        assert_eq!(outcome(&image), "3x2");
+        assert!(samples::strip(&image) == image);
+        for end in 2..image.len() {
+            assert_eq!(outcome(&image[..end]), DAMAGED, "{end}");
+        }
+    }
+
+    #[test]
+    fn fill_bytes_and_rubbish_between_segments_do_no_harm() {
+        let comment = [
+            b"\xFF\xFF",
+            &samples::jpeg_segment(0xFE, samples::SECRET)[..],
+        ]
+        .concat();
+        let odd = image(&[
+            b"\0\0rubbish",
+            &comment,
+            b"\xFF",
+            &frame(3, 2),
+            b"\xFF\0",
+            &scan(b"x"),
+        ]);
+        let plain = image(&[b"\xFF\xFF\xFF", &frame(3, 2), &scan(b"x")]);
+        assert_eq!(
+            samples::strip(&odd).escape_ascii().to_string(),
+            plain.escape_ascii().to_string()
+        );
+    }
+
+    #[test]
+    fn structure_is_checked() {
+        assert_eq!(outcome(&image(&[&frame(3, 2), &scan(b"")])), "3x2");
+        for (what, parts) in [
+            ("nothing", vec![]),
+            ("no scan", vec![frame(3, 2)]),
+            ("no frame", vec![scan(b"")]),
+            ("two frames", vec![frame(3, 2), frame(3, 2), scan(b"")]),
+            ("no width", vec![frame(0, 2), scan(b"")]),
+            (
+                "two beginnings",
+                vec![frame(3, 2), b"\xFF\xD8".to_vec(), scan(b"")],
+            ),
+            ("no such marker", vec![frame(3, 2), scan(b"\xFF\x33\0\x02")]),
+            (
+                "no length",
+                vec![b"\xFF\xDB\0\x01".to_vec(), frame(3, 2), scan(b"")],
+            ),
+            (
+                "short frame",
+                vec![b"\xFF\xC0\0\x04\x08\0".to_vec(), scan(b"")],
+            ),
+        ] {
+            let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+            assert_eq!(outcome(&image(&parts)), DAMAGED, "{what}");
+        }
+    }
+
+    #[test]
+    fn the_header_alone_tells_that_it_is_too_large() {
+        insta::assert_snapshot!(
+            outcome(&[b"\xFF\xD8", &frame(65_535, 65_535)[..]].concat()),
+            @"the image is 65535x65535 pixels; allowed are 16384 a side and 50000000 in all"
+        );
+    }
+}

@@ -6,7 +6,8 @@ mod filter;
 mod gif;
 mod jpeg;
 mod png;
-
+#[cfg(test)]
+mod samples;
 mod size;
 mod walk;
 mod webp;

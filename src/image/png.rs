@@ -104,3 +104,100 @@ impl Walk for Walker {
         self.size
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{Metadata, samples};
+
+    fn header(width: u32, height: u32) -> Vec<u8> {
+        let data = [
+            &width.to_be_bytes()[..],
+            &height.to_be_bytes(),
+            &[8, 2, 0, 0, 0],
+        ]
+        .concat();
+        [
+            &b"\x89PNG\r\n\x1A\n"[..],
+            &samples::png_chunk(*b"IHDR", &data),
+        ]
+        .concat()
+    }
+
+    fn outcome(image: &[u8]) -> String {
+        match samples::filter(Metadata::Strip, [image]) {
+            Ok((_, info)) => format!("{}x{}", info.width, info.height),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    const DAMAGED: &str = "the image is damaged or cut off";
+
+    #[test]
+    fn only_what_decides_what_is_seen_stays() {
+        let stripped = samples::strip(&samples::png());
+        let mut names = Vec::new();
+        let mut rest = &stripped[8..];
+        while let Some((head, behind)) = rest.split_at_checked(8) {
+            let length = u32::from_be_bytes(*head.first_chunk().unwrap()) as usize;
+            names.push(String::from_utf8_lossy(&head[4..]));
+            rest = &behind[length + 4..];
+        }
+        assert_eq!(names, ["IHDR", "pHYs", "IDAT", "IEND"]);
+    }
+
+    #[test]
+    fn the_header_alone_tells_that_it_is_too_large() {
+        insta::assert_snapshot!(
+            outcome(&header(65_535, 65_535)),
+            @"the image is 65535x65535 pixels; allowed are 16384 a side and 50000000 in all"
+        );
+        insta::assert_snapshot!(
+            outcome(&header(16_385, 1)),
+            @"the image is 16385x1 pixels; allowed are 16384 a side and 50000000 in all"
+        );
+        insta::assert_snapshot!(
+            outcome(&header(8000, 6251)),
+            @"the image is 8000x6251 pixels; allowed are 16384 a side and 50000000 in all"
+        );
+        assert_eq!(outcome(&header(u32::MAX, 0)), DAMAGED);
+    }
+
+    #[test]
+    fn structure_is_checked() {
+        let data = samples::png_chunk(*b"IDAT", b"x");
+        let end = samples::png_chunk(*b"IEND", b"");
+        let image = |parts: &[&[u8]]| outcome(&[header(5000, 10_000), parts.concat()].concat());
+        assert_eq!(image(&[&data, &end]), "5000x10000");
+        assert_eq!(image(&[&end]), DAMAGED, "no data");
+        assert_eq!(
+            image(&[&header(1, 1)[8..], &data, &end]),
+            DAMAGED,
+            "two headers"
+        );
+        assert_eq!(
+            image(&[&data, &samples::png_chunk(*b"NEWs", b""), &end]),
+            DAMAGED
+        );
+        assert_eq!(
+            image(&[&data, &samples::png_chunk(*b"a\0cd", b""), &end]),
+            DAMAGED
+        );
+        assert_eq!(
+            image(&[&data, &samples::png_chunk(*b"IEND", b"x")]),
+            DAMAGED
+        );
+        assert_eq!(
+            image(&[&data, b"\xFF\xFF\xFF\xFFtEXt"]),
+            DAMAGED,
+            "too long a chunk"
+        );
+    }
+
+    #[test]
+    fn a_header_with_a_wrong_checksum_is_not_believed() {
+        let mut image = samples::png();
+        image[19] ^= 1;
+        assert_eq!(outcome(&image), DAMAGED);
+    }
+}

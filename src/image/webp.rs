@@ -115,6 +115,9 @@ impl Walker {
             return Err(InvalidImage::Damaged);
         }
         let step = self.keep(field_bytes, 0)?;
+        if self.left < Some(body) {
+            return Err(InvalidImage::Damaged);
+        }
         self.frame = Some(Frame { size, left: body });
         Ok(step)
     }
@@ -230,4 +233,150 @@ fn lossless_size(header: &[u8]) -> Result<ImageSize, InvalidImage> {
 fn u24(field: &[u8], at: usize) -> Result<u32, InvalidImage> {
     let [low, middle, high] = array(field, at)?;
     Ok(u32::from_le_bytes([low, middle, high, 0]))
+}
+
+#[cfg(test)]
+mod tests {
+    use ::image::{AnimationDecoder, ImageDecoder, codecs::webp::WebPDecoder};
+
+    use super::*;
+    use crate::image::{
+        Metadata,
+        samples::{self, with_webp_chunk},
+    };
+
+    const DAMAGED: &str = "the image is damaged or cut off";
+
+    fn outcome(image: &[u8]) -> String {
+        match samples::filter(Metadata::Strip, [image]) {
+            Ok((_, info)) => format!("{}x{}", info.width, info.height),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    fn decoder(image: &[u8]) -> WebPDecoder<std::io::Cursor<&[u8]>> {
+        WebPDecoder::new(std::io::Cursor::new(image)).unwrap()
+    }
+
+    fn file(chunks: &[([u8; 4], &[u8])]) -> Vec<u8> {
+        let empty = b"RIFF\x04\0\0\0WEBP".to_vec();
+        chunks.iter().fold(empty, |image, (name, data)| {
+            with_webp_chunk(image, *name, data)
+        })
+    }
+
+    fn lossless(width: u32, height: u32) -> Vec<u8> {
+        let bits = (width - 1) | (height - 1) << 14;
+        [&[0x2F], &bits.to_le_bytes()[..], b"data"].concat()
+    }
+
+    fn extended(width: u32, height: u32) -> Vec<u8> {
+        let [width, height] = [width - 1, height - 1].map(u32::to_le_bytes);
+        [&[0; 4], &width[..3], &height[..3]].concat()
+    }
+
+    #[test]
+    fn metadata_becomes_zeros_of_the_same_length() {
+        let image = samples::webp();
+        let stripped = samples::strip(&image);
+        assert_eq!(stripped.len(), image.len());
+        assert!(decoder(&image).exif_metadata().unwrap().is_some());
+        assert!(decoder(&image).xmp_metadata().unwrap().is_some());
+        assert_eq!(decoder(&stripped).exif_metadata().unwrap(), None);
+        assert_eq!(decoder(&stripped).xmp_metadata().unwrap(), None);
+        assert_eq!(stripped[20] & 0x0C, 0);
+        for name in [b"EXIF", b"XMP "] {
+            assert!(!samples::contains(&stripped, name));
+        }
+    }
+
+    #[test]
+    fn an_animation_stays_one() {
+        let image = samples::animated_webp();
+        let frames = |image| decoder(image).into_frames().collect_frames().unwrap();
+        let (before, after) = (frames(&image), frames(&samples::strip(&image)));
+        assert_eq!(before.len(), 2);
+        assert!(
+            before
+                .iter()
+                .map(::image::Frame::buffer)
+                .eq(after.iter().map(::image::Frame::buffer))
+        );
+    }
+
+    #[test]
+    fn sizes_of_all_three_kinds() {
+        assert_eq!(outcome(&samples::lossy_webp()), "16x16");
+        assert_eq!(
+            outcome(&file(&[(*b"VP8L", &lossless(16_384, 3))])),
+            "16384x3"
+        );
+        let both = [(*b"VP8X", &extended(3, 5)[..]), (*b"VP8L", &lossless(3, 5))];
+        assert_eq!(outcome(&file(&both)), "3x5");
+    }
+
+    #[test]
+    fn the_header_alone_tells_that_it_is_too_large() {
+        insta::assert_snapshot!(
+            outcome(&file(&[(*b"VP8X", &extended(65_535, 65_535))])[..30]),
+            @"the image is 65535x65535 pixels; allowed are 16384 a side and 50000000 in all"
+        );
+        insta::assert_snapshot!(
+            outcome(&file(&[(*b"VP8L", &lossless(16_384, 16_384))])),
+            @"the image is 16384x16384 pixels; allowed are 16384 a side and 50000000 in all"
+        );
+    }
+
+    #[test]
+    fn structure_is_checked() {
+        let (canvas, picture) = (extended(4, 4), lossless(4, 4));
+        let canvas = (*b"VP8X", &canvas[..]);
+        let picture = (*b"VP8L", &picture[..]);
+        let frame = |chunk: &[u8]| [&[0; 6], &[3, 0, 0, 3, 0, 0, 0, 0, 0, 0][..], chunk].concat();
+        let inner = &file(&[picture])[12..];
+        assert_eq!(outcome(&file(&[canvas, (*b"ANMF", &frame(inner))])), "4x4");
+        let mut outside = frame(inner);
+        outside[0] = 1;
+        let short = frame(&inner[..inner.len() - 2]);
+        for (what, chunks) in [
+            ("nothing", vec![]),
+            ("no picture", vec![canvas]),
+            ("metadata only", vec![canvas, (*b"EXIF", b"x")]),
+            ("another size", vec![canvas, (*b"VP8L", &lossless(4, 5))]),
+            ("two headers", vec![canvas, canvas, picture]),
+            ("something in front", vec![(*b"EXIF", b"x"), picture]),
+            ("empty picture", vec![(*b"VP8L", b"")]),
+            ("another signature", vec![(*b"VP8L", &[0; 20])]),
+            ("no key frame", vec![(*b"VP8 ", &[1; 20])]),
+            ("frame without a canvas", vec![(*b"ANMF", &frame(inner))]),
+            ("frame outside", vec![canvas, (*b"ANMF", &outside)]),
+            (
+                "empty frame",
+                vec![canvas, (*b"ANMF", &frame(b"")), picture],
+            ),
+            ("short frame", vec![canvas, (*b"ANMF", &short), picture]),
+        ] {
+            assert_eq!(outcome(&file(&chunks)), DAMAGED, "{what}");
+        }
+    }
+
+    #[test]
+    fn lengths_must_agree() {
+        let image = samples::lossy_webp();
+        for at in [4, 16] {
+            for change in [-100, -2, 2, 100] {
+                let mut bent = image.clone();
+                bent[at] = bent[at].wrapping_add_signed(change);
+                assert_eq!(outcome(&bent), DAMAGED, "{at} {change}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_filling_byte_may_be_missing() {
+        let mut image = file(&[(*b"VP8L", &lossless(4, 4))]);
+        image.pop();
+        image[4] -= 1;
+        assert_eq!(outcome(&image), "4x4");
+    }
 }

@@ -11,6 +11,7 @@
 
 mod harness;
 
+mod clients;
 mod modes;
 mod references;
 mod storage;

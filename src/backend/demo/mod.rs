@@ -130,7 +130,7 @@ fn draw_png(
     let scene = Scene::new(chance, size, strength);
     let pixels = paint::paint(&scene, size, start);
     let mut png = Vec::new();
-    PngEncoder::new_with_quality(&mut png, CompressionType::Fast, FilterType::Up)
+    PngEncoder::new_with_quality(&mut png, CompressionType::Fast, FilterType::Sub)
         .write_image(&pixels, size.width, size.height, ExtendedColorType::Rgb8)
         .map_err(failed)?;
     Ok(png.into())

@@ -107,7 +107,7 @@ fn sky(palette: &Palette) -> Vec<Colour> {
         .map(|step| {
             // The lightest part lies on the horizon, a little below the middle.
             let place = (step as f32 / (SKY_STEPS - 1) as f32 * 1.3).min(1.0) * spans;
-            let span = (0..stops.len() - 2)
+            let span = (0..stops.len() - 1)
                 .rev()
                 .find(|&span| place >= span as f32)
                 .unwrap_or(0);

@@ -159,3 +159,17 @@ pub fn config(dir: &TempDir, settings: &str, overrides: &[(&str, &str)]) -> Conf
     };
     Config::load(&sources).unwrap_or_else(|error| panic!("{error}"))
 }
+
+/// A program that some tests need beyond Rust and PostgreSQL, by the variable that names it. Where it is
+/// missing the test is left out, and says so; under `tests/run` it is a failure.
+pub fn tool(variable: &str, what: &str) -> Option<String> {
+    let found = std::env::var(variable).ok();
+    if found.is_none() {
+        assert!(
+            std::env::var_os("IT_REQUIRE_ALL").is_none(),
+            "{what} needs {variable}"
+        );
+        eprintln!("left out: {what} needs {variable}, which tests/run sets");
+    }
+    found
+}
