@@ -13,6 +13,7 @@ mod harness;
 
 mod clients;
 mod modes;
+mod readme;
 mod references;
 mod storage;
 mod tidy;
