@@ -11,6 +11,7 @@
 
 mod harness;
 
+mod backend_openai;
 mod clients;
 mod modes;
 mod readme;

@@ -4,6 +4,7 @@
 pub mod caller;
 pub mod database;
 pub mod s3;
+pub mod upstream;
 
 use std::{sync::Arc, time::Duration};
 
