@@ -13,6 +13,7 @@ mod harness;
 
 mod backend_openai;
 mod clients;
+mod connections;
 mod modes;
 mod readme;
 mod references;
