@@ -86,7 +86,7 @@ async fn still_silent(asked: CancellationToken, patience: Duration) {
         .await
         .is_ok()
     {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

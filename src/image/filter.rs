@@ -23,7 +23,7 @@ pub enum Metadata {
 
 /// An image on its way through. After an error it is of no more use.
 ///
-/// Beside the pieces themselves it holds a few bytes, and at most 64 KiB where a JPEG has EXIF.
+/// It holds back a few bytes of what was pushed; four KiB of what is no image, 64 KiB of a JPEG with EXIF.
 pub struct Filter {
     policy: Metadata,
     limits: Limits,
@@ -50,9 +50,9 @@ struct Course {
 
 /// A piece on its way through: neighbouring bytes that are kept go out as one slice, uncopied.
 struct Cursor<'a> {
+    /// What has not gone out yet: `kept` bytes that will, then those nothing is known of.
+    piece: Bytes,
     kept: usize,
-    rest: Bytes,
-    whole: Bytes,
     out: &'a mut Vec<Bytes>,
 }
 
@@ -135,8 +135,12 @@ impl Course {
     }
 
     fn push(&mut self, piece: Bytes, out: &mut Vec<Bytes>) -> Result<(), InvalidImage> {
-        let mut cursor = Cursor::new(piece, out);
-        while !cursor.rest.is_empty() {
+        let mut cursor = Cursor {
+            piece,
+            kept: 0,
+            out,
+        };
+        while !cursor.rest().is_empty() {
             if self.body > 0 {
                 let here = usize::try_from(self.body).unwrap_or(usize::MAX);
                 let passed = cursor.pass(self.fate, here);
@@ -146,10 +150,10 @@ impl Course {
             match self.then {
                 Then::Field(length) => self.field(length, &mut cursor)?,
                 Then::Marker(fate) => {
-                    let rest = &cursor.rest;
+                    let rest = cursor.rest();
                     let before = memchr::memchr(0xFF, rest).unwrap_or(rest.len());
                     cursor.pass(self.policy.over(fate), before);
-                    if !cursor.rest.is_empty() {
+                    if !cursor.rest().is_empty() {
                         self.then = Then::Field(2);
                     }
                 }
@@ -164,7 +168,7 @@ impl Course {
 
     /// Shows the walker its next field, if the piece has the rest of it, and does as it says.
     fn field(&mut self, length: usize, cursor: &mut Cursor<'_>) -> Result<(), InvalidImage> {
-        let in_place = self.carry.is_empty() && cursor.rest.len() >= length;
+        let in_place = self.carry.is_empty() && cursor.rest().len() >= length;
         if !in_place {
             cursor.carry_over(length.saturating_sub(self.carry.len()), &mut self.carry);
             if self.carry.len() < length {
@@ -172,7 +176,7 @@ impl Course {
             }
         }
         let field = if in_place {
-            &cursor.rest[..length]
+            &cursor.rest()[..length]
         } else {
             &self.carry
         };
@@ -185,18 +189,18 @@ impl Course {
             Step::Drop { body, then } => (Bytes::new(), Fate::Drop, body, then),
             Step::Replace { field, body, then } => (field, Fate::Blank, body, then),
         };
-        let carried = std::mem::take(&mut self.carry);
         (self.fate, self.body, self.then) = (self.policy.over(fate), body, then);
         match self.fate {
             Fate::Keep if in_place => {
                 cursor.pass(Fate::Keep, length);
             }
-            Fate::Keep => cursor.insert(carried.into()),
+            Fate::Keep => cursor.insert(std::mem::take(&mut self.carry).into()),
             Fate::Drop | Fate::Blank => {
                 cursor.insert(instead);
                 if in_place {
                     cursor.pass(Fate::Drop, length);
                 }
+                self.carry = Vec::new();
             }
         }
         Ok(())
@@ -213,40 +217,30 @@ impl Metadata {
     }
 }
 
-impl<'a> Cursor<'a> {
-    fn new(piece: Bytes, out: &'a mut Vec<Bytes>) -> Self {
-        Self {
-            kept: 0,
-            rest: piece.clone(),
-            whole: piece,
-            out,
-        }
+impl Cursor<'_> {
+    fn rest(&self) -> &[u8] {
+        &self.piece[self.kept..]
     }
 
     /// Passes up to `count` bytes, and says how many there were.
     fn pass(&mut self, fate: Fate, count: usize) -> usize {
-        let count = count.min(self.rest.len());
+        let count = count.min(self.rest().len());
         if fate == Fate::Keep {
             self.kept += count;
-            self.rest.advance(count);
-            return count;
+        } else if count > 0 {
+            self.flush();
+            self.piece.advance(count);
+            if fate == Fate::Blank {
+                blank(count, self.out);
+            }
         }
-        if count == 0 {
-            return 0;
-        }
-        self.flush();
-        if fate == Fate::Blank {
-            blank(count, self.out);
-        }
-        self.rest.advance(count);
-        self.whole = self.rest.clone();
         count
     }
 
     /// Moves up to `count` bytes to the carry.
     fn carry_over(&mut self, count: usize, carry: &mut Vec<u8>) {
-        let count = count.min(self.rest.len());
-        carry.extend_from_slice(&self.rest[..count]);
+        let count = count.min(self.rest().len());
+        carry.extend_from_slice(&self.rest()[..count]);
         self.pass(Fate::Drop, count);
     }
 
@@ -260,7 +254,7 @@ impl<'a> Cursor<'a> {
     /// Sends out what is kept so far.
     fn flush(&mut self) {
         if self.kept > 0 {
-            self.out.push(self.whole.split_to(self.kept));
+            self.out.push(self.piece.split_to(self.kept));
             self.kept = 0;
         }
     }

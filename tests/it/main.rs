@@ -15,6 +15,7 @@ mod backend_openai;
 mod clients;
 mod connections;
 mod modes;
+mod private_postgres;
 mod production;
 mod readme;
 mod references;
