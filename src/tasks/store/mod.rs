@@ -20,6 +20,9 @@ use crate::{
     money::Cny,
 };
 
+/// Of a task that is inserted as already claimed.
+pub const FIRST_FENCE: i64 = 1;
+
 /// A task that is about to be accepted.
 #[derive(Clone, Debug)]
 pub struct NewTask {
