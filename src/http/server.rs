@@ -34,7 +34,8 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves until the shutdown begins, then until the answers under way are sent.
+/// Serves until the doors are closed, then until the answers under way are sent. While a shutdown waits
+/// for tasks, clients can still poll, and load balancers hear that nothing new is taken.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -48,7 +49,7 @@ pub async fn serve(
     let graceful = GracefulShutdown::new();
     loop {
         let accepted = tokio::select! {
-            () = shutdown.begun() => break,
+            () = shutdown.doors_closed() => break,
             accepted = accept(&listener, &places) => accepted,
         };
         let Some((stream, place)) = accepted else {
@@ -57,7 +58,7 @@ pub async fn serve(
         let service = TowerToHyperService::new(router.clone());
         let connection = http.serve_connection(TokioIo::new(stream), service);
         let watched = graceful.watch(connection);
-        shutdown.tracker.spawn(async move {
+        shutdown.spawn_background(async move {
             if let Err(error) = watched.await {
                 tracing::debug!(error = &error as &dyn Error, "a connection ended early");
             }
