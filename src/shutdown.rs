@@ -1,6 +1,7 @@
-//! The end of the process: one signal that all see, and a tracker of what must finish first.
+//! The end of the process, in two steps that all see: nothing new is taken, but questions are still
+//! answered; then the doors are closed. And a tracker of what must finish in between.
 
-use std::{future::Future, time::Duration};
+use std::future::Future;
 
 use tokio::task::JoinHandle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -11,6 +12,7 @@ pub struct Shutdown {
     /// What must finish, whatever becomes of the request it came from.
     pub tracker: TaskTracker,
     begun: CancellationToken,
+    doors_closed: CancellationToken,
 }
 
 impl Shutdown {
@@ -29,6 +31,16 @@ impl Shutdown {
         self.begun.cancelled().await;
     }
 
+    /// Says that nobody is to be let in any more: what had to finish has.
+    pub fn close_doors(&self) {
+        self.doors_closed.cancel();
+    }
+
+    /// Resolves once nobody is to be let in any more.
+    pub async fn doors_closed(&self) {
+        self.doors_closed.cancelled().await;
+    }
+
     /// Starts what goes on for as long as the process does, and need not finish.
     #[expect(
         clippy::disallowed_methods,
@@ -39,12 +51,5 @@ impl Shutdown {
         F: Future<Output = ()> + Send + 'static,
     {
         tokio::spawn(work)
-    }
-
-    /// Waits for tracked work. `false` if some was still under way after `patience`.
-    pub async fn finished(&self, patience: Duration) -> bool {
-        tokio::time::timeout(patience, self.tracker.wait())
-            .await
-            .is_ok()
     }
 }

@@ -4,12 +4,17 @@
 use std::{
     collections::HashMap,
     error::Error,
+    future::Future,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
 use sqlx::postgres::PgListener;
-use tokio::sync::{Notify, mpsc};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -27,10 +32,12 @@ const POLL_JITTER_MS: u64 = 200;
 const RECONNECT: Duration = Duration::from_secs(1);
 /// A lease is renewed so many times before it would run out.
 const RENEWALS_A_LEASE: u32 = 3;
+/// At the end of a shutdown, for the answers to those who waited in vain.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 const CLAIMED_AT_ONCE_MAX: usize = 128;
 const HOPELESS_AT_ONCE_MAX: i64 = 100;
 
-/// Works until the shutdown begins; then ends what is under way, or gives it back.
+/// Claims until the shutdown begins; then ends what is under way, or gives it back.
 #[derive(Clone)]
 pub struct Worker {
     app: App,
@@ -53,30 +60,52 @@ impl Worker {
         }
     }
 
-    /// Runs all loops of the worker until the shutdown begins.
+    /// Runs all loops of the worker. All but that over the queue go on through a shutdown, for as long as
+    /// something is under way here or awaited: leases are kept, and who waits hears what others end.
     pub async fn run(self, to_run: mpsc::UnboundedReceiver<Claimed>) {
-        let app = self.app.clone();
-        tokio::select! {
-            () = app.shutdown.begun() => {}
-            () = self.take_over(to_run) => {}
-            () = self.claim() => {}
-            () = self.renew() => {}
-            () = self.listen() => {}
-            () = app.waiters.keep_looking(&app.pool) => {}
+        let app = &self.app;
+        let until_shutdown = async {
+            tokio::select! {
+                () = app.shutdown.begun() => {}
+                () = self.claim() => {}
+            }
+        };
+        tokio::join!(
+            until_shutdown,
+            self.take_over(to_run),
+            self.renew(),
+            self.listen(),
+            app.waiters.keep_looking(&app.pool),
+        );
+    }
+
+    /// Lets what is under way end, and then `serving`, within `patience`. The rest goes back to the queue
+    /// as if it had not been begun, and who waits is told to come again.
+    pub async fn drain(&self, serving: impl Future<Output = ()>, patience: Duration) {
+        let mut serving = pin!(serving);
+        let shutdown = &self.app.shutdown;
+        let tasks = async {
+            shutdown.tracker.wait().await;
+            shutdown.close_doors();
+        };
+        let orderly = async { tokio::join!(tasks, serving.as_mut()) };
+        let in_time = timeout(patience, orderly).await.is_ok();
+        // Even in time: a request may have come with the shutdown and begun its task last.
+        self.give_back().await;
+        if !in_time {
+            self.app.waiters.dismiss();
+            shutdown.close_doors();
+            if timeout(LAST_ANSWERS, serving).await.is_err() {
+                tracing::warn!("some answers could not be sent in time");
+            }
         }
     }
 
-    /// Ends what is under way within `patience`; gives back the rest, as if it had not been begun.
-    pub async fn drain(&self, patience: Duration) {
-        let renewing = self.renew();
-        let ended = tokio::select! {
-            ended = self.app.shutdown.finished(patience) => ended,
-            () = renewing => false,
-        };
-        if ended {
+    async fn give_back(&self) {
+        let claims = self.claims();
+        if claims.is_empty() {
             return;
         }
-        let claims = self.claims();
         for running in self.lock().values() {
             running.lost.cancel();
         }
@@ -111,7 +140,7 @@ impl Worker {
             }
             let jitter = Duration::from_millis(rand::random_range(0..POLL_JITTER_MS));
             // Either way the next thing to do is the same: to look.
-            drop(tokio::time::timeout(POLL + jitter, self.wake.notified()).await);
+            drop(timeout(POLL + jitter, self.wake.notified()).await);
         }
     }
 

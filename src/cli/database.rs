@@ -1,13 +1,16 @@
 //! The database that a command works on: the configured one, or the private one, whether a gateway runs
 //! it at present or not.
 
-use std::str::FromStr;
+use std::{str::FromStr, time::Duration};
 
 use anyhow::Context as _;
 use secrecy::ExposeSecret;
 use sqlx::{PgPool, postgres::PgConnectOptions};
+use tokio::time::timeout;
 
 use crate::{config::Config, db, private_postgres::PrivatePostgres};
+
+const CLOSE_WAIT: Duration = Duration::from_secs(3);
 
 /// A migrated database, with the server that belongs to it if it is the private one.
 pub(super) struct Database {
@@ -62,8 +65,19 @@ impl Database {
         Ok(pool)
     }
 
+    /// Resolves if the private server ends; never where there is none.
+    pub(super) async fn ended(&self) {
+        match &self.private {
+            Some(private) => private.ended().await,
+            None => std::future::pending().await,
+        }
+    }
+
     pub(super) async fn close(self) -> anyhow::Result<()> {
-        self.pool.close().await;
+        // A server that does not answer any more must not keep the process from ending.
+        if timeout(CLOSE_WAIT, self.pool.close()).await.is_err() {
+            tracing::warn!("some connections to the database could not be closed in order");
+        }
         if let Some(private) = self.private {
             private.stop().await?;
         }

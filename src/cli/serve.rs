@@ -1,9 +1,9 @@
 //! `easel serve`: the gateway, from its start to its orderly end.
 
-use std::{net::SocketAddr, process::ExitCode};
+use std::{future::Future, net::SocketAddr, pin::pin, process::ExitCode};
 
-use anyhow::{Context as _, bail};
-use tokio::signal::unix::{SignalKind, signal};
+use anyhow::{Context as _, anyhow};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
     database::{Database, Purpose},
@@ -32,18 +32,18 @@ pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
     }
     let database = Database::open(&config, Purpose::Serve).await?;
     let served = serve(&mut config, &database).await;
-    database.close().await?;
-    served.map(|()| ExitCode::SUCCESS)
+    let closed = database.close().await;
+    served.and(closed).map(|()| ExitCode::SUCCESS)
 }
 
 async fn serve(config: &mut Config, database: &Database) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
     let listener = server::bind(config.server.listen)
         .with_context(|| format!("cannot listen on {}", config.server.listen))?;
     // Port 0 asks for any free one; links need the real one.
     config.server.listen = listener
         .local_addr()
         .context("the listening address is unknown")?;
-    let welcome = first_run::prepare(config, &database.pool).await?;
     let shutdown = Shutdown::default();
     let (app, to_run) = App::open(
         config.clone(),
@@ -52,50 +52,68 @@ async fn serve(config: &mut Config, database: &Database) -> anyhow::Result<()> {
         shutdown.clone(),
     )
     .await?;
+    // Last of what can fail: the first key is shown only once.
+    let welcome = first_run::prepare(config, &database.pool).await?;
     let worker = Worker::new(app.clone());
     let working = shutdown.spawn_background(worker.clone().run(to_run));
     let sweeping = shutdown.spawn_background(sweep::keep_sweeping(app.clone()));
+    let router = http::router(app.clone());
+    let serving = async { server::serve(listener, router, &config.server, &shutdown).await };
     welcome.print(&app.public_url);
     tracing::info!(server.listen = %config.server.listen, "ready at {}", app.public_url);
 
     let outcome = tokio::select! {
-        () = server::serve(listener, http::router(app.clone()), &config.server, &shutdown) => Ok(()),
-        outcome = until_told_to_end(database, &shutdown) => outcome,
+        () = end_in_order(&mut signals, &app, &worker, serving) => Ok(()),
+        () = database.ended() => Err(anyhow!(
+            "the private PostgreSQL has ended by itself: see postgres/server.log in the data directory"
+        )),
     };
     shutdown.begin();
-    tokio::select! {
-        () = worker.drain(config.server.drain_timeout()) => {}
-        _ = told_to_end() => tracing::warn!("told to end again: ending at once"),
-    }
     working.abort();
     sweeping.abort();
     outcome
 }
 
-/// Begins the shutdown at a signal, and goes on waiting: for the server to finish its answers. Ends
-/// with an error when the private database is gone.
-async fn until_told_to_end(database: &Database, shutdown: &Shutdown) -> anyhow::Result<()> {
-    let database_ended = async {
-        match &database.private {
-            Some(private) => private.ended().await,
-            None => std::future::pending().await,
-        }
-    };
+/// Serves until told to end; then ends what is under way, unless told again.
+async fn end_in_order(
+    signals: &mut Signals,
+    app: &App,
+    worker: &Worker,
+    serving: impl Future<Output = ()>,
+) {
+    let mut serving = pin!(serving);
     tokio::select! {
-        told = told_to_end() => told?,
-        () = database_ended => bail!("the private PostgreSQL has ended by itself: see its server.log in the data directory"),
+        () = serving.as_mut() => return,
+        () = signals.next() => {}
     }
     tracing::info!("ending: answering what is under way, taking nothing new");
-    shutdown.begin();
-    std::future::pending().await
+    app.shutdown.begin();
+    let patience = app.config.server.drain_timeout();
+    tokio::select! {
+        () = worker.drain(serving, patience) => {}
+        () = signals.next() => tracing::warn!("told to end again: ending at once"),
+    }
 }
 
-async fn told_to_end() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("no signals can be received")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("no signals can be received")?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// What tells the process to end. Made once: a signal is heard whenever it comes.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let receive = |kind| signal(kind).context("no signals can be received");
+        Ok(Self {
+            terminate: receive(SignalKind::terminate())?,
+            interrupt: receive(SignalKind::interrupt())?,
+        })
     }
-    Ok(())
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }

@@ -36,7 +36,8 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves until the shutdown begins, then until the answers under way are sent.
+/// Serves until the doors are closed, then until the answers under way are sent. While a shutdown waits
+/// for tasks, clients can still poll, and load balancers hear that nothing new is taken.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -50,7 +51,7 @@ pub async fn serve(
     let graceful = GracefulShutdown::new();
     loop {
         let accepted = tokio::select! {
-            () = shutdown.begun() => break,
+            () = shutdown.doors_closed() => break,
             accepted = accept(&listener, &places) => accepted,
         };
         let Some((stream, place)) = accepted else {
@@ -65,7 +66,7 @@ pub async fn serve(
         let connection = http.serve_connection(TokioIo::new(stream), service);
         let watched = graceful.watch(connection);
         let silent = still_silent(asked, limits.header_timeout());
-        shutdown.tracker.spawn(async move {
+        shutdown.spawn_background(async move {
             tokio::select! {
                 ended = watched => if let Err(error) = ended {
                     tracing::debug!(error = &error as &dyn Error, "a connection ended early");

@@ -76,6 +76,11 @@ impl Waiters {
         Ok(())
     }
 
+    /// Ends every wait without a task.
+    pub fn dismiss(&self) {
+        self.lock().clear();
+    }
+
     /// Looks all of them up every second, for ever.
     pub async fn keep_looking(&self, pool: &PgPool) {
         loop {
@@ -96,7 +101,7 @@ impl Waiters {
 }
 
 impl Subscription {
-    /// The task, once it has ended.
+    /// The task, once it has ended; `None` if the wait was ended first.
     pub async fn ended(mut self) -> Option<Arc<Task>> {
         let task = self.ended.wait_for(Option::is_some).await;
         task.ok().and_then(|task| task.clone())

@@ -131,8 +131,8 @@ impl TestApp {
     /// Ends in order and checks what must hold at rest.
     pub async fn finish(self) {
         self.shutdown.begin();
-        self.serving.await.unwrap();
-        self.worker.drain(Duration::from_secs(30)).await;
+        let serving = async { self.serving.await.unwrap() };
+        self.worker.drain(serving, Duration::from_secs(30)).await;
         self.working.abort();
         self.database.assert_at_rest().await;
     }
