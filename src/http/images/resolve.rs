@@ -194,7 +194,7 @@ async fn reference(
     Guard::new(&app.config.references)
         .check_url(&text)
         .map(Reference::Foreign)
-        .map_err(|error| ApiError::field(param, error.to_string()))
+        .map_err(|error| ApiError::field(param, format!("{param} {error}")))
 }
 
 /// A `data:image/*;base64,…` URL, decoded piece by piece into storage.
