@@ -11,5 +11,10 @@
 
 mod harness;
 
+mod account_routes;
+mod errors;
+mod generations;
 mod modes;
 mod references;
+mod tasks;
+mod uploads;

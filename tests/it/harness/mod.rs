@@ -3,6 +3,8 @@
 
 pub mod caller;
 pub mod database;
+pub mod pictures;
+pub mod redact;
 
 use std::{sync::Arc, time::Duration};
 
@@ -112,6 +114,11 @@ impl TestApp {
             .unwrap();
         tx.commit().await.unwrap();
         Caller::new(&self.url, key.secret.expose_secret(), name, account, key_id)
+    }
+
+    /// The gateway as it is once a shutdown has begun; [`finish`](Self::finish) still follows.
+    pub fn begin_shutdown(&self) {
+        self.shutdown.begin();
     }
 
     /// Ends like a process that is killed: nothing is drained, no lease is given back.
