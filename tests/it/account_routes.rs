@@ -1,5 +1,6 @@
 //! Models, balances and usage, body by body.
 
+use easel::accounts::store::KeyLimits;
 use insta::assert_json_snapshot;
 use serde_json::json;
 
@@ -96,7 +97,7 @@ async fn a_balance_speaks_both_languages() {
 #[tokio::test]
 async fn what_is_held_is_not_available() {
     let app = TestApp::with("[backends.demo]\nkind = 'demo'\ndelay_ms = 1500").await;
-    let caller = app.caller_with("1", Some("5"), &Default::default()).await;
+    let caller = app.caller_with("1", Some("5"), &KeyLimits::default()).await;
     let body = json!({"model": "gpt-image-2", "prompt": "a cat", "quality": "high"});
     caller.submit(&body).await;
 

@@ -146,22 +146,20 @@ async fn an_upload_ends_after_72_hours_and_its_bytes_are_deleted() {
     let caller = app.caller("0").await;
     let link = link_of(&caller, png(), "a.png").await;
     let stored = || walk(&app.app.config.data_dir.join("objects/uploads"));
-    let hours = |hours: u64| std::time::Duration::from_secs(hours * 3600);
+    let minutes = |minutes: u64| std::time::Duration::from_mins(minutes);
 
-    app.app
-        .clock
-        .advance(hours(72) - std::time::Duration::from_secs(60));
+    app.app.clock.advance(minutes(72 * 60 - 1));
     assert_eq!(caller.get(&link).await.status, 200);
     assert_eq!(app.sweep().await, 0, "it is still good");
 
-    app.app.clock.advance(std::time::Duration::from_secs(60));
+    app.app.clock.advance(minutes(1));
     let gone = caller.get(&link).await;
     gone.assert_refused(410, "this upload has expired");
     let head = Answer::of(caller.request(reqwest::Method::HEAD, &link)).await;
     assert_eq!(head.status, 410);
 
     assert_eq!(stored().len(), 1);
-    app.app.clock.advance(hours(1));
+    app.app.clock.advance(minutes(60));
     assert_eq!(app.sweep().await, 1);
     assert_eq!(stored(), Vec::<std::path::PathBuf>::new());
     assert_eq!(app.sweep().await, 0, "once is enough");

@@ -148,6 +148,14 @@ async fn what_is_no_reference_is_refused_and_costs_nothing() {
         answer.assert_refused_field(400, "image_urls", message);
         assert_eq!(answer.header("x-should-retry"), None);
     }
+    assert_eq!(caller.balance().await["balance"], 9.0);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn what_can_hold_no_reference_is_refused() {
+    let app = TestApp::start().await;
+    let caller = app.caller("9").await;
     for (field, value) in [("image", json!(5)), ("images", json!([{"file_id": "x"}]))] {
         let asked = body(json!({ field: value }));
         let answer = caller.post("/v1/images/generations", &asked).await;
@@ -156,7 +164,6 @@ async fn what_is_no_reference_is_refused_and_costs_nothing() {
         );
         answer.assert_refused_field(400, field, &message);
     }
-    assert_eq!(caller.balance().await["balance"], 9.0);
     app.finish().await;
 }
 
