@@ -11,13 +11,18 @@
 
 mod harness;
 
+mod account_routes;
 mod backend_openai;
 mod clients;
 mod connections;
+mod errors;
+mod generations;
 mod modes;
 mod private_postgres;
 mod production;
 mod readme;
 mod references;
 mod storage;
+mod tasks;
 mod tidy;
+mod uploads;

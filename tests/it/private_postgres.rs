@@ -13,6 +13,8 @@ use easel::private_postgres::{PrivatePostgres, PrivatePostgresError};
 use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
 
+use crate::harness::say;
+
 const PART: &str = "IT_PRIVATE_POSTGRES_PART";
 const DATA_DIR: &str = "IT_PRIVATE_POSTGRES_DATA_DIR";
 const WAIT: Duration = Duration::from_secs(20);
@@ -137,14 +139,14 @@ async fn data_outlive_a_stop_and_starts_are_quick() {
     let dir = data_dir();
     let began = Instant::now();
     let server = PrivatePostgres::start(dir.path()).await.unwrap();
-    println!("first start: {:?}", began.elapsed());
+    say(&format!("first start: {:?}", began.elapsed()));
     note(&server).await;
     server.stop().await.unwrap();
     assert!(!pid_file(dir.path()).exists());
 
     let began = Instant::now();
     let server = PrivatePostgres::start(dir.path()).await.unwrap();
-    println!("later start: {:?}", began.elapsed());
+    say(&format!("later start: {:?}", began.elapsed()));
     assert_eq!(count(&server).await, 1);
     let mut connection = connect(&server).await;
     for (setting, expected) in [
@@ -366,7 +368,7 @@ fn is_root() -> bool {
 #[tokio::test]
 async fn root_may_keep_data_where_only_root_can_go() {
     if !is_root() || !cfg!(target_os = "linux") {
-        println!("left out: only root on Linux needs it");
+        say("left out: only root on Linux needs it");
         return;
     }
     let home = data_dir();
@@ -390,7 +392,7 @@ async fn root_may_keep_data_where_only_root_can_go() {
 #[tokio::test]
 async fn an_ordinary_user_needs_no_root() {
     if !is_root() {
-        println!("left out: the other tests run as an ordinary user already");
+        say("left out: the other tests run as an ordinary user already");
         return;
     }
     let dir = data_dir();

@@ -4,7 +4,6 @@
 use std::borrow::Cow;
 
 use futures_util::stream;
-use serde_json::{Map, Value};
 
 use super::{
     own_links::{self, OwnLink},
@@ -57,7 +56,6 @@ impl Asked {
             given(fields.resolution.as_ref()),
         )?;
         let quality = Quality::parse(given(fields.quality.as_ref()))?;
-        check_options(&fields.options)?;
         let response_format = response_format(fields.response_format.as_deref())?;
         let count_max = app.config.references.count_max;
         if fields.references.len() > count_max {
@@ -157,32 +155,6 @@ fn prompt(prompt: Option<String>) -> Result<String, ApiError> {
     }
 }
 
-/// What only some backends know is passed on as it came; but text with a NUL cannot be stored.
-fn check_options(options: &Map<String, Value>) -> Result<(), ApiError> {
-    match options
-        .iter()
-        .find(|(name, value)| name.contains('\0') || has_nul(value))
-    {
-        None => Ok(()),
-        Some((name, _)) => {
-            let name = name.replace('\0', "");
-            let message = format!("{name} must not contain the character NUL");
-            Err(ApiError::field(&name, message))
-        }
-    }
-}
-
-fn has_nul(value: &Value) -> bool {
-    match value {
-        Value::String(text) => text.contains('\0'),
-        Value::Array(values) => values.iter().any(has_nul),
-        Value::Object(fields) => fields
-            .iter()
-            .any(|(name, value)| name.contains('\0') || has_nul(value)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => false,
-    }
-}
-
 fn count(n: Option<&Count>, n_max: u8) -> Result<u8, ApiError> {
     let given = match n {
         None => Some(1),
@@ -230,7 +202,7 @@ async fn reference(
     Guard::new(&app.config.references)
         .check_url(&text)
         .map(Reference::Foreign)
-        .map_err(|error| ApiError::field(param, error.to_string()))
+        .map_err(|error| ApiError::field(param, format!("{param} {error}")))
 }
 
 /// A `data:image/*;base64,…` URL, decoded piece by piece into storage.
