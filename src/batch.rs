@@ -1,8 +1,9 @@
 //! Lets callers that come at the same time share one piece of work, as a transaction: while one
 //! batch is under way the next one gathers. Nobody waits for company.
 
-use std::future::Future;
+use std::{future::Future, panic::AssertUnwindSafe};
 
+use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 
 /// Hands items to a loop that works on all that wait, in batches.
@@ -33,7 +34,9 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
             let mut batch = Vec::new();
             while waiting.recv_many(&mut batch, size_max).await > 0 {
                 let (items, replies): (Vec<T>, Vec<_>) = batch.drain(..).unzip();
-                for (reply, answer) in replies.into_iter().zip(work(items).await) {
+                // A bug that one batch meets must not be the end of all: its callers see it closed.
+                let worked = AssertUnwindSafe(work(items)).catch_unwind().await;
+                for (reply, answer) in replies.into_iter().zip(worked.unwrap_or_default()) {
                     // A caller that has gone does not need its answer.
                     drop(reply.send(answer));
                 }

@@ -24,7 +24,11 @@ pub async fn open(options: PgConnectOptions, config: &config::Database) -> sqlx:
             Box::pin(async move { conn.execute("ROLLBACK").await.map(|_| true) })
         })
         // That there was no transaction to roll back is not worth a line.
-        .connect_with(options.options([("client_min_messages", "error")]))
+        .connect_with(options.options([
+            ("client_min_messages", "error"),
+            // Locks are taken for what READ COMMITTED then reads; a server may have another default.
+            ("default_transaction_isolation", "read committed"),
+        ]))
         .await
 }
 

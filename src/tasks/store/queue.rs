@@ -79,7 +79,7 @@ pub async fn renew(
 pub async fn unclaim(conn: &mut PgConnection, claims: &[(TaskId, i64)]) -> sqlx::Result<u64> {
     let (ids, fences): (Vec<_>, Vec<_>) = claims.iter().copied().unzip();
     let done = query!(
-        "UPDATE tasks SET status = 'queued', lease_until = NULL, attempts = attempts - 1
+        "UPDATE tasks SET status = 'queued', lease_until = NULL, attempts = attempts - 1, fence = tasks.fence + 1
          FROM UNNEST($1::uuid[], $2::bigint[]) AS mine (id, fence)
          WHERE tasks.id = mine.id AND tasks.fence = mine.fence AND status = 'running'",
         &ids,
@@ -94,7 +94,7 @@ pub async fn unclaim(conn: &mut PgConnection, claims: &[(TaskId, i64)]) -> sqlx:
 /// number.
 pub async fn requeue_lost(conn: &mut PgConnection, attempts_max: i16) -> sqlx::Result<u64> {
     let done = query!(
-        "UPDATE tasks SET status = 'queued', lease_until = NULL, run_at = now()
+        "UPDATE tasks SET status = 'queued', lease_until = NULL, run_at = now(), fence = fence + 1
          WHERE id IN (SELECT id FROM tasks
                       WHERE status = 'running' AND lease_until < now()
                           AND attempts < $1 AND deadline_at > now()
