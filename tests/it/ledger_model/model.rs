@@ -241,6 +241,8 @@ impl Model {
                 State::Running if task.attempts < ATTEMPTS_MAX => {
                     task.state = State::Queued;
                     task.run_at = self.now;
+                    // Whoever lost it can end it no more, though nobody has it yet.
+                    task.fence += 1;
                 }
                 State::Running => self.end(index, 0),
                 State::Queued | State::Completed { .. } | State::Failed => {}
