@@ -12,6 +12,9 @@
 mod harness;
 
 mod clients;
+mod commands;
+mod durability;
+mod first_run;
 mod modes;
 mod references;
 mod storage;

@@ -3,7 +3,9 @@
 
 pub mod caller;
 pub mod database;
+pub mod process;
 pub mod s3;
+pub mod upstream;
 
 use std::{sync::Arc, time::Duration};
 
