@@ -43,7 +43,10 @@ async fn commands_work_on_a_private_database_whether_a_gateway_runs_or_not() {
         "--monthly-quota",
         "3",
     ]);
-    assert_eq!(created.good(), "made the account \"studio\" with 5 CNY\n");
+    assert_eq!(
+        created.good(),
+        "made the account \"studio\" with 5.00 CNY\n"
+    );
 
     let gateway = setup.serve();
     let url = gateway.url();
@@ -58,7 +61,7 @@ async fn commands_work_on_a_private_database_whether_a_gateway_runs_or_not() {
     assert!(!key.contains(char::is_whitespace));
     assert_eq!(draw(&url, key).await.status, 200);
     let topped_up = setup.run(&["accounts", "top-up", "studio", "12.50"]).good();
-    assert_eq!(topped_up, "\"studio\" now has 17.1 CNY\n");
+    assert_eq!(topped_up, "\"studio\" now has 17.10 CNY\n");
     let balance = get(&url, "/v1/balance", key).await.json();
     assert_eq!(
         (&balance["balance"], &balance["monthly_quota"]),
@@ -68,7 +71,7 @@ async fn commands_work_on_a_private_database_whether_a_gateway_runs_or_not() {
     let shown = setup.run(&["accounts", "show", "studio"]).good();
     assert_eq!(
         row(&shown, "studio"),
-        ["studio", "17.1", "0", "0.4", "0.4", "3", "enabled"]
+        ["studio", "17.10", "0.00", "0.40", "0.40", "3.00", "enabled"]
     );
     setup.run(&["accounts", "disable", "studio"]).good();
     assert_eq!(draw(&url, key).await.status, 401);
@@ -86,10 +89,10 @@ async fn commands_work_on_a_private_database_whether_a_gateway_runs_or_not() {
 
     // Nobody runs again.
     let usage = setup.run(&["usage", "--account", "studio"]).good();
-    assert!(usage.ends_with("2 tasks, 0.8 CNY\n"), "{usage}");
+    assert!(usage.ends_with("2 tasks, 0.80 CNY\n"), "{usage}");
     assert_eq!(
         row(&setup.run(&["accounts", "list"]).good(), "studio")[1],
-        "16.7"
+        "16.70"
     );
     setup.run(&["doctor"]).good();
 }
@@ -176,16 +179,16 @@ async fn usage_comes_as_a_table_as_json_and_as_csv() {
     );
     assert!(line.starts_with(record["id"].as_str().unwrap()), "{line}");
     assert!(
-        line.ends_with(",gpt-image-2,medium,1024x1024 1k,completed,2,0.4,test\r\n"),
+        line.ends_with(",gpt-image-2,medium,1:1 1k,completed,2,0.40,test\r\n"),
         "{line}"
     );
     let table = usage(&[]);
     assert!(
-        table.ends_with("1 tasks, 0.4 CNY\n") || table.ends_with("1 task, 0.4 CNY\n"),
+        table.ends_with("1 tasks, 0.40 CNY\n") || table.ends_with("1 task, 0.40 CNY\n"),
         "{table}"
     );
 
-    let nothing = |more: &[&str]| usage(more).ends_with("0 tasks, 0 CNY\n");
+    let nothing = |more: &[&str]| usage(more).ends_with("0 tasks, 0.00 CNY\n");
     assert!(nothing(&["--since", "2199-01-01"]));
     assert!(nothing(&["--until", "2020-01-01T00:00:00Z"]));
     assert!(!nothing(&[

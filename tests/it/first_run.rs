@@ -45,14 +45,14 @@ async fn on_a_pipe_the_key_is_in_a_file_and_the_printed_line_draws() {
     let gateway = setup.serve();
     let first = began.elapsed();
 
-    let said = gateway.stdout();
+    let said = gateway.wait_said("picture.png\n");
     let file = setup.data_dir().join("first-key");
     let key = std::fs::read_to_string(&file).unwrap();
     let key = key.trim();
     assert!(!said.contains(key) && !gateway.stderr().contains(key));
     assert!(
         said.contains(&format!(
-            "The account `default` has 100 CNY and a key, in {}",
+            "The account `default` has 100.00 CNY and a key, in {}",
             file.display()
         )),
         "{said}"
@@ -85,13 +85,11 @@ async fn on_a_pipe_the_key_is_in_a_file_and_the_printed_line_draws() {
     let began = Instant::now();
     let again = setup.serve();
     let later = began.elapsed();
-    assert_eq!(
-        again.stdout(),
-        format!("Easel is ready at {}\n", again.url())
-    );
     assert_eq!(balance(&again.url(), key).await.json()["balance"], 99.8);
     again.end();
-    println!("ready after {first:?} at first, {later:?} later");
+    let said = format!("Easel is ready at {}\n", again.url());
+    assert_eq!(again.stdout(), said);
+    eprintln!("ready after {first:?} at first, {later:?} later");
     assert!(first < Duration::from_secs(10), "{first:?}");
     assert!(later < Duration::from_secs(5), "{later:?}");
 }
@@ -120,7 +118,7 @@ async fn on_a_terminal_the_key_is_shown_once_and_no_file_is_made() {
         script
     };
     let Ok(mut terminal) = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn() else {
-        println!("skipped: there is no program `script` to make a terminal");
+        eprintln!("skipped: there is no program `script` to make a terminal");
         return;
     };
     let began = Instant::now();
@@ -146,7 +144,7 @@ async fn on_a_terminal_the_key_is_shown_once_and_no_file_is_made() {
     );
     assert!(curl_line(&said).contains(&key));
     assert!(!setup.data_dir().join("first-key").exists());
-    crate::harness::process::signal("TERM", after("pid ").parse().unwrap());
+    crate::harness::process::signal("TERM", after("\npid ").parse().unwrap());
     assert!(terminal.wait().unwrap().success());
 }
 
@@ -179,11 +177,7 @@ async fn a_first_start_that_fails_does_not_lose_the_key() {
 
     let gateway = setup.with("").serve();
 
-    assert!(
-        gateway.stdout().contains("curl -sS"),
-        "{}",
-        gateway.stdout()
-    );
+    gateway.wait_said("curl -sS");
     gateway.end();
 }
 
@@ -202,7 +196,7 @@ fn a_port_in_use_is_named_in_one_line() {
     );
     // The database that it had begun is whole.
     let gateway = setup.serve();
-    assert!(gateway.stdout().contains("curl -sS"));
+    gateway.wait_said("curl -sS");
     gateway.end();
 }
 

@@ -62,6 +62,8 @@ async fn an_acknowledged_request_is_never_lost() {
     for round in 0..ROUNDS {
         let gateway = setup.serve();
         caller = caller.at(&gateway.url());
+        // The first request pays for the connections.
+        assert_eq!(caller.get("/v1/images/tasks").await.status, 200);
         let ask = async |n: usize| {
             let prompt = format!("round {round}, picture {n}");
             let body = serde_json::json!({"model": "gpt-image-2", "prompt": prompt});
@@ -95,7 +97,7 @@ async fn an_acknowledged_request_is_never_lost() {
     let tasks = database.number("SELECT count(*) FROM tasks").await;
     assert_eq!(charged.await, tasks * 200_000);
     assert!(!acknowledged.is_empty());
-    println!("{} of {tasks} tasks were acknowledged", acknowledged.len());
+    eprintln!("{} of {tasks} tasks were acknowledged", acknowledged.len());
     gateway.end();
     database.assert_at_rest().await;
 }
@@ -161,7 +163,13 @@ async fn a_task_that_is_always_lost_fails_and_costs_nothing() {
         (&task["status"], &task["cost"]),
         (&"failed".into(), &0.0.into())
     );
-    insta::assert_json_snapshot!(task["error"], @"");
+    insta::assert_json_snapshot!(task["error"], @r#"
+    {
+      "code": "internal_error",
+      "message": "the task was begun several times and never ended",
+      "type": "server_error"
+    }
+    "#);
     assert_eq!(left(&caller).await, 1.0);
     gateway.end();
     database.assert_at_rest().await;

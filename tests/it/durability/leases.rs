@@ -83,7 +83,7 @@ async fn a_result_under_an_old_fence_changes_nothing() {
 #[tokio::test]
 async fn a_deadline_fails_a_running_task_and_releases_its_hold() {
     let upstream = Upstream::start().await;
-    let settings = upstream.settings("[tasks]\ndeadline_ms = 1000");
+    let settings = upstream.settings("[tasks]\nlease_ms = 1000\ndeadline_ms = 1500");
     let app = TestApp::with(&settings).await;
     let caller = app.caller("1").await;
     upstream.then(Act::Silence);
@@ -92,7 +92,17 @@ async fn a_deadline_fails_a_running_task_and_releases_its_hold() {
 
     assert_eq!(answer.status, 504);
     assert_eq!(answer.header("x-should-retry"), Some("false"));
-    insta::assert_json_snapshot!(answer.json(), @"");
+    insta::assert_json_snapshot!(answer.json(), @r#"
+    {
+      "error": {
+        "code": "deadline_exceeded",
+        "message": "the task ran past its deadline",
+        "param": null,
+        "provider": "easel",
+        "type": "server_error"
+      }
+    }
+    "#);
     assert_eq!(left(&caller).await, 1.0);
     app.finish().await;
 }
@@ -165,7 +175,17 @@ async fn a_full_queue_takes_no_more() {
 
     assert_eq!(refused.status, 503);
     assert_eq!(refused.header("retry-after"), Some("10"));
-    insta::assert_json_snapshot!(refused.json(), @"");
+    insta::assert_json_snapshot!(refused.json(), @r#"
+    {
+      "error": {
+        "code": null,
+        "message": "the queue is full",
+        "param": null,
+        "provider": "easel",
+        "type": "server_error"
+      }
+    }
+    "#);
     upstream.let_go();
     for id in [first, second] {
         assert_eq!(caller.wait_for(&id).await["status"], "completed");

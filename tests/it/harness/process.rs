@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex},
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -114,6 +114,7 @@ impl Setup {
             started: Instant::now(),
             child: Mutex::new(child),
             data_dir: self.data_dir(),
+            _dir: Arc::clone(&self.dir),
         }
     }
 }
@@ -152,23 +153,30 @@ impl Ran {
     }
 }
 
-/// What a process has said so far.
-struct Said(Arc<Mutex<String>>);
+/// What a process has said so far, and the thread that listens until it ends.
+struct Said(Arc<Mutex<String>>, Mutex<Option<JoinHandle<()>>>);
 
 impl Said {
     fn by(pipe: impl Read + Send + 'static) -> Self {
         let text: Arc<Mutex<String>> = Arc::default();
         let said = Arc::clone(&text);
-        thread::spawn(move || {
+        let listening = thread::spawn(move || {
             for line in BufReader::new(pipe).lines().map_while(Result::ok) {
                 said.lock().unwrap().push_str(&(line + "\n"));
             }
         });
-        Self(text)
+        Self(text, Mutex::new(Some(listening)))
     }
 
     fn text(&self) -> String {
         self.0.lock().unwrap().clone()
+    }
+
+    /// Once the process has ended: hears its last words.
+    fn finish(&self) {
+        if let Some(listening) = self.1.lock().unwrap().take() {
+            listening.join().unwrap();
+        }
     }
 }
 
@@ -179,13 +187,20 @@ pub struct Process {
     stderr: Said,
     started: Instant,
     data_dir: PathBuf,
+    _dir: Arc<TempDir>,
 }
 
 impl Process {
     /// Waits for the line that says so; the time since the start.
     pub fn wait_ready(&self) -> Duration {
-        self.wait_until("ready", || self.stdout().contains("Easel is ready at "));
+        self.wait_said("Easel is ready at ");
         self.started.elapsed()
+    }
+
+    /// Returns what it has printed, once that holds `text`.
+    pub fn wait_said(&self, text: &str) -> String {
+        self.wait_until(text, || self.stdout().contains(text));
+        self.stdout()
     }
 
     pub fn url(&self) -> String {
@@ -228,6 +243,8 @@ impl Process {
         let began = Instant::now();
         loop {
             if let Some(status) = self.child.lock().unwrap().try_wait().unwrap() {
+                self.stdout.finish();
+                self.stderr.finish();
                 return status;
             }
             assert!(began.elapsed() < PATIENCE, "it goes on: {}", self.stderr());
@@ -241,7 +258,7 @@ impl Process {
             let ended = self.has_ended() && !is_so();
             assert!(
                 !ended && began.elapsed() < PATIENCE,
-                "not {what}: {}{}",
+                "no {what:?} in {}{}",
                 self.stdout(),
                 self.stderr()
             );
