@@ -82,7 +82,7 @@ CREATE TABLE tasks (
         WHEN 'queued' THEN lease_until IS NULL AND ended_at IS NULL
         WHEN 'running' THEN lease_until IS NOT NULL AND ended_at IS NULL
         WHEN 'completed' THEN ended_at IS NOT NULL AND cost IS NOT NULL AND images IS NOT NULL AND failure IS NULL
-        WHEN 'failed' THEN ended_at IS NOT NULL AND cost = 0 AND images IS NULL AND failure IS NOT NULL
+        WHEN 'failed' THEN ended_at IS NOT NULL AND cost IS NOT DISTINCT FROM 0 AND images IS NULL AND failure IS NOT NULL
         ELSE false
     END)
 );

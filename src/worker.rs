@@ -264,7 +264,7 @@ impl Worker {
         let hopeless = store::hopeless(&mut conn, attempts_max, HOPELESS_AT_ONCE_MAX).await?;
         drop(conn);
         for task in hopeless {
-            let failure = if task.deadline_at <= self.app.clock.now() {
+            let failure = if task.left.is_zero() {
                 (FailureKind::Deadline, "the task ran past its deadline")
             } else {
                 (

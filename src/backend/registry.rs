@@ -9,7 +9,7 @@ use super::{
     demo::Demo,
     openai::{InvalidSetting, Openai},
 };
-use crate::config;
+use crate::{config, tls};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// An upstream may draw for minutes without a byte: this keeps routers in between from forgetting.
@@ -73,8 +73,7 @@ fn shared_client(client: &mut Option<Client>) -> Result<Client, RegistryError> {
     if let Some(client) = client {
         return Ok(client.clone());
     }
-    // An error only says that there is a provider already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    tls::install_crypto_provider();
     let made = Client::builder()
         .user_agent(concat!("easel/", env!("CARGO_PKG_VERSION")))
         .no_proxy()

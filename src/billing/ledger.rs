@@ -32,7 +32,7 @@ pub async fn lock(
     let rows = query!(
         r#"SELECT k.id AS key_id, a.id AS account_id, a.balance AS "balance: Cny",
                a.held AS "held: Cny", a.monthly_quota AS "monthly_quota: Cny",
-               CASE WHEN a.month = date_trunc('month', now() AT TIME ZONE $2)::date
+               CASE WHEN a.month >= date_trunc('month', now() AT TIME ZONE $2)::date
                    THEN a.month_spend ELSE 0 END AS "month_spend!: Cny"
            FROM accounts a JOIN api_keys k ON k.account_id = a.id
            WHERE k.id = ANY($1) AND k.revoked_at IS NULL AND a.disabled_at IS NULL
@@ -103,6 +103,9 @@ pub async fn hold(conn: &mut PgConnection, payers: Payers) -> sqlx::Result<()> {
 
 /// Ends holds. The caller has made sure, in the same transaction, that each task has just ended; a
 /// second settlement of one task breaks `entries_settlement_key`.
+///
+/// An account's month never goes back: a transaction that began before midnight may have waited for one
+/// that began after it, and must not wipe out what that one spent.
 pub async fn settle(
     conn: &mut PgConnection,
     settlements: &[Settlement],
@@ -137,9 +140,9 @@ pub async fn settle(
                UPDATE accounts
                SET balance = balance - s.captured, held = accounts.held - s.held,
                    spent = spent + s.captured,
-                   month = date_trunc('month', now() AT TIME ZONE $8)::date,
+                   month = GREATEST(month, date_trunc('month', now() AT TIME ZONE $8)::date),
                    month_spend = s.captured
-                       + CASE WHEN month = date_trunc('month', now() AT TIME ZONE $8)::date
+                       + CASE WHEN month >= date_trunc('month', now() AT TIME ZONE $8)::date
                              THEN month_spend ELSE 0 END
                FROM UNNEST($1::uuid[], $2::bigint[], $3::bigint[]) AS s (id, held, captured)
                WHERE accounts.id = s.id
@@ -200,27 +203,28 @@ pub async fn top_up(
     .await
 }
 
-/// Counts what contradicts what must always hold, by the promise it breaks. Nothing at rest does.
+/// Counts what contradicts what must always hold, by the promise it breaks. There is nothing to count,
+/// at rest or not.
 pub async fn faults(conn: &mut PgConnection) -> sqlx::Result<Vec<(&'static str, i64)>> {
+    let mut faults = account_faults(conn).await?.to_vec();
+    faults.extend(task_faults(conn).await?);
+    Ok(faults)
+}
+
+async fn account_faults(conn: &mut PgConnection) -> sqlx::Result<[(&'static str, i64); 2]> {
     let row = query!(
         r#"SELECT
-               (SELECT count(*) FROM accounts a
-                LEFT JOIN (SELECT account_id, sum(balance_change) AS balance, sum(held_change) AS held,
-                               -sum(balance_change) FILTER (WHERE kind = 'capture') AS spent
-                           FROM entries GROUP BY account_id) e ON e.account_id = a.id
-                WHERE a.balance <> COALESCE(e.balance, 0) OR a.held <> COALESCE(e.held, 0)
-                    OR a.spent <> COALESCE(e.spent, 0)) AS "sums!",
-               (SELECT count(*) FROM accounts WHERE held < 0 OR held > balance) AS "bounds!",
-               (SELECT count(*) FROM (
-                    SELECT task_id FROM entries WHERE task_id IS NOT NULL GROUP BY task_id
-                    HAVING count(*) FILTER (WHERE kind = 'hold') <> 1
-                        OR count(*) FILTER (WHERE kind <> 'hold') > 1
-                        OR (count(*) FILTER (WHERE kind <> 'hold') = 1 AND sum(held_change) <> 0)
-                ) e) AS "settlements!""#
+               count(*) FILTER (WHERE a.balance <> COALESCE(e.balance, 0) OR a.held <> COALESCE(e.held, 0)
+                   OR a.spent <> COALESCE(e.spent, 0)) AS "sums!",
+               count(*) FILTER (WHERE a.held < 0 OR a.held > a.balance) AS "bounds!"
+           FROM accounts a
+           LEFT JOIN (SELECT account_id, sum(balance_change) AS balance, sum(held_change) AS held,
+                          -sum(balance_change) FILTER (WHERE kind = 'capture') AS spent
+                      FROM entries GROUP BY account_id) e ON e.account_id = a.id"#
     )
     .fetch_one(conn)
     .await?;
-    Ok(vec![
+    Ok([
         (
             "the entries of an account add up to its balance, holds and spending",
             row.sums,
@@ -229,9 +233,38 @@ pub async fn faults(conn: &mut PgConnection) -> sqlx::Result<Vec<(&'static str, 
             "what is held is neither negative nor more than the balance",
             row.bounds,
         ),
+    ])
+}
+
+async fn task_faults(conn: &mut PgConnection) -> sqlx::Result<[(&'static str, i64); 3]> {
+    let row = query!(
+        r#"SELECT
+               count(*) FILTER (WHERE e.holds IS DISTINCT FROM 1
+                   OR e.held IS DISTINCT FROM t.unit_price::numeric * t.n) AS "holds!",
+               count(*) FILTER (WHERE e.settlements IS DISTINCT FROM (t.ended_at IS NOT NULL)::int
+                   OR (t.ended_at IS NOT NULL AND e.still_held <> 0)) AS "settlements!",
+               count(*) FILTER (WHERE COALESCE(t.cost, 0) <> COALESCE(e.captured, 0)
+                   OR (t.ended_at IS NOT NULL AND t.cost IS DISTINCT FROM
+                       t.unit_price::numeric * COALESCE(jsonb_array_length(t.images), 0))) AS "captures!"
+           FROM tasks t
+           FULL JOIN (SELECT task_id, account_id, count(*) FILTER (WHERE kind = 'hold') AS holds,
+                          sum(held_change) FILTER (WHERE kind = 'hold') AS held,
+                          count(*) FILTER (WHERE kind <> 'hold') AS settlements,
+                          sum(held_change) AS still_held, -sum(balance_change) AS captured
+                      FROM entries WHERE task_id IS NOT NULL GROUP BY task_id, account_id) e
+               ON e.task_id = t.id AND e.account_id = t.account_id"#
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok([
+        ("a task has one hold, of its whole price", row.holds),
         (
-            "a task has one hold and at most one settlement, which ends it",
+            "an open task keeps its hold, and one settlement ends it with the task",
             row.settlements,
+        ),
+        (
+            "what is captured is the price of the images delivered, nothing for a failed task",
+            row.captures,
         ),
     ])
 }

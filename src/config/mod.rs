@@ -56,6 +56,7 @@ pub struct Server {
     pub provider: String,
     pub connections_max: usize,
     header_timeout_ms: u64,
+    idle_timeout_ms: u64,
     body_idle_timeout_ms: u64,
     body_timeout_ms: u64,
     pub json_bytes_max: usize,

@@ -15,9 +15,10 @@ const MODEL_TEMPLATE: &str = "gpt-image-2";
 const DAY_MS: i64 = 86_400_000;
 const GIB: i64 = 1 << 30;
 
-const RANGES: [(&str, RangeInclusive<i64>); 27] = [
+const RANGES: [(&str, RangeInclusive<i64>); 28] = [
     ("server.connections_max", 1..=1_000_000),
     ("server.header_timeout_ms", 1..=DAY_MS),
+    ("server.idle_timeout_ms", 1..=DAY_MS),
     ("server.body_idle_timeout_ms", 1..=DAY_MS),
     ("server.body_timeout_ms", 1..=DAY_MS),
     ("server.json_bytes_max", 1..=4 * GIB),

@@ -1,9 +1,9 @@
 //! What every request passes: its id, its line in the log, and the rest of its body, which is read even
-//! if the answer is an error, or the client would see a broken connection instead of it.
+//! if nobody wants it, or the client would see a broken connection instead of its answer.
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Instant,
 };
@@ -11,7 +11,7 @@ use std::{
 use axum::{
     body::{Body, HttpBody},
     extract::{MatchedPath, Request, State},
-    http::{HeaderName, HeaderValue},
+    http::{HeaderName, HeaderValue, header},
     middleware::Next,
     response::Response,
 };
@@ -69,16 +69,21 @@ fn is_sane(id: &HeaderValue) -> bool {
     (1..=REQUEST_ID_CHARS_MAX).contains(&id.len()) && id.as_bytes().iter().all(visible)
 }
 
-/// After an error, reads what the client is still sending.
+/// Before the answer, reads what the client is still sending; but one that waits to be told to begin
+/// is not told so.
 pub(super) async fn drain(State(app): State<App>, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     if body.is_end_stream() {
         return next.run(Request::from_parts(parts, body)).await;
     }
-    let shared = Shared(Arc::new(Mutex::new(body)));
+    let waits = parts.headers.contains_key(header::EXPECT);
+    let shared = Shared(Arc::new(Mutex::new(Reading {
+        body,
+        begun: !waits,
+    })));
     let request = Request::from_parts(parts, Body::new(shared.clone()));
     let response = next.run(request).await;
-    if response.status().is_client_error() || response.status().is_server_error() {
+    if shared.lock().begun && !shared.is_end_stream() {
         let mut rest = Box::pin(body::pieces(Body::new(shared), &app.config.server));
         let mut drained = 0;
         while let Some(Ok(piece)) = rest.next().await {
@@ -93,7 +98,18 @@ pub(super) async fn drain(State(app): State<App>, request: Request, next: Next) 
 
 /// A body that can still be read after whoever was given it has dropped it.
 #[derive(Clone)]
-struct Shared(Arc<Mutex<Body>>);
+struct Shared(Arc<Mutex<Reading>>);
+
+struct Reading {
+    body: Body,
+    begun: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Reading> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl HttpBody for Shared {
     type Data = Bytes;
@@ -103,21 +119,16 @@ impl HttpBody for Shared {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let mut body = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Pin::new(&mut *body).poll_frame(context)
+        let mut reading = self.lock();
+        reading.begun = true;
+        Pin::new(&mut reading.body).poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_end_stream()
+        self.lock().body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .size_hint()
+        self.lock().body.size_hint()
     }
 }

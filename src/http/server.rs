@@ -14,6 +14,8 @@ use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     sync::Semaphore,
 };
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
 
 use crate::{config, shutdown::Shutdown};
 
@@ -44,7 +46,7 @@ pub async fn serve(
 ) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout());
+        .header_read_timeout(limits.idle_timeout());
     let places = Arc::new(Semaphore::new(limits.connections_max));
     let graceful = GracefulShutdown::new();
     loop {
@@ -55,18 +57,38 @@ pub async fn serve(
         let Some((stream, place)) = accepted else {
             continue;
         };
-        let service = TowerToHyperService::new(router.clone());
+        let asked = CancellationToken::new();
+        let (router, first) = (router.clone(), asked.clone());
+        let service = TowerToHyperService::new(router.map_request(move |request| {
+            first.cancel();
+            request
+        }));
         let connection = http.serve_connection(TokioIo::new(stream), service);
         let watched = graceful.watch(connection);
+        let silent = still_silent(asked, limits.header_timeout());
         shutdown.spawn_background(async move {
-            if let Err(error) = watched.await {
-                tracing::debug!(error = &error as &dyn Error, "a connection ended early");
+            tokio::select! {
+                ended = watched => if let Err(error) = ended {
+                    tracing::debug!(error = &error as &dyn Error, "a connection ended early");
+                },
+                () = silent => tracing::debug!("a connection sent no request in time"),
             }
             drop(place);
         });
     }
     drop(listener);
     graceful.shutdown().await;
+}
+
+/// Resolves if no request has come within `patience`. hyper's own deadline for a head is also the one for
+/// an idle connection's next request, and so has to be longer than a proxy keeps its connections.
+async fn still_silent(asked: CancellationToken, patience: Duration) {
+    if tokio::time::timeout(patience, asked.cancelled())
+        .await
+        .is_ok()
+    {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// The next connection, once there is a place for it: beyond the cap, clients wait in the backlog.

@@ -23,7 +23,7 @@ pub enum Metadata {
 
 /// An image on its way through. After an error it is of no more use.
 ///
-/// Beside the pieces themselves it holds a few bytes, and at most 64 KiB where a JPEG has EXIF.
+/// It holds back a few bytes of what was pushed; four KiB of what is no image, 64 KiB of a JPEG with EXIF.
 pub struct Filter {
     policy: Metadata,
     limits: Limits,
@@ -50,9 +50,9 @@ struct Course {
 
 /// A piece on its way through: neighbouring bytes that are kept go out as one slice, uncopied.
 struct Cursor<'a> {
+    /// What has not gone out yet: `kept` bytes that will, then those nothing is known of.
+    piece: Bytes,
     kept: usize,
-    rest: Bytes,
-    whole: Bytes,
     out: &'a mut Vec<Bytes>,
 }
 
@@ -135,8 +135,12 @@ impl Course {
     }
 
     fn push(&mut self, piece: Bytes, out: &mut Vec<Bytes>) -> Result<(), InvalidImage> {
-        let mut cursor = Cursor::new(piece, out);
-        while !cursor.rest.is_empty() {
+        let mut cursor = Cursor {
+            piece,
+            kept: 0,
+            out,
+        };
+        while !cursor.rest().is_empty() {
             if self.body > 0 {
                 let here = usize::try_from(self.body).unwrap_or(usize::MAX);
                 let passed = cursor.pass(self.fate, here);
@@ -146,10 +150,10 @@ impl Course {
             match self.then {
                 Then::Field(length) => self.field(length, &mut cursor)?,
                 Then::Marker(fate) => {
-                    let rest = &cursor.rest;
+                    let rest = cursor.rest();
                     let before = memchr::memchr(0xFF, rest).unwrap_or(rest.len());
                     cursor.pass(self.policy.over(fate), before);
-                    if !cursor.rest.is_empty() {
+                    if !cursor.rest().is_empty() {
                         self.then = Then::Field(2);
                     }
                 }
@@ -164,7 +168,7 @@ impl Course {
 
     /// Shows the walker its next field, if the piece has the rest of it, and does as it says.
     fn field(&mut self, length: usize, cursor: &mut Cursor<'_>) -> Result<(), InvalidImage> {
-        let in_place = self.carry.is_empty() && cursor.rest.len() >= length;
+        let in_place = self.carry.is_empty() && cursor.rest().len() >= length;
         if !in_place {
             cursor.carry_over(length.saturating_sub(self.carry.len()), &mut self.carry);
             if self.carry.len() < length {
@@ -172,7 +176,7 @@ impl Course {
             }
         }
         let field = if in_place {
-            &cursor.rest[..length]
+            &cursor.rest()[..length]
         } else {
             &self.carry
         };
@@ -185,18 +189,18 @@ impl Course {
             Step::Drop { body, then } => (Bytes::new(), Fate::Drop, body, then),
             Step::Replace { field, body, then } => (field, Fate::Blank, body, then),
         };
-        let carried = std::mem::take(&mut self.carry);
         (self.fate, self.body, self.then) = (self.policy.over(fate), body, then);
         match self.fate {
             Fate::Keep if in_place => {
                 cursor.pass(Fate::Keep, length);
             }
-            Fate::Keep => cursor.insert(carried.into()),
+            Fate::Keep => cursor.insert(std::mem::take(&mut self.carry).into()),
             Fate::Drop | Fate::Blank => {
                 cursor.insert(instead);
                 if in_place {
                     cursor.pass(Fate::Drop, length);
                 }
+                self.carry = Vec::new();
             }
         }
         Ok(())
@@ -213,37 +217,30 @@ impl Metadata {
     }
 }
 
-impl<'a> Cursor<'a> {
-    fn new(piece: Bytes, out: &'a mut Vec<Bytes>) -> Self {
-        Self {
-            kept: 0,
-            rest: piece.clone(),
-            whole: piece,
-            out,
-        }
+impl Cursor<'_> {
+    fn rest(&self) -> &[u8] {
+        &self.piece[self.kept..]
     }
 
     /// Passes up to `count` bytes, and says how many there were.
     fn pass(&mut self, fate: Fate, count: usize) -> usize {
-        let count = count.min(self.rest.len());
+        let count = count.min(self.rest().len());
         if fate == Fate::Keep {
             self.kept += count;
-            self.rest.advance(count);
-            return count;
+        } else if count > 0 {
+            self.flush();
+            self.piece.advance(count);
+            if fate == Fate::Blank {
+                blank(count, self.out);
+            }
         }
-        self.flush();
-        if fate == Fate::Blank {
-            blank(count, self.out);
-        }
-        self.rest.advance(count);
-        self.whole = self.rest.clone();
         count
     }
 
     /// Moves up to `count` bytes to the carry.
     fn carry_over(&mut self, count: usize, carry: &mut Vec<u8>) {
-        let count = count.min(self.rest.len());
-        carry.extend_from_slice(&self.rest[..count]);
+        let count = count.min(self.rest().len());
+        carry.extend_from_slice(&self.rest()[..count]);
         self.pass(Fate::Drop, count);
     }
 
@@ -257,7 +254,7 @@ impl<'a> Cursor<'a> {
     /// Sends out what is kept so far.
     fn flush(&mut self) {
         if self.kept > 0 {
-            self.out.push(self.whole.split_to(self.kept));
+            self.out.push(self.piece.split_to(self.kept));
             self.kept = 0;
         }
     }
@@ -295,12 +292,12 @@ mod tests {
 
     #[test]
     fn keep_changes_nothing_and_strip_no_pixel() {
-        for (name, image) in samples::all() {
+        for (name, image) in samples::ALL.iter() {
             let (kept, info) = samples::filter(Metadata::Keep, [&image[..]]).unwrap();
             let (stripped, same) = samples::filter(Metadata::Strip, [&image[..]]).unwrap();
-            assert!(kept == image, "{name}");
+            assert!(kept == *image, "{name}");
             assert_eq!(info, same, "{name}");
-            let decoded = samples::pixels(&image);
+            let decoded = samples::pixels(image);
             assert_eq!((info.width, info.height), decoded.dimensions(), "{name}");
             assert!(samples::pixels(&stripped) == decoded, "{name}");
             assert!(!samples::contains(&stripped, SECRET), "{name}");
@@ -310,7 +307,7 @@ mod tests {
 
     #[test]
     fn an_image_in_single_bytes_comes_out_the_same() {
-        for (name, image) in samples::all() {
+        for (name, image) in samples::ALL.iter() {
             for policy in POLICIES {
                 let whole = samples::filter(policy, [&image[..]]).unwrap();
                 let cut = samples::filter(policy, image.chunks(1)).unwrap();
@@ -321,7 +318,7 @@ mod tests {
 
     #[test]
     fn an_image_cut_off_anywhere_is_damaged() {
-        for (name, image) in samples::all() {
+        for (name, image) in samples::ALL.iter() {
             for policy in POLICIES {
                 for end in 0..image.len() {
                     assert_eq!(
@@ -338,15 +335,12 @@ mod tests {
     #[test]
     fn what_follows_the_end_passes_only_with_all_the_rest() {
         let tails = [&b"<script>alert(1)</script>"[..], b"PK\x03\x04", b"\0"];
-        for (name, image) in samples::all() {
+        for (name, image) in samples::ALL.iter() {
             for tail in tails {
-                let polyglot = [&image, tail].concat();
+                let polyglot = [image, tail].concat();
                 let (kept, _) = samples::filter(Metadata::Keep, polyglot.chunks(7)).unwrap();
                 assert!(kept == polyglot, "{name}");
-                assert!(
-                    samples::strip(&polyglot) == samples::strip(&image),
-                    "{name}"
-                );
+                assert!(samples::strip(&polyglot) == samples::strip(image), "{name}");
             }
         }
     }
@@ -387,8 +381,24 @@ mod tests {
     }
 
     #[test]
+    fn the_size_is_told_before_the_payload_comes() {
+        let mut filter = Filter::new(Metadata::Strip, LIMITS);
+        let mut out = Vec::new();
+        let image = Bytes::from(samples::png());
+        filter.push(image.slice(..32), &mut out).unwrap();
+        assert_eq!(filter.info(), None);
+        filter.push(image.slice(32..33), &mut out).unwrap();
+        let info = ImageInfo {
+            format: Format::Png,
+            width: 24,
+            height: 24,
+        };
+        assert_eq!(filter.info(), Some(info));
+    }
+
+    #[test]
     fn little_is_held_back() {
-        for (name, image) in samples::all() {
+        for (name, image) in samples::ALL.iter() {
             let mut filter = Filter::new(Metadata::Keep, LIMITS);
             let mut out = Vec::new();
             for (count, byte) in image.iter().enumerate() {
@@ -408,8 +418,7 @@ mod tests {
             mut cuts in proptest::collection::vec(any::<Index>(), 0..40),
             strip in any::<bool>(),
         ) {
-            let samples = samples::all();
-            let (_, image) = sample.get(&samples);
+            let (_, image) = sample.get(&samples::ALL);
             let policy = POLICIES[usize::from(strip)];
             let whole = samples::filter(policy, [&image[..]]).unwrap();
             let mut ends: Vec<usize> = cuts.drain(..).map(|cut| cut.index(image.len())).collect();
@@ -426,8 +435,7 @@ mod tests {
             flips in proptest::collection::vec((any::<Index>(), 0_u8..8), 1..6),
             size in 1_usize..50,
         ) {
-            let samples = samples::all();
-            let mut image = sample.get(&samples).1.clone();
+            let mut image = sample.get(&samples::ALL).1.clone();
             for (at, bit) in flips {
                 let at = at.index(image.len());
                 image[at] ^= 1 << bit;
@@ -452,8 +460,7 @@ mod tests {
             keep in 0_usize..60,
             tail in proptest::collection::vec(any::<u8>(), 0..400),
         ) {
-            let samples = samples::all();
-            let (_, image) = sample.get(&samples);
+            let (_, image) = sample.get(&samples::ALL);
             let bytes = [&image[..keep.min(image.len())], &tail].concat();
             for policy in POLICIES {
                 let _ = samples::filter(policy, [&bytes[..]]);

@@ -107,7 +107,6 @@ impl Walk for Walker {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::image::{Metadata, samples};
 
     fn header(width: u32, height: u32) -> Vec<u8> {

@@ -1,5 +1,7 @@
 //! Small images of every kind, with all the metadata they can carry, for the tests of the filter.
 
+use std::sync::LazyLock;
+
 use ::image::{
     Delay, DynamicImage, Frame, ImageEncoder, RgbImage, RgbaImage,
     codecs::{
@@ -42,7 +44,7 @@ const ANIMATED_WEBP: &str = "\
     h2ZZxiYXf/wbKpmX9X8//xi8vocPhGRGCAAA";
 
 /// All samples, by what they are.
-pub(super) fn all() -> Vec<(&'static str, Vec<u8>)> {
+pub(super) static ALL: LazyLock<Vec<(&str, Vec<u8>)>> = LazyLock::new(|| {
     vec![
         ("png", png()),
         ("jpeg", jpeg()),
@@ -52,7 +54,7 @@ pub(super) fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("animated webp", animated_webp()),
         ("gif", gif()),
     ]
-}
+});
 
 /// What comes out for one image in these pieces.
 pub(super) fn filter<'a>(

@@ -239,7 +239,6 @@ fn u24(field: &[u8], at: usize) -> Result<u32, InvalidImage> {
 mod tests {
     use ::image::{AnimationDecoder, ImageDecoder, codecs::webp::WebPDecoder};
 
-    use super::*;
     use crate::image::{
         Metadata,
         samples::{self, with_webp_chunk},

@@ -20,11 +20,8 @@ use crate::{
 
 /// Draws a task, within its deadline. What was delivered before something failed counts.
 pub async fn run(app: &App, task: &Task) -> Outcome {
-    let left = (task.deadline_at - app.clock.now())
-        .to_std()
-        .unwrap_or_default();
     let mut sink = StorageSink::new(&app.storage, task, app.image_limits());
-    let drawn = tokio::time::timeout(left, draw(app, task, &mut sink)).await;
+    let drawn = tokio::time::timeout(task.left, draw(app, task, &mut sink)).await;
     let mut images = sink.into_images();
     images.truncate(usize::from(task.request.n));
     let failure = match drawn {

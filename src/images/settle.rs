@@ -1,9 +1,9 @@
 //! Ending tasks: one transaction writes the outcome, captures what was delivered and releases the
 //! rest. Tasks that end at the same time share it.
 
-use std::{collections::HashMap, error::Error, sync::Arc, time::Duration};
+use std::{cmp::Reverse, collections::HashMap, error::Error, slice, sync::Arc, time::Duration};
 
-use sqlx::PgPool;
+use sqlx::{PgPool, error::DatabaseError};
 
 use crate::{
     batch::Batcher,
@@ -17,8 +17,8 @@ use crate::{
 };
 
 const BATCH_MAX: usize = 256;
-/// Between two tries to reach a database that does not answer. A settlement is never given up: only
-/// the lease's end passes the task on.
+/// Between two tries to reach a database that does not answer. A settlement is not given up for that:
+/// only the lease's end passes the task on.
 const RETRY: Duration = Duration::from_millis(500);
 
 /// A claimed task and what came of it.
@@ -53,25 +53,39 @@ struct Desk {
 impl Desk {
     async fn settle(&self, mut batch: Vec<Finished>) -> Vec<Option<Arc<Task>>> {
         let order: Vec<TaskId> = batch.iter().map(|finished| finished.task.id).collect();
-        // Rows are locked in the order of their ids, whatever worker ends them.
-        batch.sort_unstable_by_key(|finished| finished.task.id);
-        let ended = loop {
-            match self.transact(&batch).await {
-                Ok(ended) => break ended,
-                Err(error) => {
-                    tracing::error!(
-                        error = &error as &dyn Error,
-                        tasks = batch.len(),
-                        "tasks could not be settled, trying again"
-                    );
-                    tokio::time::sleep(RETRY).await;
-                }
-            }
-        };
+        // Rows are locked in the order of their ids, whatever worker ends them. Of two endings of one
+        // task only that of the latest claim can come true, and only once.
+        batch.sort_by_key(|finished| (finished.task.id, Reverse(finished.task.fence)));
+        batch.dedup_by_key(|finished| finished.task.id);
+        let ended = self.end(&batch).await;
         for task in ended.values() {
             self.waiters.ended(Arc::clone(task));
         }
         order.iter().map(|id| ended.get(id).cloned()).collect()
+    }
+
+    /// Ends tasks, however long the database is away. What it refuses together is tried one by one, so
+    /// that none keeps the others open; one that it refuses alone is left to the end of its lease.
+    async fn end(&self, batch: &[Finished]) -> HashMap<TaskId, Arc<Task>> {
+        loop {
+            let error = match self.transact(batch).await {
+                Ok(ended) => return ended,
+                Err(error) => error,
+            };
+            tracing::error!(
+                error = &error as &dyn Error,
+                tasks = batch.len(),
+                "tasks could not be settled"
+            );
+            if is_refusal(&error) {
+                let mut ended = HashMap::new();
+                for finished in batch.iter().filter(|_| batch.len() > 1) {
+                    ended.extend(Box::pin(self.end(slice::from_ref(finished))).await);
+                }
+                return ended;
+            }
+            tokio::time::sleep(RETRY).await;
+        }
     }
 
     async fn transact(&self, batch: &[Finished]) -> sqlx::Result<HashMap<TaskId, Arc<Task>>> {
@@ -126,6 +140,12 @@ impl Desk {
             .filter(|task| fences.get(&task.id) == Some(&task.fence));
         Ok(mine.map(|task| (task.id, Arc::new(task))).collect())
     }
+}
+
+/// Whether it would be refused again: a value that cannot be stored, or a broken constraint.
+fn is_refusal(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(DatabaseError::code);
+    code.is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
 }
 
 fn settlement(ended: &Ended) -> Settlement {

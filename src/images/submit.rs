@@ -1,7 +1,7 @@
 //! Accepting requests: one short transaction locks the accounts, finds repeats, holds the prices and
 //! inserts the tasks. Requests that come while one is under way share the next.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, slice, sync::Arc};
 
 use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, PgPool};
@@ -15,7 +15,7 @@ use crate::{
     ids::{self, KeyId, TaskId},
     money::Cny,
     tasks::{
-        Reference, Request, Task, repeats,
+        Reference, Request, Status, Task, repeats,
         store::{self, NewTask, Start, Terms},
     },
 };
@@ -126,14 +126,7 @@ impl Desk {
             };
             candidates.push(Candidate::new(submission, start));
         }
-        let tasks = match self.transact(&mut candidates).await {
-            Ok(tasks) => tasks,
-            // The commit may have gone through all the same: what is there was accepted.
-            Err(error) => match self.present(&candidates).await {
-                Ok(tasks) if !tasks.is_empty() => tasks,
-                _ => return failures(&candidates, error),
-            },
-        };
+        let tasks = self.decide(&mut candidates).await;
         let mut tasks: HashMap<TaskId, Task> =
             tasks.into_iter().map(|task| (task.id, task)).collect();
         candidates
@@ -141,6 +134,32 @@ impl Desk {
             .zip(slots)
             .map(|(candidate, slot)| self.answer(candidate, &mut tasks, slot))
             .collect()
+    }
+
+    /// Gives every candidate its verdict, and answers the tasks of those that were granted. What the
+    /// database refuses together is tried one by one, so that no candidate spoils another's chance.
+    async fn decide(&self, candidates: &mut [Candidate]) -> Vec<Task> {
+        let error = match self.transact(candidates).await {
+            Ok(tasks) => return tasks,
+            Err(error) => error,
+        };
+        // The commit may have gone through all the same: what is there was accepted.
+        match self.present(candidates).await {
+            Ok(tasks) if !tasks.is_empty() => return tasks,
+            _ => {}
+        }
+        let mut tasks = Vec::new();
+        if candidates.len() > 1 && error.as_database_error().is_some() {
+            for candidate in candidates {
+                tasks.extend(Box::pin(self.decide(slice::from_mut(candidate))).await);
+            }
+            return tasks;
+        }
+        let error = Arc::new(error);
+        for candidate in candidates {
+            candidate.verdict = Verdict::Refused(SubmitError::Database(Arc::clone(&error)));
+        }
+        tasks
     }
 
     async fn transact(&self, candidates: &mut [Candidate]) -> sqlx::Result<Vec<Task>> {
@@ -185,7 +204,9 @@ impl Desk {
         }
         let not_inserted = || SubmitError::Database(Arc::new(sqlx::Error::RowNotFound));
         let task = tasks.remove(&id).ok_or_else(not_inserted)?;
-        if let Some(slot) = slot {
+        // After an ambiguous commit another worker may have found the task meanwhile.
+        let untouched = task.status == Status::Running && task.fence == store::FIRST_FENCE;
+        if let Some(slot) = slot.filter(|_| untouched) {
             // A worker that has stopped listening leaves the task to whoever finds its lease run out.
             drop(self.claimed.send(Claimed { task, slot }));
         }
@@ -199,14 +220,6 @@ impl Desk {
             .collect();
         store::present(&mut *self.pool.acquire().await?, &ids).await
     }
-}
-
-fn failures(candidates: &[Candidate], error: sqlx::Error) -> Vec<Result<Submitted, SubmitError>> {
-    let error = Arc::new(error);
-    candidates
-        .iter()
-        .map(|_| Err(SubmitError::Database(Arc::clone(&error))))
-        .collect()
 }
 
 impl Candidate {
@@ -256,18 +269,18 @@ impl Candidate {
 
     fn hold(&self, payers: &mut Payers, known: &mut Known) -> Result<(), SubmitError> {
         let task = &self.task;
-        if let Some(limit) = self.concurrent_requests {
-            let open = known.open.entry(task.api_key_id).or_default();
-            if *open >= i64::from(limit) {
-                return Err(SubmitError::Concurrency { limit });
-            }
-            *open += 1;
+        let open = known.open.entry(task.api_key_id).or_default();
+        if let Some(limit) = self.concurrent_requests
+            && *open >= i64::from(limit)
+        {
+            return Err(SubmitError::Concurrency { limit });
         }
         payers.hold(
             task.api_key_id,
             task.id,
             task.unit_price * u32::from(task.request.n),
         )?;
+        *open += 1;
         known.remember(task);
         Ok(())
     }

@@ -45,12 +45,24 @@ pub(super) fn sync(
     fs::remove_file(&unfinished).map_err(PrivatePostgresError::data_dir(&unfinished))
 }
 
-/// Whether the cluster is still to be made. Removes what an interrupted attempt left of it.
+/// Whether the cluster is still to be made. Removes what an interrupted attempt left of it, and
+/// nothing else: what is not ours is not touched.
 pub(super) fn is_missing(layout: &Layout) -> Result<bool, PrivatePostgresError> {
+    let cluster = &layout.cluster;
     if layout.unfinished().exists() {
-        empty(&layout.cluster).map_err(PrivatePostgresError::data_dir(&layout.cluster))?;
+        empty(cluster).map_err(PrivatePostgresError::data_dir(cluster))?;
+        return Ok(true);
     }
-    Ok(!layout.cluster.join("PG_VERSION").exists())
+    if cluster.join("PG_VERSION").exists() {
+        return Ok(false);
+    }
+    let mut entries = fs::read_dir(cluster).map_err(PrivatePostgresError::data_dir(cluster))?;
+    if entries.next().is_some() {
+        return Err(PrivatePostgresError::NotACluster {
+            cluster: cluster.clone(),
+        });
+    }
+    Ok(true)
 }
 
 /// Ends the server of a killed gateway, if it still runs, and forgets one whose number has gone to

@@ -76,6 +76,9 @@ pub enum PrivatePostgresError {
         source: io::Error,
     },
 
+    #[error("{} is not empty and holds no database: empty it, or choose another --data-dir", cluster.display())]
+    NotACluster { cluster: PathBuf },
+
     #[error("initdb made no database in {}: {message}", cluster.display())]
     Initdb { cluster: PathBuf, message: String },
 

@@ -4,6 +4,8 @@ pub mod repeats;
 pub mod store;
 pub mod wait;
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -79,11 +81,12 @@ pub struct Task {
     pub unit_price: Cny,
     pub file_id: FileId,
     pub created_at: DateTime<Utc>,
-    pub deadline_at: DateTime<Utc>,
     /// How often a worker has begun it.
     pub attempts: i16,
     /// One more at every claim: a worker with an older one has lost the task.
     pub fence: i64,
+    /// Until its deadline, by the database's clock, when it was read.
+    pub left: Duration,
     /// How it ended; `None` while it is open.
     pub end: Option<End>,
 }

@@ -27,6 +27,9 @@ pub async fn insert(conn: &mut PgConnection, upload: &Upload) -> sqlx::Result<()
 
 /// By the name in its URL, expired or not.
 pub async fn get(conn: &mut PgConnection, name: &str) -> sqlx::Result<Option<Upload>> {
+    if name.contains('\0') {
+        return Ok(None); // PostgreSQL has no such texts, and would call it an error
+    }
     query_as!(
         Upload,
         r#"SELECT id, account_id, name, object, format AS "format: _", bytes, file_name, created_at,

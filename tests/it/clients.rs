@@ -5,7 +5,10 @@ use std::{path::PathBuf, process::Stdio};
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::harness::{TestApp, tool};
+use crate::harness::{
+    TestApp, tool,
+    upstream::{self, Upstream},
+};
 
 /// Runs a client program; the JSON lines it printed. `None` if this machine lacks the interpreter.
 async fn run(program: &str, arguments: &[&str]) -> Option<Vec<Value>> {
@@ -149,4 +152,18 @@ async fn openai_python_retries_without_buying_twice() {
         );
     }
     app.finish().await;
+}
+
+/// The stand-in that plays the upstream in other tests is what the SDK takes for OpenAI's API.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stand_in_upstream_passes_for_the_real_one() {
+    let upstream = Upstream::start().await;
+    let arguments = [
+        "--wrong-key",
+        "sk-wrong",
+        "--refused-prompt",
+        upstream::REFUSED_PROMPT,
+    ];
+    let arguments = [&[upstream.url.as_str(), upstream::KEY][..], &arguments[..]].concat();
+    run("upstream_judge.py", &arguments).await;
 }

@@ -11,11 +11,21 @@
 
 mod harness;
 
+mod account_routes;
+mod backend_openai;
 mod clients;
 mod commands;
+mod connections;
 mod durability;
+mod errors;
 mod first_run;
+mod generations;
 mod modes;
+mod private_postgres;
+mod production;
+mod readme;
 mod references;
 mod storage;
+mod tasks;
 mod tidy;
+mod uploads;

@@ -27,11 +27,14 @@ async fn local_files() {
     let root = folder.path().join("objects");
     assert_eq!(storage.describe(), format!("file://{}", root.display()));
     every_store(&storage).await;
-    assert_eq!(
-        file_count(&root.join(".drafts")),
-        0,
-        "drafts are left behind"
-    );
+    // A write that was under way when its writer was dropped ends first.
+    let cleaned = async {
+        while file_count(&root.join(".drafts")) > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let cleaned = tokio::time::timeout(Duration::from_secs(10), cleaned).await;
+    cleaned.expect("drafts are left behind");
     local_links(&storage, &clock).await;
 }
 
@@ -83,14 +86,7 @@ async fn a_directory_that_cannot_be_written_to_fails_the_check() {
 async fn s3s() {
     let server = S3Server::s3s().await;
     s3_store(&server).await;
-    // It knows no response-content-disposition, so that only the signed address can be looked at.
     let storage = open(&s3_config(&server)).await.unwrap();
-    let save = Disposition::Attachment {
-        file_name: "a b.png".to_owned(),
-    };
-    let link = storage.link(&image_key(), save).await.unwrap();
-    let wanted = "response-content-disposition=attachment%3B%20filename%3D%22a_b.png%22";
-    assert!(link.url.contains(wanted), "{}", link.url);
     parts_of_dropped_writers_go(&server).await;
     the_store_goes_down(server, &storage).await;
 }
@@ -102,8 +98,6 @@ async fn seaweedfs() {
     };
     s3_store(&server).await;
     let storage = open(&s3_config(&server)).await.unwrap();
-    s3_attachment(&storage).await;
-    s3_expired_link(&server).await;
     the_store_goes_down(server, &storage).await;
 }
 
@@ -245,6 +239,8 @@ async fn s3_store(server: &S3Server) {
     assert_eq!(storage.describe(), description);
     every_store(&storage).await;
     s3_link(&storage).await;
+    s3_attachment(&storage).await;
+    s3_expired_link(server).await;
 
     // A second process finds the bucket made, one with a prefix shares it and sees other objects.
     let again = open(&config).await.unwrap();

@@ -70,7 +70,14 @@ fn modules_import_only_from_floors_below() {
 #[test]
 fn files_open_with_what_they_are_for_and_stay_small() {
     let mut lengths = Vec::new();
-    for (path, text) in sources("src").into_iter().chain(sources("tests")) {
+    for (path, text) in sources("tests") {
+        assert!(
+            text.starts_with("//!"),
+            "{} does not say what it is for",
+            path.display()
+        );
+    }
+    for (path, text) in sources("src") {
         assert!(
             text.starts_with("//!"),
             "{} does not say what it is for",

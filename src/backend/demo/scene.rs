@@ -65,8 +65,8 @@ impl Strength {
     };
     /// So that the reference is seen through them.
     pub(super) const OVER_REFERENCE: Self = Self {
-        discs: 0.7,
-        waves: 0.5,
+        discs: 0.55,
+        waves: 0.16,
     };
 }
 

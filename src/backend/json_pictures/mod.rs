@@ -5,11 +5,13 @@
 //! decoded string is replaced by `true`: that is short, and a JSON parser judges it afterwards.
 
 mod base64_pieces;
+mod position;
 
 use bytes::Bytes;
 use memchr::memchr2;
 
 use base64_pieces::Base64Pieces;
+use position::Position;
 
 /// Of everything in an answer that is no picture.
 pub const REST_BYTES_MAX: usize = 1024 * 1024;
@@ -38,11 +40,7 @@ pub enum InvalidAnswer {
 #[derive(Debug, Default)]
 pub struct PictureScanner {
     state: State,
-    place: Place,
-    /// How many arrays and objects are open inside `place`.
-    deeper: usize,
-    /// In an object: whose value comes next; none while its name is still to come.
-    field: Option<Field>,
+    position: Position,
     /// Where in `rest` the string under way begins.
     text_start: usize,
     /// The first characters of a string that may be a picture.
@@ -75,24 +73,6 @@ enum State {
     },
     /// Behind a picture, before all of it is handed over.
     PictureEnd,
-}
-
-/// The innermost part of the answer's expected shape that is open.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Place {
-    #[default]
-    Outside,
-    Root,
-    Data,
-    Entry,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Field {
-    Data,
-    B64Json,
-    Url,
-    Other,
 }
 
 impl PictureScanner {
@@ -168,7 +148,7 @@ impl PictureScanner {
 
     fn between(&mut self, byte: u8) -> Result<(), InvalidAnswer> {
         match byte {
-            b'"' if self.at_picture() => {
+            b'"' if self.position.at_picture() => {
                 self.prefix.clear();
                 self.state = State::Prefix;
                 return Ok(());
@@ -177,48 +157,12 @@ impl PictureScanner {
                 self.state = State::Text;
                 self.text_start = self.rest.len() + 1;
             }
-            b'{' | b'[' => self.open(byte),
-            b'}' | b']' => self.close(),
-            b',' if self.deeper == 0 => self.field = None,
+            b'{' | b'[' => self.position.open(byte),
+            b'}' | b']' => self.position.close(),
+            b',' => self.position.comma(),
             _ => {}
         }
         self.keep(&[byte])
-    }
-
-    fn at_picture(&self) -> bool {
-        let at_field = matches!(self.field, Some(Field::B64Json | Field::Url));
-        self.place == Place::Entry && self.deeper == 0 && at_field
-    }
-
-    fn open(&mut self, bracket: u8) {
-        let inner = match (self.place, self.field, bracket) {
-            _ if self.deeper > 0 => None,
-            (Place::Outside, _, b'{') => Some(Place::Root),
-            (Place::Root, Some(Field::Data), b'[') => Some(Place::Data),
-            (Place::Data, _, b'{') => Some(Place::Entry),
-            _ => None,
-        };
-        match inner {
-            Some(place) => {
-                self.place = place;
-                self.field = None;
-            }
-            None => self.deeper += 1,
-        }
-    }
-
-    fn close(&mut self) {
-        if self.deeper > 0 {
-            self.deeper -= 1;
-            return;
-        }
-        // What follows is a comma or another end: nothing is named until then.
-        self.field = Some(Field::Other);
-        self.place = match self.place {
-            Place::Entry => Place::Data,
-            Place::Data => Place::Root,
-            Place::Root | Place::Outside => Place::Outside,
-        };
     }
 
     fn text(&mut self, input: &mut &[u8]) -> Result<(), InvalidAnswer> {
@@ -235,15 +179,9 @@ impl PictureScanner {
             return Ok(());
         }
         self.state = State::Between;
-        let in_object = matches!(self.place, Place::Root | Place::Entry);
-        if in_object && self.deeper == 0 && self.field.is_none() {
+        if self.position.at_name() {
             let name = &self.rest[self.text_start..self.rest.len() - 1];
-            self.field = Some(match (self.place, name) {
-                (Place::Root, b"data") => Field::Data,
-                (Place::Entry, b"b64_json") => Field::B64Json,
-                (Place::Entry, b"url") => Field::Url,
-                _ => Field::Other,
-            });
+            self.position.name(name);
         }
         Ok(())
     }
@@ -258,7 +196,7 @@ impl PictureScanner {
         if prefix == DATA_URL {
             self.state = State::DataUrlHead;
             Ok(())
-        } else if self.field == Some(Field::Url) {
+        } else if self.position.at_url() {
             self.state = State::Text;
             self.keep(b"\"")?;
             self.keep(&prefix)

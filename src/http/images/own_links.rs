@@ -60,13 +60,16 @@ impl FilePath {
     pub(in crate::http) fn parse(model: &str, date: &str, file: &str) -> Option<Self> {
         let (stem, extension) = file.rsplit_once('.')?;
         let (file_id, seq) = stem.rsplit_once('-')?;
-        Some(Self {
+        let path = Self {
             model: model.to_owned(),
             date: date.to_owned(),
             file_id: file_id.parse().ok()?,
             seq: seq.parse().ok()?,
             extension: extension.to_owned(),
-        })
+        };
+        // No other spelling of the id or the number: an image has one link.
+        let same = format!("{}-{}.{extension}", path.file_id, path.seq) == file;
+        same.then_some(path)
     }
 
     /// The image it names, if everything in it is right.

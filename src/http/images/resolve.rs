@@ -51,9 +51,11 @@ impl Asked {
         let (name, model) = model(app, fields.model)?;
         let prompt = prompt(fields.prompt)?;
         let n = count(fields.n.as_ref(), model.n_max)?;
-        let (ratio, resolution, size) =
-            image::resolve_size(fields.size.as_deref(), fields.resolution.as_deref())?;
-        let quality = Quality::parse(fields.quality.as_deref())?;
+        let (ratio, resolution, size) = image::resolve_size(
+            given(fields.size.as_ref()),
+            given(fields.resolution.as_ref()),
+        )?;
+        let quality = Quality::parse(given(fields.quality.as_ref()))?;
         let response_format = response_format(fields.response_format.as_deref())?;
         let count_max = app.config.references.count_max;
         if fields.references.len() > count_max {
@@ -99,6 +101,13 @@ impl Asked {
             response_format,
         })
     }
+}
+
+/// Forms send fields that were left empty.
+fn given(field: Option<&String>) -> Option<&str> {
+    field
+        .map(|text| text.trim())
+        .filter(|text| !text.is_empty())
 }
 
 fn model(app: &App, name: Option<String>) -> Result<(String, &config::Model), ApiError> {
@@ -193,7 +202,7 @@ async fn reference(
     Guard::new(&app.config.references)
         .check_url(&text)
         .map(Reference::Foreign)
-        .map_err(|error| ApiError::field(param, error.to_string()))
+        .map_err(|error| ApiError::field(param, format!("{param} {error}")))
 }
 
 /// A `data:image/*;base64,…` URL, decoded piece by piece into storage.

@@ -77,7 +77,7 @@ impl<'a> Fields<'a> {
                         .ok_or_else(|| ApiError::field(name, format!("{name} must be a string")))?;
                     *field = Some(text.0.into_owned());
                 } else if let Ok(value) = serde_json::from_str(value.get()) {
-                    self.options.insert(name.to_owned(), value);
+                    self.set_option(name, value);
                 }
             }
         }
@@ -86,7 +86,7 @@ impl<'a> Fields<'a> {
 
     /// Takes one text part of a form.
     pub(super) fn set_form(&mut self, name: &str, text: String) -> Result<(), ApiError> {
-        match name.trim_end_matches("[]") {
+        match base_name(name) {
             "n" => {
                 let count = text.trim().parse();
                 self.n = Some(count.map_or(Count::NotANumber, Count::Given));
@@ -101,7 +101,7 @@ impl<'a> Fields<'a> {
                 if let Some(field) = self.text(name) {
                     *field = Some(text);
                 } else {
-                    self.options.insert(name.to_owned(), plain_value(text));
+                    self.set_option(name, plain_value(text));
                 }
             }
         }
@@ -114,6 +114,14 @@ impl<'a> Fields<'a> {
             self.mask = Some(Source::File(file));
         } else {
             self.references.push(Source::File(file));
+        }
+    }
+
+    /// PostgreSQL's JSON has no character NUL: an option that holds one is worth no error, nor a task.
+    fn set_option(&mut self, name: &str, value: Value) {
+        let storable = !name.contains('\0') && !value.to_string().contains("\\u0000");
+        if storable {
+            self.options.insert(name.to_owned(), value);
         }
     }
 
@@ -132,8 +140,16 @@ impl<'a> Fields<'a> {
 
 /// Whether a file part is an image or a mask, by its name: `image`, `image[]`, `image[0]`, `mask`.
 pub(super) fn takes_file(name: &str) -> bool {
-    let base = name.split('[').next().unwrap_or(name);
-    is_mask(name) || matches!(base, "image" | "images" | "image_input" | "image_urls")
+    is_mask(name)
+        || matches!(
+            base_name(name),
+            "image" | "images" | "image_input" | "image_urls"
+        )
+}
+
+/// `image` of `image[]` and `image[0]`.
+fn base_name(name: &str) -> &str {
+    name.split('[').next().unwrap_or(name)
 }
 
 fn is_mask(name: &str) -> bool {

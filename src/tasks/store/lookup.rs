@@ -19,7 +19,8 @@ pub async fn get(
     let row = query_as!(
         Row,
         r#"SELECT id, account_id, api_key_id, status AS "status: Status", request AS "request: Json<Request>",
-               unit_price AS "unit_price: Cny", file_id, created_at, deadline_at, attempts, fence,
+               unit_price AS "unit_price: Cny", file_id, created_at, attempts, fence,
+               (extract(epoch FROM deadline_at - now()) * 1000)::bigint AS "left_ms!",
                ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
                failure AS "failure: Json<Failure>"
            FROM tasks WHERE id = $1 AND account_id = $2"#,
@@ -41,7 +42,8 @@ pub async fn list(
     let rows = query_as!(
         Row,
         r#"SELECT id, account_id, api_key_id, status AS "status: Status", request AS "request: Json<Request>",
-               unit_price AS "unit_price: Cny", file_id, created_at, deadline_at, attempts, fence,
+               unit_price AS "unit_price: Cny", file_id, created_at, attempts, fence,
+               (extract(epoch FROM deadline_at - now()) * 1000)::bigint AS "left_ms!",
                ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
                failure AS "failure: Json<Failure>"
            FROM tasks WHERE account_id = $1 AND ($2::uuid IS NULL OR id < $2)
@@ -66,7 +68,8 @@ pub async fn ended(
 ) -> sqlx::Result<Vec<(Task, String)>> {
     let rows = query!(
         r#"SELECT t.id, t.account_id, t.api_key_id, t.status AS "status: Status", t.request AS "request: Json<Request>",
-               t.unit_price AS "unit_price: Cny", t.file_id, t.created_at, t.deadline_at, t.attempts, t.fence,
+               t.unit_price AS "unit_price: Cny", t.file_id, t.created_at, t.attempts, t.fence,
+               (extract(epoch FROM t.deadline_at - now()) * 1000)::bigint AS "left_ms!",
                t.ended_at, t.cost AS "cost: Cny", t.images AS "images: Json<Vec<Image>>",
                t.failure AS "failure: Json<Failure>",
                k.name AS api_key
@@ -96,9 +99,9 @@ pub async fn ended(
                 unit_price: row.unit_price,
                 file_id: row.file_id,
                 created_at: row.created_at,
-                deadline_at: row.deadline_at,
                 attempts: row.attempts,
                 fence: row.fence,
+                left_ms: row.left_ms,
                 ended_at: row.ended_at,
                 cost: row.cost,
                 images: row.images,
@@ -114,7 +117,8 @@ pub async fn ended_among(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Resul
     let rows = query_as!(
         Row,
         r#"SELECT id, account_id, api_key_id, status AS "status: Status", request AS "request: Json<Request>",
-               unit_price AS "unit_price: Cny", file_id, created_at, deadline_at, attempts, fence,
+               unit_price AS "unit_price: Cny", file_id, created_at, attempts, fence,
+               (extract(epoch FROM deadline_at - now()) * 1000)::bigint AS "left_ms!",
                ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
                failure AS "failure: Json<Failure>"
            FROM tasks WHERE id = ANY($1) AND status IN ('completed', 'failed')"#,
@@ -130,7 +134,8 @@ pub async fn present(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<Ve
     let rows = query_as!(
         Row,
         r#"SELECT id, account_id, api_key_id, status AS "status: Status", request AS "request: Json<Request>",
-               unit_price AS "unit_price: Cny", file_id, created_at, deadline_at, attempts, fence,
+               unit_price AS "unit_price: Cny", file_id, created_at, attempts, fence,
+               (extract(epoch FROM deadline_at - now()) * 1000)::bigint AS "left_ms!",
                ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
                failure AS "failure: Json<Failure>"
            FROM tasks WHERE id = ANY($1)"#,
@@ -146,7 +151,8 @@ pub async fn by_file_id(conn: &mut PgConnection, file_id: FileId) -> sqlx::Resul
     let row = query_as!(
         Row,
         r#"SELECT id, account_id, api_key_id, status AS "status: Status", request AS "request: Json<Request>",
-               unit_price AS "unit_price: Cny", file_id, created_at, deadline_at, attempts, fence,
+               unit_price AS "unit_price: Cny", file_id, created_at, attempts, fence,
+               (extract(epoch FROM deadline_at - now()) * 1000)::bigint AS "left_ms!",
                ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
                failure AS "failure: Json<Failure>"
            FROM tasks WHERE file_id = $1 AND status = 'completed'"#,

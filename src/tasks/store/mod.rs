@@ -20,6 +20,9 @@ use crate::{
     money::Cny,
 };
 
+/// Of a task that is inserted as already claimed.
+pub const FIRST_FENCE: i64 = 1;
+
 /// A task that is about to be accepted.
 #[derive(Clone, Debug)]
 pub struct NewTask {
@@ -60,9 +63,9 @@ struct Row {
     unit_price: Cny,
     file_id: FileId,
     created_at: DateTime<Utc>,
-    deadline_at: DateTime<Utc>,
     attempts: i16,
     fence: i64,
+    left_ms: i64,
     ended_at: Option<DateTime<Utc>>,
     cost: Option<Cny>,
     images: Option<Json<Vec<Image>>>,
@@ -89,9 +92,9 @@ impl From<Row> for Task {
             unit_price: row.unit_price,
             file_id: row.file_id,
             created_at: row.created_at,
-            deadline_at: row.deadline_at,
             attempts: row.attempts,
             fence: row.fence,
+            left: Duration::from_millis(u64::try_from(row.left_ms).unwrap_or_default()),
             end,
         }
     }
@@ -120,7 +123,8 @@ pub async fn insert(
                AS new (id, account_id, api_key_id, request, unit_price, file_id,
                    idempotency_key, fingerprint, claimed)
            RETURNING t.id, t.account_id, t.api_key_id, t.status AS "status: Status", t.request AS "request: Json<Request>",
-               t.unit_price AS "unit_price: Cny", t.file_id, t.created_at, t.deadline_at, t.attempts, t.fence,
+               t.unit_price AS "unit_price: Cny", t.file_id, t.created_at, t.attempts, t.fence,
+               (extract(epoch FROM t.deadline_at - now()) * 1000)::bigint AS "left_ms!",
                t.ended_at, t.cost AS "cost: Cny", t.images AS "images: Json<Vec<Image>>",
                t.failure AS "failure: Json<Failure>""#,
         &columns.ids,

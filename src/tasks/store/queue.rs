@@ -43,7 +43,8 @@ pub async fn claim(
                  ORDER BY run_at, id LIMIT $1 FOR UPDATE SKIP LOCKED) AS next
            WHERE t.id = next.id
            RETURNING t.id, t.account_id, t.api_key_id, t.status AS "status: Status", t.request AS "request: Json<Request>",
-               t.unit_price AS "unit_price: Cny", t.file_id, t.created_at, t.deadline_at, t.attempts, t.fence,
+               t.unit_price AS "unit_price: Cny", t.file_id, t.created_at, t.attempts, t.fence,
+               (extract(epoch FROM t.deadline_at - now()) * 1000)::bigint AS "left_ms!",
                t.ended_at, t.cost AS "cost: Cny", t.images AS "images: Json<Vec<Image>>",
                t.failure AS "failure: Json<Failure>""#,
         limit,
@@ -114,7 +115,8 @@ pub async fn hopeless(
     let rows = query_as!(
         Row,
         r#"SELECT id, account_id, api_key_id, status AS "status: Status", request AS "request: Json<Request>",
-               unit_price AS "unit_price: Cny", file_id, created_at, deadline_at, attempts, fence,
+               unit_price AS "unit_price: Cny", file_id, created_at, attempts, fence,
+               (extract(epoch FROM deadline_at - now()) * 1000)::bigint AS "left_ms!",
                ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
                failure AS "failure: Json<Failure>"
            FROM tasks

@@ -1,35 +1,33 @@
 //! An upstream, or storage, that fails at every step: what clients are told, and that it costs nothing.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
-use super::left;
+use super::{drawn_by, left};
 use crate::harness::{
     TestApp,
     caller::Caller,
-    upstream::{Act, Upstream, pictures},
+    upstream::{KEY, Reply, Upstream, picture},
 };
 
 /// What a client hears of one failure: status, type, code and message.
 type Told = (u16, &'static str, &'static str, &'static str);
 
-fn error(message: &str, code: &str) -> String {
-    json!({"error": {"message": message, "type": "t", "code": code, "param": null}}).to_string()
-}
-
 /// Both ways: as the answer of a sync request, and in the task object of an async one.
-async fn assert_told(caller: &Caller, upstream: &Upstream, act: &Act, told: Told) {
+async fn assert_told(caller: &Caller, upstream: &Upstream, reply: &Reply, told: Told) {
     let (status, kind, code, message) = told;
-    upstream.then(act.clone());
+    upstream.next(reply.clone());
     let answer = caller.draw("a bridge").await;
-    assert_eq!(answer.status, status, "{act:?}: {answer:?}");
-    assert_eq!(answer.header("x-should-retry"), Some("false"), "{act:?}");
+    assert_eq!(answer.status, status, "{told:?}: {answer:?}");
+    assert_eq!(answer.header("x-should-retry"), Some("false"), "{told:?}");
     let body = json!({"error": {"message": message, "type": kind, "code": code, "param": null, "provider": "easel"}});
-    assert_eq!(answer.json(), body, "{act:?}");
+    assert_eq!(answer.json(), body, "{told:?}");
 
-    upstream.then(act.clone());
+    upstream.next(reply.clone());
     let id = super::accepted(caller, "a bridge").await;
     let task = caller.wait_for(&id).await;
-    assert_eq!(task["status"], "failed", "{act:?}");
+    assert_eq!(task["status"], "failed", "{told:?}");
     assert_eq!(task["cost"], 0.0);
     assert_eq!(task["fail_reason"], message);
     assert_eq!(
@@ -39,56 +37,61 @@ async fn assert_told(caller: &Caller, upstream: &Upstream, act: &Act, told: Told
     assert_eq!(task["data"], Value::Null);
 }
 
+fn pictures(count: usize) -> Reply {
+    Reply::pictures(&vec![picture(3, 2, 0); count])
+}
+
 #[tokio::test]
 async fn every_failure_of_the_upstream_is_told_apart_and_costs_nothing() {
     let upstream = Upstream::start().await;
-    let app = TestApp::with(&upstream.settings("")).await;
+    let app = TestApp::with(&drawn_by(&upstream, "")).await;
     let caller = app.caller("1").await;
     let not_an_image =
         json!({"created": 1, "data": [{"b64_json": "aGVsbG8gd29ybGQsIG5vIHBpY3R1cmU="}]});
+    let drawn = pictures(1);
     let server_error = |code, message| (502, "server_error", code, message);
     let upstream_error = |message| server_error("upstream_error", message);
     let invalid_request = |code, message| (400, "invalid_request_error", code, message);
     let cases = [
         (
-            Act::Answer(400, error("No.", "moderation_blocked")),
+            Reply::error(400, "moderation_blocked", "No."),
             invalid_request("moderation_blocked", "No."),
         ),
         (
-            Act::Answer(400, error("Too odd.", "invalid_value")),
+            Reply::error(400, "invalid_value", "Too odd."),
             invalid_request("upstream_rejected", "Too odd."),
         ),
         (
-            Act::Answer(
-                401,
-                error("Incorrect API key: sk-upstream", "invalid_api_key"),
-            ),
+            Reply::error(401, "invalid_api_key", &format!("Incorrect API key: {KEY}")),
             upstream_error("the upstream cannot be used at present"),
         ),
         (
-            Act::Answer(429, error("Slow down.", "rate_limit_exceeded")),
+            Reply::error(429, "rate_limit_exceeded", "Slow down."),
             upstream_error("the upstream is overloaded at present"),
         ),
         (
-            Act::Answer(500, error("At 10.0.0.7: oh.", "server_error")),
+            Reply::error(500, "server_error", "At 10.0.0.7: oh."),
             upstream_error("the upstream failed"),
         ),
         (
-            Act::Answer(200, "<html>".to_owned()),
+            Reply::bytes("text/html", b"<html>".to_vec()),
             upstream_error("the upstream answered without a usable image"),
         ),
         (
-            Act::Answer(200, json!({"data": []}).to_string()),
+            Reply::json(200, &json!({"data": []})),
             upstream_error("the upstream answered without a usable image"),
         ),
         (
-            Act::Answer(200, not_an_image.to_string()),
+            Reply::json(200, &not_an_image),
             upstream_error("the upstream answered without a usable image"),
         ),
-        (Act::CutOff, upstream_error("the upstream failed")),
+        (
+            drawn.clone().cut_at(drawn.length() / 2),
+            upstream_error("the upstream failed"),
+        ),
     ];
-    for (act, told) in cases {
-        assert_told(&caller, &upstream, &act, told).await;
+    for (reply, told) in cases {
+        assert_told(&caller, &upstream, &reply, told).await;
     }
     assert_eq!(left(&caller).await, 1.0);
     app.finish().await;
@@ -97,13 +100,14 @@ async fn every_failure_of_the_upstream_is_told_apart_and_costs_nothing() {
 #[tokio::test]
 async fn an_upstream_that_is_silent_or_away_fails_in_time() {
     let upstream = Upstream::start().await;
-    let settings = upstream.settings("").replace("20000", "300");
+    let settings = drawn_by(&upstream, "").replace("20000", "300");
     let app = TestApp::with(&settings).await;
     let caller = app.caller("1").await;
+    let silence = pictures(1).after(Duration::from_secs(3600));
     let failed = (502, "server_error", "upstream_error", "the upstream failed");
-    assert_told(&caller, &upstream, &Act::Silence, failed).await;
+    assert_told(&caller, &upstream, &silence, failed).await;
 
-    let nobody = settings.replace(&upstream.base_url, "http://127.0.0.1:9/v1");
+    let nobody = settings.replace(&upstream.url, "http://127.0.0.1:9");
     let alone = app.replica(&nobody).await;
     let caller = caller.at(&alone.url);
     let away = (
@@ -112,7 +116,7 @@ async fn an_upstream_that_is_silent_or_away_fails_in_time() {
         "upstream_error",
         "the upstream could not be reached",
     );
-    assert_told(&caller, &upstream, &Act::Silence, away).await;
+    assert_told(&caller, &upstream, &silence, away).await;
 
     assert_eq!(left(&caller).await, 1.0);
     alone.finish().await;
@@ -122,30 +126,32 @@ async fn an_upstream_that_is_silent_or_away_fails_in_time() {
 #[tokio::test]
 async fn what_is_delivered_is_charged_and_no_more() {
     let upstream = Upstream::start().await;
-    let app = TestApp::with(&upstream.settings("")).await;
+    let app = TestApp::with(&drawn_by(&upstream, "")).await;
     let caller = app.caller("2").await;
     let body = json!({"model": "gpt-image-2", "prompt": "four", "n": 4});
 
-    upstream.then(Act::Pictures(3));
+    upstream.next(pictures(3));
     let answer = caller.post("/v1/images/generations", &body).await;
     assert_eq!(answer.status, 200);
     assert_eq!(answer.json()["data"].as_array().unwrap().len(), 3);
     assert_eq!(left(&caller).await, 1.4);
-    let had = upstream.had().remove(0);
+    let had = upstream.received().remove(0);
     assert_eq!(had.path, "/v1/images/generations");
-    assert_eq!(had.headers["authorization"], "Bearer sk-upstream");
-    let asked: Value = serde_json::from_slice(&had.body).unwrap();
-    assert_eq!((&asked["prompt"], &asked["n"]), (&"four".into(), &4.into()));
+    assert_eq!(had.headers["authorization"], format!("Bearer {KEY}"));
+    assert_eq!(
+        (&had.fields["prompt"], &had.fields["n"]),
+        (&"four".into(), &4.into())
+    );
 
     // More than was asked for is nobody's.
-    upstream.then(Act::Pictures(6));
+    upstream.next(pictures(6));
     let answer = caller.post("/v1/images/generations", &body).await;
     assert_eq!(answer.json()["data"].as_array().unwrap().len(), 4);
     assert_eq!(left(&caller).await, 0.6);
 
     // The first two are whole, then it breaks off.
-    let text = pictures(3).to_string();
-    upstream.then(Act::Answer(200, text[..text.len() - 20].to_owned()));
+    let three = pictures(3);
+    upstream.next(three.clone().cut_at(three.length() - 250));
     let body = json!({"model": "gpt-image-2", "prompt": "three", "n": 3});
     let ticket = caller
         .post("/v1/images/generations?async=1", &body)
@@ -163,7 +169,7 @@ async fn what_is_delivered_is_charged_and_no_more() {
 #[tokio::test]
 async fn pictures_that_cannot_be_stored_cost_nothing() {
     let upstream = Upstream::start().await;
-    let app = TestApp::with(&upstream.settings("")).await;
+    let app = TestApp::with(&drawn_by(&upstream, "")).await;
     let caller = app.caller("1").await;
     assert_eq!(caller.draw("before").await.status, 200);
     let objects = app.app.config.data_dir.join("objects");
@@ -177,7 +183,7 @@ async fn pictures_that_cannot_be_stored_cost_nothing() {
         "internal_error",
         "the image could not be stored",
     );
-    assert_told(&caller, &upstream, &Act::Pictures(1), told).await;
+    assert_told(&caller, &upstream, &pictures(1), told).await;
     assert_eq!(caller.get("/readyz").await.status, 503);
     assert_eq!(left(&caller).await, 0.8);
 

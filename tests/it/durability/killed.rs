@@ -4,11 +4,11 @@ use std::{collections::HashSet, time::Duration};
 
 use futures_util::future::join_all;
 
-use super::{accepted, left, submit};
+use super::{accepted, drawn_by, gate, hold, left, submit};
 use crate::harness::{
     database::TestDatabase,
     process::{Setup, postmaster, signal},
-    upstream::{Act, Upstream},
+    upstream::Upstream,
 };
 
 const ROUNDS: usize = 15;
@@ -105,11 +105,12 @@ async fn an_acknowledged_request_is_never_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_killed_between_upstream_and_settle_charges_once() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
-    let settings = upstream.settings("[tasks]\nlease_ms = 1000");
+    let settings = drawn_by(&upstream, "[tasks]\nlease_ms = 1000");
     let setup = Setup::on(&database, &settings);
     let gateway = setup.serve();
     let caller = database.caller(&gateway.url(), "1").await;
-    upstream.then(Act::Hold);
+    let gate = gate();
+    hold(&upstream, &gate);
     let id = accepted(&caller, "a bridge").await;
     upstream.wait_for(1).await;
     // Nobody can settle the task while its row is locked.
@@ -117,7 +118,7 @@ async fn a_worker_killed_between_upstream_and_settle_charges_once() {
     let mut lock = sqlx::Connection::begin(&mut conn).await.unwrap();
     let locked = sqlx::query("SELECT FROM tasks FOR UPDATE").execute(&mut *lock);
     locked.await.unwrap();
-    upstream.let_go();
+    gate.add_permits(1);
     database
         .wait_for(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
@@ -132,7 +133,7 @@ async fn a_worker_killed_between_upstream_and_settle_charges_once() {
 
     let task = caller.at(&gateway.url()).wait_for(&id).await;
     assert_eq!(task["status"], "completed");
-    assert_eq!(upstream.had().len(), 2, "the upstream was asked again");
+    assert_eq!(upstream.received().len(), 2, "the upstream was asked again");
     assert_eq!(left(&caller.at(&gateway.url())).await, 0.8);
     gateway.end();
     database.assert_at_rest().await;

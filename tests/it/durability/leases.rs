@@ -2,13 +2,8 @@
 
 use serde_json::json;
 
-use super::{accepted, left, submit, waiting};
-use crate::harness::{
-    TestApp,
-    database::TestDatabase,
-    process::Setup,
-    upstream::{Act, Upstream},
-};
+use super::{accepted, drawn_by, gate, hold, left, submit, waiting};
+use crate::harness::{TestApp, database::TestDatabase, process::Setup, upstream::Upstream};
 
 const RUNNING: &str = "SELECT count(*) FROM tasks WHERE status = 'running'";
 const COMPLETED: &str = "SELECT count(*) FROM tasks WHERE status = 'completed'";
@@ -16,10 +11,11 @@ const COMPLETED: &str = "SELECT count(*) FROM tasks WHERE status = 'completed'";
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_worker_changes_nothing_when_it_comes_back() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
-    let settings = upstream.settings("[tasks]\nlease_ms = 1000");
+    let settings = drawn_by(&upstream, "[tasks]\nlease_ms = 1000");
     let paused = Setup::on(&database, &settings).serve();
     let caller = database.caller(&paused.url(), "1").await;
-    upstream.then(Act::Hold);
+    let gate = gate();
+    hold(&upstream, &gate);
     let id = accepted(&caller, "a bridge").await;
     upstream.wait_for(1).await;
 
@@ -28,7 +24,7 @@ async fn a_paused_worker_changes_nothing_when_it_comes_back() {
     let here = caller.at(&other.url());
     let task = here.wait_for(&id).await;
     // The answer is there before it goes on.
-    upstream.let_go();
+    gate.add_permits(1);
     paused.signal("CONT");
     paused.end();
 
@@ -45,9 +41,10 @@ async fn a_paused_worker_changes_nothing_when_it_comes_back() {
 #[tokio::test]
 async fn a_result_under_an_old_fence_changes_nothing() {
     let upstream = Upstream::start().await;
-    let app = TestApp::with(&upstream.settings("")).await;
+    let app = TestApp::with(&drawn_by(&upstream, "")).await;
     let caller = app.caller("1").await;
-    upstream.then(Act::Hold);
+    let gate = gate();
+    hold(&upstream, &gate);
     let id = accepted(&caller, "a bridge").await;
     upstream.wait_for(1).await;
     // Somebody else claims it, and does not end it yet.
@@ -55,7 +52,7 @@ async fn a_result_under_an_old_fence_changes_nothing() {
     let claim = sqlx::query("UPDATE tasks SET fence = fence + 1, attempts = attempts + 1");
     claim.execute(&mut conn).await.unwrap();
 
-    upstream.let_go();
+    gate.add_permits(1);
     app.database
         .wait_for("SELECT count(*) FROM tasks WHERE status <> 'running'", 0)
         .await;
@@ -83,10 +80,11 @@ async fn a_result_under_an_old_fence_changes_nothing() {
 #[tokio::test]
 async fn a_deadline_fails_a_running_task_and_releases_its_hold() {
     let upstream = Upstream::start().await;
-    let settings = upstream.settings("[tasks]\nlease_ms = 1000\ndeadline_ms = 1500");
+    let settings = drawn_by(&upstream, "[tasks]\nlease_ms = 1000\ndeadline_ms = 1500");
     let app = TestApp::with(&settings).await;
     let caller = app.caller("1").await;
-    upstream.then(Act::Silence);
+    let gate = gate();
+    hold(&upstream, &gate);
 
     let answer = caller.draw("never").await;
 
@@ -110,10 +108,11 @@ async fn a_deadline_fails_a_running_task_and_releases_its_hold() {
 #[tokio::test]
 async fn a_deadline_ends_a_task_that_was_never_begun() {
     let upstream = Upstream::start().await;
-    let settings = upstream.settings("[tasks]\nlease_ms = 1000\nrunning_max = 1");
+    let settings = drawn_by(&upstream, "[tasks]\nlease_ms = 1000\nrunning_max = 1");
     let app = TestApp::with(&settings).await;
     let caller = app.caller("1").await;
-    upstream.then(Act::Hold);
+    let gate = gate();
+    hold(&upstream, &gate);
     let first = accepted(&caller, "first").await;
     upstream.wait_for(1).await;
     let second = accepted(&caller, "second").await;
@@ -125,9 +124,9 @@ async fn a_deadline_ends_a_task_that_was_never_begun() {
 
     assert_eq!(task["error"]["code"], "deadline_exceeded");
     assert_eq!(task["cost"], 0.0);
-    upstream.let_go();
+    gate.add_permits(1);
     assert_eq!(caller.wait_for(&first).await["status"], "completed");
-    assert_eq!(upstream.had().len(), 1);
+    assert_eq!(upstream.received().len(), 1);
     assert_eq!(left(&caller).await, 0.8);
     app.finish().await;
 }
@@ -135,15 +134,16 @@ async fn a_deadline_ends_a_task_that_was_never_begun() {
 #[tokio::test]
 async fn a_client_that_hangs_up_loses_only_its_wait() {
     let upstream = Upstream::start().await;
-    let app = TestApp::with(&upstream.settings("")).await;
+    let app = TestApp::with(&drawn_by(&upstream, "")).await;
     let caller = app.caller("1").await;
-    upstream.then(Act::Hold);
+    let gate = gate();
+    hold(&upstream, &gate);
     let request = waiting(&caller, "a bridge");
     upstream.wait_for(1).await;
 
     request.abort();
     assert!(request.await.unwrap_err().is_cancelled());
-    upstream.let_go();
+    gate.add_permits(1);
 
     app.database.wait_for(COMPLETED, 1).await;
     let tasks = caller.get("/v1/images/tasks").await.json();
@@ -160,10 +160,11 @@ async fn a_client_that_hangs_up_loses_only_its_wait() {
 #[tokio::test]
 async fn a_full_queue_takes_no_more() {
     let upstream = Upstream::start().await;
-    let settings = upstream.settings("[tasks]\nrunning_max = 1\nqueued_max = 1");
+    let settings = drawn_by(&upstream, "[tasks]\nrunning_max = 1\nqueued_max = 1");
     let app = TestApp::with(&settings).await;
     let caller = app.caller("1").await;
-    upstream.then(Act::Hold);
+    let gate = gate();
+    hold(&upstream, &gate);
     let first = accepted(&caller, "first").await;
     upstream.wait_for(1).await;
     while app.app.queued.load(std::sync::atomic::Ordering::Relaxed) > 0 {
@@ -186,7 +187,7 @@ async fn a_full_queue_takes_no_more() {
       }
     }
     "#);
-    upstream.let_go();
+    gate.add_permits(1);
     for id in [first, second] {
         assert_eq!(caller.wait_for(&id).await["status"], "completed");
     }

@@ -7,7 +7,26 @@ mod shutdown;
 
 use serde_json::{Value, json};
 
-use crate::harness::caller::{Answer, Caller};
+use crate::harness::{
+    caller::{Answer, Caller},
+    upstream::{Gate, Reply, Upstream, picture},
+};
+
+/// Settings under which `gpt-image-2` is drawn by an upstream; `more` lies beside them.
+fn drawn_by(upstream: &Upstream, more: &str) -> String {
+    let backend = upstream.settings("timeout_ms = 20000");
+    format!("{more}\n[backends.up]\n{backend}[models.gpt-image-2]\nbackend = \"up\"\n")
+}
+
+/// Has the next drawing answered when the gate lets it go: never, if it is not opened.
+fn hold(upstream: &Upstream, gate: &Gate) {
+    upstream.next(Reply::pictures(&[picture(3, 2, 0)]).held_by(gate));
+}
+
+/// A gate that is shut.
+fn gate() -> Gate {
+    Gate::new(tokio::sync::Semaphore::new(0))
+}
 
 /// A request that does not wait.
 async fn submit(caller: &Caller, prompt: &str) -> Answer {

@@ -2,22 +2,20 @@
 
 use std::time::{Duration, Instant};
 
-use super::{accepted, left, submit, waiting};
-use crate::harness::{
-    database::TestDatabase,
-    process::Setup,
-    upstream::{Act, Upstream},
-};
+use super::{accepted, drawn_by, gate, hold, left, submit, waiting};
+use crate::harness::{database::TestDatabase, process::Setup, upstream::Upstream};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_under_way_are_answered_and_nothing_new_is_taken() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
     // It takes longer than a lease, which another would take over.
-    let settings = upstream.settings("[tasks]\nlease_ms = 1000");
+    let settings = drawn_by(&upstream, "[tasks]\nlease_ms = 1000");
     let gateway = Setup::on(&database, &settings).serve();
     let other = Setup::on(&database, &settings).serve();
     let caller = database.caller(&gateway.url(), "1").await;
-    upstream.then(Act::Hold).then(Act::Hold);
+    let gate = gate();
+    hold(&upstream, &gate);
+    hold(&upstream, &gate);
     let request = waiting(&caller, "waits");
     let id = accepted(&caller, "does not wait").await;
     upstream.wait_for(2).await;
@@ -38,8 +36,7 @@ async fn requests_under_way_are_answered_and_nothing_new_is_taken() {
     let polled = caller.get(&format!("/v1/images/tasks/{id}")).await;
     assert_eq!(polled.json()["status"], "pending");
     tokio::time::sleep(Duration::from_millis(2500)).await;
-    upstream.let_go();
-    upstream.let_go();
+    gate.add_permits(2);
     assert_eq!(request.await.unwrap().status, 200);
     assert!(gateway.wait_end().success());
 
@@ -59,22 +56,23 @@ async fn requests_under_way_are_answered_and_nothing_new_is_taken() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_waits_for_another_replica_is_answered_through_a_shutdown() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
-    let gateway = Setup::on(&database, &upstream.settings("[tasks]\nrunning_max = 1")).serve();
+    let gateway = Setup::on(&database, &drawn_by(&upstream, "[tasks]\nrunning_max = 1")).serve();
     let caller = database.caller(&gateway.url(), "1").await;
-    upstream.then(Act::Hold).then(Act::Hold);
+    let gate = gate();
+    hold(&upstream, &gate);
+    hold(&upstream, &gate);
     let first = waiting(&caller, "drawn here");
     upstream.wait_for(1).await;
     let second = waiting(&caller, "drawn elsewhere");
     database
         .wait_for("SELECT count(*) FROM tasks WHERE status = 'queued'", 1)
         .await;
-    let other = Setup::on(&database, &upstream.settings("")).serve();
+    let other = Setup::on(&database, &drawn_by(&upstream, "")).serve();
     upstream.wait_for(2).await;
 
     gateway.signal("TERM");
     while caller.get("/readyz").await.status == 200 {}
-    upstream.let_go();
-    upstream.let_go();
+    gate.add_permits(2);
 
     assert_eq!(first.await.unwrap().status, 200);
     assert_eq!(second.await.unwrap().status, 200);
@@ -86,11 +84,13 @@ async fn who_waits_for_another_replica_is_answered_through_a_shutdown() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tasks_that_take_too_long_are_given_back_unbegun() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
-    let settings = upstream.settings("[server]\ndrain_timeout_ms = 300");
+    let settings = drawn_by(&upstream, "[server]\ndrain_timeout_ms = 300");
     let setup = Setup::on(&database, &settings);
     let gateway = setup.serve();
     let caller = database.caller(&gateway.url(), "1").await;
-    upstream.then(Act::Silence).then(Act::Silence);
+    let gate = gate();
+    hold(&upstream, &gate);
+    hold(&upstream, &gate);
     let request = waiting(&caller, "waits");
     let id = accepted(&caller, "does not wait").await;
     upstream.wait_for(2).await;
@@ -119,9 +119,10 @@ async fn tasks_that_take_too_long_are_given_back_unbegun() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_ends_it_at_once() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
-    let gateway = Setup::on(&database, &upstream.settings("")).serve();
+    let gateway = Setup::on(&database, &drawn_by(&upstream, "")).serve();
     let caller = database.caller(&gateway.url(), "1").await;
-    upstream.then(Act::Silence);
+    let gate = gate();
+    hold(&upstream, &gate);
     let request = waiting(&caller, "waits");
     upstream.wait_for(1).await;
 

@@ -1,7 +1,11 @@
 //! Somebody with a key, and what they are answered.
 
 use easel::ids::{AccountId, KeyId};
-use reqwest::{Method, RequestBuilder, header::HeaderMap, multipart::Form};
+use reqwest::{
+    Method, RequestBuilder,
+    header::HeaderMap,
+    multipart::{Form, Part},
+};
 use serde_json::{Value, json};
 
 /// A client of the gateway. Follows no redirects.
@@ -16,7 +20,6 @@ pub struct Caller {
 }
 
 /// An answer, read whole.
-#[derive(Debug)]
 pub struct Answer {
     pub status: u16,
     pub headers: HeaderMap,
@@ -103,6 +106,20 @@ impl Caller {
         panic!("the task {task} did not end within 30 s");
     }
 
+    /// Asks for a ticket, which must be given; the id of its task.
+    pub async fn submit(&self, body: &Value) -> String {
+        let ticket = self.post("/v1/images/generations/async", body).await;
+        assert_eq!(ticket.status, 202, "{body} {ticket:?}");
+        ticket.json()["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Uploads one file as the part `file`.
+    pub async fn upload(&self, bytes: Vec<u8>, file_name: &str) -> Answer {
+        let file = Part::bytes(bytes).file_name(file_name.to_owned());
+        self.post_form("/v1/uploads/images", Form::new().part("file", file))
+            .await
+    }
+
     pub async fn balance(&self) -> Value {
         self.get("/v1/balance").await.json()
     }
@@ -124,7 +141,47 @@ impl Answer {
             .unwrap_or_else(|error| panic!("{error} in {:?}", String::from_utf8_lossy(&self.body)))
     }
 
+    /// An error: the status, the type that goes with it, all five keys, and the message, word for word.
+    #[track_caller]
+    pub fn assert_refused(&self, status: u16, message: &str) -> Value {
+        assert_eq!(self.status, status, "{self:?}");
+        assert_eq!(self.header("content-type"), Some("application/json"));
+        assert!(self.header("x-request-id").is_some());
+        let body = self.json();
+        let error = body["error"].as_object().unwrap();
+        let keys: Vec<&str> = error.keys().map(String::as_str).collect();
+        assert_eq!(keys, ["code", "message", "param", "provider", "type"]);
+        assert_eq!(body.as_object().unwrap().len(), 1);
+        let kind = match status {
+            401 => "authentication_error",
+            402 => "payment_required",
+            404 | 410 => "not_found_error",
+            429 => "rate_limit_error",
+            500.. => "server_error",
+            _ => "invalid_request_error",
+        };
+        assert_eq!(error["type"], kind);
+        assert_eq!(error["message"], message);
+        body["error"].clone()
+    }
+
+    /// As [`assert_refused`](Self::assert_refused), for a field of the request.
+    #[track_caller]
+    pub fn assert_refused_field(&self, status: u16, param: &str, message: &str) {
+        let error = self.assert_refused(status, message);
+        assert_eq!(error["param"], param);
+    }
+
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+}
+
+/// Bodies as text, and the beginning of long ones only.
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shown = &self.body[..self.body.len().min(2000)];
+        writeln!(f, "{} {:?}", self.status, self.headers)?;
+        f.write_str(&String::from_utf8_lossy(shown))
     }
 }

@@ -3,11 +3,13 @@
 
 pub mod caller;
 pub mod database;
+pub mod pictures;
 pub mod process;
+pub mod redact;
 pub mod s3;
 pub mod upstream;
 
-use std::{sync::Arc, time::Duration};
+use std::{io::Write, sync::Arc, time::Duration};
 
 use easel::{
     accounts::{keys, store as accounts, store::KeyLimits},
@@ -117,6 +119,11 @@ impl TestApp {
         Caller::new(&self.url, key.secret.expose_secret(), name, account, key_id)
     }
 
+    /// The gateway as it is once a shutdown has begun; [`finish`](Self::finish) still follows.
+    pub fn begin_shutdown(&self) {
+        self.shutdown.begin();
+    }
+
     /// Ends like a process that is killed: nothing is drained, no lease is given back.
     pub fn kill(self) -> (Arc<TestDatabase>, Arc<TempDir>) {
         self.working.abort();
@@ -171,7 +178,16 @@ pub fn tool(variable: &str, what: &str) -> Option<String> {
             std::env::var_os("IT_REQUIRE_ALL").is_none(),
             "{what} needs {variable}"
         );
-        eprintln!("left out: {what} needs {variable}, which tests/run sets");
+        say(&format!(
+            "left out: {what} needs {variable}, which tests/run sets"
+        ));
     }
     found
+}
+
+/// Prints a line past the capture of a passing test's output: what is left out or measured is to be seen.
+pub fn say(line: &str) {
+    std::io::stderr()
+        .write_all(format!("{line}\n").as_bytes())
+        .unwrap();
 }

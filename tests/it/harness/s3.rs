@@ -1,9 +1,7 @@
 //! S3 stores to test against, on loopback: one in this process, and one as it is used in production.
 
 use std::{
-    env,
     fs::{self, File},
-    io::{self, Write},
     net::TcpListener,
     path::Path,
     process::{Child, Command, Stdio},
@@ -64,14 +62,7 @@ impl S3Server {
 
     /// `SeaweedFS`, when its binary is named by `IT_WEED`.
     pub(crate) async fn seaweedfs() -> Option<Self> {
-        let Some(binary) = env::var_os("IT_WEED") else {
-            let required = env::var("IT_REQUIRE_ALL").is_ok_and(|value| value == "1");
-            assert!(!required, "IT_WEED does not name a weed binary");
-            // Past the capture of a passing test's output: what is left out must be seen.
-            let text = b"left out: SeaweedFS (IT_WEED does not name a weed binary)\n";
-            io::stderr().write_all(text).unwrap();
-            return None;
-        };
+        let binary = super::tool("IT_WEED", "SeaweedFS")?;
         let folder = tempfile::tempdir().unwrap();
         let port = free_ports();
         let mut child = weed(Path::new(&binary), folder.path(), port)

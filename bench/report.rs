@@ -1,0 +1,97 @@
+//! The table of what was measured, against what is the least that is good enough.
+
+use super::gateway::Cpu;
+
+/// What a figure must come to.
+#[derive(Clone, Copy)]
+pub(super) enum Floor {
+    AtLeast(f64),
+    AtMost(f64),
+    /// For comparison only.
+    None,
+}
+
+/// One figure.
+pub(super) struct Figure {
+    pub(super) what: String,
+    pub(super) measured: f64,
+    pub(super) unit: &'static str,
+    pub(super) floor: Floor,
+    /// What else is worth knowing.
+    pub(super) note: String,
+}
+
+impl Figure {
+    pub(super) fn new(what: &str, measured: f64, unit: &'static str, floor: Floor) -> Self {
+        Self {
+            what: what.to_owned(),
+            measured,
+            unit,
+            floor,
+            note: String::new(),
+        }
+    }
+
+    pub(super) fn note(mut self, note: &str) -> Self {
+        if !self.note.is_empty() {
+            self.note += ", ";
+        }
+        self.note += note;
+        self
+    }
+
+    pub(super) fn print(&self) {
+        let (floor, mark) = match self.floor {
+            Floor::AtLeast(floor) => (
+                format!(">= {}", number(floor)),
+                mark(self.measured >= floor),
+            ),
+            Floor::AtMost(floor) => (
+                format!("<= {}", number(floor)),
+                mark(self.measured <= floor),
+            ),
+            Floor::None => (String::new(), ""),
+        };
+        println!(
+            "{:<46} {:>9} {:<6} {floor:>8} {mark:<5} {}",
+            self.what,
+            number(self.measured),
+            self.unit,
+            self.note
+        );
+    }
+}
+
+pub(super) fn print_head() {
+    println!(
+        "{:<46} {:>9} {:<6} {:>8} {:<5} beside it",
+        "what", "measured", "", "wanted", ""
+    );
+}
+
+/// Processor time between two moments, by request.
+pub(super) fn cpu_each(before: Cpu, after: Cpu, requests: f64) -> String {
+    let each = |before: std::time::Duration, after: std::time::Duration| {
+        number((after.saturating_sub(before)).as_secs_f64() * 1e6 / requests)
+    };
+    format!(
+        "CPU: gateway {} us, database {} us each",
+        each(before.gateway, after.gateway),
+        each(before.database, after.database)
+    )
+}
+
+fn mark(passed: bool) -> &'static str {
+    if passed { "ok" } else { "MISS" }
+}
+
+/// Three digits that matter are enough.
+fn number(value: f64) -> String {
+    if value >= 100.0 {
+        format!("{value:.0}")
+    } else if value >= 10.0 {
+        format!("{value:.1}")
+    } else {
+        format!("{value:.2}")
+    }
+}

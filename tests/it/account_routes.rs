@@ -1,0 +1,175 @@
+//! Models, balances and usage, body by body.
+
+use easel::accounts::store::KeyLimits;
+use insta::assert_json_snapshot;
+use serde_json::json;
+
+use crate::harness::{TestApp, redact::redacted};
+
+const MODELS: &str = "
+    [models.gpt-image-2]
+    backend = 'demo'
+    [models.cheap-1]
+    backend = 'demo'
+    owned_by = 'org'
+    n_max = 2
+    price_low = '0.01'
+    price_medium = '0.0205'
+    price_high = '1'";
+
+#[tokio::test]
+async fn models_show_their_prices() {
+    let app = TestApp::with(MODELS).await;
+    let caller = app.caller("0").await;
+
+    let list = caller.get("/v1/models").await.json();
+
+    assert_json_snapshot!(list, @r#"
+    {
+      "data": [
+        {
+          "created": 1767225600,
+          "id": "cheap-1",
+          "object": "model",
+          "owned_by": "org",
+          "pricing": {
+            "currency": "CNY",
+            "high": 1.0,
+            "low": 0.01,
+            "medium": 0.0205
+          }
+        },
+        {
+          "created": 1767225600,
+          "id": "gpt-image-2",
+          "object": "model",
+          "owned_by": "easel",
+          "pricing": {
+            "currency": "CNY",
+            "high": 0.4,
+            "low": 0.1,
+            "medium": 0.2
+          }
+        }
+      ],
+      "first_id": "cheap-1",
+      "has_more": false,
+      "last_id": "gpt-image-2",
+      "object": "list"
+    }
+    "#);
+    for (index, name) in ["cheap-1", "gpt-image-2"].iter().enumerate() {
+        let model = caller.get(&format!("/v1/models/{name}")).await;
+        assert_eq!(model.status, 200, "{name}");
+        assert_eq!(model.json(), list["data"][index], "{name}");
+    }
+    let missing = caller.get("/v1/models/dall-e-3").await;
+    missing.assert_refused(404, "no such model");
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_balance_speaks_both_languages() {
+    let app = TestApp::start().await;
+    let caller = app.caller("100").await;
+    assert_eq!(caller.draw("a cat").await.status, 200);
+
+    let balance = caller.get("/v1/balance").await;
+
+    assert_eq!(balance.header("cache-control"), Some("no-store"));
+    assert_json_snapshot!(balance.json(), @r#"
+    {
+      "available": 99.8,
+      "balance": 99.8,
+      "currency": "CNY",
+      "held": 0.0,
+      "month_spend": 0.2,
+      "monthly_quota": null,
+      "remain_balance": 99.8,
+      "success": true,
+      "unlimited_quota": false,
+      "used_balance": 0.2
+    }
+    "#);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn what_is_held_is_not_available() {
+    let app = TestApp::with("[backends.demo]\nkind = 'demo'\ndelay_ms = 1500").await;
+    let caller = app.caller_with("1", Some("5"), &KeyLimits::default()).await;
+    let body = json!({"model": "gpt-image-2", "prompt": "a cat", "quality": "high"});
+    caller.submit(&body).await;
+
+    let balance = caller.balance().await;
+
+    assert_eq!(balance["balance"], 1.0);
+    assert_eq!(balance["held"], 0.4);
+    assert_eq!(balance["available"], 0.6);
+    assert_eq!(balance["remain_balance"], 0.6);
+    assert_eq!(balance["used_balance"], 0.0);
+    assert_eq!(balance["month_spend"], 0.0);
+    assert_eq!(balance["monthly_quota"], 5.0);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_usage_record_has_its_cost_broken_down() {
+    let _redacted = redacted();
+    let app = TestApp::start().await;
+    let caller = app.caller("1").await;
+    let body = json!({"model": "gpt-image-2", "prompt": "a cat", "n": 2, "quality": "low",
+        "size": "4:3", "resolution": "1K"});
+    assert_eq!(
+        caller.post("/v1/images/generations", &body).await.status,
+        200
+    );
+
+    let usage = caller.get("/v1/usage").await.json();
+
+    assert_json_snapshot!(usage["data"], @r#"
+    [
+      {
+        "api_key": "test",
+        "cost": 0.2,
+        "cost_breakdown": {
+          "image_cost_rmb": 0.1,
+          "image_count": 2,
+          "image_urls": [
+            "https://HOST/v1/images/files/gpt-image-2/[date]/[file]-1.png",
+            "https://HOST/v1/images/files/gpt-image-2/[date]/[file]-2.png"
+          ]
+        },
+        "created": [time],
+        "id": "[task]",
+        "model": "gpt-image-2",
+        "quality": "low",
+        "resolution": "1k",
+        "size": "4:3",
+        "status": "completed",
+        "task_id": "[task]"
+      }
+    ]
+    "#);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_failed_request_is_a_record_without_cost() {
+    let app = TestApp::with("[backends.demo]\nkind = 'demo'\nfailure_percent = 100").await;
+    let (caller, other) = (app.caller("1").await, app.caller("1").await);
+    assert_eq!(caller.draw("a cat").await.status, 502);
+
+    let usage = caller.get("/v1/usage").await.json();
+
+    let record = &usage["data"][0];
+    assert_eq!(
+        (&record["status"], &record["cost"]),
+        (&json!("failed"), &json!(0.0))
+    );
+    assert_eq!(record["cost_breakdown"]["image_count"], 0);
+    assert_eq!(record["cost_breakdown"]["image_urls"], json!([]));
+    assert_eq!(other.get("/v1/usage").await.json()["data"], json!([]));
+    assert_eq!(other.get("/v1/usage").await.json()["first_id"], json!(null));
+    app.finish().await;
+}

@@ -1,0 +1,193 @@
+//! What is made of the upstream's good answers.
+
+use std::time::Duration;
+
+use easel::backend::BackendError;
+use serde_json::json;
+
+use super::{backend, draw, drawing};
+use crate::harness::upstream::{Reply, Upstream, picture};
+
+/// Bytes that no codec makes short.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 1_u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_be_bytes()[0]
+    };
+    (0..length).map(|_| next()).collect()
+}
+
+#[tokio::test]
+async fn large_pictures_come_through_whole() {
+    let upstream = Upstream::start().await;
+    let backend = backend(&upstream, "");
+    let large = [noise(3_000_001), noise(1_500_002)];
+    upstream.next(Reply::pictures(&large));
+    let (pictures, drawn) = draw(&backend, &drawing(2)).await;
+    drawn.unwrap();
+    assert!(pictures == large);
+}
+
+#[tokio::test]
+async fn fewer_pictures_than_asked_for_are_fine_and_more_are_dropped() {
+    let upstream = Upstream::start().await;
+    let backend = backend(&upstream, "");
+    let three = [noise(10), noise(70), noise(1000)];
+
+    upstream.next(Reply::pictures(&three));
+    let (pictures, drawn) = draw(&backend, &drawing(4)).await;
+    drawn.unwrap();
+    assert_eq!(pictures, three);
+
+    upstream.next(Reply::pictures(&three));
+    let (pictures, drawn) = draw(&backend, &drawing(2)).await;
+    drawn.unwrap();
+    assert_eq!(pictures, three[..2]);
+}
+
+#[tokio::test]
+async fn links_are_fetched_without_the_key() {
+    let upstream = Upstream::start().await;
+    let backend = backend(&upstream, "");
+    let link = format!("{}/files/picture.png", upstream.url);
+    let data_url = format!(
+        "data:image/png;base64,{}",
+        base64_simd::STANDARD.encode_to_string("data")
+    );
+    upstream.next(Reply::links(&[&link, &data_url]));
+
+    let (pictures, drawn) = draw(&backend, &drawing(2)).await;
+
+    drawn.unwrap();
+    // What came in the answer is there before what had to be fetched.
+    assert_eq!(pictures, [b"data".to_vec(), picture(64, 64, 0)]);
+    let fetched = &upstream.received()[1];
+    assert_eq!(fetched.path, "/files/picture.png");
+    assert_eq!(fetched.header("authorization"), None);
+}
+
+#[tokio::test]
+async fn a_picture_is_not_fetched_that_has_come_already() {
+    let upstream = Upstream::start().await;
+    let backend = backend(&upstream, "");
+    let link = format!("{}/files/picture.png", upstream.url);
+    let entry = json!({"url": link, "b64_json": "aGVsbG8="});
+    upstream.next(Reply::json(200, &json!({"created": 1, "data": [entry]})));
+
+    let (pictures, drawn) = draw(&backend, &drawing(2)).await;
+
+    drawn.unwrap();
+    assert_eq!(pictures, [b"hello"]);
+    assert_eq!(upstream.received().len(), 1);
+}
+
+#[tokio::test]
+async fn links_elsewhere_are_not_followed() {
+    let upstream = Upstream::start().await;
+    let other = Upstream::start().await;
+    let backend = backend(&upstream, r#"download_hosts = ["*.example"]"#);
+    for link in [
+        format!("{}/files/picture.png", other.url),
+        format!("{}/files/picture.png", other.url)
+            .replace("http:", "https:")
+            .replace("127.0.0.1", "localhost"),
+        "http://169.254.169.254/latest/meta-data".to_owned(),
+        "https://example/picture.png".to_owned(),
+        "file:///etc/passwd".to_owned(),
+        format!("{}/files/moved.png", upstream.url),
+        format!("{}/files/expired.png", upstream.url),
+    ] {
+        upstream.next(Reply::links(&[&link]));
+        let (pictures, drawn) = draw(&backend, &drawing(1)).await;
+        let Err(BackendError::NoImage { detail }) = drawn else {
+            panic!("{link}: {drawn:?}");
+        };
+        assert!(
+            pictures.is_empty() && !detail.contains("/files/"),
+            "{detail}"
+        );
+    }
+    assert!(other.received().is_empty());
+}
+
+#[tokio::test]
+async fn a_link_that_fails_may_have_been_paid_for() {
+    let upstream = Upstream::start().await;
+    let backend = backend(&upstream, r#"download_hosts = ["localhost"]"#);
+    let good = format!("{}/files/picture.png", upstream.url);
+    for bad in [
+        format!("{}/files/broken.png", upstream.url),
+        // Nothing listens there.
+        "https://localhost:1/picture.png".to_owned(),
+    ] {
+        upstream.next(Reply::links(&[&good, &bad]));
+        let (pictures, drawn) = draw(&backend, &drawing(2)).await;
+        assert!(
+            matches!(drawn, Err(BackendError::Failed { .. })),
+            "{drawn:?}"
+        );
+        assert_eq!(pictures, [picture(64, 64, 0)]);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_without_a_picture_is_told_as_such() {
+    let upstream = Upstream::start().await;
+    let backend = backend(&upstream, "");
+    for reply in [
+        Reply::json(200, &json!({"created": 1, "data": []})),
+        Reply::json(200, &json!({"created": 1, "data": null})),
+        Reply::json(200, &json!({"created": 1})),
+        Reply::json(200, &json!({"data": [{"b64_json": "", "url": null}]})),
+        Reply::json(200, &json!({"error": {"message": "later"}})),
+        Reply::json(200, &json!(["aGVs"])),
+        Reply::bytes("text/html", b"<html>It works!</html>".to_vec()),
+        Reply::bytes("application/json", Vec::new()),
+        Reply::bytes("application/json", b"[".repeat(100_000)),
+    ] {
+        upstream.next(reply);
+        let (pictures, drawn) = draw(&backend, &drawing(1)).await;
+        assert!(
+            matches!(drawn, Err(BackendError::NoImage { .. })),
+            "{drawn:?}"
+        );
+        assert!(pictures.is_empty());
+    }
+    let filtered =
+        json!({"created": 1, "error": {"code": "contentFilter", "message": "Filtered."}});
+    upstream.next(Reply::json(200, &filtered));
+    let (_, drawn) = draw(&backend, &drawing(1)).await;
+    assert!(matches!(drawn, Err(BackendError::Refused { message }) if message == "Filtered."));
+}
+
+#[tokio::test]
+async fn pictures_before_the_break_count() {
+    let upstream = Upstream::start().await;
+    let backend = backend(&upstream, "");
+    let two = [noise(200_000), noise(200_000)];
+    let whole = Reply::pictures(&two);
+    let length = whole.length();
+    upstream.next(whole.cut_at(length * 3 / 4));
+
+    let (pictures, drawn) = draw(&backend, &drawing(2)).await;
+
+    assert!(
+        matches!(drawn, Err(BackendError::Failed { .. })),
+        "{drawn:?}"
+    );
+    assert!(pictures == two[..1]);
+}
+
+#[tokio::test]
+async fn an_upstream_that_takes_too_long_has_failed() {
+    let upstream = Upstream::start().await;
+    let backend = backend(&upstream, "timeout_ms = 100");
+    upstream.next(Reply::pictures(&[noise(10)]).after(Duration::from_mins(1)));
+    let (pictures, drawn) = draw(&backend, &drawing(1)).await;
+    let Err(BackendError::Failed { detail }) = drawn else {
+        panic!("{drawn:?}");
+    };
+    assert_eq!(detail, "no whole answer within 100 ms");
+    assert!(pictures.is_empty());
+}

@@ -1,0 +1,137 @@
+//! Keys that open nothing, on every route that asks for one.
+
+use chrono::{DateTime, Utc};
+use easel::accounts::store::{self as accounts, KeyLimits, Standing};
+use reqwest::Method;
+
+use crate::harness::{
+    TestApp,
+    caller::{Answer, Caller, http_client},
+};
+
+const MISSING: &str = "missing API key: send one as `Authorization: Bearer sk_…`";
+const INVALID: &str = "invalid API key";
+
+const ROUTES: [(Method, &str); 12] = [
+    (Method::POST, "/v1/uploads/images"),
+    (Method::POST, "/uploads/images"),
+    (Method::POST, "/v1/images/generations"),
+    (Method::POST, "/images/generations"),
+    (Method::POST, "/v1/images/edits/async"),
+    (Method::GET, "/v1/images/generations/x"),
+    (Method::GET, "/v1/images/tasks/x"),
+    (Method::GET, "/v1/images/tasks"),
+    (Method::GET, "/v1/models"),
+    (Method::GET, "/v1/models/gpt-image-2"),
+    (Method::GET, "/v1/balance"),
+    (Method::GET, "/v1/usage"),
+];
+
+#[tokio::test]
+async fn every_route_of_the_api_asks_for_a_key() {
+    let app = TestApp::start().await;
+    for (method, path) in ROUTES {
+        let request = http_client().request(method.clone(), format!("{}{path}", app.url));
+        let error = Answer::of(request.try_clone().unwrap()).await;
+        let error = error.assert_refused(401, MISSING);
+        assert_eq!(error["code"], "invalid_api_key", "{method} {path}");
+        let unknown = request.bearer_auth("sk_0123456789abcdefghijABCDEFGHIJ");
+        Answer::of(unknown).await.assert_refused(401, INVALID);
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn keys_that_are_none_are_refused() {
+    let app = TestApp::start().await;
+    let caller = app.caller("1").await;
+    let unknown = easel::accounts::keys::generate();
+    let unknown = secrecy::ExposeSecret::expose_secret(&unknown.secret).to_owned();
+    let good = caller.key.clone();
+    let mistyped = format!("{}x", &good[..good.len() - 1]);
+    let ask = |headers: Vec<(&'static str, String)>| {
+        let mut request = http_client().get(format!("{}/v1/balance", app.url));
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        Answer::of(request)
+    };
+    for headers in [
+        vec![("authorization", format!("Bearer {unknown}"))],
+        vec![("authorization", format!("Bearer {mistyped}"))],
+        vec![("authorization", "Bearer sk-proj-abc".to_owned())],
+        vec![("authorization", "Bearer ".to_owned())],
+        vec![("authorization", format!("Basic {good}"))],
+        vec![("authorization", format!("Bearer Bearer {good}"))],
+        vec![("x-api-key", unknown.clone())],
+    ] {
+        let answer = ask(headers.clone()).await;
+        assert_eq!(answer.status, 401, "{headers:?}");
+        answer.assert_refused(401, INVALID);
+    }
+    let two = ask(vec![
+        ("authorization", format!("Bearer {good}")),
+        ("x-api-key", unknown),
+    ]);
+    assert_eq!(two.await.status, 401);
+    for headers in [
+        vec![("authorization", format!("bearer {good}"))],
+        vec![("authorization", good.clone())],
+        vec![("x-api-key", good.clone())],
+        vec![
+            ("api-key", good.clone()),
+            ("authorization", format!("Bearer {good}")),
+        ],
+    ] {
+        assert_eq!(ask(headers.clone()).await.status, 200, "{headers:?}");
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn an_expired_key_is_refused() {
+    let app = TestApp::start().await;
+    let limits = KeyLimits {
+        expires_at: Some(DateTime::<Utc>::UNIX_EPOCH),
+        ..KeyLimits::default()
+    };
+    let caller = app.caller_with("1", None, &limits).await;
+    caller.get("/v1/balance").await.assert_refused(401, INVALID);
+    app.finish().await;
+}
+
+/// Nothing drawn, nothing held, though the key was good a moment ago and is remembered as such.
+async fn assert_spends_nothing(caller: &Caller) {
+    caller.draw("a cat").await.assert_refused(401, INVALID);
+}
+
+#[tokio::test]
+async fn a_revoked_key_spends_nothing_from_then_on() {
+    let app = TestApp::start().await;
+    let caller = app.caller("1").await;
+    assert_eq!(caller.get("/v1/balance").await.status, 200);
+
+    let mut conn = app.app.pool.acquire().await.unwrap();
+    accounts::revoke_key(&mut conn, caller.key_id)
+        .await
+        .unwrap();
+    drop(conn);
+
+    assert_spends_nothing(&caller).await;
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_disabled_account_spends_nothing_from_then_on() {
+    let app = TestApp::start().await;
+    let caller = app.caller("1").await;
+    assert_eq!(caller.get("/v1/balance").await.status, 200);
+
+    let mut conn = app.app.pool.acquire().await.unwrap();
+    let disabled = accounts::set_standing(&mut conn, &caller.account, Standing::Disabled).await;
+    assert_eq!(disabled.unwrap(), Some(()));
+    drop(conn);
+
+    assert_spends_nothing(&caller).await;
+    app.finish().await;
+}

@@ -1,0 +1,40 @@
+//! What a generation may ask for, field by field, and how its pictures are answered.
+
+mod bodies;
+mod fields;
+mod files;
+mod references;
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::harness::{TestApp, caller::Caller};
+
+/// Accepted tasks end without a picture, at once and at no cost.
+const FAILING: &str = "[backends.demo]\nkind = 'demo'\nfailure_percent = 100";
+
+/// A good request with other fields laid over it.
+fn body(fields: Value) -> Value {
+    let mut body = json!({"model": "gpt-image-2", "prompt": "a cat"});
+    let Value::Object(fields) = fields else {
+        panic!("{fields}")
+    };
+    body.as_object_mut().unwrap().extend(fields);
+    body
+}
+
+/// What a task is to draw, as it was understood.
+async fn understood(app: &TestApp, task: &str) -> Value {
+    let id: Uuid = task.parse().unwrap();
+    sqlx::query_scalar("SELECT request FROM tasks WHERE id = $1")
+        .bind(id)
+        .fetch_one(&app.app.pool)
+        .await
+        .unwrap()
+}
+
+/// As [`understood`], of what is sent now.
+async fn accepted(app: &TestApp, caller: &Caller, fields: Value) -> Value {
+    let task = caller.submit(&body(fields)).await;
+    understood(app, &task).await
+}

@@ -1,0 +1,197 @@
+//! The fields of a request: what is taken, as what, and what is refused in which words.
+
+use serde_json::json;
+
+use super::{FAILING, accepted, body};
+use crate::harness::TestApp;
+
+const SIZES: &str = "size must be auto, one of 1:1, 3:2, 2:3, 4:3, 3:4, 5:4, 4:5, 16:9, 9:16, 2:1, 1:2, \
+                     21:9, 9:21, or pixels like 1536x1024 within 3 % of one of these ratios";
+
+#[tokio::test]
+async fn fields_that_cannot_be_are_refused_by_name() {
+    let app = TestApp::start().await;
+    let caller = app.caller("9").await;
+    let models = "allowed: gemini-3-pro-image-preview, gpt-image-2";
+    let n = "n must be an integer from 1 to 10";
+    let quality = "quality must be low, medium, high or auto";
+    let resolution = "resolution must be 1k or 2k";
+    let format = "response_format must be url or b64_json";
+    for (field, value, message) in [
+        ("model", json!(null), format!("model is required, {models}")),
+        ("model", json!(""), format!("model is required, {models}")),
+        ("model", json!(7), "model must be a string".to_owned()),
+        (
+            "model",
+            json!("dall-e-3"),
+            format!("no such model: dall-e-3, {models}"),
+        ),
+        ("prompt", json!(null), "prompt is required".to_owned()),
+        ("prompt", json!(""), "prompt must not be blank".to_owned()),
+        (
+            "prompt",
+            json!(" \n\t"),
+            "prompt must not be blank".to_owned(),
+        ),
+        (
+            "prompt",
+            json!("a\0b"),
+            "prompt must not contain the character NUL".to_owned(),
+        ),
+        ("prompt", json!(["a"]), "prompt must be a string".to_owned()),
+        (
+            "prompt",
+            json!("猫".repeat(32_001)),
+            "prompt has 32001 characters, allowed are 32000".to_owned(),
+        ),
+        ("n", json!(0), n.to_owned()),
+        ("n", json!(11), n.to_owned()),
+        ("n", json!(300), n.to_owned()),
+        ("n", json!(-1), n.to_owned()),
+        ("n", json!(1.5), n.to_owned()),
+        ("n", json!("two"), n.to_owned()),
+        ("size", json!("7:5"), SIZES.to_owned()),
+        ("size", json!("1000x700"), SIZES.to_owned()),
+        ("size", json!("1055x1024"), SIZES.to_owned()),
+        ("size", json!("0x0"), SIZES.to_owned()),
+        ("size", json!("huge"), SIZES.to_owned()),
+        (
+            "size",
+            json!("4096x4096"),
+            "size must be below 5767168 pixels in all where no resolution is given".to_owned(),
+        ),
+        ("resolution", json!("4k"), resolution.to_owned()),
+        ("resolution", json!("1024"), resolution.to_owned()),
+        ("quality", json!("ultra"), quality.to_owned()),
+        ("response_format", json!("png"), format.to_owned()),
+        (
+            "mask",
+            json!("data:image/png;base64,AAAA"),
+            "the model gpt-image-2 takes no mask".to_owned(),
+        ),
+    ] {
+        let answer = caller
+            .post("/v1/images/generations", &body(json!({ field: value })))
+            .await;
+        answer.assert_refused_field(400, field, &message);
+    }
+    assert_eq!(caller.balance().await["balance"], 9.0);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn absent_fields_have_their_defaults() {
+    let app = TestApp::with(FAILING).await;
+    let caller = app.caller("9").await;
+    for fields in [
+        json!({}),
+        json!({"n": null, "size": null, "resolution": null, "quality": null, "image": null}),
+        json!({"n": 1, "size": "auto", "quality": "auto", "response_format": "url"}),
+    ] {
+        let request = accepted(&app, &caller, fields).await;
+        assert_eq!(request["n"], 1);
+        assert_eq!(request["ratio"], "1:1");
+        assert_eq!(request["resolution"], "1k");
+        assert_eq!(request["quality"], "medium");
+        assert_eq!(request["size"], json!({"width": 1024, "height": 1024}));
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn sizes_are_drawn_as_the_table_says() {
+    let app = TestApp::with(FAILING).await;
+    let caller = app.caller("99").await;
+    for (ratio, one_k, two_k) in [
+        ("1:1", "1024x1024", "2048x2048"),
+        ("3:2", "1536x1024", "2048x1360"),
+        ("2:3", "1024x1536", "1360x2048"),
+        ("4:3", "1024x768", "2048x1536"),
+        ("3:4", "768x1024", "1536x2048"),
+        ("5:4", "1280x1024", "2560x2048"),
+        ("4:5", "1024x1280", "2048x2560"),
+        ("16:9", "1536x864", "2048x1152"),
+        ("9:16", "864x1536", "1152x2048"),
+        ("2:1", "2048x1024", "2688x1344"),
+        ("1:2", "1024x2048", "1344x2688"),
+        ("21:9", "2016x864", "2688x1152"),
+        ("9:21", "864x2016", "1152x2688"),
+    ] {
+        for (resolution, pixels) in [("1k", one_k), ("2K", two_k)] {
+            let asked = json!({"size": ratio, "resolution": resolution});
+            let request = accepted(&app, &caller, asked).await;
+            let size = &request["size"];
+            assert_eq!(format!("{}x{}", size["width"], size["height"]), pixels);
+            assert_eq!(request["ratio"], ratio);
+        }
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn pixels_are_the_nearest_ratio_and_decide_the_resolution() {
+    let app = TestApp::with(FAILING).await;
+    let caller = app.caller("99").await;
+    for (asked, ratio, resolution) in [
+        (json!({"size": "1024x1024"}), "1:1", "1k"),
+        (json!({"size": "1792x1024"}), "16:9", "1k"),
+        (json!({"size": "1054x1024"}), "1:1", "1k"),
+        (json!({"size": "1536x1536"}), "1:1", "2k"),
+        (json!({"size": "1535x1536"}), "1:1", "1k"),
+        (json!({"size": "2048x2048"}), "1:1", "2k"),
+        (
+            json!({"size": "2048x2048", "resolution": "1K"}),
+            "1:1",
+            "1k",
+        ),
+        (json!({"size": "512x512", "resolution": "2k"}), "1:1", "2k"),
+    ] {
+        let request = accepted(&app, &caller, asked.clone()).await;
+        assert_eq!(request["ratio"], ratio, "{asked}");
+        assert_eq!(request["resolution"], resolution, "{asked}");
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn quality_sets_the_price() {
+    let app = TestApp::with("[backends.demo]\nkind = 'demo'\ndelay_ms = 60000").await;
+    for (quality, held) in [
+        ("low", 0.1),
+        ("medium", 0.2),
+        ("auto", 0.2),
+        ("standard", 0.2),
+        ("high", 0.4),
+        ("hd", 0.4),
+    ] {
+        let caller = app.caller("9").await;
+        caller.submit(&body(json!({ "quality": quality }))).await;
+        assert_eq!(caller.balance().await["held"], held, "{quality}");
+    }
+    app.kill();
+}
+
+#[tokio::test]
+async fn unknown_fields_are_never_refused() {
+    let app = TestApp::with(FAILING).await;
+    let caller = app.caller("9").await;
+    let fields = json!({"background": "transparent", "moderation": "low", "output_format": "webp",
+        "output_compression": 80, "input_fidelity": "high", "style": "vivid", "user": "u-1",
+        "stream": false, "x": {"y": [1, null]}});
+    let request = accepted(&app, &caller, fields.clone()).await;
+    assert_eq!(request["options"], fields);
+
+    let odd = json!({"user": "a\0b", "a\0b": {"c": ["d\0"]}, "seed": 1e300});
+    accepted(&app, &caller, odd).await;
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn the_longest_prompt_is_taken_whole() {
+    let app = TestApp::with(FAILING).await;
+    let caller = app.caller("9").await;
+    let prompt = format!(" {}\u{1F408}\n", "猫".repeat(31_997));
+    let request = accepted(&app, &caller, json!({ "prompt": prompt })).await;
+    assert_eq!(request["prompt"], prompt);
+    app.finish().await;
+}

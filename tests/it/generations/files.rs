@@ -1,0 +1,192 @@
+//! The pictures: their links, what those lead to, and the pictures inside the answer.
+
+use easel::{accounts::store::KeyLimits, config::InlineImages};
+use insta::assert_json_snapshot;
+use serde_json::json;
+
+use super::body;
+use crate::harness::{
+    TestApp,
+    caller::{Answer, Caller, http_client},
+    redact::redacted,
+};
+
+const PATH: &str = "/v1/images/generations";
+
+async fn link_of(caller: &Caller) -> String {
+    let answer = caller.draw("a cat").await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.json()["data"][0]["url"].as_str().unwrap().to_owned()
+}
+
+async fn target(link: &str) -> String {
+    let redirect = Answer::of(http_client().get(link)).await;
+    assert_eq!(redirect.status, 302, "{redirect:?}");
+    redirect.header("location").unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_sync_answer_has_its_links() {
+    let _redacted = redacted();
+    let app = TestApp::start().await;
+    let caller = app.caller("1").await;
+
+    let answer = caller.draw("a cat").await;
+
+    assert_eq!(answer.header("cache-control"), Some("no-store"));
+    assert_json_snapshot!(answer.json(), @r#"
+    {
+      "created": [time],
+      "data": [
+        {
+          "url": "https://HOST/v1/images/files/gpt-image-2/[date]/[file]-1.png"
+        }
+      ],
+      "id": "[task]"
+    }
+    "#);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_link_leads_to_the_bytes_without_a_key() {
+    let app = TestApp::start().await;
+    let link = link_of(&app.caller("1").await).await;
+
+    let shown = target(&link).await;
+    let picture = Answer::of(http_client().get(&shown)).await;
+    assert_eq!(picture.header("content-type"), Some("image/png"));
+    assert_eq!(picture.header("content-disposition"), Some("inline"));
+    assert_eq!(picture.header("x-content-type-options"), Some("nosniff"));
+    let size = image::load_from_memory(&picture.body).unwrap();
+    assert_eq!((size.width(), size.height()), (1024, 1024));
+
+    let saved = target(&format!("{link}?download=1")).await;
+    let saved = Answer::of(http_client().get(&saved)).await;
+    let disposition = saved.header("content-disposition").unwrap();
+    assert!(
+        disposition.starts_with("attachment; filename=\""),
+        "{disposition}"
+    );
+    assert!(disposition.ends_with("-1.png\""), "{disposition}");
+    assert_eq!(saved.body, picture.body);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_link_with_anything_else_in_it_leads_nowhere() {
+    let app = TestApp::start().await;
+    let caller = app.caller("1").await;
+    let link = link_of(&caller).await;
+    let date = link.rsplit('/').nth(1).unwrap();
+    let file_id = link.rsplit('/').next().unwrap().trim_end_matches("-1.png");
+    for wrong in [
+        link.replace("gpt-image-2", "gpt-image-1"),
+        link.replace(date, "20010101"),
+        link.replace(file_id, "3e0c77bb-9cbd-4c44-9549-bff1b4060623"),
+        link.replace("-1.png", "-0.png"),
+        link.replace("-1.png", "-2.png"),
+        link.replace("-1.png", "-01.png"),
+        link.replace("-1.png", "-99999999999999999999.png"),
+        link.replace("-1.png", "-1.jpg"),
+        link.replace("-1.png", "-1"),
+        link.replace("-1.png", ".png"),
+        link.replace("/gpt-image-2", ""),
+    ] {
+        caller.get(&wrong).await.assert_refused(404, "no such file");
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn the_address_behind_a_link_cannot_be_forged_and_ends_soon() {
+    let app = TestApp::start().await;
+    let caller = app.caller("1").await;
+    let link = link_of(&caller).await;
+    let shown = target(&link).await;
+    let (expiry, rest) = shown
+        .rsplit_once("/f/object/")
+        .unwrap()
+        .1
+        .split_once('-')
+        .unwrap();
+    let later = expiry.parse::<u64>().unwrap() + 1;
+    for forged in [
+        shown.replace(expiry, &later.to_string()),
+        shown.replace(".png", ".jpg"),
+        format!("{shown}/evil.html"),
+        format!(
+            "{}/f/object/{expiry}-{}",
+            app.url,
+            rest.replacen('/', "0/", 1)
+        ),
+        format!("{}/f/object/x", app.url),
+    ] {
+        caller
+            .get(&forged)
+            .await
+            .assert_refused(404, "no such file");
+    }
+    let ttl = 600;
+    app.app.clock.advance(std::time::Duration::from_secs(ttl));
+    caller.get(&shown).await.assert_refused(404, "no such file");
+    assert_eq!(
+        caller.get(&target(&link).await).await.status,
+        200,
+        "the link itself lasts"
+    );
+    app.finish().await;
+}
+
+/// Whether an answer has the picture beside its link, and if so that it is the same.
+async fn is_inline(caller: &Caller, fields: serde_json::Value) -> bool {
+    let answer = caller.post(PATH, &body(fields)).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let body = answer.json();
+    let mut inline = false;
+    for image in body["data"].as_array().unwrap() {
+        let behind = target(image["url"].as_str().unwrap()).await;
+        if let Some(text) = image["b64_json"].as_str() {
+            let decoded = base64_simd::STANDARD.decode_to_vec(text).unwrap();
+            assert_eq!(decoded, caller.get(&behind).await.body);
+            inline = true;
+        }
+    }
+    inline
+}
+
+#[tokio::test]
+async fn pictures_come_inline_where_they_are_asked_for() {
+    let app = TestApp::start().await;
+    let caller = app.caller("9").await;
+    assert!(is_inline(&caller, json!({"response_format": "b64_json", "n": 2})).await);
+    assert!(!is_inline(&caller, json!({"response_format": "url"})).await);
+    assert!(!is_inline(&caller, json!({})).await);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_key_says_more_than_the_settings() {
+    for (setting, key, unasked, asked) in [
+        ("always", None, true, true),
+        ("never", None, false, false),
+        ("never", Some(InlineImages::Always), true, true),
+        ("always", Some(InlineImages::Never), false, false),
+        ("always", Some(InlineImages::OnRequest), false, true),
+    ] {
+        let app = TestApp::with(&format!("[images]\ninline_images = '{setting}'")).await;
+        let limits = KeyLimits {
+            inline_images: key,
+            ..KeyLimits::default()
+        };
+        let caller = app.caller_with("9", None, &limits).await;
+        assert_eq!(
+            is_inline(&caller, json!({})).await,
+            unasked,
+            "{setting} {key:?}"
+        );
+        let asking = json!({"response_format": "b64_json"});
+        assert_eq!(is_inline(&caller, asking).await, asked, "{setting} {key:?}");
+        app.finish().await;
+    }
+}

@@ -1,0 +1,192 @@
+//! Reference images, in all the ways that clients give them.
+
+use image::ImageFormat;
+use serde_json::{Value, json};
+
+use super::{FAILING, accepted, body};
+use crate::harness::{
+    TestApp,
+    caller::Answer,
+    pictures::{picture, png},
+};
+
+const DATA_URL: &str = "a data URL must be data:image/…;base64, followed by valid base64";
+
+fn data_url(bytes: &[u8]) -> String {
+    format!(
+        "data:image/png;base64,{}",
+        base64_simd::STANDARD.encode_to_string(bytes)
+    )
+}
+
+fn count(request: &Value) -> usize {
+    request["references"].as_array().unwrap().len()
+}
+
+#[tokio::test]
+async fn links_are_found_in_all_spellings() {
+    let app = TestApp::with(FAILING).await;
+    let caller = app.caller("99").await;
+    let (a, b) = ("https://example.com/a.png", "https://example.com/b.png");
+    for fields in [
+        json!({"image_urls": [a, b]}),
+        json!({"image_urls": [{"url": a}, b]}),
+        json!({"image_urls": a, "image_input": b}),
+        json!({"image_input": [a, {"url": b}]}),
+        json!({"images": [{"image_url": a}, {"image_url": {"url": b}}]}),
+        json!({"image": [a, b]}),
+        json!({"image": a, "images": [b], "image_urls": []}),
+        json!({"image": {"url": a}, "image_urls": ["", b], "mask": null}),
+    ] {
+        let request = accepted(&app, &caller, fields.clone()).await;
+        assert_eq!(count(&request), 2, "{fields}");
+        let text = request["references"].to_string();
+        assert!(text.contains(a) && text.contains(b), "{fields} {text}");
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn data_urls_are_taken_as_lenient_decoders_take_them() {
+    let app = TestApp::with(FAILING).await;
+    let caller = app.caller("99").await;
+    let whole = data_url(&png());
+    let (head, base64) = whole.split_at("data:image/png;base64,".len());
+    let lines: Vec<&str> = base64
+        .as_bytes()
+        .chunks(76)
+        .map(|line| std::str::from_utf8(line).unwrap())
+        .collect();
+    for url in [
+        whole.clone(),
+        whole.trim_end_matches('=').to_owned(),
+        format!("{head}{}", base64.replace('+', "-").replace('/', "_")),
+        format!("{head}{}", lines.join("\r\n")),
+        whole.replace("data:image/png", "DATA:IMAGE/PNG"),
+        whole.replace("image/png", "image/*"),
+        data_url(&picture(ImageFormat::Jpeg)),
+    ] {
+        let request = accepted(&app, &caller, json!({ "image": url })).await;
+        assert_eq!(count(&request), 1, "{url}");
+        assert!(
+            request["references"][0].to_string().contains("uploads/"),
+            "{request}"
+        );
+    }
+    app.finish().await;
+}
+
+const HTTPS: &str = "image_urls must be an https:// URL";
+const PUBLIC: &str = "image_urls must name a public host";
+
+#[tokio::test]
+async fn what_is_no_reference_is_refused_and_costs_nothing() {
+    let app = TestApp::start().await;
+    let caller = app.caller("9").await;
+    let pdf = base64_simd::STANDARD.encode_to_string(b"%PDF-1.7\n");
+    let damaged = data_url(&png()[..40]);
+    for (reference, message) in [
+        ("data:image/png;base64,@@@@".to_owned(), DATA_URL),
+        ("data:image/png;base64,A".to_owned(), DATA_URL),
+        ("data:image/png,AAAA".to_owned(), DATA_URL),
+        ("data:text/html;base64,AAAA".to_owned(), DATA_URL),
+        ("data:".to_owned(), DATA_URL),
+        (
+            format!("data:image/png;base64,{pdf}"),
+            "unsupported image type: application/pdf, allowed: jpeg, png, gif, webp",
+        ),
+        (damaged, "the image is damaged or cut off"),
+        ("http://example.com/a.png".to_owned(), HTTPS),
+        ("ftp://example.com/a.png".to_owned(), HTTPS),
+        ("file:///etc/passwd".to_owned(), HTTPS),
+        (
+            "cat.png".to_owned(),
+            "image_urls must be a valid https:// URL",
+        ),
+        ("https://127.0.0.1/a.png".to_owned(), PUBLIC),
+        ("https://10.0.0.1/a.png".to_owned(), PUBLIC),
+        ("https://169.254.169.254/latest".to_owned(), PUBLIC),
+        ("https://[::1]/a.png".to_owned(), PUBLIC),
+        ("https://2130706433/a.png".to_owned(), PUBLIC),
+        ("https://localhost/a.png".to_owned(), PUBLIC),
+        (
+            "https://me:pw@example.com/a.png".to_owned(),
+            "image_urls must not hold a user name or password",
+        ),
+        (
+            "https://example.com:8443/a.png".to_owned(),
+            "image_urls must use port 443",
+        ),
+    ] {
+        let asked = body(json!({"image_urls": [reference]}));
+        let answer = caller.post("/v1/images/generations", &asked).await;
+        assert_eq!(answer.json()["error"]["message"], message, "{reference}");
+        answer.assert_refused_field(400, "image_urls", message);
+        assert_eq!(answer.header("x-should-retry"), None);
+    }
+    assert_eq!(caller.balance().await["balance"], 9.0);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn what_can_hold_no_reference_is_refused() {
+    let app = TestApp::start().await;
+    let caller = app.caller("9").await;
+    for (field, value) in [("image", json!(5)), ("images", json!([{"file_id": "x"}]))] {
+        let asked = body(json!({ field: value }));
+        let answer = caller.post("/v1/images/generations", &asked).await;
+        let message = format!(
+            "{field} must be an https:// or data: URL, a list of them, or of objects with url"
+        );
+        answer.assert_refused_field(400, field, &message);
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn at_most_sixteen_are_taken_in_all() {
+    let app = TestApp::with(FAILING).await;
+    let caller = app.caller("9").await;
+    let links = |count: usize| vec!["https://example.com/a.png"; count];
+    let most = json!({"image_urls": links(10), "images": links(6)});
+    assert_eq!(count(&accepted(&app, &caller, most).await), 16);
+
+    let more = body(json!({"image_urls": links(10), "images": links(7)}));
+    let answer = caller.post("/v1/images/generations", &more).await;
+    let message = "17 reference images given, allowed are 16";
+    answer.assert_refused_field(400, "image_urls", message);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn own_links_are_read_from_storage_whatever_their_scheme() {
+    let app = TestApp::start().await;
+    let caller = app.caller("9").await;
+    let upload = caller.upload(png(), "a.png").await.json();
+    let drawn = caller.draw("a cat").await.json();
+    let links = [&upload["url"], &drawn["data"][0]["url"]];
+    let links = links.map(|link| link.as_str().unwrap());
+    for link in links {
+        for link in [link.to_owned(), link.replace("http://", "https://")] {
+            let asked = body(json!({"image_urls": [link]}));
+            let answer = caller.post("/v1/images/edits", &asked).await;
+            assert_eq!(answer.status, 200, "{link} {answer:?}");
+        }
+    }
+    let nothing = "a reference is a link of this gateway that names nothing";
+    for link in [
+        format!("{}/f/image/1-2-a.png", app.url),
+        format!("{}/f/image/%00", app.url),
+        links[1].replace("-1.png", "-2.png"),
+    ] {
+        let asked = body(json!({ "image": link }));
+        let answer: Answer = caller.post("/v1/images/edits", &asked).await;
+        answer.assert_refused_field(400, "image_urls", nothing);
+    }
+    app.app.clock.advance(app.app.config.uploads.ttl());
+    let expired = body(json!({ "image": links[0] }));
+    let answer = caller.post("/v1/images/edits", &expired).await;
+    let message = "a reference is an upload that has expired";
+    answer.assert_refused_field(400, "image_urls", message);
+    app.finish().await;
+}

@@ -1,0 +1,142 @@
+//! A stand-in for an upstream with OpenAI's Images API. As strict as the real one where that matters: it
+//! wants its key, refuses parameters it does not know, and answers with base64 only.
+//! Any call can be answered otherwise: see [`Reply`].
+
+mod received;
+mod reply;
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, State},
+    http::{HeaderMap, Uri},
+    response::Response,
+    routing::{get, post},
+};
+use serde_json::json;
+use tokio::{net::TcpListener, task::JoinSet};
+
+pub use received::{File, Received};
+pub use reply::{Gate, Reply, picture};
+
+/// What it wants to be called with.
+pub const KEY: &str = "sk-stand-in-7f3a9c";
+/// What its safety system does not draw.
+pub const REFUSED_PROMPT: &str = "something unsafe";
+
+/// Listens on loopback until it is dropped.
+pub struct Upstream {
+    /// Without `/v1`.
+    pub url: String,
+    state: Arc<Scripted>,
+    _serving: JoinSet<()>,
+}
+
+#[derive(Default)]
+struct Scripted {
+    replies: Mutex<VecDeque<Reply>>,
+    received: Mutex<Vec<Received>>,
+}
+
+impl Upstream {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let state = Arc::new(Scripted::default());
+        let router = Router::new()
+            .route("/v1/images/generations", post(draw))
+            .route("/v1/images/edits", post(draw))
+            .route("/v1/models", get(models))
+            .route("/files/{name}", get(file))
+            .layer(DefaultBodyLimit::disable())
+            .with_state(Arc::clone(&state));
+        let mut serving = JoinSet::new();
+        serving.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self {
+            url,
+            state,
+            _serving: serving,
+        }
+    }
+
+    /// The backend's settings for it, as TOML below `[backends.NAME]`; `more` lies beside them.
+    pub fn settings(&self, more: &str) -> String {
+        let url = &self.url;
+        format!("kind = \"openai\"\nbase_url = \"{url}/v1\"\napi_key = \"{KEY}\"\n{more}\n")
+    }
+
+    /// Answers the next drawing without an answer of its own with `reply`. Those that nothing was said
+    /// about are drawn.
+    pub fn next(&self, reply: Reply) {
+        self.state.replies.lock().unwrap().push_back(reply);
+    }
+
+    /// Returns once so many calls came, answered or not.
+    pub async fn wait_for(&self, calls: usize) {
+        let came = || self.state.received.lock().unwrap().len();
+        for _ in 0..3_000 {
+            if came() >= calls {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{} calls came, not {calls}", came());
+    }
+
+    /// Every call so far, in order.
+    pub fn received(&self) -> Vec<Received> {
+        self.state.received.lock().unwrap().clone()
+    }
+}
+
+impl Scripted {
+    fn note(&self, received: Received) {
+        self.received.lock().unwrap().push(received);
+    }
+}
+
+async fn draw(
+    State(state): State<Arc<Scripted>>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let received = Received::read(&uri, headers, body).await;
+    let reply = state.replies.lock().unwrap().pop_front();
+    let reply = reply.unwrap_or_else(|| match received.check() {
+        Ok(()) => Reply::drawn(&received),
+        Err(refusal) => refusal,
+    });
+    state.note(received);
+    reply.send().await
+}
+
+async fn models(State(state): State<Arc<Scripted>>, uri: Uri, headers: HeaderMap) -> Response {
+    let received = Received::read(&uri, headers, Bytes::new()).await;
+    let model =
+        json!({"id": "gpt-image-2", "object": "model", "created": 1, "owned_by": "stand-in"});
+    let reply = match received.check_key() {
+        Ok(()) => Reply::json(200, &json!({"object": "list", "data": [model]})),
+        Err(refusal) => refusal,
+    };
+    state.note(received);
+    reply.send().await
+}
+
+/// What links in answers lead to. Wants no key.
+async fn file(State(state): State<Arc<Scripted>>, uri: Uri, headers: HeaderMap) -> Response {
+    state.note(Received::read(&uri, headers, Bytes::new()).await);
+    let reply = match uri.path() {
+        "/files/picture.png" => Reply::bytes("image/png", picture(64, 64, 0)),
+        "/files/moved.png" => Reply::json(302, &json!({})).header("location", "/files/picture.png"),
+        "/files/broken.png" => Reply::error(500, "server_error", "disk on fire"),
+        _ => Reply::error(404, "not_found", "no such file"),
+    };
+    reply.send().await
+}

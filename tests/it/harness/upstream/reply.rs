@@ -1,0 +1,167 @@
+//! What the stand-in answers.
+
+use std::{io, sync::Arc, time::Duration};
+
+use axum::{
+    body::{Body, Bytes},
+    http::{Response, StatusCode},
+};
+use futures_util::{StreamExt, stream};
+use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use super::Received;
+
+/// An answer to one call.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: Bytes,
+    delay: Duration,
+    gate: Option<Gate>,
+    cut_at: Option<usize>,
+}
+
+/// Holds replies back; each permit that is added to it lets one go.
+pub type Gate = Arc<Semaphore>;
+
+/// A PNG of just this size, in a shade of grey that tells one picture from the next.
+pub fn picture(width: u32, height: u32, index: u8) -> Vec<u8> {
+    let pixels = vec![index.wrapping_mul(24); (width * height) as usize];
+    let mut png = Vec::new();
+    PngEncoder::new(&mut png)
+        .write_image(&pixels, width, height, ExtendedColorType::L8)
+        .unwrap();
+    png
+}
+
+impl Reply {
+    /// What was asked for.
+    pub fn drawn(received: &Received) -> Self {
+        let (width, height) = received.size().unwrap_or((16, 16));
+        let count = received.n().and_then(|n| u8::try_from(n).ok()).unwrap_or(1);
+        let pictures: Vec<_> = (0..count).map(|i| picture(width, height, i)).collect();
+        Self::pictures(&pictures)
+    }
+
+    /// Pictures as base64, as OpenAI answers them.
+    pub fn pictures(pictures: &[Vec<u8>]) -> Self {
+        let data: Vec<Value> = pictures
+            .iter()
+            .map(|picture| json!({"b64_json": base64_simd::STANDARD.encode_to_string(picture)}))
+            .collect();
+        let usage = json!({"input_tokens": 8, "output_tokens": 272, "total_tokens": 280,
+            "input_tokens_details": {"text_tokens": 8, "image_tokens": 0}});
+        Self::json(
+            200,
+            &json!({"created": 1_781_599_773, "data": data, "background": "opaque",
+                "output_format": "png", "quality": "medium", "usage": usage}),
+        )
+    }
+
+    /// Pictures as links.
+    pub fn links(urls: &[&str]) -> Self {
+        let data: Vec<Value> = urls.iter().map(|url| json!({"url": url})).collect();
+        Self::json(200, &json!({"created": 1_781_599_773, "data": data}))
+    }
+
+    /// An error in OpenAI's shape.
+    pub fn error(status: u16, code: &str, message: &str) -> Self {
+        let kind = match (status, code) {
+            (_, "moderation_blocked") => "image_generation_user_error",
+            (500.., _) => "server_error",
+            _ => "invalid_request_error",
+        };
+        Self::json(
+            status,
+            &json!({"error": {"message": message, "type": kind, "param": null, "code": code}}),
+        )
+    }
+
+    pub fn json(status: u16, body: &Value) -> Self {
+        Self {
+            status,
+            ..Self::bytes("application/json", body.to_string().into_bytes())
+        }
+    }
+
+    pub fn bytes(content_type: &str, body: Vec<u8>) -> Self {
+        Self {
+            status: 200,
+            headers: vec![("content-type".to_owned(), content_type.to_owned())],
+            body: body.into(),
+            delay: Duration::ZERO,
+            gate: None,
+            cut_at: None,
+        }
+    }
+
+    pub fn status(mut self, status: u16) -> Self {
+        self.status = status;
+        self
+    }
+
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Comes so much later.
+    pub fn after(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
+    }
+
+    /// Comes once the gate lets it go.
+    pub fn held_by(mut self, gate: &Gate) -> Self {
+        self.gate = Some(Arc::clone(gate));
+        self
+    }
+
+    /// Breaks off after so many bytes of the body.
+    pub fn cut_at(mut self, bytes: usize) -> Self {
+        self.cut_at = Some(bytes);
+        self
+    }
+
+    /// How many bytes the body has.
+    pub fn length(&self) -> usize {
+        self.body.len()
+    }
+
+    /// Names the parameter that an error is about.
+    pub(super) fn about(mut self, param: &str) -> Self {
+        let mut body: Value = serde_json::from_slice(&self.body).unwrap();
+        body["error"]["param"] = param.into();
+        self.body = body.to_string().into();
+        self
+    }
+
+    pub(super) async fn send(self) -> Response<Body> {
+        tokio::time::sleep(self.delay).await;
+        if let Some(gate) = &self.gate {
+            gate.acquire().await.unwrap().forget();
+        }
+        let mut response = Response::builder().status(StatusCode::from_u16(self.status).unwrap());
+        for (name, value) in &self.headers {
+            response = response.header(name, value);
+        }
+        let body = match self.cut_at {
+            None => Body::from(self.body),
+            Some(bytes) => cut_off(self.body.slice(..bytes)),
+        };
+        response.body(body).unwrap()
+    }
+}
+
+/// Sends `body`, and then breaks the connection.
+fn cut_off(body: Bytes) -> Body {
+    let end = stream::once(async {
+        // What is buffered goes out while the body is waited for.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        Err(io::Error::from(io::ErrorKind::ConnectionReset))
+    });
+    Body::from_stream(stream::iter([Ok(body)]).chain(end))
+}
