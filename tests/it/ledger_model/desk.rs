@@ -1,0 +1,152 @@
+//! What submits and settles, over a database and without anything around it.
+
+use std::{sync::Arc, time::Duration};
+
+use easel::{
+    accounts::{Caller, store as accounts},
+    billing::ledger,
+    ids::{self, AccountId},
+    image::{AspectRatio, Format, Quality, Resolution},
+    images::{
+        Claimed,
+        settle::{self, Finished, Settler},
+        submit::{self, Repeat, Submission, SubmitError, Submitted, Submitter},
+    },
+    money::Cny,
+    tasks::{Failure, FailureKind, Image, Outcome, Request, Task, store::Terms, wait::Waiters},
+};
+use futures_util::future::join_all;
+use sqlx::PgPool;
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::harness::{self, database::TestDatabase};
+
+pub const TIME_ZONE: &str = "Asia/Shanghai";
+
+pub struct Desk {
+    pub pool: PgPool,
+    submitter: Submitter,
+    settler: Settler,
+    claimed: mpsc::UnboundedReceiver<Claimed>,
+    slots: Arc<Semaphore>,
+}
+
+impl Desk {
+    pub async fn open(database: &TestDatabase) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = harness::config(&dir, "", &[]);
+        // What is lost with the server need not be on its disk.
+        let options = database.options().options([("synchronous_commit", "off")]);
+        let pool = easel::db::open(options, &config.database).await.unwrap();
+        let terms = Terms {
+            lease: Duration::from_mins(10),
+            deadline: Duration::from_mins(100),
+        };
+        let (sender, claimed) = mpsc::unbounded_channel();
+        let zone = TIME_ZONE.to_owned();
+        Self {
+            submitter: submit::start(pool.clone(), sender, terms, zone.clone()),
+            settler: settle::start(pool.clone(), Waiters::default(), zone),
+            pool,
+            claimed,
+            slots: Arc::new(Semaphore::new(1000)),
+        }
+    }
+
+    pub async fn account(&self, balance: Cny, quota: Option<Cny>) -> AccountId {
+        let mut tx = self.pool.begin().await.unwrap();
+        let id = accounts::insert(&mut tx, &ids::random_hex(), quota)
+            .await
+            .unwrap()
+            .unwrap();
+        ledger::top_up(&mut tx, id, balance).await.unwrap();
+        tx.commit().await.unwrap();
+        id
+    }
+
+    pub async fn caller(&self, account_id: AccountId, concurrent: Option<u32>) -> Arc<Caller> {
+        let mut conn = self.pool.acquire().await.unwrap();
+        let (key, limits) = (
+            easel::accounts::keys::generate(),
+            accounts::KeyLimits::default(),
+        );
+        let key_id = accounts::insert_key(&mut conn, account_id, "test", &key, &limits)
+            .await
+            .unwrap();
+        Arc::new(Caller {
+            account_id,
+            key_id,
+            requests_per_minute: None,
+            concurrent_requests: concurrent,
+            inline_images: None,
+        })
+    }
+
+    /// A place of this process's worker.
+    pub fn slot(&self) -> tokio::sync::OwnedSemaphorePermit {
+        Arc::clone(&self.slots).try_acquire_owned().unwrap()
+    }
+
+    /// Submits all in one batch. On a runtime of one thread they wait together before the first is taken.
+    pub async fn submit(&mut self, batch: Vec<Submission>) -> Vec<Result<Submitted, SubmitError>> {
+        let calls = batch.into_iter().map(|item| self.submitter.call(item));
+        let answers = join_all(calls).await;
+        while self.claimed.try_recv().is_ok() {}
+        answers.into_iter().map(Result::unwrap).collect()
+    }
+
+    /// Settles all in one batch.
+    pub async fn settle(&self, batch: Vec<(Task, Outcome)>) -> Vec<Option<Arc<Task>>> {
+        let calls = batch.into_iter().map(|(task, outcome)| {
+            let (task, outcome) = (Arc::new(task), Arc::new(outcome));
+            self.settler.call(Finished { task, outcome })
+        });
+        join_all(calls)
+            .await
+            .into_iter()
+            .map(Result::unwrap)
+            .collect()
+    }
+}
+
+pub fn submission(caller: &Arc<Caller>, prompt: &str, n: u8, price: Cny) -> Submission {
+    let request = Request {
+        model: "gpt-image-2".to_owned(),
+        prompt: prompt.to_owned(),
+        n,
+        ratio: AspectRatio::SQUARE,
+        resolution: Resolution::OneK,
+        size: AspectRatio::SQUARE.pixels(Resolution::OneK),
+        quality: Quality::Medium,
+        references: Vec::new(),
+        mask: None,
+        options: serde_json::Map::new(),
+    };
+    Submission {
+        id: ids::row_id(),
+        caller: Arc::clone(caller),
+        request,
+        unit_price: price,
+        repeat: Repeat::No,
+        slot: None,
+    }
+}
+
+/// So many images; none is a failure.
+pub fn outcome(images: u8) -> Outcome {
+    let image = |seq| Image {
+        object: format!("images/{seq}"),
+        format: Format::Png,
+        bytes: 70,
+        width: 1,
+        height: 1,
+    };
+    if images == 0 {
+        Outcome::Failed(Failure {
+            kind: FailureKind::Upstream,
+            message: "not drawn".to_owned(),
+        })
+    } else {
+        Outcome::Completed((1..=images).map(image).collect())
+    }
+}

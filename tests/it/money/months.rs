@@ -1,0 +1,106 @@
+//! Monthly quotas: exact, over the end of a month too.
+
+use easel::{
+    accounts::store::KeyLimits,
+    billing::ledger::{self, Settlement},
+    ids,
+};
+use serde_json::json;
+
+use super::{accepted, cny, slow, submit};
+use crate::harness::{TestApp, caller::Caller, upstream::Upstream};
+
+/// Moves what is noted of an account's month to another one.
+async fn shift_month(app: &TestApp, caller: &Caller, by: &str) {
+    let done = sqlx::query(
+        "UPDATE accounts SET month = (date_trunc('month', now() AT TIME ZONE 'Asia/Shanghai')
+             + $2::interval)::date WHERE id = $1",
+    )
+    .bind(caller.account_id)
+    .bind(by)
+    .execute(&mut app.database.connect().await)
+    .await
+    .unwrap();
+    assert_eq!(done.rows_affected(), 1);
+}
+
+#[tokio::test]
+async fn the_quota_is_exact_while_holding_and_over_the_end_of_a_month() {
+    let upstream = Upstream::start().await;
+    let app = TestApp::with(&upstream.gateway("")).await;
+    let caller = app
+        .caller_with("9.00", Some("0.60"), &KeyLimits::default())
+        .await;
+    for _ in 0..3 {
+        upstream.next(slow());
+    }
+    let mut tasks = Vec::new();
+    for _ in 0..3 {
+        tasks.push(accepted(&caller, &json!({})).await);
+    }
+    // What is held counts as spent, whatever month it will be captured in.
+    assert_eq!(submit(&caller, &json!({})).await.status, 402);
+    shift_month(&app, &caller, "-1 month").await;
+    assert_eq!(
+        submit(&caller, &json!({"quality": "low"})).await.status,
+        402
+    );
+    for task in &tasks {
+        assert_eq!(caller.wait_for(task).await["cost"], 0.2);
+    }
+    // It was captured in the month that is now.
+    assert_eq!(caller.balance().await["month_spend"], 0.6);
+    assert_eq!(
+        submit(&caller, &json!({"quality": "low"})).await.status,
+        402
+    );
+
+    shift_month(&app, &caller, "-1 month").await;
+    assert_eq!(caller.balance().await["month_spend"], 0.0);
+    let task = accepted(&caller, &json!({})).await;
+    assert_eq!(caller.wait_for(&task).await["status"], "completed");
+    assert_eq!(caller.balance().await["month_spend"], 0.2);
+    assert_eq!(submit(&caller, &json!({"n": 3})).await.status, 402);
+    let task = accepted(&caller, &json!({"n": 2})).await;
+    assert_eq!(caller.wait_for(&task).await["cost"], 0.4);
+    app.finish().await;
+}
+
+/// A transaction's time is that of its start: one that began before midnight may settle after one
+/// that began later.
+#[tokio::test]
+async fn a_settlement_that_comes_late_does_not_turn_the_month_back() {
+    let upstream = Upstream::start().await;
+    let app = TestApp::with(&upstream.gateway("")).await;
+    let caller = app
+        .caller_with("9.00", Some("0.60"), &KeyLimits::default())
+        .await;
+    assert_eq!(caller.draw("before midnight").await.status, 200);
+    // As if what was spent had been spent in a month that this transaction does not know yet.
+    shift_month(&app, &caller, "1 month").await;
+    let mut conn = app.database.connect().await;
+    sqlx::query("UPDATE accounts SET held = held + 200000 WHERE id = $1")
+        .bind(caller.account_id)
+        .execute(&mut conn)
+        .await
+        .unwrap();
+    let late = Settlement {
+        task_id: ids::row_id(),
+        account_id: caller.account_id,
+        held: cny("0.20"),
+        captured: cny("0.20"),
+    };
+    ledger::settle(&mut conn, &[late], "Asia/Shanghai")
+        .await
+        .unwrap();
+    let (month_spend, is_next): (i64, bool) =
+        sqlx::query_as("SELECT month_spend, month > now() FROM accounts WHERE id = $1")
+            .bind(caller.account_id)
+            .fetch_one(&mut conn)
+            .await
+            .unwrap();
+    assert_eq!((month_spend, is_next), (400_000, true));
+    // And it is counted as spent by who holds meanwhile.
+    assert_eq!(submit(&caller, &json!({"n": 2})).await.status, 402);
+    app.kill();
+}
