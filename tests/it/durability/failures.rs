@@ -103,7 +103,7 @@ async fn an_upstream_that_is_silent_or_away_fails_in_time() {
     let settings = drawn_by(&upstream, "").replace("20000", "300");
     let app = TestApp::with(&settings).await;
     let caller = app.caller("1").await;
-    let silence = pictures(1).after(Duration::from_secs(3600));
+    let silence = pictures(1).after(Duration::from_hours(1));
     let failed = (502, "server_error", "upstream_error", "the upstream failed");
     assert_told(&caller, &upstream, &silence, failed).await;
 

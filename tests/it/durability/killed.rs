@@ -97,7 +97,7 @@ async fn an_acknowledged_request_is_never_lost() {
     let tasks = database.number("SELECT count(*) FROM tasks").await;
     assert_eq!(charged.await, tasks * 200_000);
     assert!(!acknowledged.is_empty());
-    eprintln!("{} of {tasks} tasks were acknowledged", acknowledged.len());
+
     gateway.end();
     database.assert_at_rest().await;
 }
