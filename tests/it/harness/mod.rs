@@ -4,6 +4,7 @@
 pub mod caller;
 pub mod database;
 pub mod pictures;
+pub mod process;
 pub mod redact;
 pub mod s3;
 pub mod upstream;

@@ -8,6 +8,7 @@ mod reply;
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use axum::{
@@ -22,7 +23,7 @@ use serde_json::json;
 use tokio::{net::TcpListener, task::JoinSet};
 
 pub use received::{File, Received};
-pub use reply::{Reply, picture};
+pub use reply::{Gate, Reply, picture};
 
 /// What it wants to be called with.
 pub const KEY: &str = "sk-stand-in-7f3a9c";
@@ -80,6 +81,18 @@ impl Upstream {
     /// about are drawn.
     pub fn next(&self, reply: Reply) {
         self.state.replies.lock().unwrap().push_back(reply);
+    }
+
+    /// Returns once so many calls came, answered or not.
+    pub async fn wait_for(&self, calls: usize) {
+        let came = || self.state.received.lock().unwrap().len();
+        for _ in 0..3_000 {
+            if came() >= calls {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{} calls came, not {calls}", came());
     }
 
     /// Every call so far, in order.

@@ -1,6 +1,6 @@
 //! What the stand-in answers.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
@@ -9,6 +9,7 @@ use axum::{
 use futures_util::{StreamExt, stream};
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::Received;
 
@@ -19,8 +20,12 @@ pub struct Reply {
     headers: Vec<(String, String)>,
     body: Bytes,
     delay: Duration,
+    gate: Option<Gate>,
     cut_at: Option<usize>,
 }
+
+/// Holds replies back; each permit that is added to it lets one go.
+pub type Gate = Arc<Semaphore>;
 
 /// A PNG of just this size, in a shade of grey that tells one picture from the next.
 pub fn picture(width: u32, height: u32, index: u8) -> Vec<u8> {
@@ -88,6 +93,7 @@ impl Reply {
             headers: vec![("content-type".to_owned(), content_type.to_owned())],
             body: body.into(),
             delay: Duration::ZERO,
+            gate: None,
             cut_at: None,
         }
     }
@@ -105,6 +111,12 @@ impl Reply {
     /// Comes so much later.
     pub fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
+        self
+    }
+
+    /// Comes once the gate lets it go.
+    pub fn held_by(mut self, gate: &Gate) -> Self {
+        self.gate = Some(Arc::clone(gate));
         self
     }
 
@@ -129,6 +141,9 @@ impl Reply {
 
     pub(super) async fn send(self) -> Response<Body> {
         tokio::time::sleep(self.delay).await;
+        if let Some(gate) = &self.gate {
+            gate.acquire().await.unwrap().forget();
+        }
         let mut response = Response::builder().status(StatusCode::from_u16(self.status).unwrap());
         for (name, value) in &self.headers {
             response = response.header(name, value);

@@ -1,0 +1,144 @@
+//! SIGTERM: what is under way is answered, what takes too long is given back.
+
+use std::time::{Duration, Instant};
+
+use super::{accepted, drawn_by, gate, hold, left, submit, waiting};
+use crate::harness::{database::TestDatabase, process::Setup, upstream::Upstream};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_under_way_are_answered_and_nothing_new_is_taken() {
+    let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
+    // It takes longer than a lease, which another would take over.
+    let settings = drawn_by(&upstream, "[tasks]\nlease_ms = 1000");
+    let gateway = Setup::on(&database, &settings).serve();
+    let other = Setup::on(&database, &settings).serve();
+    let caller = database.caller(&gateway.url(), "1").await;
+    let gate = gate();
+    hold(&upstream, &gate);
+    hold(&upstream, &gate);
+    let request = waiting(&caller, "waits");
+    let id = accepted(&caller, "does not wait").await;
+    upstream.wait_for(2).await;
+
+    gateway.signal("TERM");
+    while caller.get("/readyz").await.status == 200 {}
+
+    let not_ready = caller.get("/readyz").await;
+    assert_eq!(not_ready.status, 503);
+    assert_eq!(
+        not_ready.json()["error"]["message"],
+        "the gateway is shutting down"
+    );
+    let refused = submit(&caller, "too late").await;
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(caller.get("/healthz").await.status, 200);
+    let polled = caller.get(&format!("/v1/images/tasks/{id}")).await;
+    assert_eq!(polled.json()["status"], "pending");
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    gate.add_permits(2);
+    assert_eq!(request.await.unwrap().status, 200);
+    assert!(gateway.wait_end().success());
+
+    assert_eq!(
+        database
+            .number("SELECT max(attempts)::bigint FROM tasks")
+            .await,
+        1
+    );
+    let caller = caller.at(&other.url());
+    assert_eq!(caller.wait_for(&id).await["status"], "completed");
+    assert_eq!(left(&caller).await, 0.6);
+    other.end();
+    database.assert_at_rest().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_another_replica_is_answered_through_a_shutdown() {
+    let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
+    let gateway = Setup::on(&database, &drawn_by(&upstream, "[tasks]\nrunning_max = 1")).serve();
+    let caller = database.caller(&gateway.url(), "1").await;
+    let gate = gate();
+    hold(&upstream, &gate);
+    hold(&upstream, &gate);
+    let first = waiting(&caller, "drawn here");
+    upstream.wait_for(1).await;
+    let second = waiting(&caller, "drawn elsewhere");
+    database
+        .wait_for("SELECT count(*) FROM tasks WHERE status = 'queued'", 1)
+        .await;
+    let other = Setup::on(&database, &drawn_by(&upstream, "")).serve();
+    upstream.wait_for(2).await;
+
+    gateway.signal("TERM");
+    while caller.get("/readyz").await.status == 200 {}
+    gate.add_permits(2);
+
+    assert_eq!(first.await.unwrap().status, 200);
+    assert_eq!(second.await.unwrap().status, 200);
+    assert!(gateway.wait_end().success());
+    other.end();
+    database.assert_at_rest().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tasks_that_take_too_long_are_given_back_unbegun() {
+    let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
+    let settings = drawn_by(&upstream, "[server]\ndrain_timeout_ms = 300");
+    let setup = Setup::on(&database, &settings);
+    let gateway = setup.serve();
+    let caller = database.caller(&gateway.url(), "1").await;
+    let gate = gate();
+    hold(&upstream, &gate);
+    hold(&upstream, &gate);
+    let request = waiting(&caller, "waits");
+    let id = accepted(&caller, "does not wait").await;
+    upstream.wait_for(2).await;
+
+    gateway.end();
+
+    let told = request.await.unwrap();
+    assert_eq!(told.status, 503);
+    assert_eq!(
+        told.json()["error"]["message"],
+        "the gateway is shutting down"
+    );
+    let unbegun = "SELECT count(*) FROM tasks WHERE status = 'queued' AND attempts = 0";
+    assert_eq!(database.number(unbegun).await, 2);
+    let gateway = setup.serve();
+    let caller = caller.at(&gateway.url());
+    assert_eq!(caller.wait_for(&id).await["status"], "completed");
+    database
+        .wait_for("SELECT count(*) FROM tasks WHERE status = 'completed'", 2)
+        .await;
+    assert_eq!(left(&caller).await, 0.6);
+    gateway.end();
+    database.assert_at_rest().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_it_at_once() {
+    let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
+    let gateway = Setup::on(&database, &drawn_by(&upstream, "")).serve();
+    let caller = database.caller(&gateway.url(), "1").await;
+    let gate = gate();
+    hold(&upstream, &gate);
+    accepted(&caller, "under way").await;
+    upstream.wait_for(1).await;
+
+    gateway.signal("TERM");
+    while caller.get("/readyz").await.status == 200 {}
+    let began = Instant::now();
+    gateway.signal("INT");
+    gateway.wait_end();
+
+    assert!(
+        began.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        began.elapsed()
+    );
+    assert!(gateway.stderr().contains("ending at once"));
+    // Its lease passes it on.
+    let running = "SELECT count(*) FROM tasks WHERE status = 'running'";
+    assert_eq!(database.number(running).await, 1);
+}

@@ -1,0 +1,345 @@
+//! The built program as a process of its own, which can be killed, paused and told to end.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{Arc, Mutex},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use easel::{
+    accounts::{keys, store as accounts, store::KeyLimits},
+    billing::ledger,
+    money::Cny,
+};
+use secrecy::ExposeSecret;
+use sqlx::Connection;
+use tempfile::TempDir;
+
+use super::{caller::Caller, database::TestDatabase};
+
+/// Generous: other tests keep the machine busy.
+const PATIENCE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(5);
+
+/// How a process is started.
+#[derive(Clone)]
+pub struct Setup {
+    pub dir: Arc<TempDir>,
+    settings: String,
+    environment: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// With a private PostgreSQL in a data directory of its own.
+    pub fn new(settings: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("easel-p").tempdir();
+        Self {
+            dir: Arc::new(dir.unwrap()),
+            settings: settings.to_owned(),
+            environment: Vec::new(),
+        }
+    }
+
+    /// On a database that is there already.
+    pub fn on(database: &TestDatabase, settings: &str) -> Self {
+        Self::new(settings).env("DATABASE_URL", &database.url())
+    }
+
+    /// The same data directory and environment with other settings.
+    pub fn with(&self, settings: &str) -> Self {
+        let settings = settings.to_owned();
+        Self {
+            settings,
+            ..self.clone()
+        }
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// The program with global flags in front, and nothing else of this process's environment.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let file = self
+            .dir
+            .path()
+            .join(format!("{}.toml", easel::ids::random_base62(8)));
+        std::fs::write(&file, &self.settings).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_easel"));
+        command.env_clear();
+        for name in ["PATH", "PG_BIN", "LD_LIBRARY_PATH"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        command
+            .envs(self.environment.iter().cloned())
+            .current_dir(self.dir.path())
+            .arg("--config")
+            .arg(file)
+            .arg("--data-dir")
+            .arg(self.data_dir())
+            .args(arguments)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command to its end.
+    pub fn run(&self, arguments: &[&str]) -> Ran {
+        self.command(arguments).output().unwrap().into()
+    }
+
+    /// Starts a gateway on a free port and returns once it is ready.
+    pub fn serve(&self) -> Process {
+        let process = self.spawn(&["serve", "--listen", "127.0.0.1:0"]);
+        process.wait_ready();
+        process
+    }
+
+    pub fn spawn(&self, arguments: &[&str]) -> Process {
+        let mut command = self.command(arguments);
+        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        Process {
+            stdout: Said::by(child.stdout.take().unwrap()),
+            stderr: Said::by(child.stderr.take().unwrap()),
+            started: Instant::now(),
+            child: Mutex::new(child),
+            data_dir: self.data_dir(),
+            _dir: Arc::clone(&self.dir),
+        }
+    }
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+impl Ran {
+    /// What it printed, if it ended well.
+    #[track_caller]
+    pub fn good(self) -> String {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        self.stdout
+    }
+
+    /// What it complained about, if it ended with exit code 1.
+    #[track_caller]
+    pub fn bad(self) -> String {
+        assert_eq!(self.code, Some(1), "{self:?}");
+        self.stderr
+    }
+}
+
+/// What a process has said so far, and the thread that listens until it ends.
+struct Said(Arc<Mutex<String>>, Mutex<Option<JoinHandle<()>>>);
+
+impl Said {
+    fn by(pipe: impl Read + Send + 'static) -> Self {
+        let text: Arc<Mutex<String>> = Arc::default();
+        let said = Arc::clone(&text);
+        let listening = thread::spawn(move || {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                said.lock().unwrap().push_str(&(line + "\n"));
+            }
+        });
+        Self(text, Mutex::new(Some(listening)))
+    }
+
+    fn text(&self) -> String {
+        self.0.lock().unwrap().clone()
+    }
+
+    /// Once the process has ended: hears its last words.
+    fn finish(&self) {
+        if let Some(listening) = self.1.lock().unwrap().take() {
+            listening.join().unwrap();
+        }
+    }
+}
+
+/// A running process; killed when it is dropped.
+pub struct Process {
+    child: Mutex<Child>,
+    stdout: Said,
+    stderr: Said,
+    started: Instant,
+    data_dir: PathBuf,
+    _dir: Arc<TempDir>,
+}
+
+impl Process {
+    /// Waits for the line that says so; the time since the start.
+    pub fn wait_ready(&self) -> Duration {
+        self.wait_said("Easel is ready at ");
+        self.started.elapsed()
+    }
+
+    /// Returns what it has printed, once that holds `text`.
+    pub fn wait_said(&self, text: &str) -> String {
+        self.wait_until(text, || self.stdout().contains(text));
+        self.stdout()
+    }
+
+    pub fn url(&self) -> String {
+        let said = self.stdout();
+        let (_, rest) = said.split_once("Easel is ready at ").unwrap();
+        rest.lines().next().unwrap().to_owned()
+    }
+
+    pub fn stdout(&self) -> String {
+        self.stdout.text()
+    }
+
+    /// Its log, and its last words.
+    pub fn stderr(&self) -> String {
+        self.stderr.text()
+    }
+
+    /// `TERM`, `KILL`, `STOP`, `CONT`.
+    pub fn signal(&self, name: &str) {
+        signal(name, self.child.lock().unwrap().id());
+    }
+
+    pub fn kill(&self) {
+        self.signal("KILL");
+        self.wait_end();
+    }
+
+    /// Told to end, and ended well.
+    pub fn end(&self) {
+        self.signal("TERM");
+        let status = self.wait_end();
+        assert!(status.success(), "{status}: {}", self.stderr());
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.child.lock().unwrap().try_wait().unwrap().is_some()
+    }
+
+    pub fn wait_end(&self) -> ExitStatus {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.lock().unwrap().try_wait().unwrap() {
+                self.stdout.finish();
+                self.stderr.finish();
+                return status;
+            }
+            assert!(began.elapsed() < PATIENCE, "it goes on: {}", self.stderr());
+            thread::sleep(POLL);
+        }
+    }
+
+    fn wait_until(&self, what: &str, is_so: impl Fn() -> bool) {
+        let began = Instant::now();
+        while !is_so() {
+            let ended = self.has_ended() && !is_so();
+            assert!(
+                !ended && began.elapsed() < PATIENCE,
+                "no {what:?} in {}{}",
+                self.stdout(),
+                self.stderr()
+            );
+            thread::sleep(POLL);
+        }
+    }
+}
+
+/// A killed gateway's PostgreSQL ends by itself; its directory must outlive it.
+impl Drop for Process {
+    fn drop(&mut self) {
+        let mut child = self.child.lock().unwrap();
+        let _ = child.kill();
+        let _ = child.wait();
+        let began = Instant::now();
+        while let Some(pid) = postmaster(&self.data_dir)
+            && Path::new(&format!("/proc/{pid}")).exists()
+            && began.elapsed() < PATIENCE
+        {
+            thread::sleep(POLL);
+        }
+    }
+}
+
+/// The process of the private PostgreSQL in a data directory.
+pub fn postmaster(data_dir: &Path) -> Option<u32> {
+    let file = std::fs::read_to_string(data_dir.join("postgres/postmaster.pid")).ok()?;
+    file.lines().next()?.trim().parse().ok()
+}
+
+pub fn signal(name: &str, pid: u32) {
+    let mut kill = Command::new("kill");
+    let status = kill.arg(format!("-{name}")).arg(pid.to_string()).status();
+    assert!(status.unwrap().success(), "kill -{name} {pid}");
+}
+
+impl TestDatabase {
+    /// A caller with an account and a key of its own, at whatever gateway is on this database.
+    pub async fn caller(&self, url: &str, balance: &str) -> Caller {
+        let mut conn = self.connect().await;
+        let mut tx = conn.begin().await.unwrap();
+        let name = format!("account-{}", easel::ids::random_base62(8));
+        let account = accounts::insert(&mut tx, &name, None).await.unwrap();
+        let account = account.unwrap();
+        let balance: Cny = balance.parse().unwrap();
+        ledger::top_up(&mut tx, account, balance).await.unwrap();
+        let key = keys::generate();
+        let limits = KeyLimits::default();
+        let key_id = accounts::insert_key(&mut tx, account, "test", &key, &limits)
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+        Caller::new(url, key.secret.expose_secret(), name, account, key_id)
+    }
+
+    /// One number that a query answers with.
+    pub async fn number(&self, query: &'static str) -> i64 {
+        let mut conn = self.connect().await;
+        sqlx::query_scalar(query)
+            .fetch_one(&mut conn)
+            .await
+            .unwrap()
+    }
+
+    /// Asks until the answer is as expected.
+    pub async fn wait_for(&self, query: &'static str, expected: i64) {
+        let began = Instant::now();
+        let mut conn = self.connect().await;
+        loop {
+            let answer: i64 = sqlx::query_scalar(query)
+                .fetch_one(&mut conn)
+                .await
+                .unwrap();
+            if answer == expected {
+                return;
+            }
+            assert!(
+                began.elapsed() < PATIENCE,
+                "{query}: {answer}, not {expected}"
+            );
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
