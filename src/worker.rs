@@ -193,7 +193,10 @@ impl Worker {
             }
             worker.forget(id, fence);
             drop(slot);
-            worker.wake.notify_one();
+            // Where nothing waits, a look at the queue for every task that ends would cost a query each.
+            if worker.app.queued.load(Ordering::Relaxed) > 0 {
+                worker.wake.notify_one();
+            }
         });
     }
 
