@@ -33,7 +33,8 @@ async fn a_paused_worker_changes_nothing_when_it_comes_back() {
     assert_eq!(left(&here).await, 0.8);
     let captures = "SELECT count(*) FROM entries WHERE kind = 'capture'";
     assert_eq!(database.number(captures).await, 1);
-    assert_eq!(database.number("SELECT fence FROM tasks").await, 2);
+    let attempts = "SELECT attempts::bigint FROM tasks";
+    assert_eq!(database.number(attempts).await, 2);
     other.end();
     database.assert_at_rest().await;
 }
