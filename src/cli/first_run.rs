@@ -83,29 +83,31 @@ fn write_key(data_dir: &Path, secret: &str) -> anyhow::Result<PathBuf> {
 
 impl Welcome {
     pub(super) fn print(&self, public_url: &str) {
-        println!("Easel is ready at {public_url}");
+        // A gateway whose output nobody reads any more serves all the same.
+        let _ = stdout().write_all(self.text(public_url).as_bytes());
+    }
+
+    fn text(&self, public_url: &str) -> String {
+        let ready = format!("Easel is ready at {public_url}\n");
         let Self::First { balance, key } = self else {
-            return;
+            return ready;
         };
-        let bearer = match key {
-            Shown::Here(secret) => {
-                println!(
-                    "\nThe account `{ACCOUNT}` has {balance} CNY and this key, shown only now:\n\n    {secret}"
-                );
-                secret.clone()
-            }
-            Shown::InFile(path) => {
-                println!(
-                    "\nThe account `{ACCOUNT}` has {balance} CNY and a key, in {}",
-                    path.display()
-                );
-                format!("$(cat '{}')", path.display())
-            }
+        let account = format!("The account `{ACCOUNT}` has {balance} CNY");
+        let (given, bearer) = match key {
+            Shown::Here(key) => (
+                format!("{account} and this key, shown only now:\n\n    {key}"),
+                key.clone(),
+            ),
+            Shown::InFile(path) => (
+                format!("{account} and a key, in {}", path.display()),
+                format!("$(cat '{}')", path.display()),
+            ),
         };
-        println!(
-            "\nTo draw a first picture, into picture.png:\n\n    curl -sS {public_url}/v1/images/generations -H \"Authorization: Bearer {bearer}\" \
+        format!(
+            "{ready}\n{given}\n\nTo draw a first picture, into picture.png:\n\n    \
+             curl -sS {public_url}/v1/images/generations -H \"Authorization: Bearer {bearer}\" \
              -H 'Content-Type: application/json' -d '{{\"model\":\"gpt-image-2\",\"prompt\":\"a lighthouse at dusk\"}}' \
-             | grep -o 'http[^\"]*' | xargs curl -sSL -o picture.png\n"
-        );
+             | grep -o 'http[^\"]*' | xargs curl -sSL -o picture.png\n\n"
+        )
     }
 }
