@@ -23,6 +23,8 @@ use super::{
 
 const START_WAIT: Duration = Duration::from_mins(1);
 const END_WAIT: Duration = Duration::from_mins(1);
+/// Smaller files are let be.
+const EMPTIED_BYTES_MIN: u64 = 64 * 1024;
 /// What Linux counts processor time in.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -107,12 +109,10 @@ impl Site {
 
     /// Gives the disk back what earlier measurements stored.
     pub(super) fn clear_objects(&self) -> anyhow::Result<()> {
-        for folder in fs::read_dir(self.dir.join("data/objects"))? {
-            let folder = folder?;
-            if folder.file_type()?.is_dir()
-                && !folder.file_name().as_encoded_bytes().starts_with(b".")
-            {
-                fs::remove_dir_all(folder.path())?;
+        for kind in ["images", "uploads"] {
+            let folder = self.dir.join("data/objects").join(kind);
+            if folder.exists() {
+                empty_files(&folder)?;
             }
         }
         Ok(())
@@ -213,6 +213,19 @@ impl Gateway {
         ensure!(ended.success(), "the gateway ended badly: {ended}");
         Ok(())
     }
+}
+
+/// Leaves the files, and the folders that a gateway which has run for a while has made.
+fn empty_files(folder: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            empty_files(&entry.path())?;
+        } else if entry.metadata()?.len() >= EMPTIED_BYTES_MIN {
+            File::create(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// A line of `/proc/PID/stat`.

@@ -9,11 +9,19 @@ mod rows;
 mod upstream;
 mod wire;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Parser, ValueEnum};
 
 use rows::{Bench, Effort, Row};
+
+/// Of the folders that runs leave, and for how long they are left.
+const PREFIX: &str = "bench-";
+const KEPT_FOR: Duration = Duration::from_hours(1);
 
 const THOROUGH: Effort = Effort {
     warm_up: Duration::from_secs(1),
@@ -38,6 +46,9 @@ struct Args {
     /// Measure another build of the gateway
     #[arg(long, value_name = "FILE", default_value = env!("CARGO_BIN_EXE_easel"))]
     gateway: PathBuf,
+    /// Where the gateway keeps its data meanwhile: the disk that is measured
+    #[arg(long, value_name = "DIR", default_value = env!("CARGO_TARGET_TMPDIR"))]
+    dir: PathBuf,
     /// Cargo says so
     #[arg(long, hide = true)]
     bench: bool,
@@ -47,15 +58,33 @@ struct Args {
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let effort = if args.quick { QUICK } else { THOROUGH };
-    // On the disk that builds are on: a temporary folder may be in memory.
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
-    let bench = Bench::set_up(args.gateway, dir.path(), effort).await?;
+    let dir = tempfile::Builder::new()
+        .prefix(PREFIX)
+        .tempdir_in(&args.dir)?
+        .keep();
+    let bench = Bench::set_up(args.gateway, &dir, effort).await?;
     report::print_head();
     for row in Row::value_variants() {
         if args.only.is_empty() || args.only.contains(row) {
             for figure in bench.measure(*row).await? {
                 figure.print();
             }
+        }
+    }
+    remove_old(&args.dir)
+}
+
+/// What a run leaves, some later one removes: for minutes after many files were removed, ext4 takes
+/// many times as long to make a new one, and the next run would measure that.
+fn remove_old(dir: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let is_ours = entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(PREFIX.as_bytes());
+        if is_ours && entry.metadata()?.modified()?.elapsed()? > KEPT_FOR {
+            fs::remove_dir_all(entry.path())?;
         }
     }
     Ok(())

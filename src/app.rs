@@ -16,7 +16,11 @@ use crate::{
     references::Fetcher,
     shutdown::Shutdown,
     storage::Storage,
-    tasks::{store::Terms, wait::Waiters},
+    tasks::{
+        poll::{self, Poller},
+        store::Terms,
+        wait::Waiters,
+    },
 };
 
 /// The unit in which memory for request bodies is shared out, in bytes.
@@ -35,6 +39,7 @@ pub struct Inner {
     pub references: Fetcher,
     pub doorman: Doorman,
     pub waiters: Waiters,
+    pub poller: Poller,
     pub submitter: submit::Submitter,
     pub settler: settle::Settler,
     /// The places of this process's worker: whoever has a permit may have a task run here.
@@ -85,6 +90,7 @@ impl App {
         let zone = &config.billing.time_zone;
         let (claimed, to_run) = mpsc::unbounded_channel();
         let submitter = submit::start(pool.clone(), claimed, terms, zone.clone());
+        let poller = poll::start(pool.clone());
         let settler = settle::start(pool.clone(), waiters.clone(), zone.clone());
         let buffer_units = config.server.buffer_bytes_max / BUFFER_UNIT;
         let app = Self(Arc::new(Inner {
@@ -100,6 +106,7 @@ impl App {
             buffers: Arc::new(Semaphore::new(buffer_units)),
             public_url,
             waiters,
+            poller,
             submitter,
             settler,
             shutdown,

@@ -1,8 +1,10 @@
 //! The database: how the pool is set up, and the migrations.
 
+use futures_util::future::BoxFuture;
 use sqlx::{
-    Executor, PgPool,
+    Executor, PgPool, Postgres,
     migrate::{MigrateError, Migrator},
+    pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -30,6 +32,12 @@ pub async fn open(options: PgConnectOptions, config: &config::Database) -> sqlx:
             ("default_transaction_isolation", "read committed"),
         ]))
         .await
+}
+
+/// A connection of the pool's. Boxed: sqlx's own future is 4 kB, which would be part of every request
+/// that may come to need a connection, all the time that it waits for its pictures.
+pub fn acquire(pool: &PgPool) -> BoxFuture<'_, sqlx::Result<PoolConnection<Postgres>>> {
+    Box::pin(pool.acquire())
 }
 
 /// Brings the schema up to date. Safe to run from several processes at once.

@@ -14,6 +14,7 @@ use sqlx::PgPool;
 
 use crate::{
     config::InlineImages,
+    db,
     ids::{AccountId, KeyId},
 };
 use keys::KeyHash;
@@ -65,7 +66,7 @@ impl Doorman {
         if let Some(seen) = self.seen.get(&hash).filter(Seen::is_fresh) {
             return Ok(seen.caller);
         }
-        let caller = store::caller(&mut *self.pool.acquire().await?, &hash)
+        let caller = store::caller(&mut *db::acquire(&self.pool).await?, &hash)
             .await?
             .map(Arc::new);
         self.seen.insert(

@@ -14,6 +14,7 @@ mod first_run;
 mod healthcheck;
 mod keys;
 mod migrate;
+mod open_files;
 mod serve;
 mod table;
 mod usage;
@@ -61,6 +62,10 @@ struct Global {
     log: Option<String>,
 }
 
+/// For file operations and the resolving of names. tokio's own 512 would all start when a thousand
+/// pictures come at once, which costs memory and is no faster.
+const BLOCKING_THREADS_MAX: usize = 64;
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Start the gateway (the default)
@@ -107,6 +112,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     telemetry::init(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
         .context("the runtime could not be started")?;
     runtime.block_on(async {

@@ -7,7 +7,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
     database::{Database, Purpose},
-    first_run,
+    first_run, open_files,
 };
 use crate::{
     app::App,
@@ -27,6 +27,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
+    open_files::allow_most();
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }

@@ -230,9 +230,15 @@ impl From<SizeError> for ApiError {
 
 impl From<sqlx::Error> for ApiError {
     fn from(error: sqlx::Error) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&sqlx::Error> for ApiError {
+    fn from(error: &sqlx::Error) -> Self {
         match error {
             sqlx::Error::PoolTimedOut => Self::unavailable("the database is busy", 1),
-            error => Self::internal("the database did not answer", &error),
+            error => Self::internal("the database did not answer", error),
         }
     }
 }

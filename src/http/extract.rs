@@ -13,6 +13,7 @@ use super::error::ApiError;
 use crate::{
     accounts::{self, Caller},
     app::App,
+    db,
 };
 
 /// Who asks: 401 without a good key.
@@ -51,7 +52,7 @@ impl FromRequestParts<App> for Admitted {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let Authenticated(caller) = Authenticated::from_request_parts(parts, app).await?;
         if caller.requests_per_minute.is_some() {
-            let mut conn = app.pool.acquire().await?;
+            let mut conn = db::acquire(&app.pool).await?;
             let wait = accounts::store::count_request(&mut conn, caller.key_id).await?;
             if let Some(seconds) = wait {
                 return Err(ApiError::too_many_requests(seconds));

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     app::App,
+    db,
     ids::{self, AccountId},
     image::{Filter, InvalidImage, Metadata},
     storage::{Key, ObjectWriter, StorageError},
@@ -49,7 +50,7 @@ pub enum IntakeError<E> {
     Database(#[from] sqlx::Error),
 }
 
-/// What was taken in, and the SHA-256 of its bytes in hex.
+/// What was taken in, and the SHA-256 of its bytes in hex: only of what came inside a request.
 #[derive(Debug)]
 pub struct Taken {
     pub upload: Upload,
@@ -77,7 +78,7 @@ where
     S: Stream<Item = Result<Bytes, E>> + Unpin + Send,
     E: Error + Send,
 {
-    let mut taking = Taking::new(app);
+    let mut taking = Taking::new(app, origin.reach);
     let mut pieces = pieces;
     while let Some(piece) = pieces.next().await {
         let piece = piece.map_err(IntakeError::Read)?;
@@ -89,7 +90,7 @@ where
     }
     let kept = taking.finish().await?;
     let upload = kept.upload(app, origin);
-    store::insert(&mut *app.pool.acquire().await?, &upload).await?;
+    store::insert(&mut *db::acquire(&app.pool).await?, &upload).await?;
     Ok(Taken {
         upload,
         digest: kept.digest,
@@ -99,7 +100,8 @@ where
 struct Taking<'a> {
     app: &'a App,
     filter: Filter,
-    digest: Sha256,
+    /// Hashing takes longer than all else that is done here.
+    digest: Option<Sha256>,
     size: u64,
     ready: Vec<Bytes>,
     object: Option<(Key, ObjectWriter)>,
@@ -116,11 +118,11 @@ struct Kept {
 }
 
 impl<'a> Taking<'a> {
-    fn new(app: &'a App) -> Self {
+    fn new(app: &'a App, reach: Reach) -> Self {
         Self {
             app,
             filter: Filter::new(Metadata::Keep, app.image_limits()),
-            digest: Sha256::new(),
+            digest: (reach == Reach::Unlinked).then(Sha256::new),
             size: 0,
             ready: Vec::new(),
             object: None,
@@ -129,7 +131,9 @@ impl<'a> Taking<'a> {
     }
 
     async fn push<E>(&mut self, piece: Bytes) -> Result<(), IntakeError<E>> {
-        self.digest.update(&piece);
+        if let Some(digest) = &mut self.digest {
+            digest.update(&piece);
+        }
         self.filter.push(piece, &mut self.ready)?;
         if self.object.is_none()
             && let Some(format) = self.filter.format()
@@ -150,8 +154,8 @@ impl<'a> Taking<'a> {
         let info = self.filter.finish()?;
         let (key, writer) = self.object.ok_or(InvalidImage::Damaged)?;
         let bytes = writer.finish().await?;
-        let mut digest = String::with_capacity(64);
-        for byte in self.digest.finalize() {
+        let mut digest = String::new();
+        for byte in self.digest.into_iter().flat_map(Digest::finalize) {
             // Writing to a string cannot fail.
             let _ = write!(digest, "{byte:02x}");
         }

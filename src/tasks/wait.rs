@@ -13,7 +13,7 @@ use sqlx::PgPool;
 use tokio::sync::watch;
 
 use super::{Task, store};
-use crate::ids::TaskId;
+use crate::{db, ids::TaskId};
 
 /// How often those who wait are looked up, notified or not.
 const POLL: Duration = Duration::from_secs(1);
@@ -70,7 +70,7 @@ impl Waiters {
         if awaited.is_empty() {
             return Ok(());
         }
-        for task in store::ended_among(&mut *pool.acquire().await?, &awaited).await? {
+        for task in store::ended_among(&mut *db::acquire(pool).await?, &awaited).await? {
             self.ended(Arc::new(task));
         }
         Ok(())

@@ -5,6 +5,7 @@ use url::Url;
 
 use crate::{
     app::App,
+    db,
     http::error::ApiError,
     ids::FileId,
     tasks::{self, Image, Reference, StoredReference},
@@ -75,7 +76,7 @@ impl FilePath {
     /// The image it names, if everything in it is right.
     pub(in crate::http) async fn find(&self, app: &App) -> Result<Option<Image>, ApiError> {
         let task = {
-            let mut conn = app.pool.acquire().await?;
+            let mut conn = db::acquire(&app.pool).await?;
             tasks::store::by_file_id(&mut conn, self.file_id).await?
         };
         let Some(task) = task else { return Ok(None) };
@@ -96,7 +97,7 @@ pub(super) async fn reference(app: &App, link: OwnLink) -> Result<Reference, Api
     let gone = || ApiError::bad_request("a reference is a link of this gateway that names nothing");
     let (object, format, bytes) = match link {
         OwnLink::Upload(name) => {
-            let mut conn = app.pool.acquire().await?;
+            let mut conn = db::acquire(&app.pool).await?;
             let upload = uploads::store::get(&mut conn, &name)
                 .await?
                 .ok_or_else(gone)?;

@@ -20,11 +20,12 @@ pub(in crate::http) async fn get(
 ) -> Result<Response, ApiError> {
     let missing = || ApiError::not_found("task");
     let id = id.parse().ok().ok_or_else(&missing)?;
-    let mut conn = app.pool.acquire().await?;
-    let task = store::get(&mut conn, caller.account_id, id)
-        .await?
+    let found = app.poller.call(id).await;
+    let task = found
+        .map_err(|closed| ApiError::unavailable(&closed.to_string(), 1))?
+        .map_err(|error| ApiError::from(&*error))?
+        .filter(|task| task.account_id == caller.account_id)
         .ok_or_else(missing)?;
-    drop(conn);
     Ok(page::json(&TaskObject::new(&app, &task)))
 }
 

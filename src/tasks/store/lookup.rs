@@ -10,28 +10,6 @@ use crate::{
     tasks::{Failure, Image, Request, Status, Task},
 };
 
-/// A task of one account.
-pub async fn get(
-    conn: &mut PgConnection,
-    account_id: AccountId,
-    id: TaskId,
-) -> sqlx::Result<Option<Task>> {
-    let row = query_as!(
-        Row,
-        r#"SELECT id, account_id, api_key_id, status AS "status: Status", request AS "request: Json<Request>",
-               unit_price AS "unit_price: Cny", file_id, created_at, attempts, fence,
-               (extract(epoch FROM deadline_at - now()) * 1000)::bigint AS "left_ms!",
-               ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
-               failure AS "failure: Json<Failure>"
-           FROM tasks WHERE id = $1 AND account_id = $2"#,
-        id,
-        account_id,
-    )
-    .fetch_optional(conn)
-    .await?;
-    Ok(row.map(Task::from))
-}
-
 /// A page of an account's tasks, newest first.
 pub async fn list(
     conn: &mut PgConnection,

@@ -3,7 +3,7 @@
 mod lookup;
 mod queue;
 
-pub use lookup::{by_file_id, ended, ended_among, get, list, present};
+pub use lookup::{by_file_id, ended, ended_among, list, present};
 pub use queue::{
     ENDED_CHANNEL, Ended, Ending, QUEUED_CHANNEL, claim, count_queued, end, hopeless, notify_ended,
     notify_queued, renew, requeue_lost, unclaim,

@@ -59,8 +59,9 @@ async fn a_result_under_an_old_fence_changes_nothing() {
         .await;
     let settled = app.app.settler.call(easel::images::settle::Finished {
         task: {
-            let task = easel::tasks::store::get(&mut conn, caller.account_id, id.parse().unwrap());
-            let task = task.await.unwrap().unwrap();
+            let ids = [id.parse().unwrap()];
+            let found = easel::tasks::store::present(&mut conn, &ids).await;
+            let task = found.unwrap().remove(0);
             let fence = task.fence - 1;
             easel::tasks::Task { fence, ..task }.into()
         },
