@@ -11,7 +11,7 @@ const NO_SUCH_DATABASE: &str = "3D000";
 /// What two who make it at the same time are told: one by the check, one by the catalog's index.
 const ALREADY_THERE: [&str; 2] = ["42P04", "23505"];
 
-/// Everything that a `PG…` variable of the environment may say of another server is set here.
+/// What the `PG…` variables of the environment say of another server is set here, but for `PGOPTIONS`.
 pub(super) fn options(layout: &Layout) -> PgConnectOptions {
     PgConnectOptions::new_without_pgpass()
         .socket(&layout.socket_dir)
