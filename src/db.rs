@@ -1,20 +1,32 @@
 //! The database: how the pool is set up, and the migrations.
 
+use std::time::Duration;
+
 use futures_util::future::BoxFuture;
 use sqlx::{
-    Executor, PgPool, Postgres,
+    Connection, Executor, PgConnection, PgPool, Postgres,
     migrate::{MigrateError, Migrator},
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+use tokio::time::timeout;
 
 use crate::config;
+
+/// For a server that neither answers nor refuses.
+const LAST_TRY: Duration = Duration::from_secs(2);
 
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
 /// Opens a pool and proves that the database answers.
 pub async fn open(options: PgConnectOptions, config: &config::Database) -> sqlx::Result<PgPool> {
-    PgPoolOptions::new()
+    let options = options.options([
+        // That there was no transaction to roll back is not worth a line.
+        ("client_min_messages", "error"),
+        // Locks are taken for what READ COMMITTED then reads; a server may have another default.
+        ("default_transaction_isolation", "read committed"),
+    ]);
+    let opened = PgPoolOptions::new()
         .max_connections(config.connections_max)
         .min_connections(1)
         .acquire_timeout(config.connect_timeout())
@@ -25,13 +37,20 @@ pub async fn open(options: PgConnectOptions, config: &config::Database) -> sqlx:
         .after_release(|conn, _| {
             Box::pin(async move { conn.execute("ROLLBACK").await.map(|_| true) })
         })
-        // That there was no transaction to roll back is not worth a line.
-        .connect_with(options.options([
-            ("client_min_messages", "error"),
-            // Locks are taken for what READ COMMITTED then reads; a server may have another default.
-            ("default_transaction_isolation", "read committed"),
-        ]))
-        .await
+        .connect_with(options.clone())
+        .await;
+    match opened {
+        Err(sqlx::Error::PoolTimedOut) => Err(last_refusal(&options).await),
+        opened => opened,
+    }
+}
+
+/// The pool, which tries until its time is up, only says that it was: one more try says what is wrong.
+async fn last_refusal(options: &PgConnectOptions) -> sqlx::Error {
+    match timeout(LAST_TRY, PgConnection::connect_with(options)).await {
+        Ok(Err(error)) => error,
+        Ok(Ok(_)) | Err(_) => sqlx::Error::PoolTimedOut,
+    }
 }
 
 /// A connection of the pool's. Boxed: sqlx's own future is 4 kB, which would be part of every request

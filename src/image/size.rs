@@ -171,19 +171,20 @@ impl ImageSize {
         (across.max(down), across.min(down))
     }
 
+    /// The resolution that was asked for, else the one with so many pixels.
     fn implied_resolution(self, asked: Option<Resolution>) -> Result<Resolution, SizeError> {
         let pixels = u64::from(self.width) * u64::from(self.height);
-        match asked {
-            Some(resolution) => Ok(resolution),
-            None if pixels < PIXELS_OF_2K => Ok(Resolution::OneK),
-            None if pixels < PIXELS_OF_4K => Ok(Resolution::TwoK),
-            None => Err(SizeError {
+        if pixels >= PIXELS_OF_4K {
+            return Err(SizeError {
                 field: "size",
-                message: format!(
-                    "size must be below {PIXELS_OF_4K} pixels in all where no resolution is given"
-                ),
-            }),
+                message: format!("size must be below {PIXELS_OF_4K} pixels in all"),
+            });
         }
+        Ok(asked.unwrap_or(if pixels < PIXELS_OF_2K {
+            Resolution::OneK
+        } else {
+            Resolution::TwoK
+        }))
     }
 }
 
@@ -381,10 +382,10 @@ mod tests {
 
     #[test]
     fn the_pixel_count_decides_only_where_no_resolution_is_given() {
-        let refused = "size: size must be below 5767168 pixels in all where no resolution is given";
+        let refused = "size: size must be below 5767168 pixels in all";
         assert_eq!(resolved(Some("2402x2402"), None), refused);
         assert_eq!(resolved(Some("4096x1408"), Some("2k")), SIZE_REFUSED);
-        assert_eq!(resolved(Some("4096x4096"), Some("2k")), "1:1 2k 2048x2048");
+        assert_eq!(resolved(Some("4096x4096"), Some("2k")), refused);
         assert_eq!(resolved(Some("2048x2048"), Some("1k")), "1:1 1k 1024x1024");
         assert_eq!(resolved(Some("4294967295x4294967295"), None), refused);
     }

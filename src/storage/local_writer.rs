@@ -36,7 +36,7 @@ pub(super) struct TempFile {
 }
 
 /// A writer holds two of these at most.
-const BATCH_BYTES: usize = 128 * 1024;
+const BATCH_BYTES: usize = 64 * 1024;
 
 impl LocalWriter {
     pub(super) fn new(drafts: PathBuf, target: PathBuf) -> Self {

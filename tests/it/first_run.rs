@@ -219,5 +219,6 @@ fn a_database_that_is_away_is_named_in_one_line_without_its_password() {
         ),
         "{said}"
     );
+    assert!(said.contains("Connection refused"), "{said}");
     assert!(!said.contains("hunter2"), "{said}");
 }

@@ -1,7 +1,7 @@
 //! One private PostgreSQL for the whole run, and a database of its own for each test, copied from one
 //! that is migrated.
 
-use std::sync::OnceLock;
+use std::{fs, path::Path, sync::OnceLock};
 
 use easel::{billing::ledger, db, private_postgres::PrivatePostgres};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, postgres::PgConnectOptions};
@@ -18,12 +18,15 @@ static SERVER: OnceCell<Server> = OnceCell::const_new();
 static COPYING: OnceLock<Mutex<()>> = OnceLock::new();
 
 const TEMPLATE: &str = "easel_template";
+/// The id of the process that it belongs to follows.
+const DIR_PREFIX: &str = "easel-it-";
 
 async fn server() -> &'static Server {
     SERVER
         .get_or_init(|| async {
+            remove_leftovers();
             let dir = tempfile::Builder::new()
-                .prefix("easel-it")
+                .prefix(&format!("{DIR_PREFIX}{}-", std::process::id()))
                 .tempdir()
                 .unwrap();
             let postgres = PrivatePostgres::start(dir.path()).await.unwrap();
@@ -45,6 +48,20 @@ async fn server() -> &'static Server {
             }
         })
         .await
+}
+
+/// A static is never dropped, so what a run leaves goes at the start of the next.
+fn remove_leftovers() {
+    for entry in fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
+        let name = entry.file_name();
+        let owner = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(DIR_PREFIX)?.split('-').next());
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // Another run may be removing it too, or it is somebody else's.
+            drop(fs::remove_dir_all(entry.path()));
+        }
+    }
 }
 
 /// A database of a test's own; dropped with the server.
