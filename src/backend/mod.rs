@@ -4,6 +4,7 @@ pub mod demo;
 pub mod json_pictures;
 pub mod openai;
 pub mod registry;
+mod upstream;
 
 pub use registry::{Registry, RegistryError};
 
@@ -12,34 +13,55 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{future::BoxFuture, stream::BoxStream};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::image::{Format, ImageSize, Quality};
+use crate::image::{AspectRatio, Format, ImageSize, Quality, Resolution};
 
-/// An adapter to one upstream.
+/// An adapter to one upstream. It does one thing once: how many calls a task takes, how long each may
+/// last, what is tried again and where, is decided above it.
 #[async_trait]
 pub trait Backend: Send + Sync {
+    /// What may be asked of it.
+    fn abilities(&self) -> Abilities;
+
     /// Draws what is asked for and hands each picture over, piece by piece, as it comes in.
     ///
-    /// Pictures finished before an error count as delivered.
+    /// Pictures finished before an error count as delivered. Dropped when time is up.
     async fn draw(&self, drawing: &Drawing, images: &mut dyn ImageSink)
     -> Result<(), BackendError>;
 
+    /// Tells the upstream that nobody waits for this job of its any more.
+    async fn cancel(&self, _job: &str) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     /// Whether the upstream can be reached with what is configured, without drawing anything.
     async fn check(&self) -> Result<(), BackendError>;
-
-    /// Whether it takes a mask.
-    fn takes_mask(&self) -> bool;
 }
 
-/// What a backend is asked to draw: one attempt of a task.
+/// What may be asked of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Abilities {
+    /// How many pictures one call may ask for, 1 or more. For more than that it is called several
+    /// times at once.
+    pub n_max: u8,
+    /// How many references it takes; the API knows no more than 16.
+    pub references_max: usize,
+    pub mask: bool,
+}
+
+/// What a backend is asked to draw in one call.
 #[derive(Clone, Debug)]
 pub struct Drawing {
     /// The upstream's name of the model.
     pub model: String,
     pub prompt: String,
-    /// How many pictures, 1 or more.
+    /// How many pictures, from 1 to what the backend can do in one call.
     pub n: u8,
+    pub ratio: AspectRatio,
+    pub resolution: Resolution,
+    /// In pixels, as the ratio and the resolution say.
     pub size: ImageSize,
     /// Only where the model's settings say that it is sent on.
     pub quality: Option<Quality>,
@@ -48,6 +70,10 @@ pub struct Drawing {
     pub mask: Option<Input>,
     /// The client's other parameters (`background`, `moderation`, `user`, …), as they came.
     pub options: Map<String, Value>,
+    /// Fields that the operator has sent to this model's upstream, over all others.
+    pub extra: Map<String, Value>,
+    /// The upstream's job that an earlier worker began for this very call and did not see the end of.
+    pub job: Option<String>,
 }
 
 /// An image that a backend reads: its type and length are known, its bytes come as a stream.
@@ -66,9 +92,16 @@ pub type OpenInput = Arc<
         + Sync,
 >;
 
-/// Where a backend puts the pictures, one after the other: `write` its pieces, then `finish` it.
+/// Where a backend puts what its upstream gives. The pictures come one after the other: `write` its
+/// pieces, then `finish` it.
 #[async_trait]
 pub trait ImageSink: Send {
+    /// The upstream's name for the job, kept before this returns, so that another worker can go on with
+    /// it. A backend that submits and polls says it before the first poll; one that makes the names
+    /// itself, before it submits.
+    async fn accepted(&mut self, job: &str) -> Result<(), SinkError>;
+    /// What the upstream says that the work has taken, as it says it.
+    fn usage(&mut self, usage: Value);
     /// The next piece of the picture under way. The first piece of a picture begins it.
     async fn write(&mut self, piece: Bytes) -> Result<(), SinkError>;
     /// The picture is whole: checks and keeps it.
@@ -82,6 +115,8 @@ pub enum SinkError {
     NotAnImage(#[source] crate::image::InvalidImage),
     #[error("the image could not be stored")]
     Storage(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the upstream's job could not be noted")]
+    Job(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// What went wrong, by what it means for the task. `detail` is for the operator's log only.
@@ -105,9 +140,12 @@ pub enum BackendError {
     /// The upstream certainly did not take the request on: trying again buys nothing twice.
     #[error("the upstream could not be reached: {detail}")]
     Unreachable { detail: String },
-    /// It failed, or fell silent, after it may have begun to draw.
+    /// It says that it has failed: nothing of this call will come any more.
     #[error("the upstream failed: {detail}")]
     Failed { detail: String },
+    /// It fell silent after it may have begun to draw, and may have drawn.
+    #[error("the upstream fell silent: {detail}")]
+    Silent { detail: String },
     /// It answered well, without a picture.
     #[error("the upstream answered without an image: {detail}")]
     NoImage { detail: String },
@@ -116,6 +154,40 @@ pub enum BackendError {
     /// An input could not be read.
     #[error("a reference could not be read")]
     Input(#[source] std::io::Error),
+}
+
+/// The kinds of what goes wrong, for decisions and for the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    Refused,
+    Invalid,
+    Credentials,
+    RateLimited,
+    Unreachable,
+    Failed,
+    Silent,
+    NoImage,
+    /// We failed.
+    Internal,
+}
+
+impl BackendError {
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Refused { .. } => Class::Refused,
+            Self::Invalid { .. } => Class::Invalid,
+            Self::Credentials { .. } => Class::Credentials,
+            Self::RateLimited { .. } => Class::RateLimited,
+            Self::Unreachable { .. } => Class::Unreachable,
+            Self::Failed { .. } => Class::Failed,
+            Self::Silent { .. } => Class::Silent,
+            Self::NoImage { .. } | Self::Sink(SinkError::NotAnImage(_)) => Class::NoImage,
+            Self::Sink(SinkError::Storage(_) | SinkError::Job(_)) | Self::Input(_) => {
+                Class::Internal
+            }
+        }
+    }
 }
 
 impl std::fmt::Debug for Input {

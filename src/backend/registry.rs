@@ -4,11 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use reqwest::{Client, redirect};
 
-use super::{
-    Backend,
-    demo::Demo,
-    openai::{InvalidSetting, Openai},
-};
+use super::{Backend, demo::Demo, openai::Openai, upstream::InvalidSetting};
 use crate::{config, tls};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -104,8 +100,8 @@ mod tests {
             real = { kind = "openai", base_url = "http://127.0.0.1:1/v1", api_key = "sk-1" }"#,
         )
         .unwrap();
-        assert!(!registry.get("paint").unwrap().takes_mask());
-        assert!(registry.get("real").unwrap().takes_mask());
+        assert!(!registry.get("paint").unwrap().abilities().mask);
+        assert!(registry.get("real").unwrap().abilities().mask);
         assert!(registry.get("other").is_none());
         let names: Vec<&str> = registry.iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["paint", "real"]);

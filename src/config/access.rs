@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Config, Database, OpenaiBackend, References, Server, Storage, Tasks, Uploads};
+use super::{Config, Database, References, Server, Storage, Tasks, Uploads};
 
 impl Config {
     /// The settings in force as TOML that `--config` takes, with `***` in place of every secret.
@@ -85,11 +85,5 @@ impl Tasks {
     }
     pub fn lease(&self) -> Duration {
         Duration::from_millis(self.lease_ms)
-    }
-}
-
-impl OpenaiBackend {
-    pub fn timeout(&self) -> Duration {
-        Duration::from_millis(self.timeout_ms)
     }
 }

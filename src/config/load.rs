@@ -77,7 +77,8 @@ impl Config {
         let used: BTreeSet<String> = config
             .models
             .values()
-            .map(|model| model.backend.clone())
+            .flat_map(|model| &model.routes)
+            .map(|route| route.backend.clone())
             .collect();
         config.backends.retain(|name, _| used.contains(name));
         config.in_force = without_secrets(&table, &used);
@@ -171,11 +172,11 @@ fn complete(schema: &Schema, layers: &mut Layers) -> BTreeMap<String, String> {
     }
     let stand_in = kinds.keys().next().cloned().unwrap_or_default();
     for name in layers.names("models") {
-        let key = Key::new(["models", &name, "backend"]);
+        let key = Key::new(["models", &name, "routes"]);
         if !layers.settings.contains_key(&key) {
-            let message = format!("is missing, must be one of: {}", listed(kinds.keys()));
+            let message = format!("is missing, must be a list of: {}", listed(kinds.keys()));
             layers.faults.push(Fault::new(&key, message));
-            let stand_in = Setting::toml(Value::String(stand_in.clone()));
+            let stand_in = Setting::toml(Value::Array(vec![Value::String(stand_in.clone())]));
             layers.settings.insert(key.clone(), stand_in);
         }
         fill(layers, &key, schema.template("models", ""));

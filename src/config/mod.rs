@@ -8,6 +8,7 @@ mod fault;
 mod key;
 mod layers;
 mod load;
+mod route;
 mod schema;
 mod validate;
 
@@ -24,6 +25,7 @@ use crate::money::Cny;
 
 pub use fault::{ConfigError, Fault};
 pub use load::Sources;
+pub use route::Route;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -182,8 +184,6 @@ pub struct OpenaiBackend {
     /// Parameters of the client's that are sent on, beside those every upstream takes.
     #[serde(default)]
     pub forward: Vec<String>,
-    #[serde(default = "OpenaiBackend::default_timeout_ms")]
-    timeout_ms: u64,
     /// Hosts, beside the one of `base_url`, from which pictures answered as URLs are fetched.
     #[serde(default)]
     pub download_hosts: Vec<String>,
@@ -192,20 +192,14 @@ pub struct OpenaiBackend {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
-    pub backend: String,
-    pub upstream_model: String,
+    pub routes: Vec<Route>,
+    /// Other names that clients may ask for it by.
+    pub aliases: Vec<String>,
     pub owned_by: String,
     pub n_max: u8,
     pub price_low: Cny,
     pub price_medium: Cny,
     pub price_high: Cny,
-    pub forward_quality: bool,
-}
-
-impl OpenaiBackend {
-    fn default_timeout_ms() -> u64 {
-        600_000
-    }
 }
 
 fn empty_as_none<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>

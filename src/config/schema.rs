@@ -15,7 +15,7 @@ const MODEL_TEMPLATE: &str = "gpt-image-2";
 const DAY_MS: i64 = 86_400_000;
 const GIB: i64 = 1 << 30;
 
-const RANGES: [(&str, RangeInclusive<i64>); 28] = [
+const RANGES: [(&str, RangeInclusive<i64>); 27] = [
     ("server.connections_max", 1..=1_000_000),
     ("server.header_timeout_ms", 1..=DAY_MS),
     ("server.idle_timeout_ms", 1..=DAY_MS),
@@ -45,7 +45,6 @@ const RANGES: [(&str, RangeInclusive<i64>); 28] = [
     ("tasks.queued_max", 1..=1_000_000_000),
     ("backends.*.delay_ms", 0..=DAY_MS),
     ("backends.*.failure_percent", 0..=100),
-    ("backends.*.timeout_ms", 1..=DAY_MS),
     ("models.*.n_max", 1..=10),
 ];
 
@@ -284,7 +283,7 @@ fn a_type(value: &Value) -> &'static str {
         Value::Float(_) => "a number with a point",
         Value::Boolean(_) => "true or false",
         Value::Datetime(_) => "a date",
-        Value::Array(_) => "a list of texts",
+        Value::Array(_) => "a list",
         Value::Table(_) => "a table",
     }
 }

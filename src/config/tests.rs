@@ -110,7 +110,8 @@ fn the_examples_load() {
     };
     let config = with_key("config/openai.toml").config();
     assert_eq!(config.models.keys().collect::<Vec<_>>(), ["gpt-image-1"]);
-    assert_eq!(openai(&config, "openai").timeout(), Duration::from_mins(10));
+    let timeout = config.models["gpt-image-1"].routes[0].timeout();
+    assert_eq!(timeout, Duration::from_mins(10));
 
     let config = with_key("config/replicas.toml")
         .env("DATABASE_URL", "postgres://easel:pw@db/easel")
@@ -139,19 +140,20 @@ fn each_layer_lies_over_the_one_before() {
 #[test]
 fn texts_are_read_by_the_type_they_lie_over() {
     let given = Given::file(
-        "[backends.mine]\nkind = 'openai'\n[models.'mine-2.1']\nbackend = 'mine'\nupstream_model = 'x'\n",
+        "[backends.mine]\nkind = 'openai'\n[models.'mine-2.1']\nroutes = [{ backend = 'mine', upstream_model = 'x' }]\n",
     )
     .env("EASEL_BACKENDS__MINE__API_KEY", "sk-1")
     .env("EASEL_BACKENDS__MINE__FORWARD", "background, moderation,")
     .env("EASEL_MODELS__MINE_2_1__PRICE_LOW", "0.15")
-    .env("EASEL_MODELS__mine-2.1__FORWARD_QUALITY", "true")
+    .env("EASEL_MODELS__mine-2.1__ALIASES", "mine, best")
     .env("EASEL_TASKS__RUNNING_MAX", "2_000")
     .flag("models.mine-2.1.n_max", "4");
     let config = given.config();
     let model = &config.models["mine-2.1"];
     assert_eq!(model.price_low.to_string(), "0.15");
     assert_eq!(model.price_high.to_string(), "0.40");
-    assert!(model.forward_quality);
+    assert_eq!(model.routes[0].upstream_model, "x");
+    assert_eq!(model.aliases, ["mine", "best"]);
     assert_eq!((model.n_max, config.tasks.running_max), (4, 2_000));
     assert_eq!(
         openai(&config, "mine").forward,
@@ -163,10 +165,13 @@ fn texts_are_read_by_the_type_they_lie_over() {
 fn an_openai_key_and_a_model_by_environment_are_enough() {
     let given = Given::file("")
         .env("EASEL_BACKENDS__OPENAI__API_KEY", "sk-1")
-        .env("EASEL_MODELS__GPT_IMAGE_2__BACKEND", "openai");
+        .env("EASEL_MODELS__GPT_IMAGE_2__ROUTES", "openai");
     let config = given.config();
     assert_eq!(openai(&config, "openai").api_key.expose_secret(), "sk-1");
-    assert_eq!(config.models["gemini-3-pro-image-preview"].backend, "demo");
+    assert_eq!(
+        config.models["gemini-3-pro-image-preview"].routes[0].backend,
+        "demo"
+    );
 }
 
 #[test]
@@ -189,7 +194,7 @@ fn database_url_lies_between_the_file_and_the_environment() {
 
 #[test]
 fn a_secret_can_be_in_a_file() {
-    let given = Given::file("[models.m]\nbackend = 'openai'\n");
+    let given = Given::file("[models.m]\nroutes = ['openai']\n");
     let path = given.secret("key", "sk-from-file\r\n");
     let given = given.env("EASEL_BACKENDS__OPENAI__API_KEY_FILE", &path);
     let config = given.config();
@@ -259,13 +264,13 @@ kind = "opnai"
 base_url = 3
 
 [models.a]
-backend = "x"
+routes = ["x"]
 price_low = 0.1
 price_high = "1e3"
 n_max = 11
 
 [models."b/c"]
-backend = "mine"
+routes = ["mine"]
 
 [models.d]
 owned_by = "me"
@@ -286,7 +291,7 @@ fn every_fault_is_reported_at_once() {
     insta::assert_snapshot!(faults, @r#"
     EASEL_MODELS__NONE__N_MAX: stands for none of the models, which are: a, b/c, d; a file can add one
     backends.odd.kind: must be one of: demo, openai
-    models.d.backend: is missing, must be one of: demo, mine, odd
+    models.d.routes: is missing, must be a list of: demo, mine, odd
     backends.demo.api_key: there is no such key, there are: delay_ms, failure_percent, kind
     backends.demo.failure_percent: must be from 0 to 100, is 101
     colour: there is no such key, there are: backends, billing, data_dir, database, images, log, models, references, server, storage, tasks, uploads
@@ -315,7 +320,7 @@ fn every_fault_is_reported_at_once() {
     billing.time_zone: must be a name of the tz database, like Asia/Shanghai or UTC
     billing.opening_balance: must not be below 0, is -1.00
     log.filter: must be a filter, like info or easel=debug,warn: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5
-    models.a.backend: there is no backend "x", configured are: demo, mine, odd
+    models.a.routes: there is no backend "x", configured are: demo, mine, odd
     models.b/c: a name has letters, digits, '.', '-' and '_', and begins with a letter or digit
     backends.mine.base_url: must be an http:// or https:// URL without user, password, query and fragment
     backends.mine.api_key: is missing, set it or api_key_file, or EASEL_BACKENDS__MINE__API_KEY
@@ -338,7 +343,7 @@ fn an_unusable_file_is_named_without_its_text() {
 #[test]
 fn what_is_printed_shows_no_secret_and_can_be_loaded() {
     let given = Given::file(
-        "[models.m]\nbackend = 'openai'\n[storage]\naccess_key_id = 'id'\nsecret_access_key = 'hunter2'\n",
+        "[models.m]\nroutes = ['openai']\n[storage]\naccess_key_id = 'id'\nsecret_access_key = 'hunter2'\n",
     )
     .env("DATABASE_URL", "postgres://easel:hunter2@db/easel?sslkey=hunter2")
     .env("EASEL_BACKENDS__OPENAI__API_KEY", "hunter2");
@@ -348,10 +353,7 @@ fn what_is_printed_shows_no_secret_and_can_be_loaded() {
         printed.contains("url = \"postgres://easel:***@db/easel?***\""),
         "{printed}"
     );
-    assert!(
-        printed.contains("[models.m]\nbackend = \"openai\"\n"),
-        "{printed}"
-    );
+    assert!(printed.contains("\nroutes = [\"openai\"]\n"), "{printed}");
     assert!(!printed.contains("demo"), "{printed}");
     assert!(!format!("{:?}", given.config()).contains("hunter2"));
     assert_eq!(Given::file(&printed).config().to_toml(), printed);

@@ -4,8 +4,11 @@ use secrecy::{ExposeSecret, SecretString};
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
-use super::{Backend, Config, Fault, Model, OpenaiBackend, layers::listed};
+use super::{Backend, Config, Fault, OpenaiBackend, Route, layers::listed};
 use crate::money::Cny;
+
+const WEIGHT_MAX: u32 = 1_000_000;
+const TIMEOUT_MS_MAX: u64 = 86_400_000;
 
 /// All that is wrong. Backends that no model draws with are not looked at.
 pub(super) fn faults(config: &Config) -> Vec<Fault> {
@@ -137,26 +140,64 @@ fn models(config: &Config, found: &mut Found) {
     );
     for (name, model) in &config.models {
         let key = |leaf: &str| format!("models.{name}.{leaf}");
-        let Model { backend, .. } = model;
         found.unless(is_name(name), format!("models.{name}"), NAME);
-        found.unless(
-            config.backends.contains_key(backend),
-            key("backend"),
-            format!(
-                "there is no backend {backend:?}, configured are: {}",
-                listed(config.backends.keys())
-            ),
-        );
+        routes(config, &key("routes"), &model.routes, found);
+        aliases(config, &key("aliases"), name, found);
         amount(key("price_low"), model.price_low, found);
         amount(key("price_medium"), model.price_medium, found);
         amount(key("price_high"), model.price_high, found);
     }
 }
 
+fn routes(config: &Config, key: &str, routes: &[Route], found: &mut Found) {
+    let backends = listed(config.backends.keys());
+    let message = format!("must list one backend at least, of: {backends}");
+    found.unless(!routes.is_empty(), key, message);
+    for (index, route) in routes.iter().enumerate() {
+        let backend = &route.backend;
+        found.unless(
+            config.backends.contains_key(backend),
+            key,
+            format!("there is no backend {backend:?}, configured are: {backends}"),
+        );
+        let same = |other: &Route| {
+            (&other.backend, &other.upstream_model) == (&route.backend, &route.upstream_model)
+        };
+        let message = format!("two routes lead to {backend:?} with the same upstream_model");
+        found.unless(!routes[..index].iter().any(same), key, message);
+        let message = format!("weight must be from 1 to {WEIGHT_MAX}, is {}", route.weight);
+        found.unless((1..=WEIGHT_MAX).contains(&route.weight), key, message);
+        let message = format!("timeout_ms must be from 1 to {TIMEOUT_MS_MAX}");
+        found.unless(
+            (1..=TIMEOUT_MS_MAX).contains(&route.timeout_ms),
+            key,
+            message,
+        );
+    }
+}
+
+fn aliases(config: &Config, key: &str, name: &str, found: &mut Found) {
+    for (other_name, other) in &config.models {
+        for alias in &config.models[name].aliases {
+            found.unless(
+                is_name(alias) && !config.models.contains_key(alias),
+                key,
+                format!("{alias:?} must be a name, and no model's own"),
+            );
+            found.unless(
+                name == other_name || !other.aliases.contains(alias),
+                key,
+                format!("{alias:?} is an alias of {other_name} too"),
+            );
+        }
+    }
+}
+
 fn backends(config: &Config, found: &mut Found) {
     for (name, backend) in &config.backends {
         found.unless(is_name(name), format!("backends.{name}"), NAME);
-        let used = config.models.values().any(|model| model.backend == *name);
+        let mut routes = config.models.values().flat_map(|model| &model.routes);
+        let used = routes.any(|route| route.backend == *name);
         match backend {
             Backend::Openai(openai) if used => self::openai(name, openai, found),
             Backend::Openai(_) | Backend::Demo(_) => {}

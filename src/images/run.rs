@@ -43,15 +43,16 @@ async fn draw(app: &App, task: &Task, sink: &mut StorageSink<'_>) -> Result<(), 
     let request = &task.request;
     let gone = || failed(FailureKind::Internal, "the model is no longer configured");
     let model = app.config.models.get(&request.model).ok_or_else(gone)?;
-    let backend = app.backends.get(&model.backend).ok_or_else(gone)?;
-    let drawing = drawing(app, task, model).await?;
+    let route = model.routes.first().ok_or_else(gone)?;
+    let backend = app.backends.get(&route.backend).ok_or_else(gone)?;
+    let drawing = drawing(app, task, route).await?;
     backend
         .draw(&drawing, sink)
         .await
-        .map_err(|error| failure(task, &model.backend, &error))
+        .map_err(|error| failure(task, &route.backend, &error))
 }
 
-async fn drawing(app: &App, task: &Task, model: &config::Model) -> Result<Drawing, Failure> {
+async fn drawing(app: &App, task: &Task, route: &config::Route) -> Result<Drawing, Failure> {
     let request = &task.request;
     let mut references = Vec::with_capacity(request.references.len());
     for (index, reference) in request.references.iter().enumerate() {
@@ -62,20 +63,24 @@ async fn drawing(app: &App, task: &Task, model: &config::Model) -> Result<Drawin
         Some(mask) => Some(input(app, task, mask, "mask").await?),
         None => None,
     };
-    let upstream_model = if model.upstream_model.is_empty() {
+    let upstream_model = if route.upstream_model.is_empty() {
         &request.model
     } else {
-        &model.upstream_model
+        &route.upstream_model
     };
     Ok(Drawing {
         model: upstream_model.clone(),
         prompt: request.prompt.clone(),
         n: request.n,
+        ratio: request.ratio,
+        resolution: request.resolution,
         size: request.size,
-        quality: model.forward_quality.then_some(request.quality),
+        quality: route.forward_quality.then_some(request.quality),
         references,
         mask,
         options: request.options.clone(),
+        extra: route.extra.clone(),
+        job: None,
     })
 }
 
@@ -166,12 +171,14 @@ fn failure(task: &Task, backend: &str, error: &BackendError) -> Failure {
         BackendError::Unreachable { .. } => {
             failed(FailureKind::Upstream, "the upstream could not be reached")
         }
-        BackendError::Failed { .. } => failed(FailureKind::Upstream, "the upstream failed"),
+        BackendError::Failed { .. } | BackendError::Silent { .. } => {
+            failed(FailureKind::Upstream, "the upstream failed")
+        }
         BackendError::NoImage { .. } | BackendError::Sink(SinkError::NotAnImage(_)) => failed(
             FailureKind::Upstream,
             "the upstream answered without a usable image",
         ),
-        BackendError::Sink(SinkError::Storage(_)) => {
+        BackendError::Sink(SinkError::Storage(_) | SinkError::Job(_)) => {
             failed(FailureKind::Internal, "the image could not be stored")
         }
         BackendError::Input(_) => failed(FailureKind::Internal, "a reference could not be read"),

@@ -75,6 +75,12 @@ impl<'a> StorageSink<'a> {
 
 #[async_trait]
 impl ImageSink for StorageSink<'_> {
+    async fn accepted(&mut self, _job: &str) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    fn usage(&mut self, _usage: serde_json::Value) {}
+
     async fn write(&mut self, piece: Bytes) -> Result<(), SinkError> {
         let mut current = self.current.take().unwrap_or_else(|| Current {
             filter: Filter::new(Metadata::Strip, self.limits),

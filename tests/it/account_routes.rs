@@ -8,9 +8,9 @@ use crate::harness::{TestApp, redact::redacted};
 
 const MODELS: &str = "
     [models.gpt-image-2]
-    backend = 'demo'
+    routes = ['demo']
     [models.cheap-1]
-    backend = 'demo'
+    routes = ['demo']
     owned_by = 'org'
     n_max = 2
     price_low = '0.01'

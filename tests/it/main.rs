@@ -12,7 +12,7 @@
 mod harness;
 
 mod account_routes;
-mod backend_openai;
+mod backends;
 mod cancelled_begin;
 mod clients;
 mod commands;

@@ -24,7 +24,7 @@ use image::{
 };
 use tokio::sync::Semaphore;
 
-use super::{Backend, BackendError, Drawing, ImageSink};
+use super::{Abilities, Backend, BackendError, Drawing, ImageSink};
 use crate::{config::DemoBackend, image::ImageSize};
 use chance::Chance;
 use scene::{Scene, Strength};
@@ -74,6 +74,14 @@ impl Demo {
 
 #[async_trait]
 impl Backend for Demo {
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            n_max: 10,
+            references_max: 16,
+            mask: false,
+        }
+    }
+
     async fn draw(
         &self,
         drawing: &Drawing,
@@ -111,10 +119,6 @@ impl Backend for Demo {
 
     async fn check(&self) -> Result<(), BackendError> {
         Ok(())
-    }
-
-    fn takes_mask(&self) -> bool {
-        false
     }
 }
 

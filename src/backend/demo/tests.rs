@@ -8,7 +8,7 @@ use image::GenericImageView;
 use super::*;
 use crate::{
     backend::{Input, SinkError},
-    image::Format,
+    image::{Format, Resolution},
 };
 
 #[derive(Default)]
@@ -20,6 +20,12 @@ struct Sink {
 
 #[async_trait]
 impl ImageSink for Sink {
+    async fn accepted(&mut self, _job: &str) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    fn usage(&mut self, _usage: serde_json::Value) {}
+
     async fn write(&mut self, piece: Bytes) -> Result<(), SinkError> {
         self.longest = self.longest.max(piece.len());
         self.under_way.extend_from_slice(&piece);
@@ -37,11 +43,15 @@ fn drawing(prompt: &str, n: u8, width: u32, height: u32) -> Drawing {
         model: "any".into(),
         prompt: prompt.into(),
         n,
+        ratio: "1:1".parse().unwrap(),
+        resolution: Resolution::OneK,
         size: ImageSize { width, height },
         quality: None,
         references: vec![],
         mask: None,
         options: serde_json::Map::new(),
+        extra: serde_json::Map::new(),
+        job: None,
     }
 }
 

@@ -4,12 +4,14 @@ use reqwest::Response;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{
+use crate::backend::{
     BackendError,
-    delivery::Delivery,
-    error::{self, UpstreamError},
+    json_pictures::{Found, PictureScanner},
+    upstream::{
+        delivery::Delivery,
+        error::{self, UpstreamError},
+    },
 };
-use crate::backend::json_pictures::{Found, PictureScanner};
 
 /// What an answer holds beside the pictures that came in it.
 #[derive(Debug, Default, Deserialize)]

@@ -15,7 +15,10 @@ use reqwest::{
 use serde_json::{Map, Value, json};
 
 use super::{BackendError, Drawing};
-use crate::{backend::Input, image::Quality};
+use crate::{
+    backend::{Input, upstream},
+    image::Quality,
+};
 
 /// Never forwarded, whatever the settings say: set here, or not to be sent at all.
 const RESERVED: [&str; 14] = [
@@ -53,7 +56,7 @@ impl ReadFault {
 
 /// The JSON body of a generation.
 pub(super) fn generation(drawing: &Drawing, forward: &[String]) -> Map<String, Value> {
-    fields(drawing, forward).collect()
+    fields(drawing, forward)
 }
 
 /// The form of an edit: text first, then the files, which are read only as they are sent.
@@ -84,10 +87,7 @@ pub(super) fn edit(
     Ok(form)
 }
 
-fn fields<'a>(
-    drawing: &'a Drawing,
-    forward: &'a [String],
-) -> impl Iterator<Item = (String, Value)> + 'a {
+fn fields(drawing: &Drawing, forward: &[String]) -> Map<String, Value> {
     let size = format!("{}x{}", drawing.size.width, drawing.size.height);
     let own = [
         ("model", json!(drawing.model)),
@@ -109,6 +109,8 @@ fn fields<'a>(
         .chain(quality.map(|quality| ("quality", json!(quality))))
         .map(|(name, value)| (name.to_owned(), value))
         .chain(options)
+        .chain(drawing.extra.clone())
+        .collect()
 }
 
 fn file(input: &Input, stem: &str, fault: &ReadFault) -> Result<Part, BackendError> {
@@ -120,13 +122,13 @@ fn file(input: &Input, stem: &str, fault: &ReadFault) -> Result<Part, BackendErr
     Part::stream_with_length(Body::wrap_stream(bytes), input.length)
         .file_name(format!("{stem}.{}", input.format.extension()))
         .mime_str(input.format.content_type())
-        .map_err(super::error::transport)
+        .map_err(upstream::error::transport)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::ImageSize;
+    use crate::image::{ImageSize, Resolution};
 
     #[test]
     fn only_known_and_named_fields_are_sent() {
@@ -136,6 +138,8 @@ mod tests {
             model: "gpt-image-2".into(),
             prompt: "a cat".into(),
             n: 2,
+            ratio: "1:1".parse().unwrap(),
+            resolution: Resolution::OneK,
             size: ImageSize {
                 width: 1536,
                 height: 864,
@@ -144,6 +148,8 @@ mod tests {
             references: vec![],
             mask: None,
             options: options.as_object().unwrap().clone(),
+            extra: serde_json::Map::new(),
+            job: None,
         };
         let forward = [
             "background",

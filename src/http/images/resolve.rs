@@ -65,10 +65,10 @@ impl Asked {
             );
             return Err(ApiError::field("image_urls", message));
         }
-        let takes_mask = app
-            .backends
-            .get(&model.backend)
-            .is_some_and(|b| b.takes_mask());
+        let takes_mask = model.routes.iter().any(|route| {
+            let backend = app.backends.get(&route.backend);
+            backend.is_some_and(|backend| backend.abilities().mask)
+        });
         if fields.mask.is_some() && !takes_mask {
             return Err(ApiError::field(
                 "mask",

@@ -14,7 +14,7 @@ use crate::harness::{
 
 /// Settings under which `gpt-image-2` is drawn by an upstream; `more` lies beside them.
 fn drawn_by(upstream: &Upstream, more: &str) -> String {
-    let backend = upstream.settings("timeout_ms = 20000");
+    let backend = upstream.settings("");
     format!("{more}\n[backends.up]\n{backend}[models.gpt-image-2]\nbackend = \"up\"\n")
 }
 

@@ -74,7 +74,7 @@ impl Upstream {
     /// Settings of a gateway whose only model draws with it; `model` lies beside the model's backend.
     pub fn gateway(&self, model: &str) -> String {
         let backend = self.settings("");
-        format!("[backends.up]\n{backend}[models.gpt-image-2]\nbackend = \"up\"\n{model}\n")
+        format!("[backends.up]\n{backend}[models.gpt-image-2]\nroutes = [\"up\"]\n{model}\n")
     }
 
     /// Answers the next drawing without an answer of its own with `reply`. Those that nothing was said

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 const CHARS_MAX: usize = 500;
 
 /// One line of at most 500 characters, with words that hold a URL, an address or a key taken out.
-pub(super) fn clean(text: &str, api_key: &str) -> String {
+pub(in crate::backend) fn clean(text: &str, api_key: &str) -> String {
     // Far more than is shown, so that a huge text costs no huge work.
     let text: String = text.chars().take(CHARS_MAX * 8).collect();
     let text = match api_key {

@@ -34,16 +34,16 @@ const QUOTA_CODES: [&str; 3] = [
 
 /// An upstream's error, in whatever shape it came.
 #[derive(Debug, Default)]
-pub(super) struct UpstreamError {
+pub(in crate::backend) struct UpstreamError {
     /// Fit to be shown; empty if there was none.
-    pub(super) message: String,
+    pub(in crate::backend) message: String,
     /// Its code, and its type.
     names: [String; 2],
 }
 
 impl UpstreamError {
     /// Reads the value of `error`: an object, or just a text.
-    pub(super) fn of_value(error: &Value, api_key: &str) -> Self {
+    pub(in crate::backend) fn of_value(error: &Value, api_key: &str) -> Self {
         let text = |name: &str| match &error[name] {
             Value::String(text) => text.clone(),
             Value::Number(number) => number.to_string(),
@@ -59,7 +59,7 @@ impl UpstreamError {
     }
 
     /// Whether the upstream's safety system has refused the request.
-    pub(super) fn is_refusal(&self) -> bool {
+    pub(in crate::backend) fn is_refusal(&self) -> bool {
         let named = self
             .names
             .iter()
@@ -90,7 +90,7 @@ impl UpstreamError {
 }
 
 /// Reads an error's body and tells what it means.
-pub(super) async fn read(mut response: Response, api_key: &str) -> BackendError {
+pub(in crate::backend) async fn read(mut response: Response, api_key: &str) -> BackendError {
     let status = response.status();
     let retry_after = retry_after(response.headers());
     let mut body = Vec::new();
@@ -106,7 +106,7 @@ pub(super) async fn read(mut response: Response, api_key: &str) -> BackendError 
 }
 
 /// A request that was not answered, or an answer that broke off.
-pub(super) fn transport(error: reqwest::Error) -> BackendError {
+pub(in crate::backend) fn transport(error: reqwest::Error) -> BackendError {
     if error.is_connect() {
         return not_reached(error);
     }
@@ -114,21 +114,21 @@ pub(super) fn transport(error: reqwest::Error) -> BackendError {
 }
 
 /// A request that certainly did nothing.
-pub(super) fn not_reached(error: reqwest::Error) -> BackendError {
+pub(in crate::backend) fn not_reached(error: reqwest::Error) -> BackendError {
     BackendError::Unreachable {
         detail: detail(error),
     }
 }
 
-/// A failure after the upstream may have begun to draw, however the connection failed.
-pub(super) fn interrupted(error: reqwest::Error) -> BackendError {
-    BackendError::Failed {
+/// Silence after the upstream may have begun to draw, however the connection failed.
+pub(in crate::backend) fn interrupted(error: reqwest::Error) -> BackendError {
+    BackendError::Silent {
         detail: detail(error),
     }
 }
 
-pub(super) fn invalid_answer(error: InvalidAnswer) -> BackendError {
-    BackendError::Failed {
+pub(in crate::backend) fn invalid_answer(error: InvalidAnswer) -> BackendError {
+    BackendError::NoImage {
         detail: error.to_string(),
     }
 }

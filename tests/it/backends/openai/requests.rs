@@ -93,7 +93,7 @@ async fn three_references_and_a_mask_come_behind_the_text() {
     draw(&backend, &drawing).await.1.unwrap();
 
     let received = &upstream.received()[0];
-    let texts = ["model", "prompt", "n", "size"];
+    let texts = ["model", "n", "prompt", "size"];
     let files = ["image[]", "image[]", "image[]", "mask"];
     assert_eq!(received.parts, [texts, files].concat());
     let names: Vec<_> = received

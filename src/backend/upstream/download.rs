@@ -7,14 +7,14 @@ use url::Url;
 use super::{BackendError, delivery::Delivery, error};
 
 /// Which URLs of an upstream's are fetched.
-pub(super) struct DownloadRule {
+pub(in crate::backend) struct DownloadRule {
     base_url: Url,
     hosts: Vec<String>,
 }
 
 impl DownloadRule {
     /// `hosts` are names, or `*.` and a name for all below it.
-    pub(super) fn new(base_url: &Url, hosts: &[String]) -> Self {
+    pub(in crate::backend) fn new(base_url: &Url, hosts: &[String]) -> Self {
         Self {
             base_url: base_url.clone(),
             hosts: hosts.iter().map(|host| host.to_lowercase()).collect(),
@@ -22,7 +22,7 @@ impl DownloadRule {
     }
 
     /// The URL if it may be fetched.
-    pub(super) fn allow(&self, url: &str) -> Result<Url, BackendError> {
+    pub(in crate::backend) fn allow(&self, url: &str) -> Result<Url, BackendError> {
         let refuse = |detail: String| Err(BackendError::NoImage { detail });
         let Ok(url) = Url::parse(url) else {
             return refuse("a picture's url is not a whole URL".to_owned());
@@ -71,7 +71,7 @@ impl DownloadRule {
 }
 
 /// Hands on the picture at `url`.
-pub(super) async fn fetch(
+pub(in crate::backend) async fn fetch(
     client: &Client,
     url: Url,
     delivery: &mut Delivery<'_>,

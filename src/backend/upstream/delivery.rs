@@ -5,9 +5,9 @@ use bytes::Bytes;
 use super::{BackendError, ImageSink};
 
 /// Of one picture, whichever way it comes.
-pub(super) const PICTURE_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub(in crate::backend) const PICTURE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-pub(super) struct Delivery<'a> {
+pub(in crate::backend) struct Delivery<'a> {
     images: &'a mut dyn ImageSink,
     wanted: u8,
     finished: u8,
@@ -16,7 +16,7 @@ pub(super) struct Delivery<'a> {
 }
 
 impl<'a> Delivery<'a> {
-    pub(super) fn new(images: &'a mut dyn ImageSink, wanted: u8) -> Self {
+    pub(in crate::backend) fn new(images: &'a mut dyn ImageSink, wanted: u8) -> Self {
         Self {
             images,
             wanted,
@@ -25,16 +25,16 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    pub(super) fn finished(&self) -> u8 {
+    pub(in crate::backend) fn finished(&self) -> u8 {
         self.finished
     }
 
     /// Whether every picture asked for is there; more are not taken.
-    pub(super) fn is_done(&self) -> bool {
+    pub(in crate::backend) fn is_done(&self) -> bool {
         self.finished == self.wanted
     }
 
-    pub(super) async fn write(&mut self, piece: Bytes) -> Result<(), BackendError> {
+    pub(in crate::backend) async fn write(&mut self, piece: Bytes) -> Result<(), BackendError> {
         if self.is_done() {
             return Ok(());
         }
@@ -47,7 +47,7 @@ impl<'a> Delivery<'a> {
         Ok(self.images.write(piece).await?)
     }
 
-    pub(super) async fn finish(&mut self) -> Result<(), BackendError> {
+    pub(in crate::backend) async fn finish(&mut self) -> Result<(), BackendError> {
         if self.is_done() {
             return Ok(());
         }

@@ -1,0 +1,88 @@
+//! One way to have a model drawn: which backend, as what, and how much of the work it gets.
+
+use std::{fmt, time::Duration};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, MapAccess, Visitor, value::MapAccessDeserializer},
+};
+use serde_json::{Map, Value};
+
+/// Written as a table, or as the name of a backend alone.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(remote = "Self", deny_unknown_fields)]
+pub struct Route {
+    pub backend: String,
+    /// Empty: the model's own name.
+    #[serde(default)]
+    pub upstream_model: String,
+    /// Its share of the work among the routes of the same priority.
+    #[serde(default = "Route::default_weight")]
+    pub weight: u32,
+    /// The lowest comes first; others while no route of it can be used.
+    #[serde(default)]
+    pub priority: u32,
+    /// How many tasks may be drawn over it at once, by all replicas together. 0: any number.
+    #[serde(default)]
+    pub max_concurrency: u32,
+    #[serde(default = "Route::default_timeout_ms")]
+    pub(super) timeout_ms: u64,
+    /// Whether the client's quality is sent on.
+    #[serde(default)]
+    pub forward_quality: bool,
+    /// Fields that are sent along, over all others.
+    #[serde(default)]
+    pub extra: Map<String, Value>,
+}
+
+impl Route {
+    /// How long one call may take, from the request to the last byte.
+    pub fn timeout(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms)
+    }
+
+    fn to(backend: &str) -> Self {
+        Self {
+            backend: backend.to_owned(),
+            upstream_model: String::new(),
+            weight: Self::default_weight(),
+            priority: 0,
+            max_concurrency: 0,
+            timeout_ms: Self::default_timeout_ms(),
+            forward_quality: false,
+            extra: Map::new(),
+        }
+    }
+
+    fn default_weight() -> u32 {
+        1
+    }
+
+    fn default_timeout_ms() -> u64 {
+        600_000
+    }
+}
+
+impl<'de> Deserialize<'de> for Route {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NameOrTable)
+    }
+}
+
+struct NameOrTable;
+
+impl<'de> Visitor<'de> for NameOrTable {
+    type Value = Route;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name of a backend, or a table with it")
+    }
+
+    fn visit_str<E: Error>(self, backend: &str) -> Result<Route, E> {
+        Ok(Route::to(backend))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Route, A::Error> {
+        Route::deserialize(MapAccessDeserializer::new(table))
+    }
+}
