@@ -55,7 +55,7 @@ impl Site {
         let model = |name: &str| {
             format!(
                 "[backends.{name}]\nkind = \"openai\"\napi_key = \"none\"\n\
-                 base_url = \"http://{upstream}/{name}/v1\"\n[models.{name}]\nbackend = \"{name}\"\n"
+                 base_url = \"http://{upstream}/{name}/v1\"\n[models.{name}]\nroutes = [\"{name}\"]\n"
             )
         };
         let listen = "[server]\nlisten = \"127.0.0.1:0\"\n".to_owned();

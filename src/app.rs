@@ -1,14 +1,14 @@
 //! What everything shares: the pool, storage, backends, clock, settings, and the loops that accept and
 //! settle tasks.
 
-use std::sync::{Arc, atomic::AtomicI64};
+use std::sync::{Arc, PoisonError, RwLock, atomic::AtomicI64};
 
 use sqlx::PgPool;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::{
     accounts::Doorman,
-    backend::Registry,
+    backend::Catalog,
     clock::Clock,
     config::Config,
     image::Limits,
@@ -35,7 +35,7 @@ pub struct Inner {
     pub clock: Clock,
     pub pool: PgPool,
     pub storage: Storage,
-    pub backends: Registry,
+    catalog: RwLock<Arc<Catalog>>,
     pub references: Fetcher,
     pub doorman: Doorman,
     pub waiters: Waiters,
@@ -80,7 +80,7 @@ impl App {
             clock.clone(),
         )
         .await?;
-        let backends = Registry::open(&config.backends)?;
+        let catalog = RwLock::new(Arc::new(Catalog::open(&config)?));
         let references = Fetcher::new(&config.references, config.uploads.bytes_max)?;
         let waiters = Waiters::default();
         let terms = Terms {
@@ -100,7 +100,7 @@ impl App {
             clock,
             pool,
             storage,
-            backends,
+            catalog,
             references,
             queued: AtomicI64::new(0),
             buffers: Arc::new(Semaphore::new(buffer_units)),
@@ -112,6 +112,18 @@ impl App {
             shutdown,
         }));
         Ok((app, to_run))
+    }
+
+    /// The models in force, and who draws them. What is begun goes on with those it began with.
+    pub fn catalog(&self) -> Arc<Catalog> {
+        let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&catalog)
+    }
+
+    /// Puts the models, backends and routing of a configuration in force.
+    pub fn replace_catalog(&self, catalog: Catalog) {
+        let mut current = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::new(catalog);
     }
 
     /// What an image may measure.

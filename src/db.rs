@@ -25,6 +25,8 @@ pub async fn open(options: PgConnectOptions, config: &config::Database) -> sqlx:
         ("client_min_messages", "error"),
         // Locks are taken for what READ COMMITTED then reads; a server may have another default.
         ("default_transaction_isolation", "read committed"),
+        // A process that was paused in the middle keeps nobody from its locks for long.
+        ("idle_in_transaction_session_timeout", "15s"),
     ]);
     let opened = PgPoolOptions::new()
         .max_connections(config.connections_max)

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod db;
+pub mod failure;
 pub mod http;
 pub mod ids;
 pub mod image;

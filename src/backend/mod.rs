@@ -1,11 +1,15 @@
 //! What draws: one trait over very different upstreams, and what can go wrong with any of them.
 
+mod breaker;
+pub mod catalog;
 pub mod demo;
 pub mod json_pictures;
 pub mod openai;
 pub mod registry;
 mod upstream;
 
+pub use breaker::Breaker;
+pub use catalog::Catalog;
 pub use registry::{Registry, RegistryError};
 
 use std::{sync::Arc, time::Duration};
@@ -13,10 +17,12 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{future::BoxFuture, stream::BoxStream};
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::image::{AspectRatio, Format, ImageSize, Quality, Resolution};
+use crate::{
+    failure::Class,
+    image::{AspectRatio, Format, ImageSize, Quality, Resolution},
+};
 
 /// An adapter to one upstream. It does one thing once: how many calls a task takes, how long each may
 /// last, what is tried again and where, is decided above it.
@@ -154,22 +160,6 @@ pub enum BackendError {
     /// An input could not be read.
     #[error("a reference could not be read")]
     Input(#[source] std::io::Error),
-}
-
-/// The kinds of what goes wrong, for decisions and for the record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Class {
-    Refused,
-    Invalid,
-    Credentials,
-    RateLimited,
-    Unreachable,
-    Failed,
-    Silent,
-    NoImage,
-    /// We failed.
-    Internal,
 }
 
 impl BackendError {

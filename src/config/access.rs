@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Config, Database, References, Server, Storage, Tasks, Uploads};
+use super::{Config, Database, References, Routing, Server, Storage, Tasks, Uploads};
 
 impl Config {
     /// The settings in force as TOML that `--config` takes, with `***` in place of every secret.
@@ -76,6 +76,18 @@ impl Uploads {
 impl References {
     pub fn fetch_timeout(&self) -> Duration {
         Duration::from_millis(self.fetch_timeout_ms)
+    }
+}
+
+impl Routing {
+    pub fn rest(&self) -> Duration {
+        Duration::from_millis(self.rest_ms)
+    }
+    pub fn retry_wait(&self) -> Duration {
+        Duration::from_millis(self.retry_wait_ms)
+    }
+    pub fn retry_wait_max(&self) -> Duration {
+        Duration::from_millis(self.retry_wait_max_ms)
     }
 }
 

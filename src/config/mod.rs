@@ -37,6 +37,7 @@ pub struct Config {
     pub uploads: Uploads,
     pub references: References,
     pub tasks: Tasks,
+    pub routing: Routing,
     pub images: Images,
     pub billing: Billing,
     pub log: Log,
@@ -120,6 +121,15 @@ pub struct Tasks {
     pub attempts_max: u16,
     pub running_max: usize,
     pub queued_max: i64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Routing {
+    pub failures_max: u32,
+    rest_ms: u64,
+    retry_wait_ms: u64,
+    retry_wait_max_ms: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]

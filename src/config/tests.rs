@@ -294,7 +294,7 @@ fn every_fault_is_reported_at_once() {
     models.d.routes: is missing, must be a list of: demo, mine, odd
     backends.demo.api_key: there is no such key, there are: delay_ms, failure_percent, kind
     backends.demo.failure_percent: must be from 0 to 100, is 101
-    colour: there is no such key, there are: backends, billing, data_dir, database, images, log, models, references, server, storage, tasks, uploads
+    colour: there is no such key, there are: backends, billing, data_dir, database, images, log, models, references, routing, server, storage, tasks, uploads
     images: must be a table that holds settings
     log.format: unknown variant `xml`, expected `text` or `json`
     models.a.n_max: must be from 1 to 10, is 11

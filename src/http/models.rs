@@ -8,22 +8,20 @@ use super::{
     extract::{Authenticated, Segment},
     page,
 };
-use crate::{app::App, config};
+use crate::{app::App, backend::catalog::Model};
 
 /// Models have no birthday here; OpenAI's clients want a number.
 const CREATED: i64 = 1_767_225_600;
 
 pub(super) async fn list(State(app): State<App>, _: Authenticated) -> Response {
-    let models = &app.config.models;
-    let data: Vec<Value> = models
-        .iter()
-        .map(|(name, model)| object(name, model))
-        .collect();
+    let catalog = app.catalog();
+    let data: Vec<Value> = catalog.models().map(object).collect();
+    let mut names = catalog.models().map(|model| &model.name);
     page::json(&json!({
         "object": "list",
         "data": data,
-        "first_id": models.keys().next(),
-        "last_id": models.keys().next_back(),
+        "first_id": names.next(),
+        "last_id": catalog.models().last().map(|model| &model.name),
         "has_more": false,
     }))
 }
@@ -33,25 +31,23 @@ pub(super) async fn get(
     _: Authenticated,
     Segment(name): Segment,
 ) -> Result<Response, ApiError> {
-    let model = app
-        .config
-        .models
-        .get(&name)
-        .ok_or_else(|| ApiError::not_found("model"))?;
-    Ok(page::json(&object(&name, model)))
+    let catalog = app.catalog();
+    let model = catalog.model(&name);
+    let model = model.ok_or_else(|| ApiError::not_found("model"))?;
+    Ok(page::json(&object(model)))
 }
 
-fn object(name: &str, model: &config::Model) -> Value {
+fn object(Model { name, settings, .. }: &Model) -> Value {
     json!({
         "id": name,
         "object": "model",
         "created": CREATED,
-        "owned_by": model.owned_by,
+        "owned_by": settings.owned_by,
         "pricing": {
             "currency": "CNY",
-            "low": model.price_low,
-            "medium": model.price_medium,
-            "high": model.price_high,
+            "low": settings.price_low,
+            "medium": settings.price_medium,
+            "high": settings.price_high,
         },
     })
 }

@@ -1,6 +1,8 @@
 //! Drawing images for callers who pay: the only place that joins accounts, tasks, billing, storage and
 //! backends. `submit` accepts a task, `run` draws it, `settle` ends it.
 
+pub mod dispatch;
+mod inputs;
 pub mod intake;
 pub mod run;
 pub mod settle;
@@ -8,8 +10,7 @@ mod sink;
 pub mod submit;
 pub mod sweep;
 pub mod usage;
-
-use std::collections::BTreeMap;
+mod verdict;
 
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -17,18 +18,16 @@ use crate::{
     config,
     image::Quality,
     money::Cny,
-    tasks::{Image, Task},
+    tasks::{Assignment, Image, Task},
 };
 
 /// A task that this process has claimed, with its place among those it works on.
 #[derive(Debug)]
 pub struct Claimed {
     pub task: Task,
+    pub assignment: Assignment,
     pub slot: OwnedSemaphorePermit,
 }
-
-/// The models that clients may ask for.
-pub type Models = BTreeMap<String, config::Model>;
 
 /// What one image of a quality costs.
 pub fn unit_price(model: &config::Model, quality: Quality) -> Cny {

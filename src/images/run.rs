@@ -1,193 +1,259 @@
-//! Drawing a claimed task: its references are made ready, the backend draws, the pictures are stored.
-//! No connection to the database is held meanwhile.
+//! One attempt to draw a claimed task: its references are made ready, the backend of its route draws, the
+//! pictures are stored. No connection to the database is held meanwhile.
 
-use std::{error::Error, sync::Arc};
+use std::{error::Error, time::Duration};
 
-use futures_util::StreamExt;
+use futures_util::future::join_all;
+use serde_json::Value;
+use tokio::time::{Instant, timeout};
 
 use super::{
-    intake::{self, IntakeError, Origin, Reach},
+    inputs::{self, Inputs},
     sink::StorageSink,
+    verdict::{self, Circumstances, failed},
 };
 use crate::{
     app::App,
-    backend::{BackendError, Drawing, Input, OpenInput, SinkError},
-    config,
-    references::FetchError,
-    storage::Key,
-    tasks::{Failure, FailureKind, Outcome, Reference, StoredReference, Task},
+    backend::{
+        BackendError, Catalog, Drawing,
+        catalog::{Model, Needs, Route},
+    },
+    tasks::{Assignment, Attempt, FailureKind, Image, Outcome, Request, Task},
 };
 
-/// Draws a task, within its deadline. What was delivered before something failed counts.
-pub async fn run(app: &App, task: &Task) -> Outcome {
-    let mut sink = StorageSink::new(&app.storage, task, app.image_limits());
-    let drawn = tokio::time::timeout(task.left, draw(app, task, &mut sink)).await;
-    let mut images = sink.into_images();
+/// For telling an upstream that nobody waits any more.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What came of an attempt.
+#[derive(Debug)]
+pub enum Ran {
+    Ended(Ending),
+    /// It failed, and is to be tried again after a wait.
+    Again {
+        attempt: Attempt,
+        wait: Duration,
+    },
+}
+
+#[derive(Debug)]
+pub struct Ending {
+    pub outcome: Outcome,
+    /// `None`: no upstream was asked.
+    pub attempt: Option<Attempt>,
+    /// What the upstream says that it has taken.
+    pub usage: Vec<Value>,
+}
+
+impl Ending {
+    fn unasked(kind: FailureKind, message: &str) -> Self {
+        Self::of(Outcome::Failed(failed(kind, message)))
+    }
+
+    pub fn of(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            attempt: None,
+            usage: Vec::new(),
+        }
+    }
+}
+
+/// What a task asks of who draws it.
+pub fn needs(request: &Request) -> Needs {
+    Needs {
+        references: request.references.len(),
+        mask: request.mask.is_some(),
+    }
+}
+
+/// Has a task drawn as it was assigned, within its deadline. What was delivered before something failed
+/// counts, and then nothing is tried again.
+pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
+    let deadline = Instant::now() + task.left;
+    let catalog = app.catalog();
+    let (model, route) = match find(&catalog, task, assignment) {
+        Ok(found) => found,
+        Err(ending) => return Ran::Ended(ending),
+    };
+    let inputs = match timeout(task.left, inputs::open_all(app, task)).await {
+        Ok(Ok(inputs)) => inputs,
+        Ok(Err(failure)) => return Ran::Ended(Ending::of(Outcome::Failed(failure))),
+        Err(_) => return Ran::Ended(Ending::unasked(FailureKind::Deadline, PAST_DEADLINE)),
+    };
+    let began = Instant::now();
+    let left = deadline.saturating_duration_since(began);
+    let limit = route.settings.timeout().min(left);
+    let mut calls = calls(app, task, route, assignment, &inputs);
+    let drawn = join_all(calls.iter_mut().map(|call| call.draw(app, route, limit))).await;
+    let error = drawn.into_iter().find_map(Result::err);
+
+    let class = error.as_ref().map(BackendError::class);
+    route.breaker.note(class);
+    let mut attempt = Attempt {
+        route: route.name.clone(),
+        jobs: Vec::new(),
+        duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        class,
+    };
+    let (mut images, mut usage) = (Vec::new(), Vec::new());
+    for call in calls {
+        let kept = call.sink.into_kept();
+        attempt.jobs.extend(kept.job);
+        images.extend(kept.images);
+        usage.extend(kept.usage);
+    }
+    let circumstances = Circumstances {
+        model,
+        needs: needs(&task.request),
+        routing: &app.config.routing,
+        attempts: u16::try_from(task.attempts).unwrap_or_default(),
+        attempts_max: app.config.tasks.attempts_max,
+        left: deadline.saturating_duration_since(Instant::now()),
+    };
+    match error {
+        Some(error) if images.is_empty() => {
+            fail(&error, attempt, assignment, &circumstances, usage)
+        }
+        _ => Ran::Ended(Ending {
+            outcome: delivered(images, task),
+            attempt: Some(attempt),
+            usage,
+        }),
+    }
+}
+
+const PAST_DEADLINE: &str = "the task ran past its deadline";
+
+fn find<'a>(
+    catalog: &'a Catalog,
+    task: &Task,
+    assignment: &Assignment,
+) -> Result<(&'a Model, &'a Route), Ending> {
+    let gone = || Ending::unasked(FailureKind::Internal, "the model is no longer configured");
+    let model = catalog.model(&task.request.model).ok_or_else(gone)?;
+    let route = assignment.route.as_deref();
+    let route = route.and_then(|route| model.route(route)).ok_or_else(|| {
+        tracing::warn!(task.id = %task.id, model = model.name, "no route can be used");
+        let message = "no upstream of this model can be used at present";
+        Ending::unasked(FailureKind::Upstream, message)
+    })?;
+    Ok((model, route))
+}
+
+fn fail(
+    error: &BackendError,
+    attempt: Attempt,
+    before: &Assignment,
+    circumstances: &Circumstances<'_>,
+    usage: Vec<Value>,
+) -> Ran {
+    if let Some(wait) = verdict::wait(error, &attempt.route, before, circumstances) {
+        return Ran::Again { attempt, wait };
+    }
+    let failure = if circumstances.left.is_zero() {
+        failed(FailureKind::Deadline, PAST_DEADLINE)
+    } else {
+        verdict::failure(error)
+    };
+    Ran::Ended(Ending {
+        outcome: Outcome::Failed(failure),
+        attempt: Some(attempt),
+        usage,
+    })
+}
+
+fn delivered(mut images: Vec<Image>, task: &Task) -> Outcome {
     images.truncate(usize::from(task.request.n));
-    let failure = match drawn {
-        Ok(Ok(())) => failed(
-            FailureKind::Upstream,
-            "the upstream answered without an image",
-        ),
-        Ok(Err(failure)) => failure,
-        Err(_) => failed(FailureKind::Deadline, "the task ran past its deadline"),
-    };
     if images.is_empty() {
-        Outcome::Failed(failure)
-    } else {
-        Outcome::Completed(images)
+        let message = "the upstream answered without an image";
+        return Outcome::Failed(failed(FailureKind::Upstream, message));
     }
+    Outcome::Completed(images)
 }
 
-async fn draw(app: &App, task: &Task, sink: &mut StorageSink<'_>) -> Result<(), Failure> {
-    let request = &task.request;
-    let gone = || failed(FailureKind::Internal, "the model is no longer configured");
-    let model = app.config.models.get(&request.model).ok_or_else(gone)?;
-    let route = model.routes.first().ok_or_else(gone)?;
-    let backend = app.backends.get(&route.backend).ok_or_else(gone)?;
-    let drawing = drawing(app, task, route).await?;
-    backend
-        .draw(&drawing, sink)
-        .await
-        .map_err(|error| failure(task, &route.backend, &error))
+/// One call of a backend: as many of a task's pictures as it draws at once.
+struct Call<'a> {
+    task: &'a Task,
+    drawing: Drawing,
+    sink: StorageSink<'a>,
 }
 
-async fn drawing(app: &App, task: &Task, route: &config::Route) -> Result<Drawing, Failure> {
-    let request = &task.request;
-    let mut references = Vec::with_capacity(request.references.len());
-    for (index, reference) in request.references.iter().enumerate() {
-        let name = format!("reference image {}", index + 1);
-        references.push(input(app, task, reference, &name).await?);
-    }
-    let mask = match &request.mask {
-        Some(mask) => Some(input(app, task, mask, "mask").await?),
-        None => None,
+fn calls<'a>(
+    app: &'a App,
+    task: &'a Task,
+    route: &Route,
+    assignment: &Assignment,
+    inputs: &Inputs,
+) -> Vec<Call<'a>> {
+    let n_max = route.backend.abilities().n_max.max(1);
+    let firsts = (0..task.request.n).step_by(usize::from(n_max));
+    let call = |(index, first): (usize, u8)| Call {
+        task,
+        drawing: Drawing {
+            n: n_max.min(task.request.n - first),
+            job: assignment.jobs.get(index).cloned().flatten(),
+            ..drawing(&task.request, route, inputs)
+        },
+        sink: StorageSink::new(app, task, index, first),
     };
-    let upstream_model = if route.upstream_model.is_empty() {
-        &request.model
-    } else {
-        &route.upstream_model
-    };
-    Ok(Drawing {
-        model: upstream_model.clone(),
+    firsts.enumerate().map(call).collect()
+}
+
+fn drawing(request: &Request, route: &Route, inputs: &Inputs) -> Drawing {
+    let settings = &route.settings;
+    Drawing {
+        model: route.upstream_model.clone(),
         prompt: request.prompt.clone(),
         n: request.n,
         ratio: request.ratio,
         resolution: request.resolution,
         size: request.size,
-        quality: route.forward_quality.then_some(request.quality),
-        references,
-        mask,
+        quality: settings.forward_quality.then_some(request.quality),
+        references: inputs.references.clone(),
+        mask: inputs.mask.clone(),
         options: request.options.clone(),
-        extra: route.extra.clone(),
+        extra: settings.extra.clone(),
         job: None,
-    })
-}
-
-async fn input(
-    app: &App,
-    task: &Task,
-    reference: &Reference,
-    name: &str,
-) -> Result<Input, Failure> {
-    let stored = match reference {
-        Reference::Stored(stored) => stored.clone(),
-        Reference::Foreign(url) => fetch(app, task, url).await.map_err(|error| {
-            tracing::info!(task.id = %task.id, error = &error as &dyn Error, "a reference was not taken");
-            failed(FailureKind::Reference, &reference_message(name, &error))
-        })?,
-    };
-    open(app, &stored)
-}
-
-async fn fetch(
-    app: &App,
-    task: &Task,
-    url: &url::Url,
-) -> Result<StoredReference, IntakeError<FetchError>> {
-    let origin = Origin {
-        account_id: task.account_id,
-        file_name: None,
-        reach: Reach::Unlinked,
-    };
-    let fetched = app.references.fetch(url).await.map_err(IntakeError::Read)?;
-    Ok(intake::take_in(app, origin, fetched.stream)
-        .await?
-        .into_reference())
-}
-
-/// Says what is wrong with the image, but nothing about the network.
-fn reference_message(name: &str, error: &IntakeError<FetchError>) -> String {
-    match error {
-        IntakeError::Invalid(invalid) => format!("{name}: {invalid}"),
-        IntakeError::TooLarge { .. } => format!("{name}: {error}"),
-        IntakeError::Read(_) => format!("{name} could not be fetched"),
-        IntakeError::Storage(_) | IntakeError::Database(_) => format!("{name} could not be stored"),
     }
 }
 
-fn open(app: &App, stored: &StoredReference) -> Result<Input, Failure> {
-    let key: Key = stored
-        .object
-        .parse()
-        .ok()
-        .ok_or_else(|| failed(FailureKind::Internal, "a reference is no longer stored"))?;
-    let storage = app.storage.clone();
-    let open: OpenInput = Arc::new(move || {
-        let (storage, key) = (storage.clone(), key.clone());
-        Box::pin(async move {
-            let object = storage
-                .read(&key, None)
-                .await
-                .map_err(std::io::Error::other)?;
-            let object = object.ok_or(std::io::ErrorKind::NotFound)?;
-            Ok(object
-                .stream
-                .map(|piece| piece.map_err(std::io::Error::other))
-                .boxed())
-        })
-    });
-    Ok(Input {
-        format: stored.format,
-        length: stored.bytes,
-        open,
-    })
-}
-
-/// What the client is told, and what the operator: causes go to the log only.
-fn failure(task: &Task, backend: &str, error: &BackendError) -> Failure {
-    tracing::warn!(task.id = %task.id, backend, error = error as &dyn Error, "an upstream did not draw");
-    match error {
-        BackendError::Refused { message } => failed(FailureKind::Moderation, message),
-        BackendError::Invalid { message } => failed(FailureKind::Request, message),
-        BackendError::Credentials { .. } => failed(
-            FailureKind::Upstream,
-            "the upstream cannot be used at present",
-        ),
-        BackendError::RateLimited { .. } => failed(
-            FailureKind::Upstream,
-            "the upstream is overloaded at present",
-        ),
-        BackendError::Unreachable { .. } => {
-            failed(FailureKind::Upstream, "the upstream could not be reached")
+impl Call<'_> {
+    async fn draw(
+        &mut self,
+        app: &App,
+        route: &Route,
+        limit: Duration,
+    ) -> Result<(), BackendError> {
+        let draw = route.backend.draw(&self.drawing, &mut self.sink);
+        let drawn = match timeout(limit, draw).await {
+            Ok(drawn) => drawn,
+            Err(_) => {
+                self.give_up(app, route);
+                Err(BackendError::Silent {
+                    detail: format!("no whole answer within {} ms", limit.as_millis()),
+                })
+            }
+        };
+        if let Err(error) = &drawn {
+            tracing::warn!(task.id = %self.task.id, route = route.name, class = ?error.class(), error = error as &dyn Error, "an upstream did not draw");
         }
-        BackendError::Failed { .. } | BackendError::Silent { .. } => {
-            failed(FailureKind::Upstream, "the upstream failed")
-        }
-        BackendError::NoImage { .. } | BackendError::Sink(SinkError::NotAnImage(_)) => failed(
-            FailureKind::Upstream,
-            "the upstream answered without a usable image",
-        ),
-        BackendError::Sink(SinkError::Storage(_) | SinkError::Job(_)) => {
-            failed(FailureKind::Internal, "the image could not be stored")
-        }
-        BackendError::Input(_) => failed(FailureKind::Internal, "a reference could not be read"),
+        drawn
     }
-}
 
-fn failed(kind: FailureKind, message: &str) -> Failure {
-    Failure {
-        kind,
-        message: message.to_owned(),
+    /// Tells the upstream, as well as that can be done; nobody waits for it.
+    fn give_up(&self, app: &App, route: &Route) {
+        let Some(job) = self.sink.job().map(str::to_owned) else {
+            return;
+        };
+        let backend = route.backend.clone();
+        app.shutdown.tracker.spawn(async move {
+            match timeout(CANCEL_TIMEOUT, backend.cancel(&job)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(error = &error as &dyn Error, "a job could not be cancelled");
+                }
+                Err(_) => tracing::warn!("a job could not be cancelled in time"),
+            }
+        });
     }
 }

@@ -5,13 +5,14 @@ use std::{cmp::Reverse, collections::HashMap, error::Error, slice, sync::Arc, ti
 
 use sqlx::{PgPool, error::DatabaseError};
 
+use super::run::Ending;
 use crate::{
     batch::Batcher,
     billing::ledger::{self, Settlement},
     ids::TaskId,
     tasks::{
         End, Outcome, Status, Task,
-        store::{self, Ended, Ending},
+        store::{self, Ended},
         wait::Waiters,
     },
 };
@@ -25,7 +26,7 @@ const RETRY: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug)]
 pub struct Finished {
     pub task: Arc<Task>,
-    pub outcome: Arc<Outcome>,
+    pub ending: Arc<Ending>,
 }
 
 /// Ends tasks, in batches. `None`: the task was no longer this worker's, and nothing was changed.
@@ -89,12 +90,14 @@ impl Desk {
     }
 
     async fn transact(&self, batch: &[Finished]) -> sqlx::Result<HashMap<TaskId, Arc<Task>>> {
-        let endings: Vec<Ending<'_>> = batch
+        let endings: Vec<store::Ending<'_>> = batch
             .iter()
-            .map(|finished| Ending {
+            .map(|finished| store::Ending {
                 id: finished.task.id,
                 fence: finished.task.fence,
-                outcome: &finished.outcome,
+                outcome: &finished.ending.outcome,
+                attempt: finished.ending.attempt.as_ref(),
+                usage: &finished.ending.usage,
             })
             .collect();
         let mut tx = self.pool.begin().await?;
@@ -160,7 +163,7 @@ fn settlement(ended: &Ended) -> Settlement {
 impl Finished {
     /// The task as it now is in the database, without asking for it.
     fn ended(&self, ended: &Ended) -> Task {
-        let outcome = Outcome::clone(&self.outcome);
+        let outcome = self.ending.outcome.clone();
         let status = match outcome {
             Outcome::Completed(_) => Status::Completed,
             Outcome::Failed(_) => Status::Failed,

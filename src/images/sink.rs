@@ -3,25 +3,40 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde_json::Value;
 
 use crate::{
+    app::App,
     backend::{ImageSink, SinkError},
-    image::{Filter, InvalidImage, Limits, Metadata},
-    storage::{Key, ObjectWriter, Storage},
-    tasks::{Image, Task},
+    db,
+    image::{Filter, InvalidImage, Metadata},
+    storage::{Key, ObjectWriter, StorageError},
+    tasks::{Image, Task, store},
 };
 
 /// Of one picture, as an upstream sends it.
 const IMAGE_BYTES_MAX: usize = 64 << 20;
 
-/// Keeps the pictures of one attempt of a task. Those of an attempt that lost its lease stay under
-/// keys of their own, which nothing refers to.
+/// Keeps what one call of a backend gives. The pictures of an attempt that lost its lease stay under keys
+/// of their own, which nothing refers to.
 pub(super) struct StorageSink<'a> {
-    storage: &'a Storage,
+    app: &'a App,
     task: &'a Task,
-    limits: Limits,
+    /// Which of the task's calls this is.
+    call: u8,
+    /// How many of the task's pictures are other calls' and come before.
+    first: u8,
     current: Option<Current>,
-    kept: Vec<Image>,
+    kept: Kept,
+}
+
+/// What a call has given.
+#[derive(Default)]
+pub(super) struct Kept {
+    pub(super) job: Option<String>,
+    pub(super) usage: Option<Value>,
+    /// Whole and stored, in the order they came.
+    pub(super) images: Vec<Image>,
 }
 
 struct Current {
@@ -45,19 +60,23 @@ impl Current {
 }
 
 impl<'a> StorageSink<'a> {
-    pub(super) fn new(storage: &'a Storage, task: &'a Task, limits: Limits) -> Self {
+    pub(super) fn new(app: &'a App, task: &'a Task, call: usize, first: u8) -> Self {
         Self {
-            storage,
+            app,
             task,
-            limits,
+            call: u8::try_from(call).unwrap_or(u8::MAX),
+            first,
             current: None,
-            kept: Vec::new(),
+            kept: Kept::default(),
         }
     }
 
-    /// The pictures that are whole and stored, in the order they came.
-    pub(super) fn into_images(self) -> Vec<Image> {
+    pub(super) fn into_kept(self) -> Kept {
         self.kept
+    }
+
+    pub(super) fn job(&self) -> Option<&str> {
+        self.kept.job.as_deref()
     }
 
     /// Opens the object once its format, and so its key, is known.
@@ -65,9 +84,10 @@ impl<'a> StorageSink<'a> {
         if current.object.is_none()
             && let Some(format) = current.filter.format()
         {
-            let seq = u8::try_from(self.kept.len() + 1).unwrap_or(u8::MAX);
+            let kept = u8::try_from(self.kept.images.len()).unwrap_or(u8::MAX);
+            let seq = self.first.saturating_add(kept).saturating_add(1);
             let key = Key::image(self.task.id, self.task.fence, seq, format);
-            let writer = self.storage.writer(&key);
+            let writer = self.app.storage.writer(&key);
             current.object = Some((key, writer));
         }
     }
@@ -75,15 +95,27 @@ impl<'a> StorageSink<'a> {
 
 #[async_trait]
 impl ImageSink for StorageSink<'_> {
-    async fn accepted(&mut self, _job: &str) -> Result<(), SinkError> {
-        Ok(())
+    async fn accepted(&mut self, job: &str) -> Result<(), SinkError> {
+        self.kept.job = Some(job.to_owned());
+        let (app, claim, call) = (self.app, (self.task.id, self.task.fence), self.call);
+        let noted = async {
+            let mut conn = db::acquire(&app.pool).await?;
+            store::note_job(&mut conn, claim, call, job).await
+        };
+        match noted.await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(SinkError::Job("the task is another worker's now".into())),
+            Err::<_, sqlx::Error>(error) => Err(SinkError::Job(Box::new(error))),
+        }
     }
 
-    fn usage(&mut self, _usage: serde_json::Value) {}
+    fn usage(&mut self, usage: Value) {
+        self.kept.usage = Some(usage);
+    }
 
     async fn write(&mut self, piece: Bytes) -> Result<(), SinkError> {
         let mut current = self.current.take().unwrap_or_else(|| Current {
-            filter: Filter::new(Metadata::Strip, self.limits),
+            filter: Filter::new(Metadata::Strip, self.app.image_limits()),
             received: 0,
             ready: Vec::new(),
             object: None,
@@ -108,7 +140,7 @@ impl ImageSink for StorageSink<'_> {
         let info = current.filter.finish().map_err(SinkError::NotAnImage)?;
         let (key, writer) = current.object.ok_or_else(damaged)?;
         let bytes = writer.finish().await.map_err(not_stored)?;
-        self.kept.push(Image {
+        self.kept.images.push(Image {
             object: key.to_string(),
             format: info.format,
             bytes,
@@ -119,6 +151,6 @@ impl ImageSink for StorageSink<'_> {
     }
 }
 
-fn not_stored(error: crate::storage::StorageError) -> SinkError {
+fn not_stored(error: StorageError) -> SinkError {
     SinkError::Storage(Box::new(error))
 }

@@ -3,7 +3,6 @@
 
 use std::{collections::HashMap, slice, sync::Arc};
 
-use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, PgPool};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
@@ -15,7 +14,7 @@ use crate::{
     ids::{self, KeyId, TaskId},
     money::Cny,
     tasks::{
-        Reference, Request, Status, Task, repeats,
+        Assignment, Request, Status, Task, repeats,
         store::{self, NewTask, Start, Terms},
     },
 };
@@ -32,8 +31,16 @@ pub struct Submission {
     pub request: Request,
     pub unit_price: Cny,
     pub repeat: Repeat,
-    /// A free place of this process's worker, if it has one: the task is begun at once.
-    pub slot: Option<OwnedSemaphorePermit>,
+    /// Where this process's worker can begin it at once, if it can.
+    pub place: Option<Place>,
+}
+
+/// A free place of this process's worker.
+#[derive(Debug)]
+pub struct Place {
+    pub slot: OwnedSemaphorePermit,
+    /// `None`: no route can be used, as the worker is to tell the client.
+    pub route: Option<String>,
 }
 
 /// How a submission may turn out to be the same as an earlier one.
@@ -71,7 +78,7 @@ pub enum SubmitError {
 /// Accepts submissions, in batches.
 pub type Submitter = Batcher<Submission, Result<Submitted, SubmitError>>;
 
-/// Starts accepting submissions. Those with a slot go to the worker as `claimed`: from here and not
+/// Starts accepting submissions. Those with a place go to the worker as `claimed`: from here and not
 /// from whoever submitted them, who may have hung up meanwhile.
 pub fn start(
     pool: PgPool,
@@ -115,15 +122,16 @@ enum Verdict {
 
 impl Desk {
     async fn accept(&self, batch: Vec<Submission>) -> Vec<Result<Submitted, SubmitError>> {
-        let mut slots = Vec::with_capacity(batch.len());
+        let mut places = Vec::with_capacity(batch.len());
         let mut candidates = Vec::with_capacity(batch.len());
         for mut submission in batch {
-            slots.push(submission.slot.take());
-            let start = if slots.last().is_some_and(Option::is_some) {
-                Start::Claimed
-            } else {
-                Start::Queued
-            };
+            let place = submission.place.take();
+            let start = place
+                .as_ref()
+                .map_or(Start::Queued, |place| Start::Claimed {
+                    route: place.route.clone(),
+                });
+            places.push(place);
             candidates.push(Candidate::new(submission, start));
         }
         let tasks = self.decide(&mut candidates).await;
@@ -131,8 +139,8 @@ impl Desk {
             tasks.into_iter().map(|task| (task.id, task)).collect();
         candidates
             .into_iter()
-            .zip(slots)
-            .map(|(candidate, slot)| self.answer(candidate, &mut tasks, slot))
+            .zip(places)
+            .map(|(candidate, place)| self.answer(candidate, &mut tasks, place))
             .collect()
     }
 
@@ -194,7 +202,7 @@ impl Desk {
         &self,
         candidate: Candidate,
         tasks: &mut HashMap<TaskId, Task>,
-        slot: Option<OwnedSemaphorePermit>,
+        place: Option<Place>,
     ) -> Result<Submitted, SubmitError> {
         let id = candidate.task.id;
         match candidate.verdict {
@@ -206,9 +214,18 @@ impl Desk {
         let task = tasks.remove(&id).ok_or_else(not_inserted)?;
         // After an ambiguous commit another worker may have found the task meanwhile.
         let untouched = task.status == Status::Running && task.fence == store::FIRST_FENCE;
-        if let Some(slot) = slot.filter(|_| untouched) {
+        if let Some(Place { slot, route }) = place.filter(|_| untouched) {
+            let assignment = Assignment {
+                route,
+                ..Assignment::default()
+            };
+            let claimed = Claimed {
+                task,
+                assignment,
+                slot,
+            };
             // A worker that has stopped listening leaves the task to whoever finds its lease run out.
-            drop(self.claimed.send(Claimed { task, slot }));
+            drop(self.claimed.send(claimed));
         }
         Ok(Submitted::New(id))
     }
@@ -236,7 +253,7 @@ impl Candidate {
             id,
             account_id: caller.account_id,
             api_key_id: caller.key_id,
-            fingerprint: fingerprint(&request),
+            fingerprint: repeats::fingerprint(&request),
             idempotency_key: match &repeat {
                 Repeat::Key(key) => Some(key.clone()),
                 Repeat::No | Repeat::Retry => None,
@@ -367,19 +384,4 @@ impl Known {
         self.same
             .insert((task.api_key_id, task.fingerprint.clone()), task.id);
     }
-}
-
-/// Tells requests apart by all that they ask for: 16 bytes of SHA-256. References that came inside the
-/// request count by their bytes, not by where those were stored.
-fn fingerprint(request: &Request) -> Vec<u8> {
-    let mut request = request.clone();
-    for reference in request.references.iter_mut().chain(&mut request.mask) {
-        if let Reference::Stored(stored) = reference
-            && !stored.digest.is_empty()
-        {
-            stored.object.clear();
-        }
-    }
-    let text = serde_json::to_vec(&request).unwrap_or_default();
-    Sha256::digest(text)[..16].to_vec()
 }

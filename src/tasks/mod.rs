@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use url::Url;
 
 use crate::{
+    failure::Class,
     ids::{AccountId, FileId, KeyId, TaskId},
     image::{AspectRatio, Format, ImageSize, Quality, Resolution},
     money::Cny,
@@ -90,6 +91,31 @@ pub struct Task {
     pub left: Duration,
     /// How it ended; `None` while it is open.
     pub end: Option<End>,
+}
+
+/// How a claimed task is to be drawn.
+#[derive(Clone, Debug, Default)]
+pub struct Assignment {
+    /// The name of a route of its model's; `None`: none can be used.
+    pub route: Option<String>,
+    /// The upstream's names for jobs that a lost worker began over this route, by call.
+    pub jobs: Vec<Option<String>>,
+    /// The attempts that are over.
+    pub tried: Vec<Attempt>,
+}
+
+/// One attempt to have a task drawn, when it is over.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attempt {
+    pub route: String,
+    /// The upstream's names for its jobs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub jobs: Vec<String>,
+    #[serde(default)]
+    pub duration_ms: u64,
+    /// What went wrong; `None`: pictures were delivered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<Class>,
 }
 
 #[derive(Clone, Debug)]

@@ -1,9 +1,26 @@
 //! Which requests repeat an earlier one. Asked while the account is locked, so that two repeats at
 //! the same time cannot both be the first.
 
+use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, query_as, query_scalar};
 
+use super::{Reference, Request};
 use crate::ids::{KeyId, TaskId};
+
+/// Tells requests apart by all that they ask for: 16 bytes of SHA-256. References that came inside the
+/// request count by their bytes, not by where those were stored.
+pub fn fingerprint(request: &Request) -> Vec<u8> {
+    let mut request = request.clone();
+    for reference in request.references.iter_mut().chain(&mut request.mask) {
+        if let Reference::Stored(stored) = reference
+            && !stored.digest.is_empty()
+        {
+            stored.object.clear();
+        }
+    }
+    let text = serde_json::to_vec(&request).unwrap_or_default();
+    Sha256::digest(text)[..16].to_vec()
+}
 
 /// The task that an idempotency key of the last 24 hours belongs to.
 #[derive(Clone, Debug)]

@@ -241,7 +241,7 @@ fn settings_are_checked_all_at_once_and_printed_without_secrets() {
     }
 
     let setup = Setup::new(
-        "[backends.up]\nkind = \"openai\"\napi_key = \"sk-hidden\"\n[models.m]\nbackend = \"up\"",
+        "[backends.up]\nkind = \"openai\"\napi_key = \"sk-hidden\"\n[models.m]\nroutes = [\"up\"]",
     )
     .env("DATABASE_URL", "postgres://easel:hunter2@127.0.0.1:9/easel")
     .env("EASEL_TASKS__LEASE_MS", "7000");
@@ -265,7 +265,7 @@ fn settings_are_checked_all_at_once_and_printed_without_secrets() {
 #[tokio::test]
 async fn doctor_and_healthcheck_say_what_does_not_work() {
     let database = TestDatabase::create().await;
-    let settings = "[backends.up]\nkind = \"openai\"\nbase_url = \"http://127.0.0.1:9/v1\"\napi_key = \"k\"\n[models.m]\nbackend = \"up\"";
+    let settings = "[backends.up]\nkind = \"openai\"\nbase_url = \"http://127.0.0.1:9/v1\"\napi_key = \"k\"\n[models.m]\nroutes = [\"up\"]";
     let setup = Setup::on(&database, settings);
     let Ran { code, stdout, .. } = setup.run(&["doctor"]);
     assert_eq!(code, Some(1));

@@ -15,7 +15,7 @@ fn settings(store: &S3Server, upstream: &Upstream) -> String {
     format!(
         "[storage]\nurl = \"s3://easel\"\nendpoint = \"{}\"\naccess_key_id = \"{ACCESS_KEY_ID}\"\n\
          secret_access_key = \"{SECRET_ACCESS_KEY}\"\n\
-         [backends.real]\n{}\n[models.gpt-image-2]\nbackend = \"real\"\n",
+         [backends.real]\n{}\n[models.gpt-image-2]\nroutes = [\"real\"]\n",
         store.endpoint,
         upstream.settings("")
     )

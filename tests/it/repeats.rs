@@ -323,9 +323,9 @@ async fn a_retry_joins_neither_what_failed_nor_what_is_anothers() {
     let caller = &gateway.caller;
     gateway
         .upstream
-        .next(Reply::error(500, "server_error", "broken"));
+        .next(Reply::error(400, "invalid_value", "broken"));
     let failed = caller.draw("a cup").await;
-    assert_eq!(failed.status, 502, "{failed:?}");
+    assert_eq!(failed.status, 400, "{failed:?}");
     assert_eq!(failed.header("x-should-retry"), Some("false"));
     let failures = gateway.upstream.received().len();
     let first = task(&post(caller, GENERATE, (RETRY, "1"), &body("a cup")).await);

@@ -12,6 +12,7 @@ const FLOORS: [&[&str]; 5] = [
     &[
         "config",
         "db",
+        "failure",
         "private_postgres",
         "ids",
         "money",

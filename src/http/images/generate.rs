@@ -19,8 +19,11 @@ use crate::{
         extract::{Admitted, Query},
     },
     ids::{self, TaskId},
-    images::submit::{Repeat, Submission, Submitted},
-    tasks::Task,
+    images::{
+        dispatch,
+        submit::{Place, Repeat, Submission, Submitted},
+    },
+    tasks::{self, Task},
 };
 
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
@@ -93,21 +96,19 @@ async fn submit(
     if app.shutdown.has_begun() {
         return Err(ApiError::unavailable("the gateway is shutting down", 1));
     }
-    let slot = Arc::clone(&app.slots).try_acquire_owned().ok();
-    if slot.is_none() && app.queued.load(Ordering::Relaxed) >= app.config.tasks.queued_max {
-        return Err(ApiError::unavailable(
-            "the queue is full",
-            QUEUE_FULL_RETRY_S,
-        ));
-    }
-    if slot.is_none() {
-        app.queued.fetch_add(1, Ordering::Relaxed);
-    }
     let Asked {
         request,
         unit_price,
         ..
     } = asked;
+    let place = place(app, &request);
+    if place.is_none() {
+        if app.queued.load(Ordering::Relaxed) >= app.config.tasks.queued_max {
+            let message = "the queue is full";
+            return Err(ApiError::unavailable(message, QUEUE_FULL_RETRY_S));
+        }
+        app.queued.fetch_add(1, Ordering::Relaxed);
+    }
     let caller = Arc::clone(caller);
     let submission = Submission {
         id,
@@ -115,10 +116,23 @@ async fn submit(
         request,
         unit_price,
         repeat,
-        slot,
+        place,
     };
     let submitted = app.submitter.call(submission).await;
     Ok(submitted.map_err(|closed| ApiError::unavailable(&closed.to_string(), 1))??)
+}
+
+/// Where it can be begun at once: nobody waits before it, and its model has no limit that the queue has
+/// to keep.
+fn place(app: &App, request: &tasks::Request) -> Option<Place> {
+    let catalog = app.catalog();
+    let model = catalog.model(&request.model)?;
+    if model.is_limited() || app.queued.load(Ordering::Relaxed) > 0 {
+        return None;
+    }
+    let slot = Arc::clone(&app.slots).try_acquire_owned().ok()?;
+    let route = dispatch::route_at_once(model, request);
+    Some(Place { slot, route })
 }
 
 /// Whether a request says that it may be a repeat of an earlier one.

@@ -12,7 +12,10 @@ use super::{
 use crate::{
     accounts::Caller,
     app::App,
-    config,
+    backend::{
+        Catalog,
+        catalog::{Model, Needs},
+    },
     http::error::ApiError,
     image::{self, Quality},
     images::{
@@ -48,9 +51,10 @@ impl Asked {
         caller: &Caller,
         fields: Fields<'_>,
     ) -> Result<Self, ApiError> {
-        let (name, model) = model(app, fields.model)?;
+        let catalog = app.catalog();
+        let model = model(&catalog, fields.model)?;
         let prompt = prompt(fields.prompt)?;
-        let n = count(fields.n.as_ref(), model.n_max)?;
+        let n = count(fields.n.as_ref(), model.settings.n_max)?;
         let (ratio, resolution, size) = image::resolve_size(
             given(fields.size.as_ref()),
             given(fields.resolution.as_ref()),
@@ -65,16 +69,11 @@ impl Asked {
             );
             return Err(ApiError::field("image_urls", message));
         }
-        let takes_mask = model.routes.iter().any(|route| {
-            let backend = app.backends.get(&route.backend);
-            backend.is_some_and(|backend| backend.abilities().mask)
-        });
-        if fields.mask.is_some() && !takes_mask {
-            return Err(ApiError::field(
-                "mask",
-                format!("the model {name} takes no mask"),
-            ));
-        }
+        let needs = Needs {
+            references: fields.references.len(),
+            mask: fields.mask.is_some(),
+        };
+        able(model, needs)?;
         let mut references = Vec::with_capacity(fields.references.len());
         for source in fields.references {
             references.push(reference(app, caller, "image_urls", source).await?);
@@ -84,7 +83,7 @@ impl Asked {
             None => None,
         };
         let request = Request {
-            model: name,
+            model: model.name.clone(),
             prompt,
             n,
             ratio,
@@ -97,7 +96,7 @@ impl Asked {
         };
         Ok(Self {
             request,
-            unit_price: unit_price(model, quality),
+            unit_price: unit_price(&model.settings, quality),
             response_format,
         })
     }
@@ -110,14 +109,30 @@ fn given(field: Option<&String>) -> Option<&str> {
         .filter(|text| !text.is_empty())
 }
 
-fn model(app: &App, name: Option<String>) -> Result<(String, &config::Model), ApiError> {
+/// Whether some route of the model takes what comes along.
+fn able(model: &Model, needs: Needs) -> Result<(), ApiError> {
+    let abilities = || model.routes().iter().map(|route| route.backend.abilities());
+    let name = &model.name;
+    if needs.mask && !abilities().any(|abilities| abilities.mask) {
+        let message = format!("the model {name} takes no mask");
+        return Err(ApiError::field("mask", message));
+    }
+    let references_max = abilities().map(|abilities| abilities.references_max).max();
+    let references_max = references_max.unwrap_or_default();
+    if needs.references > references_max {
+        let given = needs.references;
+        let message = format!(
+            "{given} reference images given, the model {name} takes {references_max} at most"
+        );
+        return Err(ApiError::field("image_urls", message));
+    }
+    Ok(())
+}
+
+fn model(catalog: &Catalog, name: Option<String>) -> Result<&Model, ApiError> {
     let configured = || {
-        app.config
-            .models
-            .keys()
-            .map(String::as_str)
-            .collect::<Vec<_>>()
-            .join(", ")
+        let names: Vec<&str> = catalog.models().map(|model| model.name.as_str()).collect();
+        names.join(", ")
     };
     let name = name.filter(|name| !name.is_empty()).ok_or_else(|| {
         ApiError::field(
@@ -125,17 +140,15 @@ fn model(app: &App, name: Option<String>) -> Result<(String, &config::Model), Ap
             format!("model is required, allowed: {}", configured()),
         )
     })?;
-    if let Some(model) = app.config.models.get(&name) {
-        Ok((name, model))
-    } else {
+    catalog.model(&name).ok_or_else(|| {
         let shown: String = name
             .chars()
             .filter(|char| !char.is_control())
             .take(100)
             .collect();
         let message = format!("no such model: {shown}, allowed: {}", configured());
-        Err(ApiError::field("model", message).code("model_not_found"))
-    }
+        ApiError::field("model", message).code("model_not_found")
+    })
 }
 
 fn prompt(prompt: Option<String>) -> Result<String, ApiError> {

@@ -1,13 +1,15 @@
 //! Tasks in the database: their rows, and new ones.
 
+mod dispatch;
 mod lookup;
 mod queue;
 
-pub use lookup::{by_file_id, ended, ended_among, list, present};
-pub use queue::{
-    ENDED_CHANNEL, Ended, Ending, QUEUED_CHANNEL, claim, count_queued, end, hopeless, notify_ended,
-    notify_queued, renew, requeue_lost, unclaim,
+pub use dispatch::{
+    Claim, Room, Waiting, claim, count_queued, is_any_waiting, lock_queue, note_job, notify_queued,
+    put_back, requeue_lost, running, unclaim, waiting,
 };
+pub use lookup::{by_file_id, ended, ended_among, list, present};
+pub use queue::{ENDED_CHANNEL, Ended, Ending, QUEUED_CHANNEL, end, hopeless, notify_ended, renew};
 
 use std::time::Duration;
 
@@ -38,12 +40,12 @@ pub struct NewTask {
 }
 
 /// Who begins a new task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
     /// Whichever worker claims it.
     Queued,
-    /// This process, at once: it is inserted as already claimed.
-    Claimed,
+    /// This process, at once: it is inserted as already claimed, over this route if there is one.
+    Claimed { route: Option<String> },
 }
 
 /// How long claims and tasks last.
@@ -113,15 +115,15 @@ pub async fn insert(
     let rows = query_as!(
         Row,
         r#"INSERT INTO tasks AS t (id, account_id, api_key_id, request, n, unit_price, file_id,
-               idempotency_key, fingerprint, deadline_at, status, attempts, fence, lease_until)
+               idempotency_key, fingerprint, deadline_at, status, attempts, fence, lease_until, route)
            SELECT id, account_id, api_key_id, request, (request->>'n')::smallint, unit_price, file_id,
                idempotency_key, fingerprint, now() + $10,
                CASE WHEN claimed THEN 'running' ELSE 'queued' END,
-               claimed::int, claimed::int, CASE WHEN claimed THEN now() + $11 END
+               claimed::int, claimed::int, CASE WHEN claimed THEN now() + $11 END, route
            FROM UNNEST($1::uuid[], $2::uuid[], $3::uuid[], $4::jsonb[], $5::bigint[], $6::uuid[],
-               $7::text[], $8::bytea[], $9::boolean[])
+               $7::text[], $8::bytea[], $9::boolean[], $12::text[])
                AS new (id, account_id, api_key_id, request, unit_price, file_id,
-                   idempotency_key, fingerprint, claimed)
+                   idempotency_key, fingerprint, claimed, route)
            RETURNING t.id, t.account_id, t.api_key_id, t.status AS "status: Status", t.request AS "request: Json<Request>",
                t.unit_price AS "unit_price: Cny", t.file_id, t.created_at, t.attempts, t.fence,
                (extract(epoch FROM t.deadline_at - now()) * 1000)::bigint AS "left_ms!",
@@ -138,6 +140,7 @@ pub async fn insert(
         &columns.claimed,
         interval(terms.deadline),
         interval(terms.lease),
+        &columns.routes as &[Option<&str>],
     )
     .fetch_all(conn)
     .await?;
@@ -156,6 +159,7 @@ struct Columns<'a> {
     idempotency_keys: Vec<Option<&'a str>>,
     fingerprints: Vec<&'a [u8]>,
     claimed: Vec<bool>,
+    routes: Vec<Option<&'a str>>,
 }
 
 impl<'a> Columns<'a> {
@@ -168,7 +172,12 @@ impl<'a> Columns<'a> {
         self.file_ids.push(task.file_id);
         self.idempotency_keys.push(task.idempotency_key.as_deref());
         self.fingerprints.push(&task.fingerprint);
-        self.claimed.push(task.start == Start::Claimed);
+        let (claimed, route) = match &task.start {
+            Start::Queued => (false, None),
+            Start::Claimed { route } => (true, route.as_deref()),
+        };
+        self.claimed.push(claimed);
+        self.routes.push(route);
     }
 }
 

@@ -5,7 +5,8 @@
 use std::{sync::Arc, time::Duration};
 
 use easel::{
-    backend::{Backend, BackendError, Class, Drawing},
+    backend::{Backend, BackendError, Drawing},
+    failure::Class,
     image::Format,
 };
 use tokio::time::timeout;

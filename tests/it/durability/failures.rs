@@ -44,7 +44,9 @@ fn pictures(count: usize) -> Reply {
 #[tokio::test]
 async fn every_failure_of_the_upstream_is_told_apart_and_costs_nothing() {
     let upstream = Upstream::start().await;
-    let app = TestApp::with(&drawn_by(&upstream, "")).await;
+    // Once, and the next at once: what is tried again is another matter.
+    let settings = "[tasks]\nattempts_max = 1\n[routing]\nrest_ms = 1\n";
+    let app = TestApp::with(&drawn_by(&upstream, settings)).await;
     let caller = app.caller("1").await;
     let not_an_image =
         json!({"created": 1, "data": [{"b64_json": "aGVsbG8gd29ybGQsIG5vIHBpY3R1cmU="}]});
@@ -100,7 +102,8 @@ async fn every_failure_of_the_upstream_is_told_apart_and_costs_nothing() {
 #[tokio::test]
 async fn an_upstream_that_is_silent_or_away_fails_in_time() {
     let upstream = Upstream::start().await;
-    let settings = drawn_by(&upstream, "").replace("20000", "300");
+    let settings = drawn_by(&upstream, "[tasks]\nattempts_max = 1\n")
+        .replace("[\"up\"]", "[{ backend = \"up\", timeout_ms = 300 }]");
     let app = TestApp::with(&settings).await;
     let caller = app.caller("1").await;
     let silence = pictures(1).after(Duration::from_hours(1));

@@ -1,5 +1,6 @@
 //! Leases that run out, deadlines that pass, clients that hang up.
 
+use easel::{images::run::Ending, tasks::Outcome};
 use serde_json::json;
 
 use super::{accepted, drawn_by, gate, hold, left, submit, waiting};
@@ -65,7 +66,7 @@ async fn a_result_under_an_old_fence_changes_nothing() {
             let fence = task.fence - 1;
             easel::tasks::Task { fence, ..task }.into()
         },
-        outcome: easel::tasks::Outcome::Completed(Vec::new()).into(),
+        ending: Ending::of(Outcome::Completed(Vec::new())).into(),
     });
 
     assert!(settled.await.unwrap().is_none());

@@ -15,7 +15,7 @@ use crate::harness::{
 /// Settings under which `gpt-image-2` is drawn by an upstream; `more` lies beside them.
 fn drawn_by(upstream: &Upstream, more: &str) -> String {
     let backend = upstream.settings("");
-    format!("{more}\n[backends.up]\n{backend}[models.gpt-image-2]\nbackend = \"up\"\n")
+    format!("{more}\n[backends.up]\n{backend}[models.gpt-image-2]\nroutes = [\"up\"]\n")
 }
 
 /// Has the next drawing answered when the gate lets it go: never, if it is not opened.

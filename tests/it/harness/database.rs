@@ -103,6 +103,20 @@ impl TestDatabase {
         PgConnection::connect_with(&self.options).await.unwrap()
     }
 
+    /// Until everything has ended.
+    pub async fn wait_for_all(&self) {
+        let mut conn = self.connect().await;
+        for _ in 0..3_000 {
+            let open = "SELECT EXISTS (SELECT FROM tasks WHERE status IN ('queued', 'running'))";
+            let open: bool = sqlx::query_scalar(open).fetch_one(&mut conn).await.unwrap();
+            if !open {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        panic!("not all tasks end");
+    }
+
     /// All that must hold always, and that nothing is open any more.
     pub async fn assert_at_rest(&self) {
         let mut conn = self.connect().await;

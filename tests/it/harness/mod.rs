@@ -138,6 +138,7 @@ impl TestApp {
 
     /// Ends in order and checks what must hold at rest.
     pub async fn finish(self) {
+        self.database.wait_for_all().await;
         self.shutdown.begin();
         let serving = async { self.serving.await.unwrap() };
         self.worker.drain(serving, Duration::from_secs(30)).await;

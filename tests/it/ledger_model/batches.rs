@@ -74,7 +74,7 @@ async fn a_settlement_that_cannot_be_stored_keeps_no_other_open() {
     let account = desk.account(Cny::from_micros(1_000_000), None).await;
     let caller = desk.caller(account, None).await;
     let batch = ["a", "b", "c"].map(|prompt| Submission {
-        slot: Some(desk.slot()),
+        place: Some(desk.place()),
         ..submission(&caller, prompt, 1, PRICE)
     });
     let ids: Vec<_> = batch.iter().map(|submission| submission.id).collect();
@@ -112,12 +112,11 @@ async fn of_two_endings_in_one_batch_only_the_latest_claims_is_told() {
     let ids = [one.id];
     desk.submit(vec![one]).await;
     let mut conn = desk.pool.acquire().await.unwrap();
-    let lease = std::time::Duration::from_mins(1);
-    let first = store::claim(&mut conn, 1, lease).await.unwrap().remove(0);
+    let first = desk.claim(1).await.remove(0);
     store::unclaim(&mut conn, &[(first.id, first.fence)])
         .await
         .unwrap();
-    let second = store::claim(&mut conn, 1, lease).await.unwrap().remove(0);
+    let second = desk.claim(1).await.remove(0);
     drop(conn);
     let answers = desk
         .settle(vec![(second, outcome(3)), (first, outcome(1))])

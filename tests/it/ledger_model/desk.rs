@@ -9,11 +9,16 @@ use easel::{
     image::{AspectRatio, Format, Quality, Resolution},
     images::{
         Claimed,
+        run::Ending,
         settle::{self, Finished, Settler},
-        submit::{self, Repeat, Submission, SubmitError, Submitted, Submitter},
+        submit::{self, Place, Repeat, Submission, SubmitError, Submitted, Submitter},
     },
     money::Cny,
-    tasks::{Failure, FailureKind, Image, Outcome, Request, Task, store::Terms, wait::Waiters},
+    tasks::{
+        Failure, FailureKind, Image, Outcome, Request, Task,
+        store::{self, Terms},
+        wait::Waiters,
+    },
 };
 use futures_util::future::join_all;
 use sqlx::PgPool;
@@ -83,8 +88,28 @@ impl Desk {
     }
 
     /// A place of this process's worker.
-    pub fn slot(&self) -> tokio::sync::OwnedSemaphorePermit {
-        Arc::clone(&self.slots).try_acquire_owned().unwrap()
+    /// For a task that is begun at once.
+    pub fn place(&self) -> Place {
+        Place {
+            slot: Arc::clone(&self.slots).try_acquire_owned().unwrap(),
+            route: Some("demo".to_owned()),
+        }
+    }
+
+    /// Claims what comes next in the queue, as a worker does.
+    pub async fn claim(&self, limit: i64) -> Vec<Task> {
+        let mut tx = self.pool.begin().await.unwrap();
+        assert!(store::lock_queue(&mut tx).await.unwrap());
+        let waiting = store::waiting(&mut tx, &[], limit).await.unwrap();
+        let claim = |waiting: store::Waiting| store::Claim {
+            id: waiting.id,
+            route: Some("demo".to_owned()),
+        };
+        let claims: Vec<store::Claim> = waiting.into_iter().map(claim).collect();
+        let lease = std::time::Duration::from_mins(10);
+        let tasks = store::claim(&mut tx, &claims, lease).await.unwrap();
+        tx.commit().await.unwrap();
+        tasks
     }
 
     /// Submits all in one batch. On a runtime of one thread they wait together before the first is taken.
@@ -98,8 +123,8 @@ impl Desk {
     /// Settles all in one batch.
     pub async fn settle(&self, batch: Vec<(Task, Outcome)>) -> Vec<Option<Arc<Task>>> {
         let calls = batch.into_iter().map(|(task, outcome)| {
-            let (task, outcome) = (Arc::new(task), Arc::new(outcome));
-            self.settler.call(Finished { task, outcome })
+            let (task, ending) = (Arc::new(task), Arc::new(Ending::of(outcome)));
+            self.settler.call(Finished { task, ending })
         });
         join_all(calls)
             .await
@@ -128,7 +153,7 @@ pub fn submission(caller: &Arc<Caller>, prompt: &str, n: u8, price: Cny) -> Subm
         request,
         unit_price: price,
         repeat: Repeat::No,
-        slot: None,
+        place: None,
     }
 }
 

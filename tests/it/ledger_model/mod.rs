@@ -114,10 +114,7 @@ impl Ledger {
             }
             Step::Submit(asks) => self.submit(model, &asks).await,
             Step::Claim(limit) => {
-                let mut conn = self.desk.pool.acquire().await.unwrap();
-                let lease = std::time::Duration::from_mins(10);
-                let limit = i64::try_from(limit).unwrap();
-                store::claim(&mut conn, limit, lease).await.unwrap();
+                self.desk.claim(i64::try_from(limit).unwrap()).await;
             }
             Step::Settle(finishes) => self.settle(model, &finishes).await,
             Step::LoseLeases => self.lose_leases().await,
@@ -163,7 +160,7 @@ impl Ledger {
                 Repeats::Name(name) => Repeat::Key(name.to_string()),
                 Repeats::Retry => Repeat::Retry,
             },
-            slot: ask.claimed.then(|| self.desk.slot()),
+            place: ask.claimed.then(|| self.desk.place()),
             ..submission(caller, &ask.prompt.to_string(), ask.n(), price)
         }
     }

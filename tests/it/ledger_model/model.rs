@@ -195,11 +195,29 @@ impl Model {
         }
     }
 
+    /// Accounts take turns: what runs for one already, and what waits before, comes first.
     fn claim(&mut self, limit: usize) {
+        let mut turns = OPENING.map(|_| 0);
+        for task in self
+            .tasks
+            .iter()
+            .filter(|task| task.state == State::Running)
+        {
+            turns[PAYERS[task.key]] += 1;
+        }
         let mut queue: Vec<_> = self.tasks.iter_mut().collect();
         queue.retain(|task| task.state == State::Queued);
         queue.sort_by_key(|task| task.run_at);
-        for task in queue.into_iter().take(limit) {
+        let mut queue: Vec<_> = queue
+            .into_iter()
+            .map(|task| {
+                let turn = &mut turns[PAYERS[task.key]];
+                *turn += 1;
+                ((*turn, task.run_at), task)
+            })
+            .collect();
+        queue.sort_by_key(|(place, _)| *place);
+        for (_, task) in queue.into_iter().take(limit) {
             task.state = State::Running;
             task.fence += 1;
             task.attempts += 1;

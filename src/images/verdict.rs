@@ -1,0 +1,155 @@
+//! What follows from a failed attempt: what the client is told, and whether and when the task is tried
+//! again. The one place where that is decided, for every backend alike.
+
+use std::time::Duration;
+
+use crate::{
+    backend::{
+        BackendError,
+        catalog::{Model, Needs},
+    },
+    config::Routing,
+    failure::Class,
+    tasks::{Assignment, Failure, FailureKind},
+};
+
+/// What may be done after a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Remedy {
+    /// Nothing: another try would end the same, or be paid for twice.
+    None,
+    /// Another route, but not this one.
+    Elsewhere,
+    /// Another route; this one again where there is no other.
+    Again,
+    /// The same, but only once in all.
+    Once,
+}
+
+fn remedy(class: Class) -> Remedy {
+    match class {
+        Class::Refused | Class::Invalid | Class::Silent | Class::Internal => Remedy::None,
+        Class::Credentials => Remedy::Elsewhere,
+        Class::RateLimited | Class::Unreachable | Class::Failed | Class::Lost => Remedy::Again,
+        Class::NoImage => Remedy::Once,
+    }
+}
+
+/// When to try again; `None`: not at all. `error` ended the latest attempt of a task that was begun
+/// `attempts` times and has `left` until its deadline; `before` is what was tried before that.
+pub(super) fn wait(
+    error: &BackendError,
+    route: &str,
+    before: &Assignment,
+    circumstances: &Circumstances<'_>,
+) -> Option<Duration> {
+    let class = error.class();
+    let tried = tried(before, Some((route, class)));
+    let remedy = remedy(class);
+    let times = tried.iter().filter(|(_, other)| *other == class).count();
+    if remedy == Remedy::None
+        || (remedy == Remedy::Once && times > 1)
+        || circumstances.attempts >= circumstances.attempts_max
+    {
+        return None;
+    }
+    if circumstances.model.has_other(circumstances.needs, &tried) {
+        return Some(Duration::ZERO);
+    }
+    if remedy == Remedy::Elsewhere {
+        return None;
+    }
+    let asked = match error {
+        BackendError::RateLimited { retry_after, .. } => *retry_after,
+        _ => None,
+    };
+    let wait =
+        backoff(circumstances.routing, circumstances.attempts).max(asked.unwrap_or_default());
+    (wait < circumstances.left).then_some(wait)
+}
+
+/// What a decision depends on beside the failure.
+pub(super) struct Circumstances<'a> {
+    pub(super) model: &'a Model,
+    pub(super) needs: Needs,
+    pub(super) routing: &'a Routing,
+    /// How often the task was begun, and how often it may be.
+    pub(super) attempts: u16,
+    pub(super) attempts_max: u16,
+    /// Until its deadline.
+    pub(super) left: Duration,
+}
+
+/// Twice as long each time, and by chance up to a half less, so that what failed together does not come
+/// again together.
+fn backoff(routing: &Routing, attempts: u16) -> Duration {
+    let doubled = 2_u32.saturating_pow(u32::from(attempts.saturating_sub(1)));
+    let wait = routing.retry_wait().saturating_mul(doubled);
+    wait.min(routing.retry_wait_max())
+        .mul_f64(rand::random_range(0.5..=1.0))
+}
+
+/// The routes tried so far, with what came of each try.
+pub(super) fn tried<'a>(
+    assignment: &'a Assignment,
+    latest: Option<(&'a str, Class)>,
+) -> Vec<(&'a str, Class)> {
+    let before = assignment.tried.iter();
+    before
+        .filter_map(|attempt| Some((attempt.route.as_str(), attempt.class?)))
+        .chain(latest)
+        .collect()
+}
+
+/// What the client is told; causes go to the log only.
+pub(super) fn failure(error: &BackendError) -> Failure {
+    let (kind, message) = match (error, error.class()) {
+        (BackendError::Refused { message }, _) => (FailureKind::Moderation, message.as_str()),
+        (BackendError::Invalid { message }, _) => (FailureKind::Request, message.as_str()),
+        (BackendError::Input(_), _) => (FailureKind::Internal, "a reference could not be read"),
+        (_, class) => match class {
+            Class::Credentials => (
+                FailureKind::Upstream,
+                "the upstream cannot be used at present",
+            ),
+            Class::RateLimited => (
+                FailureKind::Upstream,
+                "the upstream is overloaded at present",
+            ),
+            Class::Unreachable => (FailureKind::Upstream, "the upstream could not be reached"),
+            Class::NoImage => (
+                FailureKind::Upstream,
+                "the upstream answered without a usable image",
+            ),
+            Class::Internal => (FailureKind::Internal, "the image could not be stored"),
+            Class::Refused | Class::Invalid | Class::Failed | Class::Silent | Class::Lost => {
+                (FailureKind::Upstream, "the upstream failed")
+            }
+        },
+    };
+    failed(kind, message)
+}
+
+pub(super) fn failed(kind: FailureKind, message: &str) -> Failure {
+    Failure {
+        kind,
+        message: message.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_the_most_and_are_never_alike() {
+        let routing: Routing = toml::from_str(
+            "failures_max = 1\nrest_ms = 1\nretry_wait_ms = 100\nretry_wait_max_ms = 1000",
+        )
+        .unwrap();
+        for (attempts, most) in [(1, 100), (2, 200), (3, 400), (9, 1000), (u16::MAX, 1000)] {
+            let wait = backoff(&routing, attempts).as_millis();
+            assert!((most / 2..=most).contains(&wait), "{attempts}: {wait}");
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! The queue: who works on which task next. Claims are made one after the other, by all replicas together,
+//! so that what a route may do at once is never exceeded and accounts take turns.
+
+use std::time::Duration;
+
+use sqlx::{PgConnection, query, query_as, query_scalar, types::Json};
+
+use super::{QUEUED_CHANNEL, Row, interval};
+use crate::{
+    failure::Class,
+    ids::TaskId,
+    money::Cny,
+    tasks::{Assignment, Attempt, Failure, Image, Request, Status, Task},
+};
+
+/// Of the lock that who claims holds until the transaction ends.
+const QUEUE_LOCK: i64 = 0x6561_7365_6c51;
+
+/// Tells workers that tasks are queued, once the transaction commits. A hint: they look anyway.
+pub async fn notify_queued(conn: &mut PgConnection) -> sqlx::Result<()> {
+    query!("SELECT pg_notify($1, '')", QUEUED_CHANNEL)
+        .execute(conn)
+        .await
+        .map(drop)
+}
+
+/// Whether there is a task that could be claimed now.
+pub async fn is_any_waiting(conn: &mut PgConnection) -> sqlx::Result<bool> {
+    query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM tasks
+           WHERE status = 'queued' AND run_at <= now() AND deadline_at > now()) AS "any!""#
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// Whether this transaction is now the one that claims; `false`: another is at it.
+pub async fn lock_queue(conn: &mut PgConnection) -> sqlx::Result<bool> {
+    query_scalar!(
+        r#"SELECT pg_try_advisory_xact_lock($1) AS "locked!""#,
+        QUEUE_LOCK
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// How many tasks run over each route of these models.
+pub async fn running(
+    conn: &mut PgConnection,
+    models: &[String],
+) -> sqlx::Result<Vec<(String, String, i64)>> {
+    let rows = query!(
+        r#"SELECT model, route AS "route!", count(*) AS "running!" FROM tasks
+           WHERE status = 'running' AND route IS NOT NULL AND model = ANY($1)
+           GROUP BY model, route"#,
+        models,
+    )
+    .fetch_all(conn)
+    .await?;
+    let counts = rows.into_iter();
+    Ok(counts
+        .map(|row| (row.model, row.route, row.running))
+        .collect())
+}
+
+/// How many tasks of a model may be claimed now. Models without it are not limited.
+#[derive(Clone, Debug)]
+pub struct Room {
+    pub model: String,
+    pub tasks: u32,
+}
+
+/// A task in the queue that may be claimed.
+#[derive(Debug)]
+pub struct Waiting {
+    pub id: TaskId,
+    pub model: String,
+    pub request: Request,
+    pub assignment: Assignment,
+}
+
+/// The tasks that come next, `limit` at most. Accounts take turns: whose tasks run already, or come
+/// before in the queue, waits longer.
+pub async fn waiting(
+    conn: &mut PgConnection,
+    rooms: &[Room],
+    limit: i64,
+) -> sqlx::Result<Vec<Waiting>> {
+    let models: Vec<String> = rooms.iter().map(|room| room.model.clone()).collect();
+    let tasks: Vec<i64> = rooms.iter().map(|room| i64::from(room.tasks)).collect();
+    let rows = query!(
+        r#"WITH RECURSIVE line AS (
+               (SELECT model, account_id FROM tasks WHERE status = 'queued'
+                ORDER BY model, account_id LIMIT 1)
+               UNION ALL
+               SELECT next.model, next.account_id FROM line CROSS JOIN LATERAL (
+                   SELECT t.model, t.account_id FROM tasks t
+                   WHERE t.status = 'queued' AND (t.model, t.account_id) > (line.model, line.account_id)
+                   ORDER BY t.model, t.account_id LIMIT 1) AS next
+           ), at_work AS (
+               SELECT account_id, count(*) AS tasks FROM tasks WHERE status = 'running' GROUP BY account_id
+           ), head AS (
+               SELECT next.id, line.model, next.run_at, COALESCE(room.tasks, $3) AS room,
+                   COALESCE(at_work.tasks, 0)
+                       + row_number() OVER (PARTITION BY line.account_id ORDER BY next.run_at, next.id) AS turn
+               FROM line
+               LEFT JOIN at_work USING (account_id)
+               LEFT JOIN UNNEST($1::text[], $2::bigint[]) AS room (model, tasks) ON room.model = line.model
+               CROSS JOIN LATERAL (
+                   SELECT t.id, t.run_at FROM tasks t
+                   WHERE t.status = 'queued' AND t.model = line.model AND t.account_id = line.account_id
+                       AND t.run_at <= now() AND t.deadline_at > now()
+                   ORDER BY t.run_at, t.id LIMIT LEAST(COALESCE(room.tasks, $3), $3)) AS next
+           ), ranked AS (
+               SELECT id, run_at, turn, room,
+                   row_number() OVER (PARTITION BY model ORDER BY turn, run_at, id) AS place
+               FROM head
+           )
+           SELECT t.id, t.model, t.request AS "request: Json<Request>", t.route,
+               t.jobs AS "jobs: Vec<Option<String>>", t.tried AS "tried: Json<Vec<Attempt>>"
+           FROM ranked JOIN tasks t ON t.id = ranked.id
+           WHERE place <= room
+           ORDER BY turn, ranked.run_at, t.id LIMIT $3"#,
+        &models,
+        &tasks,
+        limit,
+    )
+    .fetch_all(conn)
+    .await?;
+    let waiting = rows.into_iter().map(|row| Waiting {
+        id: row.id,
+        model: row.model,
+        request: row.request.0,
+        assignment: Assignment {
+            route: row.route,
+            jobs: row.jobs,
+            tried: row.tried.0,
+        },
+    });
+    Ok(waiting.collect())
+}
+
+/// One that is to be claimed, over a route if there is one. `jobs` go on only over the same route.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    pub id: TaskId,
+    pub route: Option<String>,
+}
+
+/// Claims tasks of the queue.
+pub async fn claim(
+    conn: &mut PgConnection,
+    claims: &[Claim],
+    lease: Duration,
+) -> sqlx::Result<Vec<Task>> {
+    let (ids, routes): (Vec<TaskId>, Vec<Option<&str>>) = claims
+        .iter()
+        .map(|claim| (claim.id, claim.route.as_deref()))
+        .unzip();
+    let rows = query_as!(
+        Row,
+        r#"UPDATE tasks AS t
+           SET status = 'running', lease_until = now() + $3, attempts = attempts + 1, fence = fence + 1,
+               route = next.route,
+               jobs = CASE WHEN t.route IS NOT DISTINCT FROM next.route THEN jobs ELSE '{}' END
+           FROM UNNEST($1::uuid[], $2::text[]) AS next (id, route)
+           WHERE t.id = next.id AND status = 'queued'
+           RETURNING t.id, t.account_id, t.api_key_id, t.status AS "status: Status", t.request AS "request: Json<Request>",
+               t.unit_price AS "unit_price: Cny", t.file_id, t.created_at, t.attempts, t.fence,
+               (extract(epoch FROM t.deadline_at - now()) * 1000)::bigint AS "left_ms!",
+               t.ended_at, t.cost AS "cost: Cny", t.images AS "images: Json<Vec<Image>>",
+               t.failure AS "failure: Json<Failure>""#,
+        &ids,
+        &routes as &[Option<&str>],
+        interval(lease),
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(Task::from).collect())
+}
+
+/// Keeps the upstream's name for the job of a call, from 0. `false`: the task is no longer this claim's.
+pub async fn note_job(
+    conn: &mut PgConnection,
+    (id, fence): (TaskId, i64),
+    call: u8,
+    job: &str,
+) -> sqlx::Result<bool> {
+    let done = query!(
+        "UPDATE tasks SET jobs[$3 + 1] = $4 WHERE id = $1 AND fence = $2 AND status = 'running'",
+        id,
+        fence,
+        i32::from(call),
+        job,
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Puts a task back into the queue after an attempt that failed, to be tried again after a wait, over
+/// any route. `false`: it is no longer this claim's.
+pub async fn put_back(
+    conn: &mut PgConnection,
+    (id, fence): (TaskId, i64),
+    attempt: &Attempt,
+    wait: Duration,
+) -> sqlx::Result<bool> {
+    let done = query!(
+        "UPDATE tasks SET status = 'queued', lease_until = NULL, fence = fence + 1, run_at = now() + $4,
+             route = NULL, jobs = '{}', tried = tried || $3
+         WHERE id = $1 AND fence = $2 AND status = 'running'",
+        id,
+        fence,
+        Json(attempt) as Json<&Attempt>,
+        interval(wait),
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Puts claimed tasks back into the queue, as if they had not been begun: at a shutdown.
+pub async fn unclaim(conn: &mut PgConnection, claims: &[(TaskId, i64)]) -> sqlx::Result<u64> {
+    let (ids, fences): (Vec<_>, Vec<_>) = claims.iter().copied().unzip();
+    let done = query!(
+        "UPDATE tasks SET status = 'queued', lease_until = NULL, attempts = attempts - 1, fence = tasks.fence + 1,
+             route = CASE WHEN jobs = '{}' THEN NULL ELSE route END
+         FROM UNNEST($1::uuid[], $2::bigint[]) AS mine (id, fence)
+         WHERE tasks.id = mine.id AND tasks.fence = mine.fence AND status = 'running'",
+        &ids,
+        &fences,
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Puts tasks whose worker is lost back into the queue, where attempts and time are left. Their
+/// number. Jobs that the upstream has a name for are gone on with over the same route; else the lost
+/// attempt is one that was tried.
+pub async fn requeue_lost(conn: &mut PgConnection, attempts_max: i16) -> sqlx::Result<u64> {
+    let lost = Attempt {
+        route: String::new(),
+        jobs: Vec::new(),
+        duration_ms: 0,
+        class: Some(Class::Lost),
+    };
+    let done = query!(
+        "UPDATE tasks SET status = 'queued', lease_until = NULL, run_at = now(), fence = fence + 1,
+             route = CASE WHEN jobs = '{}' THEN NULL ELSE route END,
+             tried = CASE WHEN route IS NULL THEN tried
+                 ELSE tried || jsonb_set($2, '{route}', to_jsonb(route)) END
+         WHERE id IN (SELECT id FROM tasks
+                      WHERE status = 'running' AND lease_until < now()
+                          AND attempts < $1 AND deadline_at > now()
+                      FOR UPDATE SKIP LOCKED)",
+        attempts_max,
+        Json(lost) as Json<Attempt>,
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// How many tasks wait for a worker, counted to `at_most`.
+pub async fn count_queued(conn: &mut PgConnection, at_most: i64) -> sqlx::Result<i64> {
+    query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM (SELECT FROM tasks WHERE status = 'queued' LIMIT $1) q"#,
+        at_most,
+    )
+    .fetch_one(conn)
+    .await
+}

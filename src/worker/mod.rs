@@ -1,0 +1,203 @@
+//! Works on tasks: claims them as places come free, keeps their leases, has them drawn and settled, and
+//! sees to those whose worker was lost.
+
+mod leases;
+mod queue;
+
+use std::{
+    collections::HashMap,
+    error::Error,
+    future::Future,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, mpsc},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    app::App,
+    backend::catalog::Model,
+    ids::TaskId,
+    images::{
+        Claimed,
+        run::{self, Ending, Ran},
+        settle::Finished,
+    },
+    tasks::{Assignment, Task, store},
+};
+
+/// At the end of a shutdown, for the answers to those who waited in vain.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// Claims until the shutdown begins; then ends what is under way, or gives it back.
+#[derive(Clone)]
+pub struct Worker {
+    app: App,
+    running: Arc<Mutex<HashMap<TaskId, Running>>>,
+    /// Something may be in the queue, or a place has come free.
+    wake: Arc<Notify>,
+}
+
+struct Running {
+    fence: i64,
+    lost: CancellationToken,
+}
+
+impl Worker {
+    pub fn new(app: App) -> Self {
+        Self {
+            app,
+            running: Arc::default(),
+            wake: Arc::default(),
+        }
+    }
+
+    /// Runs all loops of the worker. All but that over the queue go on through a shutdown, for as long as
+    /// something is under way here or awaited: leases are kept, and who waits hears what others end.
+    pub async fn run(self, to_run: mpsc::UnboundedReceiver<Claimed>) {
+        let app = &self.app;
+        tokio::join!(
+            self.claim(),
+            self.take_over(to_run),
+            self.renew(),
+            self.listen(),
+            app.waiters.keep_looking(&app.pool),
+        );
+    }
+
+    /// Lets what is under way end, and then `serving`, within `patience`. The rest goes back to the queue
+    /// as if it had not been begun, and who waits is told to come again.
+    pub async fn drain(&self, serving: impl Future<Output = ()>, patience: Duration) {
+        let mut serving = pin!(serving);
+        let shutdown = &self.app.shutdown;
+        let tasks = async {
+            shutdown.tracker.wait().await;
+            shutdown.close_doors();
+        };
+        let orderly = async { tokio::join!(tasks, serving.as_mut()) };
+        let in_time = timeout(patience, orderly).await.is_ok();
+        // Even in time: a request may have come with the shutdown and begun its task last.
+        self.give_back().await;
+        if !in_time {
+            self.app.waiters.dismiss();
+            shutdown.close_doors();
+            if timeout(LAST_ANSWERS, serving).await.is_err() {
+                tracing::warn!("some answers could not be sent in time");
+            }
+        }
+    }
+
+    async fn give_back(&self) {
+        let claims = self.claims();
+        if claims.is_empty() {
+            return;
+        }
+        for running in self.lock().values() {
+            running.lost.cancel();
+        }
+        let given_back =
+            async { store::unclaim(&mut *self.app.pool.acquire().await?, &claims).await };
+        match given_back.await {
+            Ok(tasks) => tracing::info!(tasks, "gave tasks back to the queue"),
+            Err(error) => tracing::warn!(
+                error = &error as &dyn Error,
+                "tasks could not be given back; their leases will run out"
+            ),
+        }
+    }
+
+    /// Tasks that this process submitted and claimed in one.
+    async fn take_over(&self, mut to_run: mpsc::UnboundedReceiver<Claimed>) {
+        while let Some(claimed) = to_run.recv().await {
+            self.begin(claimed);
+        }
+    }
+
+    /// Has a task drawn and settled, whatever becomes of anything but its lease.
+    fn begin(&self, claimed: Claimed) {
+        let Claimed {
+            task,
+            assignment,
+            slot,
+        } = claimed;
+        let lost = CancellationToken::new();
+        self.lock().insert(
+            task.id,
+            Running {
+                fence: task.fence,
+                lost: lost.clone(),
+            },
+        );
+        let worker = self.clone();
+        let catalog = self.app.catalog();
+        let model = catalog.model(&task.request.model);
+        let was_limited = model.is_some_and(Model::is_limited);
+        self.app.shutdown.tracker.spawn(async move {
+            let (id, fence) = (task.id, task.fence);
+            tokio::select! {
+                biased;
+                () = lost.cancelled() => tracing::warn!(task.id = %id, "lost a task: its lease had run out"),
+                () = worker.work_on(task, assignment) => {}
+            }
+            worker.forget(id, fence);
+            drop(slot);
+            // Where nothing waits, a look at the queue for every task that ends would cost a query each.
+            if was_limited || worker.app.queued.load(Ordering::Relaxed) > 0 {
+                worker.wake.notify_one();
+            }
+        });
+    }
+
+    async fn work_on(&self, task: Task, assignment: Assignment) {
+        match run::run(&self.app, &task, &assignment).await {
+            Ran::Ended(ending) => self.settle(task, ending).await,
+            Ran::Again { attempt, wait } => self.put_back(&task, &attempt, wait).await,
+        }
+    }
+
+    async fn settle(&self, task: Task, ending: Ending) {
+        let (id, began) = (task.id, task.created_at);
+        let finished = Finished {
+            task: Arc::new(task),
+            ending: Arc::new(ending),
+        };
+        match self.app.settler.call(finished).await {
+            Ok(Some(task)) => {
+                let duration_ms = (self.app.clock.now() - began).num_milliseconds();
+                tracing::info!(task.id = %id, account.id = %task.account_id, task.status = ?task.status, duration_ms, "ended a task");
+            }
+            Ok(None) => {
+                tracing::warn!(task.id = %id, "a task had been ended or claimed by another worker; nothing was changed");
+            }
+            Err(closed) => {
+                tracing::error!(task.id = %id, error = &closed as &dyn Error, "a task could not be settled; its lease will run out");
+            }
+        }
+    }
+
+    fn claims(&self) -> Vec<(TaskId, i64)> {
+        self.lock()
+            .iter()
+            .map(|(id, running)| (*id, running.fence))
+            .collect()
+    }
+
+    fn forget(&self, id: TaskId, fence: i64) {
+        let mut running = self.lock();
+        if running
+            .get(&id)
+            .is_some_and(|running| running.fence == fence)
+        {
+            running.remove(&id);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TaskId, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,168 @@
+//! The queue as the worker sees it: what comes next is claimed as places come free, what failed goes
+//! back, and what other processes queue and end is heard of.
+
+use std::{
+    error::Error,
+    ops::RangeInclusive,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use sqlx::postgres::PgListener;
+
+use super::Worker;
+use crate::{
+    db,
+    ids::TaskId,
+    images::{
+        Claimed,
+        dispatch::{self, Dispatched},
+    },
+    tasks::{Attempt, Task, store},
+};
+
+/// How often the queue is looked at, notified or not; and by how much at most that is put off, so that
+/// replicas do not all look at once.
+const POLL: Duration = Duration::from_millis(900);
+const POLL_JITTER_MAX: Duration = Duration::from_millis(200);
+/// Until another worker has done with the queue.
+const BUSY_WAIT: RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::from_millis(20);
+/// Between two tries to listen, when the database is away.
+const RECONNECT: Duration = Duration::from_secs(1);
+const CLAIMED_AT_ONCE_MAX: usize = 128;
+
+impl Worker {
+    /// Tasks from the queue, until the shutdown begins. A shutdown waits for a look that is under way: what
+    /// was claimed must be begun.
+    pub(super) async fn claim(&self) {
+        let shutdown = &self.app.shutdown;
+        while !shutdown.has_begun() {
+            let wait = match shutdown.tracker.track_future(self.claim_some()).await {
+                Ok(Found::More) => continue,
+                Ok(Found::Busy) => rand::random_range(BUSY_WAIT),
+                Ok(Found::Nothing) => POLL + rand::random_range(Duration::ZERO..POLL_JITTER_MAX),
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn Error,
+                        "the queue could not be looked at"
+                    );
+                    POLL
+                }
+            };
+            // However it ends the next thing to do is the same: to look.
+            tokio::select! {
+                () = shutdown.begun() => {}
+                () = self.wake.notified() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    async fn claim_some(&self) -> sqlx::Result<Found> {
+        if !store::is_any_waiting(&mut *db::acquire(&self.app.pool).await?).await? {
+            self.app.queued.store(0, Ordering::Relaxed);
+            return Ok(Found::Nothing);
+        }
+        let mut slots = Vec::new();
+        while slots.len() < CLAIMED_AT_ONCE_MAX
+            && let Ok(slot) = Arc::clone(&self.app.slots).try_acquire_owned()
+        {
+            slots.push(slot);
+        }
+        if slots.is_empty() {
+            let queued_max = self.app.config.tasks.queued_max;
+            let mut conn = self.app.pool.acquire().await?;
+            let queued = store::count_queued(&mut conn, queued_max.saturating_add(1)).await?;
+            self.app.queued.store(queued, Ordering::Relaxed);
+            return Ok(Found::Nothing);
+        }
+        let (tasks, more) = match dispatch::claim(&self.app, slots.len()).await? {
+            Dispatched::Busy => return Ok(Found::Busy),
+            Dispatched::Tasks { tasks, more } => (tasks, more),
+        };
+        if !more {
+            self.app.queued.store(0, Ordering::Relaxed);
+        }
+        for ((task, assignment), slot) in tasks.into_iter().zip(slots) {
+            self.begin(Claimed {
+                task,
+                assignment,
+                slot,
+            });
+        }
+        Ok(if more { Found::More } else { Found::Nothing })
+    }
+
+    /// Leaves a task to the queue until it may be tried again. If that fails, its lease runs out.
+    pub(super) async fn put_back(&self, task: &Task, attempt: &Attempt, wait: Duration) {
+        let (id, claim) = (task.id, (task.id, task.fence));
+        let put_back = async {
+            let mut conn = db::acquire(&self.app.pool).await?;
+            store::put_back(&mut conn, claim, attempt, wait).await
+        };
+        match put_back.await {
+            Ok(true) => {
+                let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+                tracing::info!(task.id = %id, route = attempt.route, wait_ms, "a task is tried again");
+                self.wake_after(wait);
+            }
+            Ok(false) => {
+                tracing::warn!(task.id = %id, "a task was another worker's by the time it had failed")
+            }
+            Err(error) => {
+                tracing::error!(task.id = %id, error = &error as &dyn Error, "a task could not be put back; its lease will run out");
+            }
+        }
+    }
+
+    fn wake_after(&self, wait: Duration) {
+        let (wake, shutdown) = (Arc::clone(&self.wake), self.app.shutdown.clone());
+        self.app.shutdown.tracker.spawn(async move {
+            tokio::select! {
+                () = shutdown.begun() => {}
+                () = tokio::time::sleep(wait) => wake.notify_one(),
+            }
+        });
+    }
+
+    /// Hears what other processes queue and end.
+    pub(super) async fn listen(&self) {
+        loop {
+            if let Err(error) = self.hear().await {
+                tracing::warn!(
+                    error = &error as &dyn Error,
+                    "stopped hearing of tasks, trying again"
+                );
+            }
+            tokio::time::sleep(RECONNECT).await;
+        }
+    }
+
+    async fn hear(&self) -> sqlx::Result<()> {
+        let mut listener = PgListener::connect_with(&self.app.pool).await?;
+        listener
+            .listen_all([store::QUEUED_CHANNEL, store::ENDED_CHANNEL])
+            .await?;
+        loop {
+            let notification = listener.recv().await?;
+            if notification.channel() == store::QUEUED_CHANNEL {
+                self.wake.notify_one();
+                continue;
+            }
+            let ids: Vec<TaskId> = notification
+                .payload()
+                .split(',')
+                .filter_map(|id| id.parse().ok())
+                .collect();
+            self.app.waiters.look_at(&self.app.pool, &ids).await?;
+        }
+    }
+}
+
+enum Found {
+    /// Maybe more than there were places for.
+    More,
+    /// Another worker was looking.
+    Busy,
+    Nothing,
+}
