@@ -1,21 +1,17 @@
 //! Drawing a claimed task: its references are made ready, the backend draws, the pictures are stored.
 //! No connection to the database is held meanwhile.
 
-use std::{error::Error, sync::Arc};
-
-use futures_util::StreamExt;
+use std::error::Error;
 
 use super::{
-    intake::{self, IntakeError, Origin, Reach},
+    inputs::{self, Inputs},
     sink::StorageSink,
 };
 use crate::{
     app::App,
-    backend::{BackendError, Drawing, Input, OpenInput, SinkError},
+    backend::{BackendError, Drawing, SinkError},
     config,
-    references::FetchError,
-    storage::Key,
-    tasks::{Failure, FailureKind, Outcome, Reference, StoredReference, Task},
+    tasks::{Failure, FailureKind, Outcome, Task},
 };
 
 /// Draws a task, within its deadline. What was delivered before something failed counts.
@@ -54,15 +50,7 @@ async fn draw(app: &App, task: &Task, sink: &mut StorageSink<'_>) -> Result<(), 
 
 async fn drawing(app: &App, task: &Task, route: &config::Route) -> Result<Drawing, Failure> {
     let request = &task.request;
-    let mut references = Vec::with_capacity(request.references.len());
-    for (index, reference) in request.references.iter().enumerate() {
-        let name = format!("reference image {}", index + 1);
-        references.push(input(app, task, reference, &name).await?);
-    }
-    let mask = match &request.mask {
-        Some(mask) => Some(input(app, task, mask, "mask").await?),
-        None => None,
-    };
+    let Inputs { references, mask } = inputs::open_all(app, task).await?;
     let upstream_model = if route.upstream_model.is_empty() {
         &request.model
     } else {
@@ -81,76 +69,6 @@ async fn drawing(app: &App, task: &Task, route: &config::Route) -> Result<Drawin
         options: request.options.clone(),
         extra: route.extra.clone(),
         job: None,
-    })
-}
-
-async fn input(
-    app: &App,
-    task: &Task,
-    reference: &Reference,
-    name: &str,
-) -> Result<Input, Failure> {
-    let stored = match reference {
-        Reference::Stored(stored) => stored.clone(),
-        Reference::Foreign(url) => fetch(app, task, url).await.map_err(|error| {
-            tracing::info!(task.id = %task.id, error = &error as &dyn Error, "a reference was not taken");
-            failed(FailureKind::Reference, &reference_message(name, &error))
-        })?,
-    };
-    open(app, &stored)
-}
-
-async fn fetch(
-    app: &App,
-    task: &Task,
-    url: &url::Url,
-) -> Result<StoredReference, IntakeError<FetchError>> {
-    let origin = Origin {
-        account_id: task.account_id,
-        file_name: None,
-        reach: Reach::Unlinked,
-    };
-    let fetched = app.references.fetch(url).await.map_err(IntakeError::Read)?;
-    Ok(intake::take_in(app, origin, fetched.stream)
-        .await?
-        .into_reference())
-}
-
-/// Says what is wrong with the image, but nothing about the network.
-fn reference_message(name: &str, error: &IntakeError<FetchError>) -> String {
-    match error {
-        IntakeError::Invalid(invalid) => format!("{name}: {invalid}"),
-        IntakeError::TooLarge { .. } => format!("{name}: {error}"),
-        IntakeError::Read(_) => format!("{name} could not be fetched"),
-        IntakeError::Storage(_) | IntakeError::Database(_) => format!("{name} could not be stored"),
-    }
-}
-
-fn open(app: &App, stored: &StoredReference) -> Result<Input, Failure> {
-    let key: Key = stored
-        .object
-        .parse()
-        .ok()
-        .ok_or_else(|| failed(FailureKind::Internal, "a reference is no longer stored"))?;
-    let storage = app.storage.clone();
-    let open: OpenInput = Arc::new(move || {
-        let (storage, key) = (storage.clone(), key.clone());
-        Box::pin(async move {
-            let object = storage
-                .read(&key, None)
-                .await
-                .map_err(std::io::Error::other)?;
-            let object = object.ok_or(std::io::ErrorKind::NotFound)?;
-            Ok(object
-                .stream
-                .map(|piece| piece.map_err(std::io::Error::other))
-                .boxed())
-        })
-    });
-    Ok(Input {
-        format: stored.format,
-        length: stored.bytes,
-        open,
     })
 }
 
