@@ -81,7 +81,7 @@ impl App {
         )
         .await?;
         let backends = Registry::open(&config.backends)?;
-        let references = Fetcher::new(&config.references, config.uploads.bytes_max)?;
+        let references = Fetcher::new(&config.references, config.uploads.bytes_max, &public_url)?;
         let waiters = Waiters::default();
         let terms = Terms {
             lease: config.tasks.lease(),
