@@ -9,7 +9,9 @@ use crate::harness::{
     TestApp,
     caller::Caller,
     database::TestDatabase,
+    pictures::png,
     process::{Process, Setup},
+    upstream::Upstream,
 };
 
 /// A gateway of its own process that trusts the server, and may reach it. A proxy, if it were asked, would
@@ -115,15 +117,19 @@ async fn the_gateway_does_not_call_itself() {
 
 /// `.invalid` never exists, so that the default settings show it without an internet.
 #[tokio::test]
-async fn what_cannot_be_fetched_is_told_by_its_number_and_is_free() {
-    let app = TestApp::start().await;
+async fn what_cannot_be_fetched_is_named_before_the_upstream_is_asked() {
+    let upstream = Upstream::start().await;
+    let app = TestApp::with(&upstream.gateway("")).await;
     let caller = app.caller("9").await;
-    let upload = caller
-        .upload(crate::harness::pictures::png(), "a.png")
-        .await;
+    let upload = caller.upload(png(), "a.png").await;
     let upload = upload.json()["url"].as_str().unwrap().to_owned();
-    let asked = body(&[upload, "https://host.invalid/a.png".to_owned()]);
-    refused(&caller, &asked, "reference image 2 could not be fetched").await;
+    let nowhere = "https://host.invalid/a.png".to_owned();
+    let second = body(&[upload.clone(), nowhere.clone(), nowhere.clone()]);
+    refused(&caller, &second, "reference image 2 could not be fetched").await;
+    let mut mask = body(&[upload]);
+    mask["mask"] = nowhere.into();
+    refused(&caller, &mask, "mask could not be fetched").await;
+    assert_eq!(upstream.received().len(), 0);
     assert_eq!(caller.balance().await["balance"], 9.0);
     app.finish().await;
 }

@@ -137,12 +137,18 @@ async fn nothing_connects_to_loopback() {
 #[tokio::test]
 async fn a_server_must_prove_its_name() {
     let web = Web::start().await;
-    let fault = web.fault("https://wrong-name.test/picture").await;
-    assert!(
-        chain(&fault).contains("NotValidForName"),
-        "{}",
-        chain(&fault)
-    );
+    let port = web.address.port();
+    for url in [
+        "https://wrong-name.test/picture",
+        &format!("https://public.test/to?https://wrong-name.test:{port}/picture"),
+    ] {
+        let fault = web.fault(url).await;
+        assert!(
+            chain(&fault).contains("NotValidForName"),
+            "{}",
+            chain(&fault)
+        );
+    }
 
     let stranger = Web::start().await;
     let mut web = Web::start().await;
