@@ -81,7 +81,7 @@ impl App {
         )
         .await?;
         let catalog = RwLock::new(Arc::new(Catalog::open(&config)?));
-        let references = Fetcher::new(&config.references, config.uploads.bytes_max)?;
+        let references = Fetcher::new(&config.references, config.uploads.bytes_max, &public_url)?;
         let waiters = Waiters::default();
         let terms = Terms {
             lease: config.tasks.lease(),

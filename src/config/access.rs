@@ -77,6 +77,18 @@ impl References {
     pub fn fetch_timeout(&self) -> Duration {
         Duration::from_millis(self.fetch_timeout_ms)
     }
+    pub fn fetch_all_timeout(&self) -> Duration {
+        Duration::from_millis(self.fetch_all_timeout_ms)
+    }
+    pub fn connect_timeout(&self) -> Duration {
+        Duration::from_millis(self.connect_timeout_ms)
+    }
+    pub fn idle_timeout(&self) -> Duration {
+        Duration::from_millis(self.idle_timeout_ms)
+    }
+    pub fn failure_step(&self) -> Duration {
+        Duration::from_millis(self.failure_step_ms)
+    }
 }
 
 impl Routing {

@@ -108,8 +108,14 @@ pub struct Uploads {
 #[serde(deny_unknown_fields)]
 pub struct References {
     pub count_max: usize,
+    pub fetches_max: usize,
+    fetch_all_timeout_ms: u64,
+    pub fetched_bytes_max: u64,
     fetch_timeout_ms: u64,
+    connect_timeout_ms: u64,
+    idle_timeout_ms: u64,
     pub redirects_max: u32,
+    failure_step_ms: u64,
     pub allow_private_networks: bool,
 }
 

@@ -15,7 +15,7 @@ const MODEL_TEMPLATE: &str = "gpt-image-2";
 const DAY_MS: i64 = 86_400_000;
 const GIB: i64 = 1 << 30;
 
-const RANGES: [(&str, RangeInclusive<i64>); 31] = [
+const RANGES: [(&str, RangeInclusive<i64>); 37] = [
     ("server.connections_max", 1..=1_000_000),
     ("server.header_timeout_ms", 1..=DAY_MS),
     ("server.idle_timeout_ms", 1..=DAY_MS),
@@ -36,8 +36,14 @@ const RANGES: [(&str, RangeInclusive<i64>); 31] = [
     // The bytes of an expired upload are gone within the hour.
     ("uploads.sweep_interval_s", 1..=3_600),
     ("references.count_max", 1..=16),
+    ("references.fetches_max", 1..=17),
+    ("references.fetch_all_timeout_ms", 1..=DAY_MS),
+    ("references.fetched_bytes_max", 1..=1024 * GIB),
     ("references.fetch_timeout_ms", 1..=DAY_MS),
+    ("references.connect_timeout_ms", 1..=DAY_MS),
+    ("references.idle_timeout_ms", 1..=DAY_MS),
     ("references.redirects_max", 0..=10),
+    ("references.failure_step_ms", 1..=DAY_MS),
     ("tasks.deadline_ms", 1_000..=DAY_MS),
     ("tasks.lease_ms", 1_000..=DAY_MS),
     ("tasks.attempts_max", 1..=100),

@@ -3,7 +3,8 @@
 
 use std::{error::Error, sync::Arc};
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use url::Url;
 
 use super::{
     intake::{self, IntakeError, Origin, Reach},
@@ -12,7 +13,7 @@ use super::{
 use crate::{
     app::App,
     backend::{Input, OpenInput},
-    references::FetchError,
+    references::{Allowance, FetchError},
     storage::Key,
     tasks::{Failure, FailureKind, Reference, StoredReference, Task},
 };
@@ -23,18 +24,21 @@ pub(super) struct Inputs {
     pub(super) mask: Option<Input>,
 }
 
-/// Makes the images of a task ready. The task fails with the first that cannot be.
+/// Makes the images of a task ready, some at a time. The task fails with the first that cannot be.
 pub(super) async fn open_all(app: &App, task: &Task) -> Result<Inputs, Failure> {
     let request = &task.request;
-    let mut references = Vec::with_capacity(request.references.len());
-    for (index, reference) in request.references.iter().enumerate() {
-        let name = format!("reference image {}", index + 1);
-        references.push(input(app, task, reference, &name).await?);
-    }
-    let mask = match &request.mask {
-        Some(mask) => Some(input(app, task, mask, "mask").await?),
-        None => None,
-    };
+    let allowance = app.references.allowance();
+    let named = (1..).map(|number| format!("reference image {number}"));
+    let all = request.references.iter().zip(named);
+    let all = all.chain(request.mask.iter().map(|mask| (mask, "mask".to_owned())));
+    let opening: Vec<_> = all
+        .map(|(reference, name)| input(app, task, reference, name, &allowance))
+        .collect();
+    let mut references: Vec<Input> = stream::iter(opening)
+        .buffered(app.config.references.fetches_max)
+        .try_collect()
+        .await?;
+    let mask = references.split_off(request.references.len()).pop();
     Ok(Inputs { references, mask })
 }
 
@@ -42,13 +46,14 @@ async fn input(
     app: &App,
     task: &Task,
     reference: &Reference,
-    name: &str,
+    name: String,
+    allowance: &Arc<Allowance>,
 ) -> Result<Input, Failure> {
     let stored = match reference {
         Reference::Stored(stored) => stored.clone(),
-        Reference::Foreign(url) => fetch(app, task, url).await.map_err(|error| {
+        Reference::Foreign(url) => fetch(app, task, url, allowance).await.map_err(|error| {
             tracing::info!(task.id = %task.id, error = &error as &dyn Error, "a reference was not taken");
-            failed(FailureKind::Reference, &reference_message(name, &error))
+            failure(&name, &error)
         })?,
     };
     open(app, &stored)
@@ -57,27 +62,30 @@ async fn input(
 async fn fetch(
     app: &App,
     task: &Task,
-    url: &url::Url,
+    url: &Url,
+    allowance: &Arc<Allowance>,
 ) -> Result<StoredReference, IntakeError<FetchError>> {
     let origin = Origin {
         account_id: task.account_id,
         file_name: None,
         reach: Reach::Unlinked,
     };
-    let fetched = app.references.fetch(url).await.map_err(IntakeError::Read)?;
-    Ok(intake::take_in(app, origin, fetched.stream)
-        .await?
-        .into_reference())
+    let fetched = app.references.fetch(url, allowance).await;
+    let stream = fetched.map_err(IntakeError::Read)?.stream;
+    Ok(intake::take_in(app, origin, stream).await?.into_reference())
 }
 
 /// Says what is wrong with the image, but nothing about the network.
-fn reference_message(name: &str, error: &IntakeError<FetchError>) -> String {
-    match error {
-        IntakeError::Invalid(invalid) => format!("{name}: {invalid}"),
-        IntakeError::TooLarge { .. } => format!("{name}: {error}"),
-        IntakeError::Read(_) => format!("{name} could not be fetched"),
-        IntakeError::Storage(_) | IntakeError::Database(_) => format!("{name} could not be stored"),
-    }
+fn failure(name: &str, error: &IntakeError<FetchError>) -> Failure {
+    let (kind, message) = match error {
+        IntakeError::Invalid(invalid) => (FailureKind::Reference, format!("{name}: {invalid}")),
+        IntakeError::TooLarge { .. } => (FailureKind::Reference, format!("{name}: {error}")),
+        IntakeError::Read(error) => (FailureKind::Reference, format!("{name} {error}")),
+        IntakeError::Storage(_) | IntakeError::Database(_) => {
+            (FailureKind::Internal, format!("{name} could not be stored"))
+        }
+    };
+    failed(kind, &message)
 }
 
 fn open(app: &App, stored: &StoredReference) -> Result<Input, Failure> {

@@ -4,6 +4,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,29 +15,22 @@ use reqwest::{
     header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue, LOCATION},
     redirect,
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use url::Url;
 
 use super::{
+    allowance::Allowance,
     guard::{AddressRefused, Guard, UrlError},
-    resolve::{GuardedResolver, Lookup, system_lookup},
+    resolve::GuardedResolver,
 };
-use crate::config;
-
-/// For the name, the connection and its encryption together.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// For the first byte of an answer, and between any two of it.
-const READ_TIMEOUT: Duration = Duration::from_secs(10);
-/// A failure is told after a random delay up to this, so that its time tells nothing about its cause.
-const FAILURE_DELAY_MS_MAX: u64 = 100;
+use crate::{config, tls};
 
 /// Fetches references. Clones share one client.
 #[derive(Clone, Debug)]
 pub struct Fetcher {
     client: Client,
     guard: Guard,
-    redirects_max: u32,
-    timeout: Duration,
+    config: config::References,
     bytes_max: u64,
 }
 
@@ -55,6 +49,8 @@ pub enum FetchError {
     Failed(#[source] FetchFault),
     #[error("must be at most {bytes_max} bytes")]
     TooLarge { bytes_max: u64 },
+    #[error("exceeds the {bytes_max} bytes that all fetched ones may have together")]
+    TooLargeTogether { bytes_max: u64 },
 }
 
 /// What really happened. For the log only; holds no URL, since a URL can be a credential.
@@ -87,20 +83,27 @@ pub enum FetchFault {
 )]
 pub struct BuildError(#[source] reqwest::Error);
 
-/// What takes the internet's place in a trial: one server, the names that lead to it, and the
-/// certificate that it is trusted by. Every other address is treated as always.
+/// What takes the internet's place in a trial: one server, the name server that leads to it, and the
+/// certificate that it is trusted by. Every other address is treated as always. No setting leads here.
+#[derive(Clone, Debug)]
 pub struct StandIn {
     pub address: SocketAddr,
-    pub lookup: Lookup,
+    pub name_server: SocketAddr,
     pub root: Certificate,
 }
 
 impl Fetcher {
-    /// `bytes_max` is the most that one body may have.
-    pub fn new(config: &config::References, bytes_max: u64) -> Result<Self, BuildError> {
+    /// `bytes_max` is the most that one body may have, `public_url` what this gateway's own links begin
+    /// with.
+    pub fn new(
+        config: &config::References,
+        bytes_max: u64,
+        public_url: &str,
+    ) -> Result<Self, BuildError> {
         let resolver = GuardedResolver {
-            guard: Guard::new(config),
-            lookup: system_lookup(),
+            guard: Guard::new(config, public_url),
+            name_server: None,
+            connect_timeout: config.connect_timeout(),
         };
         Self::build(config, bytes_max, resolver, Client::builder())
     }
@@ -109,15 +112,13 @@ impl Fetcher {
     pub fn with_stand_in(
         config: &config::References,
         bytes_max: u64,
+        public_url: &str,
         stand_in: StandIn,
     ) -> Result<Self, BuildError> {
-        let guard = match Guard::new(config) {
-            Guard::Everything => Guard::Everything,
-            _ => Guard::PublicAnd(stand_in.address),
-        };
         let resolver = GuardedResolver {
-            guard,
-            lookup: stand_in.lookup,
+            guard: Guard::new(config, public_url).with_stand_in(stand_in.address),
+            name_server: Some(stand_in.name_server),
+            connect_timeout: config.connect_timeout(),
         };
         let client = Client::builder().tls_certs_only([stand_in.root]);
         Self::build(config, bytes_max, resolver, client)
@@ -129,11 +130,8 @@ impl Fetcher {
         resolver: GuardedResolver,
         client: ClientBuilder,
     ) -> Result<Self, BuildError> {
-        // Whoever was first has installed the same one.
-        rustls::crypto::ring::default_provider()
-            .install_default()
-            .ok();
-        let guard = resolver.guard;
+        tls::install_crypto_provider();
+        let guard = resolver.guard.clone();
         let client = client
             .dns_resolver(resolver)
             // A proxy would resolve names itself, and connect wherever they lead.
@@ -142,8 +140,8 @@ impl Fetcher {
             .https_only(true)
             // Every hop is resolved and checked anew, and no stranger's connection is kept.
             .pool_max_idle_per_host(0)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
+            .connect_timeout(config.connect_timeout())
+            .read_timeout(config.idle_timeout())
             .user_agent(concat!("easel/", env!("CARGO_PKG_VERSION")))
             .default_headers(HeaderMap::from_iter([
                 (ACCEPT, HeaderValue::from_static("image/*")),
@@ -154,38 +152,52 @@ impl Fetcher {
         Ok(Self {
             client,
             guard,
-            redirects_max: config.redirects_max,
-            timeout: config.fetch_timeout(),
+            config: config.clone(),
             bytes_max,
         })
     }
 
+    /// Reads a client's URL and checks what can be seen of it without the network.
+    pub fn check_url(&self, url: &str) -> Result<Url, UrlError> {
+        self.guard.check_url(url)
+    }
+
+    /// For the references of one task, which share it.
+    pub fn allowance(&self) -> Arc<Allowance> {
+        Arc::new(Allowance::new(&self.config))
+    }
+
     /// Asks for a URL, follows its redirects, and gives back the body as it comes in. Whether that is
     /// an image is for the caller to see.
-    pub async fn fetch(&self, url: &Url) -> Result<Fetched, FetchError> {
-        let deadline = Instant::now() + self.timeout;
+    pub async fn fetch(
+        &self,
+        url: &Url,
+        allowance: &Arc<Allowance>,
+    ) -> Result<Fetched, FetchError> {
+        let begin = Instant::now();
+        let timeout = self.config.fetch_timeout();
+        let (deadline, timeout) =
+            (begin + timeout, timeout).min((allowance.deadline, allowance.timeout));
         let opened = timeout_at(deadline, self.open(url.clone())).await;
-        let response = match opened.unwrap_or(Err(FetchFault::Timeout(self.timeout))) {
+        let response = match opened.unwrap_or(Err(FetchFault::Timeout(timeout))) {
             Ok(response) => response,
             Err(fault) => {
-                let delay_ms = rand::random_range(0..=FAILURE_DELAY_MS_MAX);
-                tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+                sleep_until(next_step(begin, self.config.failure_step())).await;
                 return Err(FetchError::Failed(fault));
             }
         };
         let length = response.content_length();
-        if length.is_some_and(|length| length > self.bytes_max) {
-            return Err(FetchError::TooLarge {
-                bytes_max: self.bytes_max,
-            });
-        }
         let body = Body {
             response,
             deadline,
-            timeout: self.timeout,
+            timeout,
             bytes_max: self.bytes_max,
             bytes_left: self.bytes_max,
+            allowance: Arc::clone(allowance),
         };
+        if length.is_some_and(|length| length > self.bytes_max) {
+            return Err(body.too_large());
+        }
         let stream = stream::try_unfold(body, |mut body| async {
             let piece = body.next().await?;
             Ok(piece.map(|piece| (piece, body)))
@@ -197,16 +209,15 @@ impl Fetcher {
     }
 
     async fn open(&self, mut url: Url) -> Result<Response, FetchFault> {
-        for _ in 0..=self.redirects_max {
+        let redirects_max = self.config.redirects_max;
+        for _ in 0..=redirects_max {
             let response = self.get(&url).await?;
             if !is_redirect(response.status()) {
                 return accept(response);
             }
             url = location(&response, &url)?;
         }
-        Err(FetchFault::Redirects {
-            redirects_max: self.redirects_max,
-        })
+        Err(FetchFault::Redirects { redirects_max })
     }
 
     /// One hop. The resolver is never asked about a literal address, so the URL is checked here; and the
@@ -224,13 +235,15 @@ impl Fetcher {
     }
 }
 
-/// A body under way, and what is left of its limits.
+/// A body under way, and what is left of its limits. Its pieces come without the framing of chunks, and
+/// nothing is ever decompressed, so a piece has as many bytes here as it had on the wire.
 struct Body {
     response: Response,
     deadline: Instant,
     timeout: Duration,
     bytes_max: u64,
     bytes_left: u64,
+    allowance: Arc<Allowance>,
 }
 
 impl Body {
@@ -244,11 +257,27 @@ impl Body {
         self.bytes_left = self
             .bytes_left
             .checked_sub(bytes)
-            .ok_or(FetchError::TooLarge {
-                bytes_max: self.bytes_max,
-            })?;
+            .ok_or_else(|| self.too_large())?;
+        if !self.allowance.take(bytes) {
+            let bytes_max = self.allowance.bytes_max;
+            return Err(FetchError::TooLargeTogether { bytes_max });
+        }
         Ok(piece)
     }
+
+    fn too_large(&self) -> FetchError {
+        FetchError::TooLarge {
+            bytes_max: self.bytes_max,
+        }
+    }
+}
+
+/// When a failure is told. A refused address fails at once, a closed one soon, a silent one late: from
+/// outside, all that fail within a step look the same.
+fn next_step(begin: Instant, step: Duration) -> Instant {
+    let (elapsed, step) = (begin.elapsed().as_millis(), step.as_millis().max(1));
+    let wait_ms = (elapsed / step + 1) * step;
+    begin + Duration::from_millis(u64::try_from(wait_ms).unwrap_or(u64::MAX))
 }
 
 fn accept(response: Response) -> Result<Response, FetchFault> {

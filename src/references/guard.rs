@@ -13,9 +13,16 @@ use crate::config;
 const HTTPS_PORT: u16 = 443;
 const URL_BYTES_MAX: usize = 8192;
 
-/// What may be reached.
+/// What clients may make this gateway connect to.
+#[derive(Clone, Debug)]
+pub struct Guard {
+    reach: Reach,
+    /// Of this gateway itself, as its clients know it: it doesn't call itself.
+    own: Option<(String, u16)>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Guard {
+enum Reach {
     /// The public internet, on port 443.
     Public,
     /// As `Public`, and this one address, on its port too: a trial's stand-in for a public server.
@@ -40,6 +47,8 @@ pub enum UrlError {
     Port,
     #[error("must name a public host")]
     Host,
+    #[error("must not be a URL of this gateway, other than that of an upload or image")]
+    Own,
 }
 
 /// An address that no client may make this gateway connect to. For the log only.
@@ -48,16 +57,27 @@ pub enum UrlError {
 pub struct AddressRefused(pub IpAddr);
 
 impl Guard {
-    pub fn new(config: &config::References) -> Self {
-        if config.allow_private_networks {
-            Self::Everything
+    /// `public_url` is what this gateway's own links begin with.
+    pub fn new(config: &config::References, public_url: &str) -> Self {
+        let reach = if config.allow_private_networks {
+            Reach::Everything
         } else {
-            Self::Public
+            Reach::Public
+        };
+        let own = Url::parse(public_url).ok().as_ref().and_then(place);
+        Self { reach, own }
+    }
+
+    /// Lets one more address through, unless all are.
+    pub(super) fn with_stand_in(mut self, stand_in: SocketAddr) -> Self {
+        if self.reach == Reach::Public {
+            self.reach = Reach::PublicAnd(stand_in);
         }
+        self
     }
 
     /// Reads a client's URL and checks what can be seen of it without the network.
-    pub fn check_url(self, url: &str) -> Result<Url, UrlError> {
+    pub fn check_url(&self, url: &str) -> Result<Url, UrlError> {
         if url.len() > URL_BYTES_MAX {
             return Err(UrlError::TooLong);
         }
@@ -67,7 +87,7 @@ impl Guard {
     }
 
     /// As [`Guard::check_url`], for one that is read already, or comes from a redirect.
-    pub fn check_parsed_url(self, url: &Url) -> Result<(), UrlError> {
+    pub fn check_parsed_url(&self, url: &Url) -> Result<(), UrlError> {
         if url.as_str().len() > URL_BYTES_MAX {
             return Err(UrlError::TooLong);
         }
@@ -77,14 +97,17 @@ impl Guard {
         if !url.username().is_empty() || url.password().is_some() {
             return Err(UrlError::UserInfo);
         }
-        if !self.permits_port(url.port().unwrap_or(HTTPS_PORT)) {
+        if !self.reach.permits_port(url.port().unwrap_or(HTTPS_PORT)) {
             return Err(UrlError::Port);
+        }
+        if self.own.is_some() && place(url) == self.own {
+            return Err(UrlError::Own);
         }
         // However an address is spelt, parsing has made a literal of it.
         let permitted = match url.host() {
-            Some(Host::Ipv4(address)) => self.permits(address.into()),
-            Some(Host::Ipv6(address)) => self.permits(address.into()),
-            Some(Host::Domain(name)) => self.permits_name(name),
+            Some(Host::Ipv4(address)) => self.reach.permits(address.into()),
+            Some(Host::Ipv6(address)) => self.reach.permits(address.into()),
+            Some(Host::Domain(name)) => self.reach.permits_name(name),
             None => false,
         };
         if permitted {
@@ -96,11 +119,11 @@ impl Guard {
 
     /// Checks an address that is about to be connected to, or that has been: public, and not one of
     /// this machine's own.
-    pub fn check_address(self, address: IpAddr) -> Result<(), AddressRefused> {
-        let exempt = match self {
-            Self::Public => false,
-            Self::PublicAnd(stand_in) => address == stand_in.ip(),
-            Self::Everything => true,
+    pub fn check_address(&self, address: IpAddr) -> Result<(), AddressRefused> {
+        let exempt = match self.reach {
+            Reach::Public => false,
+            Reach::PublicAnd(stand_in) => address == stand_in.ip(),
+            Reach::Everything => true,
         };
         if exempt || is_global(address) && !is_own(address) {
             Ok(())
@@ -108,7 +131,9 @@ impl Guard {
             Err(AddressRefused(address))
         }
     }
+}
 
+impl Reach {
     /// Without a look at this machine: an answer to the client must not tell its addresses.
     fn permits(self, address: IpAddr) -> bool {
         match self {
@@ -134,13 +159,18 @@ impl Guard {
     }
 }
 
+/// The host and port of a URL. Port 80 counts as 443: a proxy before this gateway may serve both.
+fn place(url: &Url) -> Option<(String, u16)> {
+    let host = url.host_str()?;
+    let host = host.strip_suffix('.').unwrap_or(host).to_owned();
+    let port = url.port_or_known_default()?;
+    Some((host, if port == 80 { HTTPS_PORT } else { port }))
+}
+
 fn is_global(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_global_v4(address),
-        IpAddr::V6(address) => match address.to_ipv4_mapped() {
-            Some(inner) => is_global_v4(inner),
-            None => is_global_v6(address),
-        },
+        IpAddr::V6(address) => is_global_v6(address),
     }
 }
 
@@ -203,8 +233,8 @@ const NOT_GLOBAL_V4: [Ipv4Net; 16] = [
     v4(240, 0, 0, 0, 4),      // reserved; broadcast
 ];
 
-// All of IPv6 that is given out for unicast on the internet. Outside of it lie ::, ::1, ::a.b.c.d, both
-// translation prefixes 64:ff9b, 100::/64, 5f00::/16, fc00::/7, fe80::/10, fec0::/10 and ff00::/8.
+// All of IPv6 that is given out for unicast on the internet. Outside of it lie ::, ::1, ::a.b.c.d,
+// ::ffff:a.b.c.d, both translation prefixes 64:ff9b, 100::/64, 5f00::/16, fc00::/7, fe80::/10, fec0::/10 and ff00::/8.
 const UNICAST_V6: Ipv6Net = v6([0x2000, 0, 0], 3);
 
 // What is not global inside of that.
@@ -225,7 +255,7 @@ mod tests {
         192.0.0.0 192.0.0.192 192.0.0.255 192.0.2.1 192.88.99.1 192.168.0.0 192.168.255.255
         198.18.0.0 198.19.255.255 198.51.100.7 203.0.113.7 224.0.0.1 239.255.255.255 240.0.0.1
         255.255.255.255
-        :: ::1 ::127.0.0.1 ::8.8.8.8 ::ffff:127.0.0.1 ::ffff:10.0.0.1 ::ffff:169.254.169.254
+        :: ::1 ::127.0.0.1 ::8.8.8.8 ::ffff:127.0.0.1 ::ffff:10.0.0.1 ::ffff:169.254.169.254 ::ffff:8.8.8.8
         ::ffff:0:127.0.0.1 64:ff9b::7f00:1 64:ff9b::808:808 64:ff9b:1::1 64:ff9b:1:ffff::a00:1
         100::1 100:0:0:1::1 2001::1 2001:0:4136:e378:8000:63bf:3fff:fdd2 2001:0:0:0:0:0:80ff:fffe 2001:2::1
         2001:10::1 2001:1f:ffff::1 2001:20::1 2001:2f:ffff::1 2001:30::1 2001:1ff:ffff::1
@@ -241,28 +271,32 @@ mod tests {
         192.0.3.0 192.88.98.255 192.88.100.0 192.167.255.255 192.169.0.0 198.17.255.255 198.20.0.0
         198.51.99.255 198.51.101.0 203.0.112.255 203.0.114.0 223.255.255.255
         2000::1 2001:200::1 2001:db7::1 2001:db9::1 2001:4860:4860::8888 2003::1 2606:4700::1111
-        2a00:1450:4001::1 3ffe::1 3fff:1000::1 2606:4700::5eff:7f00:1 2606:4700::400:5efe:808:808
-        ::ffff:8.8.8.8";
+        2a00:1450:4001::1 3ffe::1 3fff:1000::1 2606:4700::5eff:7f00:1 2606:4700::400:5efe:808:808";
 
     fn addresses(list: &str) -> impl Iterator<Item = IpAddr> {
         list.split_whitespace()
             .map(|address| address.parse().expect(address))
     }
 
+    fn guard(reach: Reach) -> Guard {
+        let own = Some(("own.example".to_owned(), HTTPS_PORT));
+        Guard { reach, own }
+    }
+
     fn refusal(url: &str) -> Option<UrlError> {
-        Guard::Public.check_url(url).err()
+        guard(Reach::Public).check_url(url).err()
     }
 
     #[test]
     fn only_global_addresses_are_permitted() {
         for address in addresses(REFUSED) {
-            assert!(!Guard::Public.permits(address), "{address} is permitted");
-            let refused = Guard::Public.check_address(address);
+            assert!(!Reach::Public.permits(address), "{address} is permitted");
+            let refused = guard(Reach::Public).check_address(address);
             assert_eq!(refused, Err(AddressRefused(address)));
         }
         for address in addresses(PERMITTED) {
-            assert!(Guard::Public.permits(address), "{address} is refused");
-            assert_eq!(Guard::Public.check_address(address), Ok(()));
+            assert!(Reach::Public.permits(address), "{address} is refused");
+            assert_eq!(guard(Reach::Public).check_address(address), Ok(()));
         }
     }
 
@@ -432,25 +466,25 @@ mod tests {
             "https://localhost/",
             "https://[::1]:8443/",
         ] {
-            assert!(Guard::Everything.check_url(url).is_ok(), "{url}");
+            assert!(guard(Reach::Everything).check_url(url).is_ok(), "{url}");
         }
         assert_eq!(
-            Guard::Everything.check_url("http://127.0.0.1/"),
+            guard(Reach::Everything).check_url("http://127.0.0.1/"),
             Err(UrlError::Scheme)
         );
         assert_eq!(
-            Guard::Everything.check_url("https://10.0.0.1:0/"),
+            guard(Reach::Everything).check_url("https://10.0.0.1:0/"),
             Err(UrlError::Port)
         );
         assert_eq!(
-            Guard::Everything.check_address(Ipv4Addr::LOCALHOST.into()),
+            guard(Reach::Everything).check_address(Ipv4Addr::LOCALHOST.into()),
             Ok(())
         );
     }
 
     #[test]
     fn a_stand_in_is_the_only_exception() {
-        let guard = Guard::PublicAnd(SocketAddr::from(([127, 0, 0, 1], 9000)));
+        let guard = guard(Reach::PublicAnd(SocketAddr::from(([127, 0, 0, 1], 9000))));
         assert_eq!(guard.check_address(Ipv4Addr::LOCALHOST.into()), Ok(()));
         assert!(
             guard
@@ -466,5 +500,38 @@ mod tests {
             guard.check_url("https://127.0.0.2:9000/"),
             Err(UrlError::Host)
         );
+    }
+
+    #[test]
+    fn the_gateway_itself_is_known_by_host_and_port() {
+        for reach in [Reach::Public, Reach::Everything] {
+            for url in [
+                "https://own.example/",
+                "https://OWN.example.:443/f/image/x",
+                "https://own.example/v1/images/files/a",
+            ] {
+                let refused = guard(reach).check_url(url);
+                assert_eq!(refused, Err(UrlError::Own), "{url}");
+            }
+            let other = guard(reach).check_url("https://own.example.com/");
+            assert!(other.is_ok());
+        }
+        let elsewhere = guard(Reach::Everything).check_url("https://own.example:8443/");
+        assert!(elsewhere.is_ok());
+        for (public_url, url) in [
+            ("http://[2606:4700::1]:80", "https://[2606:4700::1]/"),
+            ("http://8.8.8.8/easel", "https://0x08080808/"),
+            (
+                "https://bücher.example:8443/",
+                "https://xn--bcher-kva.example:8443/",
+            ),
+        ] {
+            let own = Url::parse(public_url).ok().as_ref().and_then(place);
+            let guard = Guard {
+                reach: Reach::Everything,
+                own,
+            };
+            assert_eq!(guard.check_url(url), Err(UrlError::Own), "{url}");
+        }
     }
 }

@@ -2,56 +2,40 @@
 //! checked here, and the name isn't asked for again in between.
 
 use std::{
-    io,
-    net::{IpAddr, SocketAddr, ToSocketAddrs},
-    sync::Arc,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
-use futures_util::future::BoxFuture;
+use hickory_resolver::{
+    TokioResolver,
+    config::{
+        ConnectionConfig, LookupIpStrategy, NameServerConfig, ProtocolConfig, ResolverConfig,
+    },
+    net::{NetError, runtime::TokioRuntimeProvider},
+};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use tokio::sync::Semaphore;
 
 use super::guard::Guard;
 
-/// A lookup that stalls keeps its thread until the system gives up on it, whoever still waits.
-const LOOKUPS_MAX: usize = 64;
 /// A name with a thousand addresses must not become a thousand connections.
 const ADDRESSES_MAX: usize = 8;
-
-/// Asks for the addresses of a name.
-pub type Lookup = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> + Send + Sync>;
-
-/// The system's resolver.
-pub(super) fn system_lookup() -> Lookup {
-    let permits = Arc::new(Semaphore::new(LOOKUPS_MAX));
-    Arc::new(move |name| {
-        let permits = Arc::clone(&permits);
-        Box::pin(async move {
-            let permit = permits.acquire_owned().await.map_err(io::Error::other)?;
-            let lookup = move || {
-                let _until_it_ends = permit;
-                let addresses = (name.as_str(), 0).to_socket_addrs()?;
-                Ok(addresses.map(|address| address.ip()).collect())
-            };
-            tokio::task::spawn_blocking(lookup)
-                .await
-                .map_err(io::Error::other)?
-        })
-    })
-}
+/// A question that is lost on the way is asked again this often within the time for connecting.
+const QUESTIONS: u32 = 3;
 
 /// Refuses a whole name if any of its addresses is refused: an honest public name has no such address.
+#[derive(Clone, Debug)]
 pub(super) struct GuardedResolver {
     pub(super) guard: Guard,
-    pub(super) lookup: Lookup,
+    /// `None`: those of the system.
+    pub(super) name_server: Option<SocketAddr>,
+    pub(super) connect_timeout: Duration,
 }
 
 impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let guard = self.guard;
-        let lookup = (self.lookup)(name.as_str().to_owned());
+        let (resolver, guard) = (self.clone(), self.guard.clone());
         Box::pin(async move {
-            let addresses = lookup.await?;
+            let addresses = resolver.look_up(name.as_str().to_owned()).await?;
             for address in &addresses {
                 guard.check_address(*address)?;
             }
@@ -60,4 +44,41 @@ impl Resolve for GuardedResolver {
             Ok(Box::new(addresses.take(ADDRESSES_MAX)) as Addrs)
         })
     }
+}
+
+impl GuardedResolver {
+    /// Asks anew each time, as nothing here may rest on what a name meant before. The system's resolver
+    /// would keep a thread for every name server that stalls.
+    async fn look_up(self, name: String) -> Result<Vec<IpAddr>, NetError> {
+        let client = tokio::task::spawn_blocking(move || self.client()).await;
+        let client = client.map_err(std::io::Error::other)??;
+        let found = client.lookup_ip(name).await?;
+        Ok(found.iter().collect())
+    }
+
+    /// Reads the system's settings, which may have changed: hence not for the threads of the runtime.
+    fn client(&self) -> Result<TokioResolver, NetError> {
+        let mut builder = match self.name_server {
+            None => TokioResolver::builder_tokio()?,
+            Some(address) => {
+                TokioResolver::builder_with_config(only(address), TokioRuntimeProvider::default())
+            }
+        };
+        let options = builder.options_mut();
+        // Both kinds, since an address that isn't seen isn't checked.
+        options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+        options.timeout = options.timeout.min(self.connect_timeout / QUESTIONS);
+        options.cache_size = 0;
+        builder.build()
+    }
+}
+
+fn only(address: SocketAddr) -> ResolverConfig {
+    let connections = [ProtocolConfig::Udp, ProtocolConfig::Tcp].map(|protocol| {
+        let mut connection = ConnectionConfig::new(protocol);
+        connection.port = address.port();
+        connection
+    });
+    let server = NameServerConfig::new(address.ip(), true, connections.into());
+    ResolverConfig::from_name_servers(vec![server])
 }

@@ -23,7 +23,6 @@ use crate::{
         unit_price,
     },
     money::Cny,
-    references::Guard,
     tasks::{Reference, Request},
 };
 
@@ -212,7 +211,7 @@ async fn reference(
             .await
             .map_err(|error| error.param(param));
     }
-    Guard::new(&app.config.references)
+    app.references
         .check_url(&text)
         .map(Reference::Foreign)
         .map_err(|error| ApiError::field(param, format!("{param} {error}")))

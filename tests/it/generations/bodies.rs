@@ -108,7 +108,7 @@ async fn a_form_says_the_same_as_json_in_any_order() {
 async fn links_in_a_form_are_references_too() {
     let app = TestApp::with(FAILING).await;
     let caller = app.caller("9").await;
-    let link = "https://example.com/a.png";
+    let link = "https://images.invalid/a.png";
     for name in [
         "image",
         "image[]",

@@ -27,7 +27,10 @@ fn count(request: &Value) -> usize {
 async fn links_are_found_in_all_spellings() {
     let app = TestApp::with(FAILING).await;
     let caller = app.caller("99").await;
-    let (a, b) = ("https://example.com/a.png", "https://example.com/b.png");
+    let (a, b) = (
+        "https://images.invalid/a.png",
+        "https://images.invalid/b.png",
+    );
     for fields in [
         json!({"image_urls": [a, b]}),
         json!({"image_urls": [{"url": a}, b]}),
@@ -147,7 +150,7 @@ async fn what_can_hold_no_reference_is_refused() {
 async fn at_most_sixteen_are_taken_in_all() {
     let app = TestApp::with(FAILING).await;
     let caller = app.caller("9").await;
-    let links = |count: usize| vec!["https://example.com/a.png"; count];
+    let links = |count: usize| vec!["https://images.invalid/a.png"; count];
     let most = json!({"image_urls": links(10), "images": links(6)});
     assert_eq!(count(&accepted(&app, &caller, most).await), 16);
 

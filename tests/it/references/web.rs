@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -12,7 +12,7 @@ use std::{
 
 use easel::{
     config,
-    references::{FetchError, FetchFault, Fetched, Fetcher, Lookup, StandIn},
+    references::{FetchError, FetchFault, Fetched, Fetcher, StandIn},
 };
 use futures_util::FutureExt;
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
@@ -30,14 +30,17 @@ use tokio_rustls::{
 };
 use url::Url;
 
+use super::dns::{Known, NameServer, known};
+use crate::harness::pictures::png;
+
 pub(super) const BYTES_MAX: u64 = 100_000;
 
 /// A TLS server and a fetcher to which it is the internet: `private.test` is 10.0.0.1, `unknown.test`
-/// doesn't exist, every other name is the server.
+/// doesn't exist, `stalled.test` is never answered, every other name is the server.
 pub(super) struct Web {
     pub(super) address: SocketAddr,
-    pub(super) root: reqwest::Certificate,
-    lookup: Lookup,
+    pub(super) root: rcgen::Certificate,
+    pub(super) name_server: NameServer,
     pub(super) fetcher: Fetcher,
     seen: Arc<Seen>,
     _serving: JoinSet<()>,
@@ -47,46 +50,46 @@ pub(super) struct Web {
 struct Seen {
     connections: AtomicUsize,
     heads: Mutex<Vec<String>>,
+    /// Of `/slow-png`: under way, and the most at one time.
+    slow: AtomicUsize,
+    slow_max: AtomicUsize,
 }
 
 impl Web {
     pub(super) async fn start() -> Self {
-        Self::start_with(|name| match name {
-            "private.test" => Ok(vec![Ipv4Addr::new(10, 0, 0, 1).into()]),
-            "unknown.test" => Err(io::Error::other("no such name")),
-            _ => Ok(vec![Ipv4Addr::LOCALHOST.into()]),
+        Self::start_with(|name, _| match name {
+            "private.test" => known(&["10.0.0.1"]),
+            "unknown.test" => Known::NoSuchName,
+            "stalled.test" => Known::Silence,
+            _ => known(&["127.0.0.1"]),
         })
         .await
     }
 
     pub(super) async fn start_with(
-        lookup: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static,
+        known: impl Fn(&str, usize) -> Known + Send + Sync + 'static,
     ) -> Self {
-        Self::start_until(2100, lookup).await
+        Self::start_until(2100, known).await
     }
 
     /// The year is the one in which its certificate expires.
     pub(super) async fn start_until(
         year: i32,
-        lookup: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static,
+        known: impl Fn(&str, usize) -> Known + Send + Sync + 'static,
     ) -> Self {
         let (acceptor, root) = certify(year);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let lookup: Lookup = Arc::new(move |name| std::future::ready(lookup(&name)).boxed());
+        let name_server = NameServer::start(known).await;
         let seen = Arc::new(Seen::default());
         let mut serving = JoinSet::new();
         serving.spawn(serve(listener, acceptor, Arc::clone(&seen)));
-        let stand_in = StandIn {
-            address,
-            lookup: Arc::clone(&lookup),
-            root: root.clone(),
-        };
-        let fetcher = Fetcher::with_stand_in(&references(""), BYTES_MAX, stand_in).unwrap();
+        let settings = references("");
+        let fetcher = fetcher(&settings, BYTES_MAX, address, name_server.address, &root);
         Self {
             address,
             root,
-            lookup,
+            name_server,
             fetcher,
             seen,
             _serving: serving,
@@ -94,12 +97,17 @@ impl Web {
     }
 
     pub(super) fn fetcher(&self, config: &config::References, address: SocketAddr) -> Fetcher {
-        let stand_in = StandIn {
-            address,
-            lookup: Arc::clone(&self.lookup),
-            root: self.root.clone(),
-        };
-        Fetcher::with_stand_in(config, BYTES_MAX, stand_in).unwrap()
+        self.fetcher_of(config, address, BYTES_MAX)
+    }
+
+    pub(super) fn fetcher_of(
+        &self,
+        config: &config::References,
+        address: SocketAddr,
+        bytes_max: u64,
+    ) -> Fetcher {
+        let name_server = self.name_server.address;
+        fetcher(config, bytes_max, address, name_server, &self.root)
     }
 
     /// A URL without a port gets that of the server.
@@ -108,7 +116,7 @@ impl Web {
         if url.port().is_none() {
             url.set_port(Some(self.address.port())).unwrap();
         }
-        self.fetcher.fetch(&url).await
+        self.fetcher.fetch(&url, &self.fetcher.allowance()).await
     }
 
     pub(super) async fn fault(&self, url: &str) -> FetchFault {
@@ -123,22 +131,46 @@ impl Web {
         self.seen.connections.load(Ordering::SeqCst)
     }
 
+    /// The most requests for `/slow-png` that were under way at one time.
+    pub(super) fn slow_max(&self) -> usize {
+        self.seen.slow_max.load(Ordering::SeqCst)
+    }
+
     pub(super) fn heads(&self) -> Vec<String> {
         self.seen.heads.lock().unwrap().clone()
     }
 }
 
-/// The default settings, but for what is given.
+/// The default settings, but that failures are told at once, and for what is given.
 pub(super) fn references(changes: &str) -> config::References {
     let mut settings: toml::Table = include_str!("../../../config/easel.toml").parse().unwrap();
-    let changes: toml::Table = changes.parse().unwrap();
     let mut references = settings.remove("references").unwrap();
-    references.as_table_mut().unwrap().extend(changes);
+    for changes in ["failure_step_ms = 1", changes] {
+        let changes: toml::Table = changes.parse().unwrap();
+        references.as_table_mut().unwrap().extend(changes);
+    }
     references.try_into().unwrap()
 }
 
-fn certify(year: i32) -> (TlsAcceptor, reqwest::Certificate) {
-    let names = ["public.test", "private.test", "127.0.0.1"].map(str::to_owned);
+/// The gateway itself is `https://own.test`, at the stand-in's port.
+fn fetcher(
+    config: &config::References,
+    bytes_max: u64,
+    address: SocketAddr,
+    name_server: SocketAddr,
+    root: &rcgen::Certificate,
+) -> Fetcher {
+    let stand_in = StandIn {
+        address,
+        name_server,
+        root: reqwest::Certificate::from_der(root.der()).unwrap(),
+    };
+    let public_url = format!("https://own.test:{}", address.port());
+    Fetcher::with_stand_in(config, bytes_max, &public_url, stand_in).unwrap()
+}
+
+fn certify(year: i32) -> (TlsAcceptor, rcgen::Certificate) {
+    let names = ["public.test", "private.test", "own.test", "127.0.0.1"].map(str::to_owned);
     let mut params = CertificateParams::new(names).unwrap();
     params.not_after = date_time_ymd(year, 1, 1);
     let key = KeyPair::generate().unwrap();
@@ -150,10 +182,9 @@ fn certify(year: i32) -> (TlsAcceptor, reqwest::Certificate) {
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(vec![der.clone()], key)
+        .with_single_cert(vec![der], key)
         .unwrap();
-    let root = reqwest::Certificate::from_der(&der).unwrap();
-    (TlsAcceptor::from(Arc::new(config)), root)
+    (TlsAcceptor::from(Arc::new(config)), certificate)
 }
 
 async fn serve(listener: TcpListener, acceptor: TlsAcceptor, seen: Arc<Seen>) {
@@ -178,6 +209,12 @@ async fn connection(socket: TcpStream, acceptor: TlsAcceptor, seen: Arc<Seen>) -
         let target = head.split(' ').nth(1).unwrap().to_owned();
         seen.heads.lock().unwrap().push(head);
         let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+        if path == "/slow-png" {
+            let now = seen.slow.fetch_add(1, Ordering::SeqCst) + 1;
+            seen.slow_max.fetch_max(now, Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            seen.slow.fetch_sub(1, Ordering::SeqCst);
+        }
         answer(path, query, port, &mut stream).await?;
         // These invite the client to use the connection again.
         if path != "/picture" && !path.starts_with("/redirect/") {
@@ -209,6 +246,7 @@ async fn answer(
             let body = "x".repeat(query.parse().unwrap());
             format!("{ok}content-length: {query}\r\n\r\n{body}")
         }
+        "/lies" => format!("{ok}content-length: {query}\r\n\r\npicture"),
         "/more-than-told" => format!("{ok}content-length: 3\r\n\r\npicture"),
         "/less-than-told" => format!("{ok}content-length: 9\r\n\r\npicture"),
         "/cut-chunk" => format!("{ok}transfer-encoding: chunked\r\n\r\n9\r\npicture"),
@@ -235,6 +273,13 @@ async fn answer(
             tokio::time::sleep(Duration::from_millis(300)).await;
             redirect("302 Found", "/slow-redirects")
         }
+        "/png" | "/slow-png" => {
+            let length = png().len();
+            let head = format!("{ok}content-length: {length}\r\n\r\n");
+            stream.write_all(head.as_bytes()).await?;
+            stream.write_all(&png()).await?;
+            return stream.flush().await;
+        }
         _ => return never_end(path, stream).await,
     };
     stream.write_all(text.as_bytes()).await?;
@@ -246,13 +291,19 @@ fn redirect(status: &str, location: &str) -> String {
 }
 
 async fn never_end(path: &str, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-    let kilobyte = "x".repeat(1024);
-    let chunk = format!("400\r\n{kilobyte}\r\n");
+    let many = "x".repeat(0x4000);
+    let chunk = format!("4000\r\n{many}\r\n");
     let (head, piece, pause_ms) = match path {
         "/endless" => ("transfer-encoding: chunked\r\n\r\n", chunk.as_str(), 0),
-        "/endless-until-close" => ("\r\n", kilobyte.as_str(), 0),
+        "/endless-until-close" => ("\r\n", many.as_str(), 0),
         "/drip" => ("content-length: 9999\r\n\r\n", "x", 50),
         "/head-drip" => ("x-long: ", "x", 50),
+        "/stops" => {
+            let begun = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\npic";
+            stream.write_all(begun).await?;
+            stream.flush().await?;
+            return std::future::pending().await;
+        }
         "/silent" => return std::future::pending().await,
         _ => panic!("no such path: {path}"),
     };

@@ -1,0 +1,42 @@
+//! What the references of one task may take together.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::config;
+
+/// The bytes and the time that are left for the references of one task.
+#[derive(Debug)]
+pub struct Allowance {
+    pub(super) deadline: Instant,
+    pub(super) timeout: Duration,
+    pub(super) bytes_max: u64,
+    bytes_left: AtomicU64,
+}
+
+impl Allowance {
+    /// Its time runs from now.
+    pub(super) fn new(config: &config::References) -> Self {
+        let timeout = config.fetch_all_timeout();
+        Self {
+            deadline: Instant::now() + timeout,
+            timeout,
+            bytes_max: config.fetched_bytes_max,
+            bytes_left: AtomicU64::new(config.fetched_bytes_max),
+        }
+    }
+
+    /// Uses up some bytes; false if there are not as many left.
+    pub(super) fn take(&self, bytes: u64) -> bool {
+        let taken = self
+            .bytes_left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                left.checked_sub(bytes)
+            });
+        taken.is_ok()
+    }
+}

@@ -1,0 +1,159 @@
+//! The program as a whole, with proxies in its environment: what clients are told, what they pay, and
+//! how many references of a task are fetched at once.
+
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use super::web::{BYTES_MAX, Web};
+use crate::harness::{
+    TestApp,
+    caller::Caller,
+    database::TestDatabase,
+    pictures::png,
+    process::{Process, Setup},
+    upstream::Upstream,
+};
+
+/// A gateway of its own process that trusts the server, and may reach it. A proxy, if it were asked, would
+/// never answer.
+async fn serve(database: &TestDatabase, web: &Web, proxy: &TcpListener) -> Process {
+    let settings = format!(
+        "[uploads]\nbytes_max = {BYTES_MAX}\n\
+         [references]\nallow_private_networks = true\nfailure_step_ms = 1\nfetched_bytes_max = 150_000\n"
+    );
+    let proxy = format!("http://{}", proxy.local_addr().unwrap());
+    let mut setup = Setup::on(database, &settings);
+    let root = setup.dir.path().join("root.pem");
+    let base64 = base64_simd::STANDARD.encode_to_string(web.root.der());
+    let pem = format!("-----BEGIN CERTIFICATE-----\n{base64}\n-----END CERTIFICATE-----\n");
+    std::fs::write(&root, pem).unwrap();
+    setup = setup.env("SSL_CERT_FILE", root.to_str().unwrap());
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+        setup = setup.env(name, &proxy).env(&name.to_lowercase(), &proxy);
+    }
+    tokio::task::spawn_blocking(move || setup.serve())
+        .await
+        .unwrap()
+}
+
+fn body(urls: &[String]) -> Value {
+    json!({"model": "gpt-image-2", "prompt": "a cat", "image_urls": urls})
+}
+
+#[tokio::test]
+async fn references_are_fetched_before_anything_is_drawn_and_failures_are_free() {
+    let web = Web::start().await;
+    let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let database = TestDatabase::create().await;
+    let gateway = serve(&database, &web, &proxy).await;
+    let caller = database.caller(&gateway.url(), "9").await;
+    let at = |path: &str| format!("https://{}/{path}", web.address);
+
+    // Sixteen, four at a time.
+    let many = vec![at("slow-png"); 16];
+    let answer = caller.post("/v1/images/generations", &body(&many)).await;
+    assert_eq!(answer.status, 200, "{answer:?} {}", gateway.stderr());
+    assert_eq!(web.slow_max(), 4);
+    let balance = caller.balance().await["balance"].clone();
+    assert_ne!(balance, 9.0);
+
+    let over = format!("lies?{}", BYTES_MAX + 1);
+    for (path, problem) in [
+        ("status?404", " could not be fetched"),
+        ("status?304", " could not be fetched"),
+        ("status?204", " could not be fetched"),
+        ("encoded?gzip", " could not be fetched"),
+        ("loop", " could not be fetched"),
+        ("cut-chunk", " could not be fetched"),
+        ("to?http://public.test/", " could not be fetched"),
+        (&over, " must be at most 100000 bytes"),
+        (
+            "html",
+            ": unsupported image type: text/html, allowed: jpeg, png, gif, webp",
+        ),
+    ] {
+        let asked = body(&[at("png"), at(path), at("status?500")]);
+        let message = format!("reference image 2{problem}");
+        refused(&caller, &asked, &message).await;
+    }
+    assert_eq!(caller.balance().await["balance"], balance);
+
+    gateway.end();
+    database.assert_at_rest().await;
+    let asked = tokio::time::timeout(std::time::Duration::ZERO, proxy.accept()).await;
+    assert!(asked.is_err(), "the proxy was asked");
+}
+
+/// The same in both modes.
+async fn refused(caller: &Caller, asked: &Value, message: &str) {
+    let answer = caller.post("/v1/images/generations", asked).await;
+    let error = answer.assert_refused(400, message);
+    assert_eq!(error["code"], "invalid_reference");
+    let task = caller.submit(asked).await;
+    let task = caller.wait_for(&task).await;
+    assert_eq!(task["status"], "failed");
+    assert_eq!(task["error"]["message"], message);
+}
+
+#[tokio::test]
+async fn the_gateway_does_not_call_itself() {
+    let settings = "[server]\npublic_url = \"https://images.example.com\"";
+    let app = TestApp::with(settings).await;
+    let caller = app.caller("9").await;
+    for url in [
+        "https://images.example.com/",
+        "https://images.example.com:443/v1/models",
+        "https://IMAGES.example.com./f/image/1-2-a.png",
+        "https://images.example.com/f/object/x",
+    ] {
+        let asked = body(&[url.to_owned()]);
+        let answer = caller.post("/v1/images/generations", &asked).await;
+        let message =
+            "image_urls must not be a URL of this gateway, other than that of an upload or image";
+        answer.assert_refused_field(400, "image_urls", message);
+    }
+    app.finish().await;
+}
+
+/// `.invalid` never exists, so that the default settings show it without an internet.
+#[tokio::test]
+async fn what_cannot_be_fetched_is_named_before_the_upstream_is_asked() {
+    let upstream = Upstream::start().await;
+    let app = TestApp::with(&upstream.gateway("")).await;
+    let caller = app.caller("9").await;
+    let upload = caller.upload(png(), "a.png").await;
+    let upload = upload.json()["url"].as_str().unwrap().to_owned();
+    let nowhere = "https://host.invalid/a.png".to_owned();
+    let second = body(&[upload.clone(), nowhere.clone(), nowhere.clone()]);
+    refused(&caller, &second, "reference image 2 could not be fetched").await;
+    let mut mask = body(&[upload]);
+    mask["mask"] = nowhere.into();
+    refused(&caller, &mask, "mask could not be fetched").await;
+    assert_eq!(upstream.received().len(), 0);
+    assert_eq!(caller.balance().await["balance"], 9.0);
+    app.finish().await;
+}
+
+/// The stand-in lets one private address through: it must stay out of the program's reach.
+#[test]
+fn nothing_but_tests_has_a_stand_in() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut dirs = vec![root];
+    let mut found = Vec::new();
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if std::fs::read_to_string(&path).unwrap().contains("StandIn") {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    let names: Vec<_> = found
+        .iter()
+        .map(|path| path.file_name().unwrap().to_str().unwrap())
+        .collect();
+    assert_eq!(names, ["fetch.rs", "mod.rs"]);
+}
