@@ -4,7 +4,7 @@
 use std::sync::{Arc, PoisonError, RwLock, atomic::AtomicI64};
 
 use sqlx::PgPool;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::{
     accounts::Doorman,
@@ -36,6 +36,8 @@ pub struct Inner {
     pub pool: PgPool,
     pub storage: Storage,
     catalog: RwLock<Arc<Catalog>>,
+    /// Somebody wants the configuration to be read again.
+    pub reload: Notify,
     pub references: Fetcher,
     pub doorman: Doorman,
     pub waiters: Waiters,
@@ -101,6 +103,7 @@ impl App {
             pool,
             storage,
             catalog,
+            reload: Notify::new(),
             references,
             queued: AtomicI64::new(0),
             buffers: Arc::new(Semaphore::new(buffer_units)),

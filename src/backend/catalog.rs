@@ -17,6 +17,7 @@ pub struct Catalog {
     /// Of each alias, the model's name.
     aliases: BTreeMap<String, String>,
     breakers: BTreeMap<String, Arc<Breaker>>,
+    pub routing: config::Routing,
 }
 
 /// A model that clients may ask for.
@@ -92,6 +93,7 @@ impl Catalog {
             models: models.collect(),
             aliases: aliases.collect(),
             breakers,
+            routing: config.routing.clone(),
         })
     }
 

@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use crate::config::Config;
+use super::database::{Database, Purpose};
+use crate::{config::Config, tasks::store};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -10,9 +11,12 @@ pub(super) enum Command {
     Check,
     /// Print the settings in force, as TOML; secrets are left out
     Print,
+    /// Have every gateway on this database read its models, backends and routing again, as SIGHUP does;
+    /// nothing that is under way is dropped
+    Reload,
 }
 
-pub(super) fn run(command: &Command, config: &Config) -> ExitCode {
+pub(super) async fn run(command: &Command, config: &Config) -> anyhow::Result<ExitCode> {
     match command {
         Command::Check => {
             for warning in config.warnings() {
@@ -21,6 +25,15 @@ pub(super) fn run(command: &Command, config: &Config) -> ExitCode {
             println!("the settings are good");
         }
         Command::Print => print!("{}", config.to_toml()),
+        Command::Reload => reload(config).await?,
     }
-    ExitCode::SUCCESS
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn reload(config: &Config) -> anyhow::Result<()> {
+    let database = Database::open(config, Purpose::Command).await?;
+    store::notify_reload(&mut *database.pool.acquire().await?).await?;
+    database.close().await?;
+    println!("told the gateways on this database; their logs say what came of it");
+    Ok(())
 }

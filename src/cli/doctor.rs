@@ -1,8 +1,11 @@
 //! `easel doctor`: what works and what does not, one line each; exit code 1 if anything does not.
 
-use std::{error::Error, process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, error::Error, process::ExitCode, time::Duration};
 
-use super::database::{Database, Purpose};
+use super::{
+    database::{Database, Purpose},
+    healthcheck,
+};
 use crate::{backend::Registry, billing::ledger, clock::Clock, config::Config, storage::Storage};
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
@@ -11,6 +14,7 @@ pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let mut report = Report::default();
     check_storage(&config, &mut report).await;
     check_backends(&config, &mut report).await;
+    check_gateway(&config, &mut report).await;
     match Database::open(&config, Purpose::Command).await {
         Ok(database) => {
             let kind = if database.private.is_some() {
@@ -60,6 +64,29 @@ async fn check_backends(config: &Config, report: &mut Report) {
             Err(_) => report.bad(&subject, "did not answer"),
         }
     }
+}
+
+/// What the running gateway says of its backends; where none runs, there is nothing to say.
+async fn check_gateway(config: &Config, report: &mut Report) {
+    let Ok(answer) = healthcheck::ask(config, "/readyz?verbose=1").await else {
+        return;
+    };
+    let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
+    let Ok(Readiness { backends }) = serde_json::from_str(body) else {
+        return report.bad("gateway", "runs, but is not ready");
+    };
+    for (name, state) in backends {
+        let subject = format!("gateway, backend {name}");
+        match state.as_str() {
+            "in_use" => report.good(&subject, "in use"),
+            _ => report.bad(&subject, "left out for a while, for it keeps failing"),
+        }
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Readiness {
+    backends: BTreeMap<String, String>,
 }
 
 async fn check_ledger(database: &Database, report: &mut Report) {

@@ -1,6 +1,6 @@
 //! `easel healthcheck`: for container runtimes, whose images have no curl.
 
-use std::{process::ExitCode, time::Duration};
+use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, bail};
 use tokio::{
@@ -14,6 +14,17 @@ use crate::config::Config;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
+    let answer = ask(config, "/readyz").await?;
+    let status = answer.lines().next().unwrap_or_default();
+    if !status.contains(" 200 ") {
+        bail!("not ready: {}", answer.lines().last().unwrap_or(status));
+    }
+    println!("ready");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The whole answer of the gateway that runs with this configuration on this machine.
+pub(super) async fn ask(config: &Config, path: &str) -> anyhow::Result<String> {
     let mut address = config.server.listen;
     // Where it listens on every address, it is asked on this machine's own.
     if address.ip().is_unspecified() {
@@ -24,21 +35,15 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
         };
         address.set_ip(loopback.parse()?);
     }
-    let asked = timeout(PATIENCE, ask(address)).await;
-    let answer = asked.with_context(|| format!("{address} does not answer"))??;
-    let status = answer.lines().next().unwrap_or_default();
-    if !status.contains(" 200 ") {
-        bail!("not ready: {}", answer.lines().last().unwrap_or(status));
-    }
-    println!("ready");
-    Ok(ExitCode::SUCCESS)
+    let asked = timeout(PATIENCE, send(address, path)).await;
+    asked.with_context(|| format!("{address} does not answer"))?
 }
 
-async fn ask(address: std::net::SocketAddr) -> anyhow::Result<String> {
+async fn send(address: SocketAddr, path: &str) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect(address)
         .await
         .with_context(|| format!("nothing listens on {address}"))?;
-    let request = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;

@@ -15,6 +15,7 @@ mod healthcheck;
 mod keys;
 mod migrate;
 mod open_files;
+mod reload;
 mod serve;
 mod table;
 mod usage;
@@ -105,10 +106,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let command = cli
         .command
         .unwrap_or(Command::Serve(serve::Args::default()));
-    let config = load(&cli.global, &command)?;
-    if let Command::Config(command) = command {
-        return Ok(config::run(&command, &config));
-    }
+    let sources = sources(&cli.global, &command);
+    let config = Config::load(&sources)?;
     telemetry::init(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -117,19 +116,20 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         .context("the runtime could not be started")?;
     runtime.block_on(async {
         match command {
-            Command::Serve(_) => serve::run(config).await,
+            Command::Serve(_) => serve::run(config, sources).await,
             Command::Accounts(command) => accounts::run(command, &config).await,
             Command::Keys(command) => keys::run(command, &config).await,
             Command::Usage(args) => usage::run(args, &config).await,
             Command::Migrate => migrate::run(&config).await,
-            Command::Config(_) => Ok(ExitCode::SUCCESS),
+            Command::Config(command) => config::run(&command, &config).await,
             Command::Doctor => doctor::run(config).await,
             Command::Healthcheck => healthcheck::run(&config).await,
         }
     })
 }
 
-fn load(global: &Global, command: &Command) -> anyhow::Result<Config> {
+/// Where the settings come from.
+fn sources(global: &Global, command: &Command) -> Sources {
     let mut overrides = Vec::new();
     let mut set = |key: &str, value: String| overrides.push((key.to_owned(), value));
     if let Some(dir) = &global.data_dir {
@@ -147,10 +147,9 @@ fn load(global: &Global, command: &Command) -> anyhow::Result<Config> {
     {
         set("server.listen", address.to_string());
     }
-    let sources = Sources {
+    Sources {
         file: global.config.clone(),
         environment: Sources::process_environment(),
         overrides,
-    };
-    Ok(Config::load(&sources)?)
+    }
 }

@@ -7,12 +7,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
     database::{Database, Purpose},
-    first_run, open_files,
+    first_run, open_files, reload,
 };
 use crate::{
     app::App,
     clock::Clock,
-    config::Config,
+    config::{Config, Sources},
     http::{self, server},
     images::sweep,
     shutdown::Shutdown,
@@ -26,18 +26,18 @@ pub(super) struct Args {
     pub(super) listen: Option<SocketAddr>,
 }
 
-pub(super) async fn run(mut config: Config) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(mut config: Config, sources: Sources) -> anyhow::Result<ExitCode> {
     open_files::allow_most();
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
     let database = Database::open(&config, Purpose::Serve).await?;
-    let served = serve(&mut config, &database).await;
+    let served = serve(&mut config, sources, &database).await;
     let closed = database.close().await;
     served.and(closed).map(|()| ExitCode::SUCCESS)
 }
 
-async fn serve(config: &mut Config, database: &Database) -> anyhow::Result<()> {
+async fn serve(config: &mut Config, sources: Sources, database: &Database) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let listener = server::bind(config.server.listen)
         .with_context(|| format!("cannot listen on {}", config.server.listen))?;
@@ -58,6 +58,7 @@ async fn serve(config: &mut Config, database: &Database) -> anyhow::Result<()> {
     let worker = Worker::new(app.clone());
     let working = shutdown.spawn_background(worker.clone().run(to_run));
     let sweeping = shutdown.spawn_background(sweep::keep_sweeping(app.clone()));
+    let reloading = shutdown.spawn_background(reload::keep_reloading(app.clone(), sources)?);
     let router = http::router(app.clone());
     let serving = async { server::serve(listener, router, &config.server, &shutdown).await };
     welcome.print(&app.public_url);
@@ -72,6 +73,7 @@ async fn serve(config: &mut Config, database: &Database) -> anyhow::Result<()> {
     shutdown.begin();
     working.abort();
     sweeping.abort();
+    reloading.abort();
     outcome
 }
 

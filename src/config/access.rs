@@ -5,6 +5,14 @@ use std::time::Duration;
 use super::{Config, Database, References, Routing, Server, Storage, Tasks, Uploads};
 
 impl Config {
+    /// The sections, and keys beside them, that another configuration has otherwise.
+    pub fn sections_unlike<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a str> {
+        let sections = self.in_force.iter();
+        sections
+            .filter(|(name, section)| other.in_force.get(*name) != Some(*section))
+            .map(|(name, _)| name.as_str())
+    }
+
     /// The settings in force as TOML that `--config` takes, with `***` in place of every secret.
     pub fn to_toml(&self) -> String {
         self.in_force.to_string()

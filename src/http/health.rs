@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use axum::{extract::State, response::Response};
-use serde_json::json;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
-use super::{error::ApiError, page};
+use super::{error::ApiError, extract::Query, page};
 use crate::app::App;
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -16,8 +17,17 @@ pub(super) async fn live() -> Response {
     page::json(&json!({ "status": "ok" }))
 }
 
-/// It can do its work: the database and storage answer, and no shutdown has begun.
-pub(super) async fn ready(State(app): State<App>) -> Result<Response, ApiError> {
+#[derive(Deserialize)]
+pub(super) struct Detail {
+    verbose: Option<String>,
+}
+
+/// It can do its work: the database and storage answer, and no shutdown has begun. `?verbose` tells how
+/// the backends fare, too.
+pub(super) async fn ready(
+    State(app): State<App>,
+    Query(detail): Query<Detail>,
+) -> Result<Response, ApiError> {
     let not_ready = |what: &str| ApiError::unavailable(what, RETRY_AFTER_S);
     if app.shutdown.has_begun() {
         return Err(not_ready("the gateway is shutting down"));
@@ -30,8 +40,19 @@ pub(super) async fn ready(State(app): State<App>) -> Result<Response, ApiError> 
         app.storage.check().await.ok().ok_or("storage")
     };
     match tokio::time::timeout(CHECK_TIMEOUT, checks).await {
+        Ok(Ok(())) if detail.verbose.is_some() => Ok(page::json(&verbose(&app))),
         Ok(Ok(())) => Ok(page::json(&json!({ "status": "ok" }))),
         Ok(Err(what)) => Err(not_ready(&format!("the {what} cannot be reached"))),
         Err(_) => Err(not_ready("the database or storage does not answer")),
     }
+}
+
+fn verbose(app: &App) -> Value {
+    let catalog = app.catalog();
+    let state = |resting| if resting { "resting" } else { "in_use" };
+    let backends: Map<String, Value> = catalog
+        .resting()
+        .map(|(name, resting)| (name.to_owned(), state(resting).into()))
+        .collect();
+    json!({ "status": "ok", "backends": backends })
 }

@@ -105,7 +105,7 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
     let circumstances = Circumstances {
         model,
         needs: needs(&task.request),
-        routing: &app.config.routing,
+        routing: &catalog.routing,
         attempts: u16::try_from(task.attempts).unwrap_or_default(),
         attempts_max: app.config.tasks.attempts_max,
         left: deadline.saturating_duration_since(Instant::now()),

@@ -141,13 +141,24 @@ impl Worker {
     async fn hear(&self) -> sqlx::Result<()> {
         let mut listener = PgListener::connect_with(&self.app.pool).await?;
         listener
-            .listen_all([store::QUEUED_CHANNEL, store::ENDED_CHANNEL])
+            .listen_all([
+                store::QUEUED_CHANNEL,
+                store::ENDED_CHANNEL,
+                store::RELOAD_CHANNEL,
+            ])
             .await?;
         loop {
             let notification = listener.recv().await?;
-            if notification.channel() == store::QUEUED_CHANNEL {
-                self.wake.notify_one();
-                continue;
+            match notification.channel() {
+                store::QUEUED_CHANNEL => {
+                    self.wake.notify_one();
+                    continue;
+                }
+                store::RELOAD_CHANNEL => {
+                    self.app.reload.notify_one();
+                    continue;
+                }
+                _ => {}
             }
             let ids: Vec<TaskId> = notification
                 .payload()

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sqlx::{PgConnection, query, query_as, query_scalar, types::Json};
 
-use super::{QUEUED_CHANNEL, Row, interval};
+use super::{QUEUED_CHANNEL, RELOAD_CHANNEL, Row, interval};
 use crate::{
     failure::Class,
     ids::TaskId,
@@ -19,6 +19,14 @@ const QUEUE_LOCK: i64 = 0x6561_7365_6c51;
 /// Tells workers that tasks are queued, once the transaction commits. A hint: they look anyway.
 pub async fn notify_queued(conn: &mut PgConnection) -> sqlx::Result<()> {
     query!("SELECT pg_notify($1, '')", QUEUED_CHANNEL)
+        .execute(conn)
+        .await
+        .map(drop)
+}
+
+/// Tells all gateways to read their configuration again.
+pub async fn notify_reload(conn: &mut PgConnection) -> sqlx::Result<()> {
+    query!("SELECT pg_notify($1, '')", RELOAD_CHANNEL)
         .execute(conn)
         .await
         .map(drop)

@@ -6,10 +6,13 @@ mod queue;
 
 pub use dispatch::{
     Claim, Room, Waiting, claim, count_queued, is_any_waiting, lock_queue, note_job, notify_queued,
-    put_back, requeue_lost, running, unclaim, waiting,
+    notify_reload, put_back, requeue_lost, running, unclaim, waiting,
 };
 pub use lookup::{by_file_id, ended, ended_among, list, present};
-pub use queue::{ENDED_CHANNEL, Ended, Ending, QUEUED_CHANNEL, end, hopeless, notify_ended, renew};
+pub use queue::{
+    ENDED_CHANNEL, Ended, Ending, QUEUED_CHANNEL, RELOAD_CHANNEL, end, hopeless, notify_ended,
+    renew,
+};
 
 use std::time::Duration;
 

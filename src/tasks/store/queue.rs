@@ -17,6 +17,8 @@ use crate::{
 /// Where tasks are announced that wait for a worker, and those that have ended.
 pub const QUEUED_CHANNEL: &str = "easel_queued";
 pub const ENDED_CHANNEL: &str = "easel_ended";
+/// Where all gateways are told to read their configuration again.
+pub const RELOAD_CHANNEL: &str = "easel_reload";
 
 /// How many ids fit one notification's 8000 bytes.
 const NOTIFIED_IDS_MAX: usize = 200;
