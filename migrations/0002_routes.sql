@@ -20,3 +20,11 @@ CREATE INDEX tasks_queued_idx ON tasks (model, account_id, run_at, id) INCLUDE (
 -- Still no column of it changes when a lease is renewed.
 DROP INDEX tasks_running_idx;
 CREATE INDEX tasks_running_idx ON tasks (api_key_id) INCLUDE (account_id, model, route) WHERE status = 'running';
+
+-- Written by who claims only, one at a time.
+CREATE TABLE turns (
+    account_id uuid PRIMARY KEY,
+    served_at  timestamptz NOT NULL
+) WITH (fillfactor = 50);
+
+COMMENT ON TABLE turns IS 'when a task of an account was last taken off the queue: who was served longest ago comes next';

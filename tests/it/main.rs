@@ -30,6 +30,7 @@ mod production;
 mod readme;
 mod references;
 mod repeats;
+mod routing;
 mod storage;
 mod tasks;
 mod tidy;

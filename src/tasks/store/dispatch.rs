@@ -88,7 +88,7 @@ pub struct Waiting {
 }
 
 /// The tasks that come next, `limit` at most. Accounts take turns: whose tasks run already, or come
-/// before in the queue, waits longer.
+/// before in the queue, waits longer; and then, who was served last.
 pub async fn waiting(
     conn: &mut PgConnection,
     rooms: &[Room],
@@ -108,11 +108,12 @@ pub async fn waiting(
            ), at_work AS (
                SELECT account_id, count(*) AS tasks FROM tasks WHERE status = 'running' GROUP BY account_id
            ), head AS (
-               SELECT next.id, line.model, next.run_at, COALESCE(room.tasks, $3) AS room,
+               SELECT next.id, line.model, next.run_at, turns.served_at, COALESCE(room.tasks, $3) AS room,
                    COALESCE(at_work.tasks, 0)
                        + row_number() OVER (PARTITION BY line.account_id ORDER BY next.run_at, next.id) AS turn
                FROM line
                LEFT JOIN at_work USING (account_id)
+               LEFT JOIN turns USING (account_id)
                LEFT JOIN UNNEST($1::text[], $2::bigint[]) AS room (model, tasks) ON room.model = line.model
                CROSS JOIN LATERAL (
                    SELECT t.id, t.run_at FROM tasks t
@@ -120,15 +121,15 @@ pub async fn waiting(
                        AND t.run_at <= now() AND t.deadline_at > now()
                    ORDER BY t.run_at, t.id LIMIT LEAST(COALESCE(room.tasks, $3), $3)) AS next
            ), ranked AS (
-               SELECT id, run_at, turn, room,
-                   row_number() OVER (PARTITION BY model ORDER BY turn, run_at, id) AS place
+               SELECT id, run_at, turn, served_at, room, row_number() OVER (
+                   PARTITION BY model ORDER BY turn, served_at NULLS FIRST, run_at, id) AS place
                FROM head
            )
            SELECT t.id, t.model, t.request AS "request: Json<Request>", t.route,
                t.jobs AS "jobs: Vec<Option<String>>", t.tried AS "tried: Json<Vec<Attempt>>"
            FROM ranked JOIN tasks t ON t.id = ranked.id
            WHERE place <= room
-           ORDER BY turn, ranked.run_at, t.id LIMIT $3"#,
+           ORDER BY turn, served_at NULLS FIRST, ranked.run_at, t.id LIMIT $3"#,
         &models,
         &tasks,
         limit,
@@ -165,6 +166,14 @@ pub async fn claim(
         .iter()
         .map(|claim| (claim.id, claim.route.as_deref()))
         .unzip();
+    query!(
+        "INSERT INTO turns (account_id, served_at)
+         SELECT DISTINCT account_id, now() FROM tasks WHERE id = ANY($1)
+         ON CONFLICT (account_id) DO UPDATE SET served_at = excluded.served_at",
+        &ids,
+    )
+    .execute(&mut *conn)
+    .await?;
     let rows = query_as!(
         Row,
         r#"UPDATE tasks AS t

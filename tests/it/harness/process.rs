@@ -68,10 +68,8 @@ impl Setup {
 
     /// The program with global flags in front, and nothing else of this process's environment.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let file = self
-            .dir
-            .path()
-            .join(format!("{}.toml", easel::ids::random_base62(8)));
+        // Always the same one: a gateway that runs may be told to read it again.
+        let file = self.dir.path().join("easel.toml");
         std::fs::write(&file, &self.settings).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_easel"));
         command.env_clear();
@@ -201,6 +199,11 @@ impl Process {
     pub fn wait_said(&self, text: &str) -> String {
         self.wait_until(text, || self.stdout().contains(text));
         self.stdout()
+    }
+
+    /// Waits for its log to hold `text`.
+    pub fn wait_logged(&self, text: &str) {
+        self.wait_until(text, || self.stderr().contains(text));
     }
 
     pub fn url(&self) -> String {

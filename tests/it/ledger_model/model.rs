@@ -21,6 +21,8 @@ pub struct Model {
     pub answers: Vec<Answer>,
     /// Orders the queue.
     now: usize,
+    /// When each account was served last.
+    served: [usize; 2],
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -205,6 +207,8 @@ impl Model {
         {
             turns[PAYERS[task.key]] += 1;
         }
+        let served = self.served;
+        self.now += 1;
         let mut queue: Vec<_> = self.tasks.iter_mut().collect();
         queue.retain(|task| task.state == State::Queued);
         queue.sort_by_key(|task| task.run_at);
@@ -213,11 +217,12 @@ impl Model {
             .map(|task| {
                 let turn = &mut turns[PAYERS[task.key]];
                 *turn += 1;
-                ((*turn, task.run_at), task)
+                ((*turn, served[PAYERS[task.key]], task.run_at), task)
             })
             .collect();
         queue.sort_by_key(|(place, _)| *place);
         for (_, task) in queue.into_iter().take(limit) {
+            self.served[PAYERS[task.key]] = self.now;
             task.state = State::Running;
             task.fence += 1;
             task.attempts += 1;
@@ -287,6 +292,7 @@ impl ReferenceStateMachine for Model {
             tasks: Vec::new(),
             answers: Vec::new(),
             now: 0,
+            served: [0; 2],
         })
         .boxed()
     }

@@ -46,6 +46,11 @@ impl Reply {
         Self::pictures(&pictures)
     }
 
+    /// One small picture, whatever was asked for.
+    pub fn a_picture() -> Self {
+        Self::pictures(&[picture(3, 2, 0)])
+    }
+
     /// Pictures as base64, as OpenAI answers them.
     pub fn pictures(pictures: &[Vec<u8>]) -> Self {
         let data: Vec<Value> = pictures

@@ -1,0 +1,102 @@
+//! Three routes, of which one is dead, one slow, and one fails and refuses as it likes.
+
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+
+use super::routed;
+use crate::harness::{
+    TestApp, say,
+    upstream::{Reply, Upstream},
+};
+
+const REQUESTS: usize = 2_000;
+const CLIENTS: usize = 32;
+
+/// What the moody upstream does with its calls, in order: about every other is not a picture.
+fn moods() -> (Vec<Reply>, impl Fn(usize) -> bool) {
+    let refuses = |index: usize| index % 11 == 3;
+    let reply = move |index: usize| match index {
+        _ if refuses(index) => Reply::error(400, "moderation_blocked", "No."),
+        _ if index % 7 == 2 => Reply::error(500, "server_error", "oh"),
+        _ if index % 5 == 1 => {
+            Reply::error(429, "rate_limit_exceeded", "busy").header("retry-after-ms", "1")
+        }
+        _ => Reply::a_picture(),
+    };
+    ((0..REQUESTS * 2).map(reply).collect(), refuses)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_the_routes_do_every_answer_is_right_and_paid_for_once() {
+    let (slow, moody) = (Upstream::start().await, Upstream::start().await);
+    let (moods, refuses) = moods();
+    for mood in moods {
+        moody.next(mood);
+    }
+    for _ in 0..REQUESTS {
+        slow.next(Reply::a_picture().after(Duration::from_millis(40)));
+    }
+    let settings = routed(
+        &[("slow", &slow), ("moody", &moody)],
+        r#"{ backend = "dead", weight = 2 }, { backend = "slow" }, { backend = "moody", weight = 2 }"#,
+        "[routing]\nretry_wait_ms = 5\nrest_ms = 200\n\
+         [backends.dead]\nkind = 'openai'\nbase_url = 'http://127.0.0.1:9/v1'\napi_key = 'k'\n",
+    );
+    let app = TestApp::with(&settings).await;
+    let caller = app.caller("1000").await;
+
+    let statuses: Vec<u16> = stream::iter(0..REQUESTS)
+        .map(|index| {
+            let caller = caller.clone();
+            async move { caller.draw(&format!("picture {index}")).await.status }
+        })
+        .buffer_unordered(CLIENTS)
+        .collect()
+        .await;
+
+    let asked = moody.received().len();
+    let refused = (0..asked).filter(|index| refuses(*index)).count();
+    let count = |status| statuses.iter().filter(|other| **other == status).count();
+    assert_eq!(
+        count(400),
+        refused,
+        "each refusal was told, and none tried elsewhere"
+    );
+    assert_eq!(count(200), REQUESTS - refused, "all others were drawn");
+    let delivered = slow.received().len()
+        + (0..asked)
+            .filter(|index| !refuses(*index) && index % 7 != 2 && index % 5 != 1)
+            .count();
+    assert_eq!(
+        delivered,
+        count(200),
+        "no picture was drawn that nobody got"
+    );
+    let left = caller.balance().await["balance"].as_f64().unwrap();
+    #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
+    let paid = 0.2 * count(200) as f64;
+    assert!(
+        (1000.0 - left - paid).abs() < 1e-6,
+        "{left} left, {paid} to pay"
+    );
+
+    let mut conn = app.database.connect().await;
+    let shares: Vec<(String, i64, i64)> = sqlx::query_as(
+        "SELECT attempt->>'route', count(*), count(*) FILTER (WHERE attempt->'class' IS NULL)
+         FROM tasks CROSS JOIN jsonb_array_elements(tried) AS attempt GROUP BY 1 ORDER BY 1",
+    )
+    .fetch_all(&mut conn)
+    .await
+    .unwrap();
+    for (route, attempts, delivered) in &shares {
+        say(&format!(
+            "{route}: {attempts} attempts, {delivered} of {REQUESTS} drawn"
+        ));
+    }
+    let of = |name: &str| shares.iter().find(|(route, ..)| route == name);
+    assert_eq!(of("dead").unwrap().2, 0);
+    // Once it was known to be dead, few were sent there.
+    assert!(of("dead").unwrap().1 < 400, "{shares:?}");
+    app.finish().await;
+}

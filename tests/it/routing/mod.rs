@@ -1,0 +1,50 @@
+//! Several ways to have a model drawn: who is asked, who is asked next, and what it costs.
+
+mod failover;
+mod queue;
+mod reload;
+mod retries;
+
+use serde_json::{Value, json};
+
+use crate::harness::{caller::Caller, database::TestDatabase, upstream::Upstream};
+
+/// Settings under which `gpt-image-2` is drawn over these routes, by backends of these names.
+fn routed(upstreams: &[(&str, &Upstream)], routes: &str, more: &str) -> String {
+    let backends: String = upstreams
+        .iter()
+        .map(|(name, upstream)| format!("[backends.{name}]\n{}", upstream.settings("")))
+        .collect();
+    format!("{more}\n{backends}[models.gpt-image-2]\naliases = [\"best\"]\nroutes = [{routes}]\n")
+}
+
+/// The id of the task of a request that does not wait.
+async fn submitted(caller: &Caller, prompt: &str) -> String {
+    let body = json!({"model": "gpt-image-2", "prompt": prompt});
+    caller.submit(&body).await
+}
+
+/// The attempts of the only task, as they are kept: route and class of each.
+async fn attempts(database: &TestDatabase) -> Vec<(String, Option<String>)> {
+    let mut conn = database.connect().await;
+    let tried: Value = sqlx::query_scalar("SELECT tried FROM tasks")
+        .fetch_one(&mut conn)
+        .await
+        .unwrap();
+    let attempts = tried.as_array().unwrap().iter();
+    attempts
+        .map(|attempt| {
+            assert!(attempt["duration_ms"].is_u64(), "{attempt}");
+            let text = |field: &str| attempt[field].as_str().map(str::to_owned);
+            (text("route").unwrap(), text("class"))
+        })
+        .collect()
+}
+
+fn tried(attempts: &[(&str, Option<&str>)]) -> Vec<(String, Option<String>)> {
+    let owned = |text: &str| text.to_owned();
+    attempts
+        .iter()
+        .map(|(route, class)| (owned(route), class.map(owned)))
+        .collect()
+}

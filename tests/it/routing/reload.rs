@@ -1,0 +1,72 @@
+//! Models that are added, repriced, renamed and removed while the gateway serves.
+
+use serde_json::{Value, json};
+
+use crate::harness::{
+    caller::{Answer, Caller},
+    database::TestDatabase,
+    process::Setup,
+    upstream::{Gate, Reply, Upstream},
+};
+
+fn model(name: &str, price: &str) -> String {
+    format!("[models.{name}]\nroutes = ['up']\naliases = ['best']\nprice_medium = '{price}'\n")
+}
+
+/// A request that waits, on a task of its own.
+#[expect(clippy::disallowed_methods, reason = "it may end with the test")]
+fn drawing(caller: &Caller, model: &str) -> tokio::task::JoinHandle<Answer> {
+    let (caller, body) = (
+        caller.clone(),
+        json!({"model": model, "prompt": "a bridge"}),
+    );
+    tokio::spawn(async move { caller.post("/v1/images/generations", &body).await })
+}
+
+async fn price(caller: &Caller, name: &str) -> Value {
+    let answer = caller.get(&format!("/v1/models/{name}")).await;
+    answer.json()["pricing"]["medium"].clone()
+}
+
+#[tokio::test]
+async fn models_change_without_a_request_being_dropped() {
+    let database = TestDatabase::create().await;
+    let upstream = Upstream::start().await;
+    let up = format!("[backends.up]\n{}", upstream.settings(""));
+    let setup = Setup::on(&database, &format!("{up}{}", model("old", "0.20")));
+    let gateway = setup.serve();
+    let caller = database.caller(&gateway.url(), "10").await;
+    let gate = Gate::new(tokio::sync::Semaphore::new(0));
+    upstream.next(Reply::a_picture().held_by(&gate));
+    let under_way = drawing(&caller, "old");
+    upstream.wait_for(1).await;
+
+    let setup = setup.with(&format!("{up}{}", model("new", "0.50")));
+    setup.run(&["config", "reload"]).good();
+    gateway.wait_logged("read the configuration again");
+    assert_eq!(price(&caller, "new").await, json!(0.5));
+    assert_eq!(price(&caller, "best").await, json!(0.5));
+    let gone = drawing(&caller, "old").await.unwrap();
+    gone.assert_refused_field(400, "model", "no such model: old, allowed: new");
+    let answer = drawing(&caller, "best").await.unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(
+        answer.json()["data"][0]["url"]
+            .as_str()
+            .unwrap()
+            .contains("/files/new/")
+    );
+
+    gate.add_permits(1);
+    assert_eq!(under_way.await.unwrap().status, 200);
+    assert_eq!(caller.balance().await["balance"], 9.3);
+
+    // Written, but not checked before: the gateway itself finds out.
+    let setup = setup.with("[models.new]\nroutes = ['nobody']\n");
+    setup.run(&["config", "check"]).bad();
+    gateway.signal("HUP");
+    gateway.wait_logged("the configuration stays as it was");
+    assert_eq!(price(&caller, "new").await, json!(0.5));
+    gateway.end();
+    database.assert_at_rest().await;
+}

@@ -1,0 +1,147 @@
+//! What one failure leads to: another route, the same one again, or the end.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::{attempts, routed, tried};
+use crate::harness::{
+    TestApp,
+    upstream::{Reply, Upstream},
+};
+
+const QUICK: &str = "[routing]\nretry_wait_ms = 10\n";
+
+#[tokio::test]
+async fn the_next_route_draws_what_the_first_could_not() {
+    let (first, second) = (Upstream::start().await, Upstream::start().await);
+    let routes = r#""first", { backend = "second", upstream_model = "other", priority = 1 }"#;
+    let settings = routed(&[("first", &first), ("second", &second)], routes, "");
+    let app = TestApp::with(&settings).await;
+    let caller = app.caller("1").await;
+    first.next(Reply::error(500, "server_error", "broken"));
+
+    let answer = caller.draw("a bridge").await;
+
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(second.received()[0].fields["model"], "other");
+    let kept = tried(&[("first", Some("failed")), ("second/other", None)]);
+    assert_eq!(attempts(&app.database).await, kept);
+    assert_eq!(caller.balance().await["balance"], 0.8);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_lone_route_is_tried_again_after_the_wait_it_asks_for() {
+    let upstream = Upstream::start().await;
+    let settings = routed(&[("up", &upstream)], r#""up""#, QUICK);
+    let app = TestApp::with(&settings).await;
+    let caller = app.caller("1").await;
+    let busy = Reply::error(429, "rate_limit_exceeded", "Slow down.");
+    upstream.next(busy.header("retry-after-ms", "700"));
+    upstream.next(Reply::error(503, "server_error", "restarting"));
+
+    let began = Instant::now();
+    let answer = caller.draw("a bridge").await;
+
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(began.elapsed() > Duration::from_millis(700));
+    let kept = tried(&[
+        ("up", Some("rate_limited")),
+        ("up", Some("failed")),
+        ("up", None),
+    ]);
+    assert_eq!(attempts(&app.database).await, kept);
+    assert_eq!(caller.balance().await["balance"], 0.8);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn what_may_have_been_paid_for_or_cannot_get_better_is_not_tried_again() {
+    let (first, second) = (Upstream::start().await, Upstream::start().await);
+    let settings = routed(
+        &[("first", &first), ("second", &second)],
+        r#"{ backend = "first", timeout_ms = 200 }, { backend = "second", priority = 1 }"#,
+        QUICK,
+    );
+    let app = TestApp::with(&settings).await;
+    let caller = app.caller("1").await;
+    let whole = Reply::a_picture();
+    for (reply, status) in [
+        (whole.clone().cut_at(whole.length() / 2), 502),
+        (whole.clone().after(Duration::from_hours(1)), 502),
+        (Reply::error(400, "moderation_blocked", "No."), 400),
+        (Reply::error(400, "invalid_value", "Too odd."), 400),
+    ] {
+        first.next(reply);
+        assert_eq!(caller.draw("a bridge").await.status, status);
+    }
+    assert!(second.received().is_empty());
+    assert_eq!(caller.balance().await["balance"], 1.0);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn an_answer_without_a_picture_is_asked_for_once_more() {
+    let upstream = Upstream::start().await;
+    let settings = routed(&[("up", &upstream)], r#""up""#, QUICK);
+    let app = TestApp::with(&settings).await;
+    let caller = app.caller("1").await;
+    let nothing = || Reply::json(200, &json!({"data": []}));
+    upstream.next(nothing());
+    assert_eq!(caller.draw("a bridge").await.status, 200);
+    upstream.next(nothing());
+    upstream.next(nothing());
+    let answer = caller.draw("a bridge").await;
+    assert_eq!(answer.status, 502, "{answer:?}");
+    assert_eq!(upstream.received().len(), 4);
+    assert_eq!(caller.balance().await["balance"], 0.8);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_backend_without_a_good_key_rests_and_says_so() {
+    let (first, second) = (Upstream::start().await, Upstream::start().await);
+    let routes = r#""first", { backend = "second", priority = 1 }"#;
+    let settings = routed(&[("first", &first), ("second", &second)], routes, "");
+    let app = TestApp::with(&settings).await;
+    let caller = app.caller("1").await;
+    first.next(Reply::error(401, "invalid_api_key", "Who?"));
+    for _ in 0..3 {
+        assert_eq!(caller.draw("a bridge").await.status, 200);
+    }
+    assert_eq!(first.received().len(), 1, "it was left in peace");
+    assert_eq!(second.received().len(), 3);
+    let ready = caller.get("/readyz?verbose").await;
+    let backends = json!({"first": "resting", "second": "in_use"});
+    assert_eq!(ready.json(), json!({"status": "ok", "backends": backends}));
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn where_all_routes_rest_a_request_is_told_at_once() {
+    let upstream = Upstream::start().await;
+    let settings = routed(
+        &[("up", &upstream)],
+        r#""up""#,
+        "[tasks]\nattempts_max = 1\n",
+    );
+    let app = TestApp::with(&settings).await;
+    let caller = app.caller("1").await;
+    upstream.next(Reply::error(401, "invalid_api_key", "Who?"));
+    let refused = caller.draw("a bridge").await;
+    assert_eq!(refused.status, 502);
+    assert_eq!(
+        refused.json()["error"]["message"],
+        "the upstream cannot be used at present"
+    );
+    let refused = caller.draw("a bridge").await;
+    assert_eq!(refused.status, 502);
+    assert_eq!(
+        refused.json()["error"]["message"],
+        "no upstream of this model can be used at present"
+    );
+    assert_eq!(upstream.received().len(), 1);
+    assert_eq!(caller.balance().await["balance"], 1.0);
+    app.finish().await;
+}
