@@ -1,17 +1,22 @@
-//! Takes the pictures out of an Images API's answer while it comes in.
+//! Takes the pictures out of an upstream's answer while it comes in.
 //!
-//! The answer is megabytes of base64 in a little JSON. A [`PictureScanner`] decodes the strings at
-//! `data[].b64_json` (and data URLs at `data[].url`) on the fly and keeps the rest, in which each
-//! decoded string is replaced by `true`: that is short, and a JSON parser judges it afterwards.
+//! The answer is megabytes of base64 in a little JSON. A [`PictureScanner`] decodes the strings at the
+//! [`Place`]s given to it (`data[].b64_json`) on the fly and keeps the rest, in which each decoded
+//! string is replaced by `true`: that is short, and a JSON parser judges it afterwards.
 
 mod base64_pieces;
+mod place;
 mod position;
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use memchr::memchr2;
 
 use base64_pieces::Base64Pieces;
 use position::Position;
+
+pub use place::Place;
 
 /// Of everything in an answer that is no picture.
 pub const REST_BYTES_MAX: usize = 1024 * 1024;
@@ -37,7 +42,7 @@ pub enum InvalidAnswer {
 }
 
 /// A state machine over the bytes of one answer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct PictureScanner {
     state: State,
     position: Position,
@@ -76,6 +81,18 @@ enum State {
 }
 
 impl PictureScanner {
+    pub fn new(places: Arc<[Place]>) -> Self {
+        Self {
+            state: State::default(),
+            position: Position::new(places),
+            text_start: 0,
+            prefix: Vec::new(),
+            base64: Base64Pieces::default(),
+            begun: false,
+            rest: Vec::new(),
+        }
+    }
+
     /// Goes on in `input` until something is found, and shortens it by what is done.
     /// `None`: all of `input` is done.
     pub fn next(&mut self, input: &mut &[u8]) -> Result<Option<Found>, InvalidAnswer> {
@@ -196,7 +213,7 @@ impl PictureScanner {
         if prefix == DATA_URL {
             self.state = State::DataUrlHead;
             Ok(())
-        } else if self.position.at_url() {
+        } else if self.position.at_data_url() {
             self.state = State::Text;
             self.keep(b"\"")?;
             self.keep(&prefix)

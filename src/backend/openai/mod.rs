@@ -3,23 +3,26 @@
 mod answer;
 mod request;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use reqwest::{Client, StatusCode, header::ACCEPT};
 
 use super::{
     Abilities, Backend, BackendError, Drawing, ImageSink,
+    json_pictures::Place,
     upstream::{
         InvalidSetting,
+        answer::receive,
         delivery::Delivery,
         download::{self, DownloadRule},
         endpoint::{Endpoint, Scheme},
         error,
+        inputs::{self, ReadFault},
     },
 };
 use crate::config::OpenaiBackend;
-use request::ReadFault;
+use answer::Answer;
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -28,6 +31,7 @@ pub struct Openai {
     endpoint: Endpoint,
     forward: Vec<String>,
     downloads: DownloadRule,
+    places: Arc<[Place]>,
 }
 
 impl Openai {
@@ -37,6 +41,7 @@ impl Openai {
             endpoint: Endpoint::open(client, base_url, key, Scheme::Authorization("Bearer"))?,
             forward: settings.forward.clone(),
             downloads: DownloadRule::new(base_url, &settings.download_hosts),
+            places: answer::places(),
         })
     }
 }
@@ -64,16 +69,14 @@ impl Backend for Openai {
             let form = request::edit(drawing, &self.forward, &fault)?;
             self.endpoint.post("images/edits").multipart(form)
         };
-        let sent = request.header(ACCEPT, "application/json").send().await;
-        if let Some(source) = fault.take() {
-            return Err(BackendError::Input(source));
-        }
-        let response = sent.map_err(error::transport)?;
+        let request = request.header(ACCEPT, "application/json");
+        let response = inputs::send(request, &fault).await?;
         if !response.status().is_success() {
             return Err(error::read(response, self.endpoint.secret()).await);
         }
         let mut delivery = Delivery::new(images, drawing.n);
-        let answer = answer::receive(response, &mut delivery).await?;
+        let mut answer: Answer = receive(response, &self.places, &mut delivery).await?;
+        delivery.usage(answer.usage.take());
         for url in answer.urls() {
             if delivery.is_done() {
                 break;

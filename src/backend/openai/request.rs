@@ -2,21 +2,12 @@
 //!
 //! Only fields that the API knows: strict upstreams refuse a request for one field too many.
 
-use std::{
-    io,
-    sync::{Arc, Mutex, PoisonError},
-};
-
-use futures_util::{StreamExt, TryFutureExt, TryStreamExt};
-use reqwest::{
-    Body,
-    multipart::{Form, Part},
-};
+use reqwest::multipart::Form;
 use serde_json::{Map, Value, json};
 
 use super::{BackendError, Drawing};
 use crate::{
-    backend::{Input, upstream},
+    backend::upstream::inputs::{ReadFault, file},
     image::Quality,
 };
 
@@ -37,22 +28,6 @@ const RESERVED: [&str; 14] = [
     "size",
     "stream",
 ];
-
-/// What went wrong while an input was read, which the HTTP client's own error doesn't tell.
-#[derive(Clone, Default)]
-pub(super) struct ReadFault(Arc<Mutex<Option<io::Error>>>);
-
-impl ReadFault {
-    pub(super) fn take(&self) -> Option<io::Error> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    fn note(&self, error: io::Error) -> io::Error {
-        let kind = error.kind();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-        io::Error::from(kind)
-    }
-}
 
 /// The JSON body of a generation.
 pub(super) fn generation(drawing: &Drawing, forward: &[String]) -> Map<String, Value> {
@@ -111,18 +86,6 @@ fn fields(drawing: &Drawing, forward: &[String]) -> Map<String, Value> {
         .chain(options)
         .chain(drawing.extra.clone())
         .collect()
-}
-
-fn file(input: &Input, stem: &str, fault: &ReadFault) -> Result<Part, BackendError> {
-    let fault = fault.clone();
-    let bytes = (input.open)()
-        .try_flatten_stream()
-        .map_err(move |error| fault.note(error))
-        .boxed();
-    Part::stream_with_length(Body::wrap_stream(bytes), input.length)
-        .file_name(format!("{stem}.{}", input.format.extension()))
-        .mime_str(input.format.content_type())
-        .map_err(upstream::error::transport)
 }
 
 #[cfg(test)]

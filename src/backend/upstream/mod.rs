@@ -1,10 +1,12 @@
-//! What all backends share that speak HTTP to an upstream: what its errors mean, how its pictures are
-//! handed on and fetched, and what of its words may be shown.
+//! What all backends share that speak HTTP to an upstream: what its errors mean, how inputs go
+//! along, how its pictures are handed on and fetched, and what of its words may be shown.
 
+pub(super) mod answer;
 pub(super) mod delivery;
 pub(super) mod download;
 pub(super) mod endpoint;
 pub(super) mod error;
+pub(super) mod inputs;
 pub(super) mod message;
 
 pub use endpoint::InvalidSetting;
