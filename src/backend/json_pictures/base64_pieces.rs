@@ -100,9 +100,10 @@ impl Base64Pieces {
     /// Decodes whole quads; leaves everything as it was if they hold anything but one alphabet.
     fn decode(&mut self, quads: &[u8]) -> Result<(), InvalidAnswer> {
         for url_safe in [self.url_safe, !self.url_safe] {
-            let alphabet = match url_safe {
-                true => base64_simd::URL_SAFE_NO_PAD,
-                false => base64_simd::STANDARD_NO_PAD,
+            let alphabet = if url_safe {
+                base64_simd::URL_SAFE_NO_PAD
+            } else {
+                base64_simd::STANDARD_NO_PAD
             };
             if alphabet.decode_append(quads, &mut self.piece).is_ok() {
                 self.url_safe = url_safe;

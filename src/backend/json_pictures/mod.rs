@@ -14,6 +14,7 @@ use bytes::Bytes;
 use memchr::memchr2;
 
 use base64_pieces::Base64Pieces;
+use place::Holds;
 use position::Position;
 
 pub use place::Place;
@@ -64,6 +65,9 @@ enum State {
     /// In a string that is kept.
     Text,
     TextEscape,
+    /// In a string that is passed over.
+    Echo,
+    EchoEscape,
     /// In the first characters of a string that may be a picture.
     Prefix,
     /// In a data URL, before its comma.
@@ -117,6 +121,7 @@ impl PictureScanner {
             match self.state {
                 State::Picture => self.picture(input)?,
                 State::Text => self.text(input)?,
+                State::Echo => self.echo(input),
                 State::DataUrlHead => self.data_url_head(input)?,
                 State::Prefix if self.prefix_ends(first) => self.decide()?,
                 _ => {
@@ -153,6 +158,10 @@ impl PictureScanner {
                 self.state = State::Text;
                 self.keep(&[byte])
             }
+            State::EchoEscape => {
+                self.state = State::Echo;
+                Ok(())
+            }
             State::Prefix => {
                 self.prefix.push(byte);
                 Ok(())
@@ -165,15 +174,21 @@ impl PictureScanner {
 
     fn between(&mut self, byte: u8) -> Result<(), InvalidAnswer> {
         match byte {
-            b'"' if self.position.at_picture() => {
-                self.prefix.clear();
-                self.state = State::Prefix;
-                return Ok(());
-            }
-            b'"' => {
-                self.state = State::Text;
-                self.text_start = self.rest.len() + 1;
-            }
+            b'"' => match self.position.holds() {
+                Some(Holds::Echo) => {
+                    self.state = State::Echo;
+                    return self.keep(b"true");
+                }
+                Some(Holds::Base64 | Holds::DataUrls) => {
+                    self.prefix.clear();
+                    self.state = State::Prefix;
+                    return Ok(());
+                }
+                None => {
+                    self.state = State::Text;
+                    self.text_start = self.rest.len() + 1;
+                }
+            },
             b'{' | b'[' => self.position.open(byte),
             b'}' | b']' => self.position.close(),
             b',' => self.position.comma(),
@@ -203,6 +218,18 @@ impl PictureScanner {
         Ok(())
     }
 
+    fn echo(&mut self, input: &mut &[u8]) {
+        let Some(end) = memchr2(b'"', b'\\', input) else {
+            *input = &[];
+            return;
+        };
+        self.state = match input[end] {
+            b'"' => State::Between,
+            _ => State::EchoEscape,
+        };
+        *input = &input[end + 1..];
+    }
+
     fn prefix_ends(&self, next: u8) -> bool {
         self.prefix.len() == DATA_URL.len() || matches!(next, b'"' | b'\\')
     }
@@ -213,7 +240,7 @@ impl PictureScanner {
         if prefix == DATA_URL {
             self.state = State::DataUrlHead;
             Ok(())
-        } else if self.position.at_data_url() {
+        } else if self.position.holds() == Some(Holds::DataUrls) {
             self.state = State::Text;
             self.keep(b"\"")?;
             self.keep(&prefix)

@@ -4,8 +4,16 @@
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     steps: Vec<Step>,
-    /// Whether only data URLs are pictures there; other strings are kept.
-    pub(super) data_url_only: bool,
+    pub(super) holds: Holds,
+}
+
+/// What the strings at a place are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holds {
+    Base64,
+    /// Pictures if they are data URLs, else kept.
+    DataUrls,
+    Echo,
 }
 
 /// One array or object deeper.
@@ -21,7 +29,7 @@ impl Place {
     pub fn of_base64(path: &str) -> Self {
         Self {
             steps: steps(path),
-            data_url_only: false,
+            holds: Holds::Base64,
         }
     }
 
@@ -29,7 +37,15 @@ impl Place {
     pub fn of_data_urls(path: &str) -> Self {
         Self {
             steps: steps(path),
-            data_url_only: true,
+            holds: Holds::DataUrls,
+        }
+    }
+
+    /// The strings there repeat what was sent: none is a picture, and none is kept.
+    pub fn of_echo(path: &str) -> Self {
+        Self {
+            steps: steps(path),
+            holds: Holds::Echo,
         }
     }
 

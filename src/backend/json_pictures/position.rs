@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::place::{Place, Step};
+use super::place::{Holds, Place, Step};
 
 /// A set of places, by their indexes.
 type Places = u32;
@@ -36,14 +36,9 @@ impl Position {
         }
     }
 
-    /// Whether the next string may be a picture.
-    pub(super) fn at_picture(&self) -> bool {
-        self.here().next().is_some()
-    }
-
-    /// Whether the next string is a picture only if it is a data URL.
-    pub(super) fn at_data_url(&self) -> bool {
-        self.here().all(|place| place.data_url_only)
+    /// What the next string is, if it is at a place.
+    pub(super) fn holds(&self) -> Option<Holds> {
+        self.here().map(|place| place.holds).next()
     }
 
     /// Whether the next string names a field that may matter.
@@ -103,7 +98,7 @@ impl Position {
         }
     }
 
-    /// The places that the next value is at.
+    /// The places that the next value is at, the first one first.
     fn here(&self) -> impl Iterator<Item = &Place> {
         let depth = self.open.len();
         let next = self.next.filter(|_| self.deeper == 0).unwrap_or(0);

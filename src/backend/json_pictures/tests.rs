@@ -67,6 +67,14 @@ fn finds_pictures_in_any_place() {
             r#"{"images":[true,true],"parameters":{"images":["x"]},"info":""}"#,
         ),
         (
+            vec![
+                Place::of_base64("images[]"),
+                Place::of_echo("parameters.init_images[]"),
+            ],
+            r#"{"parameters":{"init_images":["a\"*","data:,",null]},"images":["aGVsbG8=","aGVsbG8"]}"#,
+            r#"{"parameters":{"init_images":[true,true,null]},"images":[true,true]}"#,
+        ),
+        (
             gemini(),
             r#"{"candidates":[{"content":{"role":"model","parts":[{"text":"data"},
                 {"inlineData":{"mimeType":"image/png","data":"aGVsbG8="},"thoughtSignature":"data"}]}},
@@ -159,6 +167,12 @@ fn hostile_answers_stay_small() {
         "a".repeat(REST_BYTES_MAX)
     );
     assert_eq!(scan(&[prompt.as_bytes()]), Err(InvalidAnswer::TooLong));
+    let echo = vec![Place::of_echo("a")];
+    let long = format!(r#"{{"a":"{}"}}"#, "é\\".repeat(REST_BYTES_MAX));
+    assert_eq!(
+        scan_for(echo, &[long.as_bytes()]).unwrap().1,
+        br#"{"a":true}"#
+    );
     let closed = "]}".repeat(1000);
     assert!(scan(&[closed.as_bytes()]).unwrap().0.is_empty());
 }

@@ -8,7 +8,9 @@ pub(super) mod endpoint;
 pub(super) mod error;
 pub(super) mod inputs;
 pub(super) mod message;
+pub(super) mod native_size;
+pub(super) mod prompt;
 
-pub use endpoint::InvalidSetting;
+pub(super) use endpoint::InvalidSetting;
 
 use super::{BackendError, ImageSink};
