@@ -168,7 +168,7 @@ fn hostile_answers_stay_small() {
     );
     assert_eq!(scan(&[prompt.as_bytes()]), Err(InvalidAnswer::TooLong));
     let echo = vec![Place::of_echo("a")];
-    let long = format!(r#"{{"a":"{}"}}"#, "é\\".repeat(REST_BYTES_MAX));
+    let long = format!(r#"{{"a":"{}"}}"#, r#"é\""#.repeat(REST_BYTES_MAX));
     assert_eq!(
         scan_for(echo, &[long.as_bytes()]).unwrap().1,
         br#"{"a":true}"#
