@@ -245,7 +245,7 @@ mod tests {
             (100, &[2, 5, 1]),
             (99_991, &[1, 4096, 7, 1_000]),
         ] {
-            let bytes: Vec<u8> = (0..length).map(|i| (i % 251) as u8).collect();
+            let bytes: Vec<u8> = (0..=250).cycle().take(length).collect();
             let base64 = STANDARD.encode_to_string(&bytes);
             let input = input(&bytes, cuts, length as u64);
             let fault = ReadFault::default();
