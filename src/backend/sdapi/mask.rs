@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, stream};
-use image::{ExtendedColorType, ImageEncoder, Luma, codecs::png::PngEncoder};
+use image::{ExtendedColorType, GrayImage, ImageEncoder, Luma, codecs::png::PngEncoder};
+use tokio::sync::Semaphore;
 
 use super::BackendError;
 use crate::{
@@ -16,12 +17,19 @@ use crate::{
 /// As clients are told it.
 const NAME: &str = "the mask";
 
-/// A mask without an alpha channel is taken for one of the web UI's kind already.
-pub(super) async fn white_where_clear(mask: &Input) -> Result<Input, BackendError> {
+/// A mask without an alpha channel is taken for one of the web UI's kind already. Only one is turned at a
+/// time, by `turns`, for it takes as much memory as it has pixels.
+pub(super) async fn white_where_clear(
+    mask: &Input,
+    turns: Arc<Semaphore>,
+) -> Result<Input, BackendError> {
+    let turn = turns.acquire_owned().await.map_err(failed)?;
     let bytes = whole_input::read(mask, NAME).await?;
-    let png = tokio::task::spawn_blocking(move || convert(&bytes))
-        .await
-        .map_err(failed)??;
+    let work = move || {
+        let _turn = turn;
+        convert(&bytes)
+    };
+    let png = tokio::task::spawn_blocking(work).await.map_err(failed)??;
     Ok(Input {
         format: Format::Png,
         length: png.len() as u64,
@@ -34,16 +42,15 @@ pub(super) async fn white_where_clear(mask: &Input) -> Result<Input, BackendErro
 
 fn convert(bytes: &[u8]) -> Result<Bytes, BackendError> {
     let decoded = whole_input::decode(bytes, NAME)?;
-    let has_alpha = decoded.color().has_alpha();
-    let mut grey = decoded.into_luma_alpha8();
-    if has_alpha {
-        for pixel in grey.pixels_mut() {
-            pixel.0[0] = if pixel.0[1] < 128 { 255 } else { 0 };
-        }
-    }
-    let white = image::GrayImage::from_fn(grey.width(), grey.height(), |x, y| {
-        Luma([grey.get_pixel(x, y).0[0]])
-    });
+    let white = if decoded.color().has_alpha() {
+        let given = decoded.into_luma_alpha8();
+        let is_clear = |x, y| given.get_pixel(x, y).0[1] < 128;
+        GrayImage::from_fn(given.width(), given.height(), |x, y| {
+            Luma([if is_clear(x, y) { 255 } else { 0 }])
+        })
+    } else {
+        decoded.into_luma8()
+    };
     let mut png = Vec::new();
     PngEncoder::new(&mut png)
         .write_image(&white, white.width(), white.height(), ExtendedColorType::L8)

@@ -11,6 +11,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use reqwest::{Client, StatusCode};
 use serde::Deserialize;
+use tokio::sync::Semaphore;
 
 use super::{
     Abilities, Backend, BackendError, Drawing, ImageSink,
@@ -36,6 +37,8 @@ pub struct Sdapi {
     upscale: Upscale,
     batch_max: u8,
     places: Arc<[Place]>,
+    /// For turning masks, one at a time.
+    masks: Arc<Semaphore>,
 }
 
 /// What is left of an answer; that there are pictures in it has shown by then.
@@ -58,6 +61,7 @@ impl Sdapi {
                 Place::of_echo("parameters.init_images[]"),
                 Place::of_echo("parameters.mask"),
             ]),
+            masks: Arc::new(Semaphore::new(1)),
         })
     }
 }

@@ -1,5 +1,7 @@
 //! What is sent: a picture from words, or from a picture and words.
 
+use std::sync::Arc;
+
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 
@@ -52,7 +54,7 @@ impl Sdapi {
                 value["init_images"] = json!([body.input(reference, Encoding::Base64)]);
                 value["resize_mode"] = json!(CROP_AND_RESIZE);
                 if let Some(given) = &drawing.mask {
-                    let mask = mask::white_where_clear(given).await?;
+                    let mask = mask::white_where_clear(given, Arc::clone(&self.masks)).await?;
                     value["mask"] = body.input(&mask, Encoding::Base64);
                 }
                 "sdapi/v1/img2img"
