@@ -6,7 +6,9 @@ pub mod demo;
 pub mod json_pictures;
 pub mod openai;
 pub mod registry;
+pub mod sdapi;
 mod upstream;
+mod whole_input;
 
 pub use breaker::Breaker;
 pub use catalog::Catalog;

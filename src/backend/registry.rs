@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use reqwest::{Client, redirect};
 
-use super::{Backend, demo::Demo, openai::Openai, upstream::InvalidSetting};
+use super::{Backend, demo::Demo, openai::Openai, sdapi::Sdapi, upstream::InvalidSetting};
 use crate::{config, tls};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,6 +30,13 @@ pub enum RegistryError {
     Client(#[source] reqwest::Error),
 }
 
+impl RegistryError {
+    fn setting(backend: &str, source: InvalidSetting) -> Self {
+        let backend = backend.to_owned();
+        Self::Setting { backend, source }
+    }
+}
+
 impl Registry {
     pub fn open(config: &BTreeMap<String, config::Backend>) -> Result<Self, RegistryError> {
         let mut client = None;
@@ -38,12 +45,12 @@ impl Registry {
             let backend: Arc<dyn Backend> = match settings {
                 config::Backend::Demo(settings) => Arc::new(Demo::new(settings)),
                 config::Backend::Openai(settings) => {
-                    let client = shared_client(&mut client)?;
-                    let opened = Openai::open(settings, client);
-                    Arc::new(opened.map_err(|source| RegistryError::Setting {
-                        backend: name.clone(),
-                        source,
-                    })?)
+                    let opened = Openai::open(settings, shared_client(&mut client)?);
+                    Arc::new(opened.map_err(|source| RegistryError::setting(name, source))?)
+                }
+                config::Backend::Sdapi(settings) => {
+                    let opened = Sdapi::open(settings, shared_client(&mut client)?);
+                    Arc::new(opened.map_err(|source| RegistryError::setting(name, source))?)
                 }
             };
             backends.insert(name.clone(), backend);

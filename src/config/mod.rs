@@ -182,6 +182,7 @@ pub enum LogFormat {
 pub enum Backend {
     Demo(DemoBackend),
     Openai(OpenaiBackend),
+    Sdapi(SdapiBackend),
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -194,6 +195,8 @@ pub struct DemoBackend {
 
 #[derive(Clone, Debug, Deserialize)]
 pub struct OpenaiBackend {
+    #[serde(default)]
+    pub profile: OpenaiProfile,
     /// Such as `https://api.openai.com/v1`.
     pub base_url: Url,
     pub api_key: SecretString,
@@ -203,6 +206,42 @@ pub struct OpenaiBackend {
     /// Hosts, beside the one of `base_url`, from which pictures answered as URLs are fetched.
     #[serde(default)]
     pub download_hosts: Vec<String>,
+    /// Of the square that the model was trained on; 0: pictures are asked for as they are wanted.
+    #[serde(default)]
+    pub native_side_px: u32,
+}
+
+/// Whose Images API it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OpenaiProfile {
+    #[default]
+    Openai,
+    Azure,
+    Generic,
+    SdServer,
+    Localai,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct SdapiBackend {
+    /// Such as `http://127.0.0.1:7860`.
+    pub base_url: Url,
+    /// `user:password`, or empty.
+    pub api_key: SecretString,
+    /// Of the square that the model was trained on; 0: pictures are asked for as they are wanted.
+    pub native_side_px: u32,
+    pub side_step_px: u32,
+    pub upscale: Upscale,
+    pub batch_max: u8,
+}
+
+/// How pictures get larger than their model draws them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Upscale {
+    Off,
+    Hires,
 }
 
 #[derive(Clone, Debug, Deserialize)]

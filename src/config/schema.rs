@@ -15,7 +15,7 @@ const MODEL_TEMPLATE: &str = "gpt-image-2";
 const DAY_MS: i64 = 86_400_000;
 const GIB: i64 = 1 << 30;
 
-const RANGES: [(&str, RangeInclusive<i64>); 37] = [
+const RANGES: &[(&str, RangeInclusive<i64>)] = &[
     ("server.connections_max", 1..=1_000_000),
     ("server.header_timeout_ms", 1..=DAY_MS),
     ("server.idle_timeout_ms", 1..=DAY_MS),
@@ -55,6 +55,9 @@ const RANGES: [(&str, RangeInclusive<i64>); 37] = [
     ("routing.retry_wait_max_ms", 1..=DAY_MS),
     ("backends.*.delay_ms", 0..=DAY_MS),
     ("backends.*.failure_percent", 0..=100),
+    ("backends.*.native_side_px", 0..=8_192),
+    ("backends.*.side_step_px", 8..=256),
+    ("backends.*.batch_max", 1..=8),
     ("models.*.n_max", 1..=10),
 ];
 

@@ -4,7 +4,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
-use super::{Backend, Config, Fault, OpenaiBackend, Route, layers::listed};
+use super::{Backend, Config, Fault, OpenaiBackend, OpenaiProfile, Route, layers::listed};
 use crate::money::Cny;
 
 const WEIGHT_MAX: u32 = 1_000_000;
@@ -200,20 +200,28 @@ fn backends(config: &Config, found: &mut Found) {
         let used = routes.any(|route| route.backend == *name);
         match backend {
             Backend::Openai(openai) if used => self::openai(name, openai, found),
-            Backend::Openai(_) | Backend::Demo(_) => {}
+            Backend::Sdapi(sdapi) if used => {
+                let key = format!("backends.{name}.base_url");
+                found.unless(is_plain_http(&sdapi.base_url), key, PLAIN_HTTP);
+            }
+            Backend::Openai(_) | Backend::Sdapi(_) | Backend::Demo(_) => {}
         }
     }
 }
 
 fn openai(name: &str, backend: &OpenaiBackend, found: &mut Found) {
     let key = |leaf: &str| format!("backends.{name}.{leaf}");
-    found.unless(
-        is_plain_http(&backend.base_url),
-        key("base_url"),
-        PLAIN_HTTP,
+    let mut base_url = backend.base_url.clone();
+    if backend.profile == OpenaiProfile::Azure && has_version_alone(&base_url) {
+        base_url.set_query(None);
+    }
+    found.unless(is_plain_http(&base_url), key("base_url"), PLAIN_HTTP);
+    let wants_key = matches!(
+        backend.profile,
+        OpenaiProfile::Openai | OpenaiProfile::Azure
     );
     found.unless(
-        has_text(&backend.api_key),
+        has_text(&backend.api_key) || !wants_key,
         key("api_key"),
         format!(
             "is missing, set it or api_key_file, or {}",
@@ -228,6 +236,13 @@ fn openai(name: &str, backend: &OpenaiBackend, found: &mut Found) {
             format!("{host:?} is no host, one is like images.example.com"),
         );
     }
+}
+
+/// As Azure's addresses have it: `?api-version=2025-04-01-preview`.
+fn has_version_alone(url: &Url) -> bool {
+    let mut pairs = url.query_pairs();
+    let version = pairs.next().is_some_and(|(name, _)| name == "api-version");
+    version && pairs.next().is_none()
 }
 
 const PLAIN_HTTP: &str =

@@ -24,7 +24,7 @@ use image::{
 };
 use tokio::sync::Semaphore;
 
-use super::{Abilities, Backend, BackendError, Drawing, ImageSink};
+use super::{Abilities, Backend, BackendError, Drawing, ImageSink, whole_input};
 use crate::{config::DemoBackend, image::ImageSize};
 use chance::Chance;
 use scene::{Scene, Strength};
@@ -91,7 +91,7 @@ impl Backend for Demo {
         let start = match drawing.references.first() {
             None => None,
             Some(input) => {
-                let bytes = reference::read(input).await?;
+                let bytes = whole_input::read(input, reference::NAME).await?;
                 let fitted = self.on_core(move || reference::fit(&bytes, size)).await?;
                 Some(Arc::new(fitted))
             }

@@ -1,7 +1,7 @@
 //! Decodes base64 that comes in any cuts into pieces of a fixed size.
 //!
-//! The bulk goes through SIMD. What is out of the ordinary (white space, padding, the URL-safe
-//! alphabet, quads across a cut) goes one character at a time.
+//! The bulk goes through SIMD, in either alphabet. What is out of the ordinary (white space, padding,
+//! both alphabets in one, quads across a cut) goes one character at a time.
 
 use bytes::Bytes;
 
@@ -18,6 +18,8 @@ pub(super) struct Base64Pieces {
     quad: [u8; 4],
     quad_length: usize,
     padded: bool,
+    /// Whether the last run that told was of the URL-safe alphabet.
+    url_safe: bool,
 }
 
 impl Base64Pieces {
@@ -65,6 +67,7 @@ impl Base64Pieces {
         self.piece.extend_from_slice(&last);
         self.quad_length = 0;
         self.padded = false;
+        self.url_safe = false;
         Ok(())
     }
 
@@ -94,11 +97,20 @@ impl Base64Pieces {
         Ok(())
     }
 
-    /// Decodes whole quads; leaves everything as it was if they hold anything but plain base64.
+    /// Decodes whole quads; leaves everything as it was if they hold anything but one alphabet.
     fn decode(&mut self, quads: &[u8]) -> Result<(), InvalidAnswer> {
-        base64_simd::STANDARD_NO_PAD
-            .decode_append(quads, &mut self.piece)
-            .or(Err(InvalidAnswer::Base64))
+        for url_safe in [self.url_safe, !self.url_safe] {
+            let alphabet = if url_safe {
+                base64_simd::URL_SAFE_NO_PAD
+            } else {
+                base64_simd::STANDARD_NO_PAD
+            };
+            if alphabet.decode_append(quads, &mut self.piece).is_ok() {
+                self.url_safe = url_safe;
+                return Ok(());
+            }
+        }
+        Err(InvalidAnswer::Base64)
     }
 }
 

@@ -1,17 +1,23 @@
-//! Takes the pictures out of an Images API's answer while it comes in.
+//! Takes the pictures out of an upstream's answer while it comes in.
 //!
-//! The answer is megabytes of base64 in a little JSON. A [`PictureScanner`] decodes the strings at
-//! `data[].b64_json` (and data URLs at `data[].url`) on the fly and keeps the rest, in which each
-//! decoded string is replaced by `true`: that is short, and a JSON parser judges it afterwards.
+//! The answer is megabytes of base64 in a little JSON. A [`PictureScanner`] decodes the strings at the
+//! [`Place`]s given to it (`data[].b64_json`) on the fly and keeps the rest, in which each decoded
+//! string is replaced by `true`: that is short, and a JSON parser judges it afterwards.
 
 mod base64_pieces;
+mod place;
 mod position;
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use memchr::memchr2;
 
 use base64_pieces::Base64Pieces;
+use place::Holds;
 use position::Position;
+
+pub use place::Place;
 
 /// Of everything in an answer that is no picture.
 pub const REST_BYTES_MAX: usize = 1024 * 1024;
@@ -37,7 +43,7 @@ pub enum InvalidAnswer {
 }
 
 /// A state machine over the bytes of one answer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct PictureScanner {
     state: State,
     position: Position,
@@ -59,6 +65,9 @@ enum State {
     /// In a string that is kept.
     Text,
     TextEscape,
+    /// In a string that is passed over.
+    Echo,
+    EchoEscape,
     /// In the first characters of a string that may be a picture.
     Prefix,
     /// In a data URL, before its comma.
@@ -76,6 +85,18 @@ enum State {
 }
 
 impl PictureScanner {
+    pub fn new(places: Arc<[Place]>) -> Self {
+        Self {
+            state: State::default(),
+            position: Position::new(places),
+            text_start: 0,
+            prefix: Vec::new(),
+            base64: Base64Pieces::default(),
+            begun: false,
+            rest: Vec::new(),
+        }
+    }
+
     /// Goes on in `input` until something is found, and shortens it by what is done.
     /// `None`: all of `input` is done.
     pub fn next(&mut self, input: &mut &[u8]) -> Result<Option<Found>, InvalidAnswer> {
@@ -100,6 +121,7 @@ impl PictureScanner {
             match self.state {
                 State::Picture => self.picture(input)?,
                 State::Text => self.text(input)?,
+                State::Echo => self.echo(input),
                 State::DataUrlHead => self.data_url_head(input)?,
                 State::Prefix if self.prefix_ends(first) => self.decide()?,
                 _ => {
@@ -136,6 +158,10 @@ impl PictureScanner {
                 self.state = State::Text;
                 self.keep(&[byte])
             }
+            State::EchoEscape => {
+                self.state = State::Echo;
+                Ok(())
+            }
             State::Prefix => {
                 self.prefix.push(byte);
                 Ok(())
@@ -148,15 +174,21 @@ impl PictureScanner {
 
     fn between(&mut self, byte: u8) -> Result<(), InvalidAnswer> {
         match byte {
-            b'"' if self.position.at_picture() => {
-                self.prefix.clear();
-                self.state = State::Prefix;
-                return Ok(());
-            }
-            b'"' => {
-                self.state = State::Text;
-                self.text_start = self.rest.len() + 1;
-            }
+            b'"' => match self.position.holds() {
+                Some(Holds::Echo) => {
+                    self.state = State::Echo;
+                    return self.keep(b"true");
+                }
+                Some(Holds::Base64 | Holds::DataUrls) => {
+                    self.prefix.clear();
+                    self.state = State::Prefix;
+                    return Ok(());
+                }
+                None => {
+                    self.state = State::Text;
+                    self.text_start = self.rest.len() + 1;
+                }
+            },
             b'{' | b'[' => self.position.open(byte),
             b'}' | b']' => self.position.close(),
             b',' => self.position.comma(),
@@ -186,6 +218,18 @@ impl PictureScanner {
         Ok(())
     }
 
+    fn echo(&mut self, input: &mut &[u8]) {
+        let Some(end) = memchr2(b'"', b'\\', input) else {
+            *input = &[];
+            return;
+        };
+        self.state = match input[end] {
+            b'"' => State::Between,
+            _ => State::EchoEscape,
+        };
+        *input = &input[end + 1..];
+    }
+
     fn prefix_ends(&self, next: u8) -> bool {
         self.prefix.len() == DATA_URL.len() || matches!(next, b'"' | b'\\')
     }
@@ -196,7 +240,7 @@ impl PictureScanner {
         if prefix == DATA_URL {
             self.state = State::DataUrlHead;
             Ok(())
-        } else if self.position.at_url() {
+        } else if self.position.holds() == Some(Holds::DataUrls) {
             self.state = State::Text;
             self.keep(b"\"")?;
             self.keep(&prefix)

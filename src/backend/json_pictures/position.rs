@@ -1,93 +1,121 @@
-//! Where in an answer the scanner is: how far into `{"data": [{"b64_json": …}]}`.
+//! Where in an answer the scanner is: how far on the way to the places where pictures may be.
 
-#[derive(Debug, Default)]
+use std::sync::Arc;
+
+use super::place::{Holds, Place, Step};
+
+/// A set of places, by their indexes.
+type Places = u32;
+
+#[derive(Debug)]
 pub(super) struct Position {
-    place: Place,
-    /// How many arrays and objects are open inside `place`.
+    places: Arc<[Place]>,
+    /// The arrays and objects that are open on the way to a place, outermost first.
+    open: Vec<Open>,
+    /// How many are open inside of those, away from all places.
     deeper: usize,
-    /// In an object: whose value comes next; none while its name is still to come.
-    field: Option<Field>,
+    /// Where the next value is on the way to; `None` while its name is still to come.
+    next: Option<Places>,
 }
 
-/// The innermost part of the expected shape that is open.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Place {
-    #[default]
-    Outside,
-    Root,
-    Data,
-    Entry,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Field {
-    Data,
-    B64Json,
-    Url,
-    Other,
+#[derive(Debug)]
+struct Open {
+    is_object: bool,
+    /// Those that are inside.
+    places: Places,
 }
 
 impl Position {
-    /// Whether the next string may be a picture.
-    pub(super) fn at_picture(&self) -> bool {
-        let at_field = matches!(self.field, Some(Field::B64Json | Field::Url));
-        self.place == Place::Entry && self.deeper == 0 && at_field
+    /// Of the places no more than the first 32 count.
+    pub(super) fn new(places: Arc<[Place]>) -> Self {
+        Self {
+            places,
+            open: Vec::new(),
+            deeper: 0,
+            next: Some(Places::MAX),
+        }
     }
 
-    /// Whether the next string is an address, unless it is a data URL.
-    pub(super) fn at_url(&self) -> bool {
-        self.field == Some(Field::Url)
+    /// What the next string is, if it is at a place.
+    pub(super) fn holds(&self) -> Option<Holds> {
+        self.here().map(|place| place.holds).next()
     }
 
     /// Whether the next string names a field that may matter.
     pub(super) fn at_name(&self) -> bool {
-        let in_object = matches!(self.place, Place::Root | Place::Entry);
-        in_object && self.deeper == 0 && self.field.is_none()
+        self.deeper == 0 && self.next.is_none()
     }
 
     pub(super) fn name(&mut self, name: &[u8]) {
-        self.field = Some(match (self.place, name) {
-            (Place::Root, b"data") => Field::Data,
-            (Place::Entry, b"b64_json") => Field::B64Json,
-            (Place::Entry, b"url") => Field::Url,
-            _ => Field::Other,
-        });
+        let Some(open) = self.open.last() else {
+            return;
+        };
+        let depth = self.open.len() - 1;
+        let named = |place: &Place| match place.step(depth) {
+            Some(Step::Field(field)) => field.as_bytes() == name,
+            _ => false,
+        };
+        self.next = Some(self.those(open.places, named));
     }
 
     pub(super) fn comma(&mut self) {
-        if self.deeper == 0 {
-            self.field = None;
+        if self.deeper > 0 {
+            return;
         }
+        self.next = match self.open.last() {
+            Some(open) if open.is_object => None,
+            Some(open) => Some(open.places),
+            None => Some(0),
+        };
     }
 
     pub(super) fn open(&mut self, bracket: u8) {
-        let inner = match (self.place, self.field, bracket) {
-            _ if self.deeper > 0 => None,
-            (Place::Outside, _, b'{') => Some(Place::Root),
-            (Place::Root, Some(Field::Data), b'[') => Some(Place::Data),
-            (Place::Data, _, b'{') => Some(Place::Entry),
-            _ => None,
+        let is_object = bracket == b'{';
+        let depth = self.open.len();
+        let leads_in = |place: &Place| match place.step(depth) {
+            Some(Step::Field(_)) => is_object,
+            Some(Step::Each) => !is_object,
+            None => false,
         };
-        match inner {
-            Some(place) => {
-                self.place = place;
-                self.field = None;
-            }
-            None => self.deeper += 1,
+        let places = self.those(self.next.unwrap_or(0), leads_in);
+        if self.deeper > 0 || places == 0 {
+            self.deeper += 1;
+            return;
         }
+        self.open.push(Open { is_object, places });
+        self.next = if is_object { None } else { Some(places) };
     }
 
     pub(super) fn close(&mut self) {
         if self.deeper > 0 {
             self.deeper -= 1;
-            return;
+        } else {
+            self.open.pop();
         }
-        // What follows is a comma or another end: nothing is named until then.
-        self.field = Some(Field::Other);
-        self.place = match self.place {
-            Place::Entry => Place::Data,
-            Place::Data => Place::Root,
-            Place::Root | Place::Outside => Place::Outside,
-        };
+        if self.deeper == 0 {
+            // What follows is a comma or another end: nothing is on the way until then.
+            self.next = Some(0);
+        }
+    }
+
+    /// The places that the next value is at, the first one first.
+    fn here(&self) -> impl Iterator<Item = &Place> {
+        let depth = self.open.len();
+        let next = self.next.filter(|_| self.deeper == 0).unwrap_or(0);
+        self.among(next)
+            .map(|(_, place)| place)
+            .filter(move |place| place.step(depth).is_none())
+    }
+
+    fn those(&self, among: Places, wanted: impl Fn(&Place) -> bool) -> Places {
+        self.among(among)
+            .filter(|(_, place)| wanted(place))
+            .fold(0, |set, (bit, _)| set | bit)
+    }
+
+    fn among(&self, set: Places) -> impl Iterator<Item = (Places, &Place)> {
+        let bits = (0..Places::BITS).map(|index| 1 << index);
+        bits.zip(self.places.iter())
+            .filter(move |(bit, _)| set & bit != 0)
     }
 }

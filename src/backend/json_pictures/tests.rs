@@ -8,8 +8,18 @@ use super::*;
 /// The pictures found, and what is left of the answer.
 type Scanned = Result<(Vec<Vec<u8>>, Vec<u8>), InvalidAnswer>;
 
+/// Of an Images API.
+fn images_api() -> Vec<Place> {
+    let b64_json = Place::of_base64("data[].b64_json");
+    vec![b64_json, Place::of_data_urls("data[].url")]
+}
+
 fn scan(cuts: &[&[u8]]) -> Scanned {
-    let mut scanner = PictureScanner::default();
+    scan_for(images_api(), cuts)
+}
+
+fn scan_for(places: Vec<Place>, cuts: &[&[u8]]) -> Scanned {
+    let mut scanner = PictureScanner::new(places.into());
     let mut pictures = Vec::new();
     let mut picture = Vec::new();
     for cut in cuts {
@@ -41,6 +51,53 @@ fn decodes_pictures_and_keeps_the_rest() {
         {"url": "https://h/1.png", "b64_json": null},
         {"revised_prompt": "a \"b64_json\": \\", "b64_json": true}], "usage": {"total_tokens": 3}});
     assert_eq!(rest, expected);
+}
+
+#[test]
+fn finds_pictures_in_any_place() {
+    let gemini = || {
+        let data = ["inlineData", "inline_data"];
+        let path = |data| format!("candidates[].content.parts[].{data}.data");
+        data.map(|data| Place::of_base64(&path(data))).to_vec()
+    };
+    for (places, text, rest) in [
+        (
+            vec![Place::of_base64("images[]")],
+            r#"{"images":["aGVsbG8=","aGVsbG8"],"parameters":{"images":["x"]},"info":""}"#,
+            r#"{"images":[true,true],"parameters":{"images":["x"]},"info":""}"#,
+        ),
+        (
+            vec![
+                Place::of_base64("images[]"),
+                Place::of_echo("parameters.init_images[]"),
+            ],
+            r#"{"parameters":{"init_images":["a\"*","data:,",null]},"images":["aGVsbG8=","aGVsbG8"]}"#,
+            r#"{"parameters":{"init_images":[true,true,null]},"images":[true,true]}"#,
+        ),
+        (
+            gemini(),
+            r#"{"candidates":[{"content":{"role":"model","parts":[{"text":"data"},
+                {"inlineData":{"mimeType":"image/png","data":"aGVsbG8="},"thoughtSignature":"data"}]}},
+                {"content":{"parts":[{"inline_data":{"data":"aGVsbG8="},"data":"x"}],"data":[]}}]}"#,
+            r#"{"candidates":[{"content":{"role":"model","parts":[{"text":"data"},
+                {"inlineData":{"mimeType":"image/png","data":true},"thoughtSignature":"data"}]}},
+                {"content":{"parts":[{"inline_data":{"data":true},"data":"x"}],"data":[]}}]}"#,
+        ),
+        (
+            vec![Place::of_base64("[][].a"), Place::of_data_urls("[][].b.c")],
+            r#"[[{"b":{"c":"data:,aGVsbG8=","a":"x"},"a":"aGVsbG8="}],{"a":"x"}]"#,
+            r#"[[{"b":{"c":true,"a":"x"},"a":true}],{"a":"x"}]"#,
+        ),
+        (
+            vec![Place::of_base64("image"), Place::of_base64("image[]")],
+            r#"{"image":"aGVsbG8=","x":[],"image":["aGVsbG8=",{"image":"x"},["x"]]}"#,
+            r#"{"image":true,"x":[],"image":[true,{"image":"x"},["x"]]}"#,
+        ),
+    ] {
+        let (pictures, left) = scan_for(places, &[text.as_bytes()]).unwrap();
+        assert_eq!(pictures, [b"hello", b"hello"], "{text}");
+        assert_eq!(left, rest.as_bytes());
+    }
 }
 
 #[test]
@@ -110,6 +167,12 @@ fn hostile_answers_stay_small() {
         "a".repeat(REST_BYTES_MAX)
     );
     assert_eq!(scan(&[prompt.as_bytes()]), Err(InvalidAnswer::TooLong));
+    let echo = vec![Place::of_echo("a")];
+    let long = format!(r#"{{"a":"{}"}}"#, r#"é\""#.repeat(REST_BYTES_MAX));
+    assert_eq!(
+        scan_for(echo, &[long.as_bytes()]).unwrap().1,
+        br#"{"a":true}"#
+    );
     let closed = "]}".repeat(1000);
     assert!(scan(&[closed.as_bytes()]).unwrap().0.is_empty());
 }
@@ -179,20 +242,9 @@ proptest! {
     fn junk_is_never_fatal(junk in proptest::collection::vec(
         proptest::sample::select(&br#"{}[]",:\ad u1"#[..]), 0..200)) {
         let head = br#"{"data":[{"b64_json":"#;
-        let _ = PictureScannerRun::default().run(&[head, &junk]);
-    }
-}
-
-/// Drives a scanner without expecting that pictures end.
-#[derive(Default)]
-struct PictureScannerRun(PictureScanner);
-
-impl PictureScannerRun {
-    fn run(&mut self, cuts: &[&[u8]]) -> Result<(), InvalidAnswer> {
-        for cut in cuts {
-            let mut left = *cut;
-            while self.0.next(&mut left)?.is_some() {}
+        let mut scanner = PictureScanner::new(images_api().into());
+        for mut left in [&head[..], &junk] {
+            while let Ok(Some(_)) = scanner.next(&mut left) {}
         }
-        Ok(())
     }
 }

@@ -1,17 +1,17 @@
-//! Reads an answer while it comes in: pictures go on at once, what is left is looked at afterwards.
+//! What an answer holds, and what it means that it holds no picture.
 
-use reqwest::Response;
+use std::sync::Arc;
+
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::backend::{
-    BackendError,
-    json_pictures::{Found, PictureScanner},
-    upstream::{
-        delivery::Delivery,
-        error::{self, UpstreamError},
-    },
-};
+use crate::backend::{BackendError, json_pictures::Place, upstream::error::UpstreamError};
+
+/// Where its pictures are.
+pub(super) fn places() -> Arc<[Place]> {
+    let b64_json = Place::of_base64("data[].b64_json");
+    Arc::new([b64_json, Place::of_data_urls("data[].url")])
+}
 
 /// What an answer holds beside the pictures that came in it.
 #[derive(Debug, Default, Deserialize)]
@@ -21,6 +21,8 @@ pub(super) struct Answer {
     /// Some upstreams answer 200 with an error.
     #[serde(default)]
     error: Option<Value>,
+    #[serde(default)]
+    pub(super) usage: Option<Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -30,31 +32,6 @@ struct Entry {
     b64_json: Value,
     #[serde(default)]
     url: Value,
-}
-
-/// Hands on the pictures in the body of `response`.
-pub(super) async fn receive(
-    mut response: Response,
-    delivery: &mut Delivery<'_>,
-) -> Result<Answer, BackendError> {
-    let mut scanner = PictureScanner::default();
-    while let Some(chunk) = response.chunk().await.map_err(error::transport)? {
-        let mut left = &chunk[..];
-        while let Some(found) = scanner.next(&mut left).map_err(error::invalid_answer)? {
-            match found {
-                Found::Piece(piece) => delivery.write(piece).await?,
-                Found::End => delivery.finish().await?,
-            }
-        }
-    }
-    let rest = scanner.into_rest();
-    serde_json::from_slice(&rest).map_err(|error| {
-        let detail = format!("the answer is not an images object: {error}");
-        match delivery.finished() {
-            0 => BackendError::NoImage { detail },
-            _ => BackendError::Failed { detail },
-        }
-    })
 }
 
 impl Answer {

@@ -1,42 +1,63 @@
 //! Any upstream with OpenAI's Images API: a generation where there are no references, else an edit.
 
 mod answer;
+mod profile;
 mod request;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use reqwest::{Client, StatusCode, header::ACCEPT};
+use reqwest::{Client, StatusCode};
 
 use super::{
     Abilities, Backend, BackendError, Drawing, ImageSink,
+    json_pictures::Place,
     upstream::{
         InvalidSetting,
+        answer::receive,
         delivery::Delivery,
         download::{self, DownloadRule},
-        endpoint::{Endpoint, Scheme},
+        endpoint::Endpoint,
         error,
+        inputs::{self, ReadFault},
+        native_size::NativeSize,
     },
 };
 use crate::config::OpenaiBackend;
-use request::ReadFault;
+use answer::Answer;
+use profile::Profile;
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
+/// Of the models that are drawn with on one's own machine.
+const SIDE_STEP_PX: u32 = 64;
 
 /// An upstream with OpenAI's Images API.
 pub struct Openai {
     endpoint: Endpoint,
+    profile: Profile,
+    /// Whether models are addressed by paths: Azure's older form, in which the address has a version.
+    in_deployments: bool,
+    native: NativeSize,
     forward: Vec<String>,
     downloads: DownloadRule,
+    places: Arc<[Place]>,
 }
 
 impl Openai {
     pub fn open(settings: &OpenaiBackend, client: Client) -> Result<Self, InvalidSetting> {
         let (base_url, key) = (&settings.base_url, &settings.api_key);
+        let profile = Profile::of(settings.profile);
         Ok(Self {
-            endpoint: Endpoint::open(client, base_url, key, Scheme::Authorization("Bearer"))?,
+            endpoint: Endpoint::open(client, base_url, key, profile.key)?,
+            profile,
+            in_deployments: base_url.query().is_some(),
+            native: NativeSize {
+                side_px: settings.native_side_px,
+                step_px: SIDE_STEP_PX,
+            },
             forward: settings.forward.clone(),
             downloads: DownloadRule::new(base_url, &settings.download_hosts),
+            places: answer::places(),
         })
     }
 }
@@ -44,11 +65,7 @@ impl Openai {
 #[async_trait]
 impl Backend for Openai {
     fn abilities(&self) -> Abilities {
-        Abilities {
-            n_max: 10,
-            references_max: 16,
-            mask: true,
-        }
+        self.profile.abilities
     }
 
     async fn draw(
@@ -57,23 +74,14 @@ impl Backend for Openai {
         images: &mut dyn ImageSink,
     ) -> Result<(), BackendError> {
         let fault = ReadFault::default();
-        let request = if drawing.references.is_empty() {
-            let body = request::generation(drawing, &self.forward);
-            self.endpoint.post("images/generations").json(&body)
-        } else {
-            let form = request::edit(drawing, &self.forward, &fault)?;
-            self.endpoint.post("images/edits").multipart(form)
-        };
-        let sent = request.header(ACCEPT, "application/json").send().await;
-        if let Some(source) = fault.take() {
-            return Err(BackendError::Input(source));
-        }
-        let response = sent.map_err(error::transport)?;
+        let request = self.request(drawing, &fault)?;
+        let response = inputs::send(request, &fault).await?;
         if !response.status().is_success() {
             return Err(error::read(response, self.endpoint.secret()).await);
         }
         let mut delivery = Delivery::new(images, drawing.n);
-        let answer = answer::receive(response, &mut delivery).await?;
+        let mut answer: Answer = receive(response, &self.places, &mut delivery).await?;
+        delivery.usage(answer.usage.take());
         for url in answer.urls() {
             if delivery.is_done() {
                 break;
@@ -88,7 +96,12 @@ impl Backend for Openai {
     }
 
     async fn check(&self) -> Result<(), BackendError> {
-        let sent = self.endpoint.get("models").timeout(CHECK_TIMEOUT).send();
+        let path = if self.in_deployments {
+            "openai/models"
+        } else {
+            "models"
+        };
+        let sent = self.endpoint.get(path).timeout(CHECK_TIMEOUT).send();
         let response = sent.await.map_err(error::not_reached)?;
         match response.status() {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {

@@ -2,26 +2,22 @@
 //!
 //! Only fields that the API knows: strict upstreams refuse a request for one field too many.
 
-use std::{
-    io,
-    sync::{Arc, Mutex, PoisonError},
-};
-
-use futures_util::{StreamExt, TryFutureExt, TryStreamExt};
-use reqwest::{
-    Body,
-    multipart::{Form, Part},
-};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::{RequestBuilder, header::ACCEPT, multipart::Form};
 use serde_json::{Map, Value, json};
 
-use super::{BackendError, Drawing};
+use super::{BackendError, Drawing, Openai, profile::References};
 use crate::{
-    backend::{Input, upstream},
-    image::Quality,
+    backend::upstream::{
+        inputs::{Encoding, JsonBody, ReadFault, file},
+        prompt,
+    },
+    image::{ImageSize, Quality},
 };
 
 /// Never forwarded, whatever the settings say: set here, or not to be sent at all.
-const RESERVED: [&str; 14] = [
+const RESERVED: [&str; 15] = [
+    "file",
     "image",
     "image_input",
     "image_urls",
@@ -38,35 +34,110 @@ const RESERVED: [&str; 14] = [
     "stream",
 ];
 
-/// What went wrong while an input was read, which the HTTP client's own error doesn't tell.
-#[derive(Clone, Default)]
-pub(super) struct ReadFault(Arc<Mutex<Option<io::Error>>>);
-
-impl ReadFault {
-    pub(super) fn take(&self) -> Option<io::Error> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+impl Openai {
+    /// The request for the drawing, ready to be sent.
+    pub(super) fn request(
+        &self,
+        drawing: &Drawing,
+        fault: &ReadFault,
+    ) -> Result<RequestBuilder, BackendError> {
+        let mut fields = self.fields(drawing);
+        let as_form = !drawing.references.is_empty() && self.profile.references == References::Edit;
+        let operation = if as_form { "edits" } else { "generations" };
+        let path = if self.in_deployments {
+            let model = utf8_percent_encode(&drawing.model, NON_ALPHANUMERIC);
+            format!("openai/deployments/{model}/images/{operation}")
+        } else {
+            format!("images/{operation}")
+        };
+        let request = self.endpoint.post(&path).header(ACCEPT, "application/json");
+        if as_form {
+            return Ok(request.multipart(form(drawing, fields, fault)?));
+        }
+        let mut body = JsonBody::new(fault);
+        if let Some(reference) = drawing.references.first() {
+            let reference = body.input(reference, Encoding::Base64);
+            fields.insert("file".to_owned(), reference);
+        }
+        Ok(body.on(request, &Value::Object(fields)))
     }
 
-    fn note(&self, error: io::Error) -> io::Error {
-        let kind = error.kind();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-        io::Error::from(kind)
+    fn fields(&self, drawing: &Drawing) -> Map<String, Value> {
+        let size = self.size(drawing);
+        let quality = drawing.quality.map(|quality| match quality {
+            Quality::Low => "low",
+            Quality::Medium => "medium",
+            Quality::High => "high",
+        });
+        let prompt = prompt::without(&drawing.prompt, self.profile.prompt);
+        let own = [
+            // Azure's deployments know their model, and some refuse to be told.
+            (
+                "model",
+                (!self.in_deployments).then(|| json!(drawing.model)),
+            ),
+            ("prompt", Some(json!(prompt))),
+            ("n", Some(json!(drawing.n))),
+            (
+                "size",
+                Some(json!(format!("{}x{}", size.width, size.height))),
+            ),
+            ("quality", quality.map(Value::from)),
+            (
+                "response_format",
+                self.profile.response_format.map(Value::from),
+            ),
+        ];
+        let options = self.forward.iter().filter_map(|name| {
+            let value = drawing.options.get(name)?;
+            let sent = !value.is_null() && !RESERVED.contains(&name.as_str());
+            sent.then(|| (name.clone(), value.clone()))
+        });
+        own.into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+            .chain(options)
+            .chain(drawing.extra.clone())
+            .collect()
+    }
+
+    /// What is asked for, as far as the model can draw it.
+    fn size(&self, drawing: &Drawing) -> ImageSize {
+        let wanted = self.native.fit(drawing.size);
+        if draws_three_sizes(&drawing.model) {
+            nearest_of_three(wanted)
+        } else {
+            wanted
+        }
     }
 }
 
-/// The JSON body of a generation.
-pub(super) fn generation(drawing: &Drawing, forward: &[String]) -> Map<String, Value> {
-    fields(drawing, forward)
+/// gpt-image-1.5 and gpt-image-1-mini, and what `ChatGPT` has of them, draw no size but their three.
+fn draws_three_sizes(model: &str) -> bool {
+    model.contains("gpt-image-1") || model.contains("chatgpt-image")
 }
 
-/// The form of an edit: text first, then the files, which are read only as they are sent.
-pub(super) fn edit(
+fn nearest_of_three(wanted: ImageSize) -> ImageSize {
+    let [width, height] = [wanted.width, wanted.height].map(u64::from);
+    // 3:2 is nearer than 1:1 from the geometric mean of the two on.
+    let oblong = |long: u64, across: u64| 2 * long * long > 3 * across * across;
+    let (width, height) = if oblong(width, height) {
+        (1536, 1024)
+    } else if oblong(height, width) {
+        (1024, 1536)
+    } else {
+        (1024, 1024)
+    };
+    ImageSize { width, height }
+}
+
+/// Text first, then the files, which are read only as they are sent.
+fn form(
     drawing: &Drawing,
-    forward: &[String],
+    fields: Map<String, Value>,
     fault: &ReadFault,
 ) -> Result<Form, BackendError> {
     let mut form = Form::new();
-    for (name, value) in fields(drawing, forward) {
+    for (name, value) in fields {
         let text = match value {
             Value::String(text) => text,
             other => other.to_string(),
@@ -87,81 +158,32 @@ pub(super) fn edit(
     Ok(form)
 }
 
-fn fields(drawing: &Drawing, forward: &[String]) -> Map<String, Value> {
-    let size = format!("{}x{}", drawing.size.width, drawing.size.height);
-    let own = [
-        ("model", json!(drawing.model)),
-        ("prompt", json!(drawing.prompt)),
-        ("n", json!(drawing.n)),
-        ("size", json!(size)),
-    ];
-    let quality = drawing.quality.map(|quality| match quality {
-        Quality::Low => "low",
-        Quality::Medium => "medium",
-        Quality::High => "high",
-    });
-    let options = forward.iter().filter_map(|name| {
-        let value = drawing.options.get(name)?;
-        let sent = !value.is_null() && !RESERVED.contains(&name.as_str());
-        sent.then(|| (name.clone(), value.clone()))
-    });
-    own.into_iter()
-        .chain(quality.map(|quality| ("quality", json!(quality))))
-        .map(|(name, value)| (name.to_owned(), value))
-        .chain(options)
-        .chain(drawing.extra.clone())
-        .collect()
-}
-
-fn file(input: &Input, stem: &str, fault: &ReadFault) -> Result<Part, BackendError> {
-    let fault = fault.clone();
-    let bytes = (input.open)()
-        .try_flatten_stream()
-        .map_err(move |error| fault.note(error))
-        .boxed();
-    Part::stream_with_length(Body::wrap_stream(bytes), input.length)
-        .file_name(format!("{stem}.{}", input.format.extension()))
-        .mime_str(input.format.content_type())
-        .map_err(upstream::error::transport)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::{ImageSize, Resolution};
 
     #[test]
-    fn only_known_and_named_fields_are_sent() {
-        let options = json!({"background": "opaque", "user": "u", "moderation": null,
-            "response_format": "url", "resolution": "2k", "image_urls": [], "model": "other"});
-        let drawing = Drawing {
-            model: "gpt-image-2".into(),
-            prompt: "a cat".into(),
-            n: 2,
-            ratio: "1:1".parse().unwrap(),
-            resolution: Resolution::OneK,
-            size: ImageSize {
-                width: 1536,
-                height: 864,
-            },
-            quality: Some(Quality::High),
-            references: vec![],
-            mask: None,
-            options: options.as_object().unwrap().clone(),
-            extra: serde_json::Map::new(),
-            job: None,
+    fn every_shape_has_its_nearest_of_the_three_sizes() {
+        let nearest = |width, height| {
+            let size = nearest_of_three(ImageSize { width, height });
+            (size.width, size.height)
         };
-        let forward = [
-            "background",
-            "moderation",
-            "response_format",
-            "resolution",
-            "image_urls",
-            "model",
-        ];
-        let body = generation(&drawing, &forward.map(str::to_owned));
-        let expected = json!({"model": "gpt-image-2", "prompt": "a cat", "n": 2, "size": "1536x864",
-            "quality": "high", "background": "opaque"});
-        assert_eq!(Value::Object(body), expected);
+        for (width, height) in [(1024, 1024), (2048, 2048), (1200, 1000), (1000, 1200)] {
+            assert_eq!(nearest(width, height), (1024, 1024));
+        }
+        for (width, height) in [(1280, 1024), (1536, 1024), (2048, 1152), (2016, 864)] {
+            assert_eq!(nearest(width, height), (1536, 1024));
+            assert_eq!(nearest(height, width), (1024, 1536));
+        }
+        for model in [
+            "gpt-image-1.5",
+            "openai/gpt-image-1-mini",
+            "chatgpt-image-latest",
+        ] {
+            assert!(draws_three_sizes(model), "{model}");
+        }
+        for model in ["gpt-image-2", "gpt-image-2.5-flare", "sd-cpp-local"] {
+            assert!(!draws_three_sizes(model), "{model}");
+        }
     }
 }

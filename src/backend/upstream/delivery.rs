@@ -1,6 +1,7 @@
 //! Hands pictures to the sink: no more of them, and none larger, than was agreed.
 
 use bytes::Bytes;
+use serde_json::Value;
 
 use super::{BackendError, ImageSink};
 
@@ -32,6 +33,13 @@ impl<'a> Delivery<'a> {
     /// Whether every picture asked for is there; more are not taken.
     pub(in crate::backend) fn is_done(&self) -> bool {
         self.finished == self.wanted
+    }
+
+    /// What the upstream says that the work has taken; nothing, if it says nothing.
+    pub(in crate::backend) fn usage(&mut self, usage: Option<Value>) {
+        if let Some(usage) = usage.filter(Value::is_object) {
+            self.images.usage(usage);
+        }
     }
 
     pub(in crate::backend) async fn write(&mut self, piece: Bytes) -> Result<(), BackendError> {

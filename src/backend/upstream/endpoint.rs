@@ -20,8 +20,10 @@ pub(in crate::backend) struct Endpoint {
 /// How the key is shown.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::backend) enum Scheme {
-    /// In `Authorization`, after this word: `Bearer`, `Key`, `Basic`.
+    /// In `Authorization`, after this word: `Bearer`, `Key`.
     Authorization(&'static str),
+    /// In `Authorization`; the key is `user:password`.
+    Basic,
     /// Alone in a header of this name.
     Header(&'static str),
 }
@@ -94,6 +96,10 @@ fn header(
     }
     let (name, text) = match scheme {
         Scheme::Authorization(word) => (AUTHORIZATION, format!("{word} {secret}")),
+        Scheme::Basic => {
+            let encoded = base64_simd::STANDARD.encode_to_string(secret);
+            (AUTHORIZATION, format!("Basic {encoded}"))
+        }
         Scheme::Header(name) => (HeaderName::from_static(name), secret.to_owned()),
     };
     let mut value = HeaderValue::try_from(text).or(Err(InvalidSetting::ApiKey))?;

@@ -26,6 +26,9 @@ const REFUSAL_CODES: [&str; 5] = [
 const REFUSAL_CODE_END: &str = "SensitiveContentDetected";
 const REFUSAL_PHRASE: &str = "safety system";
 
+/// How servers begin that answer 500 to what they cannot read.
+const BAD_INPUT_STARTS: [&str; 2] = ["[json.exception", "Invalid encoded image"];
+
 const QUOTA_CODES: [&str; 3] = [
     "insufficient_quota",
     "billing_hard_limit_reached",
@@ -79,12 +82,14 @@ impl UpstreamError {
         let Ok(body) = serde_json::from_slice::<Value>(body) else {
             return Self::default();
         };
-        // Beside OpenAI's shape there are servers that say `message` or `detail`, or both of that
-        // and an `error` that is a mere code.
-        let found = [&body["error"], &body, &body["detail"]].map(|v| Self::of_value(v, api_key));
+        // Beside OpenAI's shape there are servers that say `message` or `detail` (or a list of those,
+        // each with a `msg`), beside an `error` that is a mere code, or is all they say.
+        let first = &body["detail"][0]["msg"];
+        let found = [&body, first, &body["detail"], &body["error"]];
+        let found = found.map(|value| Self::of_value(value, api_key));
         let refusal = found.iter().position(Self::is_refusal);
         let spoken = found.iter().position(|error| !error.message.is_empty());
-        let chosen = refusal.or(spoken).unwrap_or_default();
+        let chosen = refusal.or(spoken).unwrap_or(3);
         found.into_iter().nth(chosen).unwrap_or_default()
     }
 }
@@ -154,6 +159,12 @@ fn classify(
             detail,
             retry_after,
         },
+        500 if BAD_INPUT_STARTS
+            .iter()
+            .any(|start| message.starts_with(start)) =>
+        {
+            BackendError::Invalid { message }
+        }
         408 | 409 => BackendError::Failed { detail },
         400..=499 => BackendError::Invalid { message },
         300..=399 => BackendError::Failed {
@@ -247,12 +258,23 @@ mod tests {
             r#"{"message": "prompt required"}"#,
             r#"{"detail": "prompt required"}"#,
             r#"{"error": {"code": "x"}, "message": "prompt required"}"#,
+            r#"{"error": "server_error", "message": "prompt required"}"#,
+            r#"{"error": "HTTPException", "detail": "prompt required", "body": "", "errors": ""}"#,
+            r#"{"detail": [{"loc": ["body"], "msg": "prompt required", "type": "missing"}]}"#,
         ] {
             assert_eq!(
                 class(400, body),
                 r#"Invalid { message: "prompt required" }"#
             );
         }
+        for said in [
+            "[json.exception.type_error.302] no",
+            "Invalid encoded image",
+        ] {
+            let body = json!({"error": "server_error", "message": said}).to_string();
+            assert!(class(500, &body).starts_with("Invalid"));
+        }
+        assert!(class(500, r#"{"error": "OutOfMemoryError", "detail": ""}"#).starts_with("Failed"));
         for body in [
             "",
             "<html>not found</html>",

@@ -1,12 +1,16 @@
-//! What all backends share that speak HTTP to an upstream: what its errors mean, how its pictures are
-//! handed on and fetched, and what of its words may be shown.
+//! What all backends share that speak HTTP to an upstream: what its errors mean, how inputs go
+//! along, how its pictures are handed on and fetched, and what of its words may be shown.
 
+pub(super) mod answer;
 pub(super) mod delivery;
 pub(super) mod download;
 pub(super) mod endpoint;
 pub(super) mod error;
+pub(super) mod inputs;
 pub(super) mod message;
+pub(super) mod native_size;
+pub(super) mod prompt;
 
-pub use endpoint::InvalidSetting;
+pub(super) use endpoint::InvalidSetting;
 
 use super::{BackendError, ImageSink};

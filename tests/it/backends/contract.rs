@@ -46,10 +46,18 @@ pub trait StandIn {
     /// What the drawing's `model` must be.
     fn model(&self) -> String;
     fn play(&self, scene: Scene);
+    /// Whether the upstream has a way to do so: some have no safety system, some no keys.
+    fn plays(&self, _scene: Scene) -> bool {
+        true
+    }
     /// How many drawings were asked for so far, whatever became of them; polls do not count.
     fn asked(&self) -> usize;
     /// The images that came along with the last one, in order; a mask comes last.
     fn inputs(&self) -> Vec<Vec<u8>>;
+    /// Whether the mask that came says what the one given says; most upstreams take it as it is.
+    fn is_mask(&self, given: &[u8], came: &[u8]) -> bool {
+        given == came
+    }
     /// The jobs that it was told to give up.
     fn cancelled(&self) -> Vec<String>;
 }
@@ -72,7 +80,10 @@ pub async fn keeps_its_promises(stand_in: &impl StandIn) {
 async fn draw(backend: &dyn Backend, drawing: &Drawing) -> (Collected, Result<(), BackendError>) {
     let mut collected = Collected::default();
     let drawn = timeout(LONG, backend.draw(drawing, &mut collected)).await;
-    (collected, drawn.expect("the backend did not return"))
+    (
+        collected,
+        drawn.unwrap_or_else(|_| panic!("the backend did not return")),
+    )
 }
 
 fn wanted(stand_in: &impl StandIn, n: u8) -> Drawing {
@@ -103,7 +114,7 @@ async fn sends_references(backend: &dyn Backend, stand_in: &impl StandIn) {
     let bytes = [
         pictures::png(),
         pictures::picture(image::ImageFormat::Jpeg),
-        pictures::png_of(100_000),
+        pictures::mask_of(100_000),
     ];
     let count = abilities.references_max.min(formats.len());
     let mut drawing = wanted(stand_in, 1);
@@ -111,16 +122,18 @@ async fn sends_references(backend: &dyn Backend, stand_in: &impl StandIn) {
     drawing.references = inputs
         .map(|(format, bytes)| input(*format, bytes))
         .collect();
-    let mut sent = bytes[..count].to_vec();
-    if abilities.mask && count > 0 {
-        drawing.mask = Some(input(Format::Png, &bytes[2]));
-        sent.push(bytes[2].clone());
-    }
+    let masked = abilities.mask && count > 0;
+    drawing.mask = masked.then(|| input(Format::Png, &bytes[2]));
     let (collected, drawn) = draw(backend, &drawing).await;
     drawn.unwrap();
     assert_eq!(collected.pictures.len(), 1);
+    let mut came = stand_in.inputs();
+    if masked {
+        let mask = came.pop().unwrap_or_default();
+        assert!(stand_in.is_mask(&bytes[2], &mask), "not the mask");
+    }
     assert!(
-        stand_in.inputs() == sent,
+        came == bytes[..count],
         "not the images that were given, or not in order"
     );
 }
@@ -136,10 +149,15 @@ async fn tells_failures_apart(backend: &dyn Backend, stand_in: &impl StandIn) {
         (Scene::DrawsNothing, Class::NoImage),
         (Scene::DrawsNoImage, Class::NoImage),
     ] {
+        if !stand_in.plays(scene) {
+            continue;
+        }
         stand_in.play(scene);
         let asked = stand_in.asked();
         let (collected, drawn) = draw(backend, &wanted(stand_in, 1)).await;
-        let error = drawn.expect_err(&format!("{scene:?}"));
+        let Err(error) = drawn else {
+            panic!("{scene:?} is no failure");
+        };
         assert_eq!(error.class(), class, "{scene:?}: {error:?}");
         assert!(collected.pictures.is_empty(), "{scene:?}");
         assert_eq!(stand_in.asked(), asked + 1, "{scene:?}: asked again");

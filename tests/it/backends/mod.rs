@@ -2,6 +2,7 @@
 
 mod contract;
 mod openai;
+mod sdapi;
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 
-use image::{DynamicImage, ImageFormat, RgbImage};
+use image::{DynamicImage, ImageFormat, RgbImage, RgbaImage};
 
 /// An image of 8x6 pixels in one of the four formats.
 pub fn picture(format: ImageFormat) -> Vec<u8> {
@@ -20,7 +20,22 @@ pub fn png() -> Vec<u8> {
 
 /// A PNG of so many bytes: most of them in a chunk that decoders pass over.
 pub fn png_of(bytes: usize) -> Vec<u8> {
-    let small = png();
+    filled(&png(), bytes)
+}
+
+/// A mask of 8x6 pixels, clear in its left half, in so many bytes.
+pub fn mask_of(bytes: usize) -> Vec<u8> {
+    let pixels = RgbaImage::from_fn(8, 6, |x, _| {
+        image::Rgba([9, 9, 9, if x < 4 { 0 } else { 255 }])
+    });
+    let mut small = Cursor::new(Vec::new());
+    DynamicImage::from(pixels)
+        .write_to(&mut small, ImageFormat::Png)
+        .unwrap();
+    filled(&small.into_inner(), bytes)
+}
+
+fn filled(small: &[u8], bytes: usize) -> Vec<u8> {
     let (rest, end) = small.split_at(small.len() - 12);
     let filling = vec![b'x'; bytes - small.len() - 12];
     [rest, &chunk(*b"fiLl", &filling), end].concat()

@@ -2,7 +2,9 @@
 
 mod answers;
 mod errors;
+mod profiles;
 mod requests;
+mod stand_in;
 
 use std::sync::Arc;
 

@@ -1,7 +1,8 @@
 //! A stand-in for an upstream with OpenAI's Images API. As strict as the real one where that matters: it
-//! wants its key, refuses parameters it does not know, and answers with base64 only.
-//! Any call can be answered otherwise: see [`Reply`].
+//! wants its key, refuses parameters it does not know, and answers with base64 only. It can play the copies
+//! of that API as well: see [`Dialect`]. Any call can be answered otherwise: see [`Reply`].
 
+mod dialect;
 mod received;
 mod reply;
 
@@ -22,6 +23,7 @@ use axum::{
 use serde_json::json;
 use tokio::{net::TcpListener, task::JoinSet};
 
+pub use dialect::Dialect;
 pub use received::{File, Received};
 pub use reply::{Gate, Reply, picture};
 
@@ -40,19 +42,32 @@ pub struct Upstream {
 
 #[derive(Default)]
 struct Scripted {
+    dialect: Dialect,
     replies: Mutex<VecDeque<Reply>>,
+    /// To every drawing that has no reply of its own.
+    standing: Mutex<Option<Reply>>,
     received: Mutex<Vec<Received>>,
 }
 
 impl Upstream {
     pub async fn start() -> Self {
+        Self::speaking(Dialect::Openai).await
+    }
+
+    pub async fn speaking(dialect: Dialect) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let state = Arc::new(Scripted::default());
+        let state = Arc::new(Scripted {
+            dialect,
+            ..Scripted::default()
+        });
         let router = Router::new()
-            .route("/v1/images/generations", post(draw))
-            .route("/v1/images/edits", post(draw))
+            .route("/v1/images/{operation}", post(draw))
+            .route("/openai/v1/images/{operation}", post(draw))
+            .route("/openai/deployments/{model}/images/{operation}", post(draw))
             .route("/v1/models", get(models))
+            .route("/openai/v1/models", get(models))
+            .route("/openai/models", get(models))
             .route("/files/{name}", get(file))
             .layer(DefaultBodyLimit::disable())
             .with_state(Arc::clone(&state));
@@ -67,8 +82,7 @@ impl Upstream {
 
     /// The backend's settings for it, as TOML below `[backends.NAME]`; `more` lies beside them.
     pub fn settings(&self, more: &str) -> String {
-        let url = &self.url;
-        format!("kind = \"openai\"\nbase_url = \"{url}/v1\"\napi_key = \"{KEY}\"\n{more}\n")
+        format!("{}\n{more}\n", self.state.dialect.settings(&self.url))
     }
 
     /// Settings of a gateway whose only model draws with it; `model` lies beside the model's backend.
@@ -81,6 +95,11 @@ impl Upstream {
     /// about are drawn.
     pub fn next(&self, reply: Reply) {
         self.state.replies.lock().unwrap().push_back(reply);
+    }
+
+    /// Answers every drawing so from now on, unless it is told otherwise for one. `None`: draws again.
+    pub fn always(&self, reply: Option<Reply>) {
+        *self.state.standing.lock().unwrap() = reply;
     }
 
     /// Returns once so many calls came, answered or not.
@@ -114,9 +133,10 @@ async fn draw(
     body: Bytes,
 ) -> Response {
     let received = Received::read(&uri, headers, body).await;
-    let reply = state.replies.lock().unwrap().pop_front();
-    let reply = reply.unwrap_or_else(|| match received.check() {
-        Ok(()) => Reply::drawn(&received),
+    let next = state.replies.lock().unwrap().pop_front();
+    let reply = next.or_else(|| state.standing.lock().unwrap().clone());
+    let reply = reply.unwrap_or_else(|| match state.dialect.check(&received) {
+        Ok(()) => state.dialect.drawn(&received),
         Err(refusal) => refusal,
     });
     state.note(received);
@@ -127,7 +147,7 @@ async fn models(State(state): State<Arc<Scripted>>, uri: Uri, headers: HeaderMap
     let received = Received::read(&uri, headers, Bytes::new()).await;
     let model =
         json!({"id": "gpt-image-2", "object": "model", "created": 1, "owned_by": "stand-in"});
-    let reply = match received.check_key() {
+    let reply = match state.dialect.check_key(&received) {
         Ok(()) => Reply::json(200, &json!({"object": "list", "data": [model]})),
         Err(refusal) => refusal,
     };

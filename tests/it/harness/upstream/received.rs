@@ -1,4 +1,4 @@
-//! A call to the stand-in, and whether the real thing would take it.
+//! A call to the stand-in.
 
 use axum::{
     body::Bytes,
@@ -6,29 +6,10 @@ use axum::{
 };
 use serde_json::{Map, Value};
 
-use super::{KEY, REFUSED_PROMPT, Reply};
-
-const PARAMETERS: [&str; 14] = [
-    "background",
-    "image",
-    "image[]",
-    "input_fidelity",
-    "mask",
-    "model",
-    "moderation",
-    "n",
-    "output_compression",
-    "output_format",
-    "prompt",
-    "quality",
-    "size",
-    "user",
-];
-const FILES: [&str; 3] = ["image", "image[]", "mask"];
-
 #[derive(Clone, Debug)]
 pub struct Received {
     pub path: String,
+    pub query: String,
     pub headers: HeaderMap,
     /// A JSON body as it is; the text parts of a form, as strings.
     pub fields: Map<String, Value>,
@@ -51,6 +32,7 @@ impl Received {
     pub(super) async fn read(uri: &Uri, headers: HeaderMap, body: Bytes) -> Self {
         let mut received = Self {
             path: uri.path().to_owned(),
+            query: uri.query().unwrap_or_default().to_owned(),
             headers,
             fields: Map::new(),
             files: Vec::new(),
@@ -112,57 +94,14 @@ impl Received {
         (width % 16 == 0 && height % 16 == 0).then_some((width, height))
     }
 
-    pub(super) fn check_key(&self) -> Result<(), Reply> {
-        if self.header("authorization") == Some(&format!("Bearer {KEY}")) {
-            return Ok(());
-        }
-        Err(Reply::error(
-            401,
-            "invalid_api_key",
-            "Incorrect API key provided.",
-        ))
-    }
-
-    pub(super) fn check(&self) -> Result<(), Reply> {
-        self.check_key()?;
-        let invalid = |param: &str, message: &str| {
-            Err(Reply::error(400, "invalid_value", message).about(param))
-        };
-        let files = self.files.iter().map(|file| file.name.as_str());
-        let mut names = self.fields.keys().map(String::as_str).chain(files);
-        if let Some(unknown) = names.find(|name| !PARAMETERS.contains(name)) {
-            let message = format!("Unknown parameter: '{unknown}'.");
-            return Err(Reply::error(400, "unknown_parameter", &message).about(unknown));
-        }
-        let prompt = self.fields.get("prompt").and_then(Value::as_str);
-        match prompt {
-            None | Some("") => return invalid("prompt", "Missing required parameter: 'prompt'."),
-            Some(REFUSED_PROMPT) => {
-                let message = "Your request was rejected by the safety system.";
-                return Err(Reply::error(400, "moderation_blocked", message));
-            }
-            Some(_) => {}
-        }
-        if !matches!(self.n(), Some(1..=10)) {
-            return invalid("n", "Invalid 'n': expected an integer from 1 to 10.");
-        }
-        if self.size().is_none() {
-            return invalid("size", "Invalid size: both sides must be divisible by 16.");
-        }
-        let images = self.files.iter().filter(|file| file.name != "mask").count();
-        if self.path.ends_with("edits") && !(1..=16).contains(&images) {
-            return invalid("image", "Expected 1 to 16 images.");
-        }
-        let bad = |file: &File| !FILES.contains(&file.name.as_str()) || !file.is_image();
-        match self.files.iter().find(|file| bad(file)) {
-            Some(file) => invalid(&file.name, "Invalid image file or mode."),
-            None => Ok(()),
-        }
+    /// Where it was called.
+    pub(super) fn host(&self) -> &str {
+        self.header("host").unwrap_or_default()
     }
 }
 
 impl File {
-    fn is_image(&self) -> bool {
+    pub(super) fn is_image(&self) -> bool {
         let bytes: &[u8] = &self.bytes;
         match self.content_type.as_str() {
             "image/png" => bytes.starts_with(b"\x89PNG\r\n\x1a\n"),

@@ -1,0 +1,114 @@
+//! Servers with the API of AUTOMATIC1111's web UI: that one, Forge, SD.Next, sd-server.
+//!
+//! They draw while the connection waits and know no names of jobs. What they can be told to stop is
+//! whatever they draw at the time, be it somebody else's: so nothing is ever stopped.
+
+mod mask;
+mod request;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use reqwest::{Client, StatusCode};
+use serde::Deserialize;
+use tokio::sync::Semaphore;
+
+use super::{
+    Abilities, Backend, BackendError, Drawing, ImageSink,
+    json_pictures::Place,
+    upstream::{
+        InvalidSetting,
+        answer::receive,
+        delivery::Delivery,
+        endpoint::{Endpoint, Scheme},
+        error,
+        inputs::{self, ReadFault},
+        native_size::NativeSize,
+    },
+};
+use crate::config::{SdapiBackend, Upscale};
+
+const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A server with the API of AUTOMATIC1111's web UI.
+pub struct Sdapi {
+    endpoint: Endpoint,
+    native: NativeSize,
+    upscale: Upscale,
+    batch_max: u8,
+    places: Arc<[Place]>,
+    /// For turning masks, one at a time.
+    masks: Arc<Semaphore>,
+}
+
+/// What is left of an answer; that there are pictures in it has shown by then.
+#[derive(Deserialize)]
+struct Answer {}
+
+impl Sdapi {
+    pub fn open(settings: &SdapiBackend, client: Client) -> Result<Self, InvalidSetting> {
+        let (base_url, key) = (&settings.base_url, &settings.api_key);
+        Ok(Self {
+            endpoint: Endpoint::open(client, base_url, key, Scheme::Basic)?,
+            native: NativeSize {
+                side_px: settings.native_side_px,
+                step_px: settings.side_step_px,
+            },
+            upscale: settings.upscale,
+            batch_max: settings.batch_max,
+            places: Arc::new([
+                Place::of_base64("images[]"),
+                Place::of_echo("parameters.init_images[]"),
+                Place::of_echo("parameters.mask"),
+            ]),
+            masks: Arc::new(Semaphore::new(1)),
+        })
+    }
+}
+
+#[async_trait]
+impl Backend for Sdapi {
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            n_max: self.batch_max,
+            // More would be drawn from one after the other, not together.
+            references_max: 1,
+            mask: true,
+        }
+    }
+
+    async fn draw(
+        &self,
+        drawing: &Drawing,
+        images: &mut dyn ImageSink,
+    ) -> Result<(), BackendError> {
+        let fault = ReadFault::default();
+        let request = self.request(drawing, &fault).await?;
+        let response = inputs::send(request, &fault).await?;
+        if !response.status().is_success() {
+            return Err(error::read(response, self.endpoint.secret()).await);
+        }
+        let mut delivery = Delivery::new(images, drawing.n);
+        let Answer {} = receive(response, &self.places, &mut delivery).await?;
+        if delivery.finished() == 0 {
+            return Err(BackendError::NoImage {
+                detail: "no image is in images".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    async fn check(&self) -> Result<(), BackendError> {
+        let request = self.endpoint.get("sdapi/v1/sd-models");
+        let sent = request.timeout(CHECK_TIMEOUT).send().await;
+        let response = sent.map_err(error::not_reached)?;
+        match response.status() {
+            status if status.is_success() => Ok(()),
+            StatusCode::NOT_FOUND => Err(BackendError::Failed {
+                detail: "it has no /sdapi/v1/sd-models; the web UI has it if started with --api"
+                    .to_owned(),
+            }),
+            _ => Err(error::read(response, self.endpoint.secret()).await),
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! Inputs whose pixels are looked at: read whole, and decoded within limits.
+
+use std::io::Cursor;
+
+use futures_util::TryStreamExt;
+use image::{DynamicImage, ImageReader, Limits};
+
+use super::{BackendError, Input};
+
+const BYTES_MAX: u64 = 64 * 1024 * 1024;
+pub(super) const SIDE_PX_MAX: u32 = 16_384;
+const DECODED_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// `name` is what the client is told that the input is.
+pub(super) async fn read(input: &Input, name: &str) -> Result<Vec<u8>, BackendError> {
+    if input.length > BYTES_MAX {
+        return Err(BackendError::Invalid {
+            message: format!("{name} may have at most {BYTES_MAX} bytes"),
+        });
+    }
+    let mut stream = (input.open)().await.map_err(BackendError::Input)?;
+    let mut bytes = Vec::with_capacity(usize::try_from(input.length).unwrap_or_default());
+    while let Some(piece) = stream.try_next().await.map_err(BackendError::Input)? {
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes)
+}
+
+/// Keeps a core busy, and takes as much memory as the picture has pixels.
+pub(super) fn decode(bytes: &[u8], name: &str) -> Result<DynamicImage, BackendError> {
+    let mut limits = Limits::default();
+    limits.max_image_width = Some(SIDE_PX_MAX);
+    limits.max_image_height = Some(SIDE_PX_MAX);
+    limits.max_alloc = Some(DECODED_BYTES_MAX);
+    let mut reader = ImageReader::new(Cursor::new(bytes))
+        .with_guessed_format()
+        .map_err(BackendError::Input)?;
+    reader.limits(limits);
+    reader.decode().map_err(|error| BackendError::Invalid {
+        message: format!("{name} can't be used: {error}"),
+    })
+}
