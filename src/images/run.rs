@@ -85,15 +85,11 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
     let limit = route.settings.timeout().min(left);
     let mut calls = calls(app, task, route, assignment, &inputs);
     let drawn = join_all(calls.iter_mut().map(|call| call.draw(app, route, limit))).await;
-    let error = drawn.into_iter().find_map(Result::err);
-
-    let class = error.as_ref().map(BackendError::class);
-    route.breaker.note(class);
     let mut attempt = Attempt {
         route: route.name.clone(),
         jobs: Vec::new(),
         duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-        class,
+        class: None,
     };
     let (mut images, mut usage) = (Vec::new(), Vec::new());
     for call in calls {
@@ -102,6 +98,10 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
         images.extend(kept.images);
         usage.extend(kept.usage);
     }
+    let error = drawn.into_iter().find_map(Result::err);
+    let error = error.filter(|_| images.is_empty());
+    attempt.class = error.as_ref().map(BackendError::class);
+    route.breaker.note(attempt.class);
     let circumstances = Circumstances {
         model,
         needs: needs(&task.request),
@@ -111,10 +111,8 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
         left: deadline.saturating_duration_since(Instant::now()),
     };
     match error {
-        Some(error) if images.is_empty() => {
-            fail(&error, attempt, assignment, &circumstances, usage)
-        }
-        _ => Ran::Ended(Ending {
+        Some(error) => fail(&error, attempt, assignment, &circumstances, usage),
+        None => Ran::Ended(Ending {
             outcome: delivered(images, task),
             attempt: Some(attempt),
             usage,
@@ -225,15 +223,12 @@ impl Call<'_> {
         limit: Duration,
     ) -> Result<(), BackendError> {
         let draw = route.backend.draw(&self.drawing, &mut self.sink);
-        let drawn = match timeout(limit, draw).await {
-            Ok(drawn) => drawn,
-            Err(_) => {
-                self.give_up(app, route);
-                Err(BackendError::Silent {
-                    detail: format!("no whole answer within {} ms", limit.as_millis()),
-                })
-            }
-        };
+        let drawn = timeout(limit, draw).await.unwrap_or_else(|_| {
+            self.give_up(app, route);
+            Err(BackendError::Silent {
+                detail: format!("no whole answer within {} ms", limit.as_millis()),
+            })
+        });
         if let Err(error) = &drawn {
             tracing::warn!(task.id = %self.task.id, route = route.name, class = ?error.class(), error = error as &dyn Error, "an upstream did not draw");
         }

@@ -107,7 +107,7 @@ impl Worker {
                 self.wake_after(wait);
             }
             Ok(false) => {
-                tracing::warn!(task.id = %id, "a task was another worker's by the time it had failed")
+                tracing::warn!(task.id = %id, "a task was another worker's by the time it had failed");
             }
             Err(error) => {
                 tracing::error!(task.id = %id, error = &error as &dyn Error, "a task could not be put back; its lease will run out");

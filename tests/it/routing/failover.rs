@@ -13,7 +13,7 @@ use crate::harness::{
 const REQUESTS: usize = 2_000;
 const CLIENTS: usize = 32;
 
-/// What the moody upstream does with its calls, in order: about every other is not a picture.
+/// What the whimsical upstream does with its calls, in order: about every other is not a picture.
 fn moods() -> (Vec<Reply>, impl Fn(usize) -> bool) {
     let refuses = |index: usize| index % 11 == 3;
     let reply = move |index: usize| match index {
@@ -29,17 +29,17 @@ fn moods() -> (Vec<Reply>, impl Fn(usize) -> bool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_the_routes_do_every_answer_is_right_and_paid_for_once() {
-    let (slow, moody) = (Upstream::start().await, Upstream::start().await);
+    let (slow, whimsical) = (Upstream::start().await, Upstream::start().await);
     let (moods, refuses) = moods();
     for mood in moods {
-        moody.next(mood);
+        whimsical.next(mood);
     }
     for _ in 0..REQUESTS {
         slow.next(Reply::a_picture().after(Duration::from_millis(40)));
     }
     let settings = routed(
-        &[("slow", &slow), ("moody", &moody)],
-        r#"{ backend = "dead", weight = 2 }, { backend = "slow" }, { backend = "moody", weight = 2 }"#,
+        &[("slow", &slow), ("whim", &whimsical)],
+        r#"{ backend = "dead", weight = 2 }, { backend = "slow" }, { backend = "whim", weight = 2 }"#,
         "[routing]\nretry_wait_ms = 5\nrest_ms = 200\n\
          [backends.dead]\nkind = 'openai'\nbase_url = 'http://127.0.0.1:9/v1'\napi_key = 'k'\n",
     );
@@ -55,15 +55,15 @@ async fn whatever_the_routes_do_every_answer_is_right_and_paid_for_once() {
         .collect()
         .await;
 
-    let asked = moody.received().len();
-    let refused = (0..asked).filter(|index| refuses(*index)).count();
+    let asked = whimsical.received().len();
+    let told = (0..asked).filter(|index| refuses(*index)).count();
     let count = |status| statuses.iter().filter(|other| **other == status).count();
     assert_eq!(
         count(400),
-        refused,
+        told,
         "each refusal was told, and none tried elsewhere"
     );
-    assert_eq!(count(200), REQUESTS - refused, "all others were drawn");
+    assert_eq!(count(200), REQUESTS - told, "all others were drawn");
     let delivered = slow.received().len()
         + (0..asked)
             .filter(|index| !refuses(*index) && index % 7 != 2 && index % 5 != 1)

@@ -11,10 +11,10 @@ use crate::harness::{caller::Caller, database::TestDatabase, upstream::Upstream}
 
 /// Settings under which `gpt-image-2` is drawn over these routes, by backends of these names.
 fn routed(upstreams: &[(&str, &Upstream)], routes: &str, more: &str) -> String {
-    let backends: String = upstreams
-        .iter()
-        .map(|(name, upstream)| format!("[backends.{name}]\n{}", upstream.settings("")))
-        .collect();
+    let mut backends = String::new();
+    for (name, upstream) in upstreams {
+        backends += &format!("[backends.{name}]\n{}", upstream.settings(""));
+    }
     format!("{more}\n{backends}[models.gpt-image-2]\naliases = [\"best\"]\nroutes = [{routes}]\n")
 }
 
