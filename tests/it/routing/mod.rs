@@ -11,10 +11,10 @@ use crate::harness::{caller::Caller, database::TestDatabase, upstream::Upstream}
 
 /// Settings under which `gpt-image-2` is drawn over these routes, by backends of these names.
 fn routed(upstreams: &[(&str, &Upstream)], routes: &str, more: &str) -> String {
-    let mut backends = String::new();
-    for (name, upstream) in upstreams {
-        backends += &format!("[backends.{name}]\n{}", upstream.settings(""));
-    }
+    let backend = |(name, upstream): &(&str, &Upstream)| {
+        format!("[backends.{name}]\n{}", upstream.settings(""))
+    };
+    let backends = upstreams.iter().map(backend).collect::<Vec<_>>().concat();
     format!("{more}\n{backends}[models.gpt-image-2]\naliases = [\"best\"]\nroutes = [{routes}]\n")
 }
 

@@ -70,3 +70,30 @@ async fn models_change_without_a_request_being_dropped() {
     gateway.end();
     database.assert_at_rest().await;
 }
+
+// The stand-in has to answer while the command runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn doctor_says_which_backend_a_running_gateway_leaves_out() {
+    let database = TestDatabase::create().await;
+    let upstream = Upstream::start().await;
+    let up = format!("[backends.up]\n{}", upstream.settings(""));
+    let setup = Setup::on(&database, &format!("{up}{}", model("it", "0.20")));
+    let gateway = setup.serve();
+    let address = gateway.url().replace("http://", "");
+    let doctor = setup.clone().env("EASEL_SERVER__LISTEN", &address);
+    let healthy = doctor.run(&["doctor"]).good();
+    assert!(
+        healthy.contains("ok    gateway, backend up: in use"),
+        "{healthy}"
+    );
+
+    let caller = database.caller(&gateway.url(), "1").await;
+    upstream.next(Reply::error(401, "invalid_api_key", "Who?"));
+    assert_eq!(drawing(&caller, "it").await.unwrap().status, 502);
+    let said = doctor.run(&["doctor"]);
+    assert_eq!(said.code, Some(1));
+    let left_out = "FAIL  gateway, backend up: left out for a while";
+    assert!(said.stdout.contains(left_out), "{}", said.stdout);
+    gateway.end();
+    database.assert_at_rest().await;
+}

@@ -28,6 +28,12 @@ async fn the_next_route_draws_what_the_first_could_not() {
     let kept = tried(&[("first", Some("failed")), ("second/other", None)]);
     assert_eq!(attempts(&app.database).await, kept);
     assert_eq!(caller.balance().await["balance"], 0.8);
+    let mut conn = app.database.connect().await;
+    let usage: serde_json::Value = sqlx::query_scalar("SELECT usage FROM tasks")
+        .fetch_one(&mut conn)
+        .await
+        .unwrap();
+    assert_eq!(usage[0]["total_tokens"], 280, "{usage}");
     app.finish().await;
 }
 
