@@ -37,8 +37,6 @@ impl Sdapi {
             "batch_size": drawing.n,
             // Passed over where there is no such checkpoint.
             "override_settings": {"sd_model_checkpoint": drawing.model},
-            // Going back to another one after every picture would cost more than drawing it.
-            "override_settings_restore_afterwards": false,
         });
         let path = match drawing.references.first() {
             None => {

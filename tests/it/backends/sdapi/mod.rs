@@ -63,7 +63,6 @@ async fn words_become_pictures_of_the_models_own_size_and_then_larger() {
         body,
         json!({"prompt": "a heron", "width": 88, "height": 48, "batch_size": 3,
             "override_settings": {"sd_model_checkpoint": "herons_v2"},
-            "override_settings_restore_afterwards": false,
             "enable_hr": true, "hr_resize_x": 256, "hr_resize_y": 128, "denoising_strength": 0.6,
             "steps": 12, "sampler_name": "Euler"})
     );
