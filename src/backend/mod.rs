@@ -2,6 +2,7 @@
 
 mod breaker;
 pub mod catalog;
+pub mod comfyui;
 pub mod demo;
 pub mod json_pictures;
 pub mod openai;

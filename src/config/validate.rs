@@ -204,7 +204,11 @@ fn backends(config: &Config, found: &mut Found) {
                 let key = format!("backends.{name}.base_url");
                 found.unless(is_plain_http(&sdapi.base_url), key, PLAIN_HTTP);
             }
-            Backend::Openai(_) | Backend::Sdapi(_) | Backend::Demo(_) => {}
+            Backend::Comfyui(comfyui) if used => {
+                let key = format!("backends.{name}.base_url");
+                found.unless(is_plain_http(&comfyui.base_url), key, PLAIN_HTTP);
+            }
+            Backend::Openai(_) | Backend::Sdapi(_) | Backend::Comfyui(_) | Backend::Demo(_) => {}
         }
     }
 }

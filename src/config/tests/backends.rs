@@ -18,6 +18,7 @@ fn the_examples_load() {
         ("sd-server", "", &["stable-diffusion"]),
         ("localai", "", &["stable-diffusion"]),
         ("sdapi", "EASEL_BACKENDS__WEBUI__API_KEY", &["sdxl"]),
+        ("comfyui", "", &["sdxl"]),
     ] {
         let text = fs::read_to_string(format!("config/{example}.toml")).unwrap();
         let mut given = Given::file(&text);

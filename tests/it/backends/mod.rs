@@ -1,5 +1,6 @@
 //! The backends, each against a stand-in for its upstream: what all of them promise, and their own quirks.
 
+mod comfyui;
 mod contract;
 mod openai;
 mod sdapi;
