@@ -113,6 +113,8 @@ pub trait ImageSink: Send {
     fn usage(&mut self, usage: Value);
     /// The next piece of the picture under way. The first piece of a picture begins it.
     async fn write(&mut self, piece: Bytes) -> Result<(), SinkError>;
+    /// The picture under way is not one that was asked for: forgets it.
+    fn discard(&mut self);
     /// The picture is whole: checks and keeps it.
     async fn finish(&mut self) -> Result<(), SinkError>;
 }

@@ -42,6 +42,10 @@ impl ImageSink for Collected {
         Ok(())
     }
 
+    fn discard(&mut self) {
+        self.under_way.clear();
+    }
+
     async fn finish(&mut self) -> Result<(), SinkError> {
         let picture = std::mem::take(&mut self.under_way);
         // Whether it is an image is for the gateway's filter to say; here a page of HTML is none.

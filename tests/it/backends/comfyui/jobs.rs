@@ -35,6 +35,8 @@ impl ImageSink for Noting<'_> {
         Ok(())
     }
 
+    fn discard(&mut self) {}
+
     async fn finish(&mut self) -> Result<(), SinkError> {
         Ok(())
     }
