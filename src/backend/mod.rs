@@ -4,6 +4,7 @@ mod breaker;
 pub mod catalog;
 pub mod comfyui;
 pub mod demo;
+pub mod gemini;
 pub mod json_pictures;
 pub mod openai;
 pub mod registry;

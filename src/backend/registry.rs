@@ -8,6 +8,7 @@ use super::{
     Backend,
     comfyui::{self, Comfyui},
     demo::Demo,
+    gemini::Gemini,
     openai::Openai,
     sdapi::Sdapi,
     upstream::InvalidSetting,
@@ -77,6 +78,10 @@ impl Registry {
                 config::Backend::Comfyui(settings) => {
                     let opened = Comfyui::open(settings, shared_client(&mut client)?);
                     Arc::new(opened.map_err(|error| RegistryError::comfyui(name, error))?)
+                }
+                config::Backend::Gemini(settings) => {
+                    let opened = Gemini::open(settings, shared_client(&mut client)?);
+                    Arc::new(opened.map_err(|source| RegistryError::setting(name, source))?)
                 }
             };
             backends.insert(name.clone(), backend);

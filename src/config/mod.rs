@@ -184,6 +184,7 @@ pub enum Backend {
     Openai(OpenaiBackend),
     Sdapi(SdapiBackend),
     Comfyui(ComfyuiBackend),
+    Gemini(GeminiBackend),
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -264,6 +265,15 @@ pub struct ComfyuiBackend {
     pub side_step_px: u32,
     pub batch_max: u8,
     poll_interval_ms: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct GeminiBackend {
+    /// Such as `https://generativelanguage.googleapis.com/v1beta`.
+    pub base_url: Url,
+    pub api_key: SecretString,
+    /// Of `1K` and `2K`, those that the models know by these words.
+    pub image_sizes: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -19,6 +19,11 @@ fn the_examples_load() {
         ("localai", "", &["stable-diffusion"]),
         ("sdapi", "EASEL_BACKENDS__WEBUI__API_KEY", &["sdxl"]),
         ("comfyui", "", &["sdxl"]),
+        (
+            "gemini",
+            "EASEL_BACKENDS__GEMINI__API_KEY",
+            &["gemini-3-pro-image"],
+        ),
     ] {
         let text = fs::read_to_string(format!("config/{example}.toml")).unwrap();
         let mut given = Given::file(&text);

@@ -2,6 +2,7 @@
 
 mod comfyui;
 mod contract;
+pub mod gemini;
 mod openai;
 mod sdapi;
 
