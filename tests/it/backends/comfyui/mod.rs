@@ -1,5 +1,6 @@
 //! The `comfyui` backend against a stand-in for its server.
 
+mod gateway;
 mod jobs;
 mod nodes;
 mod server;

@@ -21,7 +21,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 use super::nodes::{self, Graph};
 use crate::{
     backends::contract::{Scene, StandIn},
-    harness::upstream::picture,
+    harness::{pictures, upstream::picture},
 };
 
 /// What the proxy in front of it wants.
@@ -247,6 +247,8 @@ impl Server {
                 let shade = (seed + index).to_le_bytes()[0];
                 let side = |side: u64| u32::try_from(side).unwrap();
                 let bytes = picture(side(batch.width), side(batch.height), shade);
+                // As ComfyUI does, unless it is told not to.
+                let bytes = pictures::with_text(&bytes, &json!(nodes).to_string());
                 self.files.insert(format!("{name} [temp]"), bytes.into());
                 images.push(json!({"filename": name, "subfolder": "", "type": "temp"}));
             }
