@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use easel::{
     backend::{BackendError, ImageSink, SinkError},
     ids,
+    image::Format,
 };
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -13,8 +14,9 @@ use tokio::time::timeout;
 use super::{
     Collected, Comfyui, backend_of,
     contract::{Scene, StandIn},
-    draw, wanted,
+    draw, draw_with, wanted,
 };
+use crate::{backends::input, harness::pictures};
 
 /// Notes how much was asked for when a job is named.
 struct Noting<'a> {
@@ -211,6 +213,39 @@ async fn answers_without_end_are_not_read_to_the_end() {
         panic!("{drawn:?}");
     };
     assert!(detail.contains("longer than"), "{detail}");
+}
+
+/// A reference that got lost on the way has begun no drawing; a prompt may have.
+#[tokio::test]
+async fn only_a_submit_that_breaks_off_may_have_been_taken() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let server = Comfyui::start().await;
+    let settings = server.settings().replace(&server.url, &url);
+    let closes = async {
+        loop {
+            drop(listener.accept().await.unwrap());
+        }
+    };
+    let draws = async {
+        let mut drawing = wanted(&server, 1);
+        let (_, submitted) = draw_with(&settings, &drawing).await;
+        drawing.references = vec![input(Format::Png, &pictures::png())];
+        let (_, uploaded) = draw_with(&settings, &drawing).await;
+        (submitted.unwrap_err(), uploaded.unwrap_err())
+    };
+    let (submitted, uploaded) = tokio::select! {
+        () = closes => unreachable!(),
+        errors = draws => errors,
+    };
+    assert!(
+        matches!(submitted, BackendError::Silent { .. }),
+        "{submitted:?}"
+    );
+    assert!(
+        matches!(uploaded, BackendError::Unreachable { .. }),
+        "{uploaded:?}"
+    );
 }
 
 #[tokio::test]
