@@ -2,7 +2,9 @@
 
 mod breaker;
 pub mod catalog;
+pub mod comfyui;
 pub mod demo;
+pub mod gemini;
 pub mod json_pictures;
 pub mod openai;
 pub mod registry;
@@ -112,6 +114,8 @@ pub trait ImageSink: Send {
     fn usage(&mut self, usage: Value);
     /// The next piece of the picture under way. The first piece of a picture begins it.
     async fn write(&mut self, piece: Bytes) -> Result<(), SinkError>;
+    /// The picture under way is not one that was asked for: forgets it.
+    fn discard(&mut self);
     /// The picture is whole: checks and keeps it.
     async fn finish(&mut self) -> Result<(), SinkError>;
 }

@@ -4,7 +4,15 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use reqwest::{Client, redirect};
 
-use super::{Backend, demo::Demo, openai::Openai, sdapi::Sdapi, upstream::InvalidSetting};
+use super::{
+    Backend,
+    comfyui::{self, Comfyui},
+    demo::Demo,
+    gemini::Gemini,
+    openai::Openai,
+    sdapi::Sdapi,
+    upstream::InvalidSetting,
+};
 use crate::{config, tls};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,6 +34,11 @@ pub enum RegistryError {
         backend: String,
         source: InvalidSetting,
     },
+    #[error("backends.{backend}.{source}")]
+    Workflow {
+        backend: String,
+        source: comfyui::WorkflowError,
+    },
     #[error("the HTTP client for upstreams could not be made")]
     Client(#[source] reqwest::Error),
 }
@@ -34,6 +47,16 @@ impl RegistryError {
     fn setting(backend: &str, source: InvalidSetting) -> Self {
         let backend = backend.to_owned();
         Self::Setting { backend, source }
+    }
+
+    fn comfyui(backend: &str, error: comfyui::OpenError) -> Self {
+        match error {
+            comfyui::OpenError::Setting(source) => Self::setting(backend, source),
+            comfyui::OpenError::Workflow(source) => Self::Workflow {
+                backend: backend.to_owned(),
+                source,
+            },
+        }
     }
 }
 
@@ -50,6 +73,14 @@ impl Registry {
                 }
                 config::Backend::Sdapi(settings) => {
                     let opened = Sdapi::open(settings, shared_client(&mut client)?);
+                    Arc::new(opened.map_err(|source| RegistryError::setting(name, source))?)
+                }
+                config::Backend::Comfyui(settings) => {
+                    let opened = Comfyui::open(settings, shared_client(&mut client)?);
+                    Arc::new(opened.map_err(|error| RegistryError::comfyui(name, error))?)
+                }
+                config::Backend::Gemini(settings) => {
+                    let opened = Gemini::open(settings, shared_client(&mut client)?);
                     Arc::new(opened.map_err(|source| RegistryError::setting(name, source))?)
                 }
             };

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Config, Database, References, Routing, Server, Storage, Tasks, Uploads};
+use super::{
+    ComfyuiBackend, Config, Database, References, Routing, Server, Storage, Tasks, Uploads,
+};
 
 impl Config {
     /// The sections, and keys beside them, that another configuration has otherwise.
@@ -117,5 +119,11 @@ impl Tasks {
     }
     pub fn lease(&self) -> Duration {
         Duration::from_millis(self.lease_ms)
+    }
+}
+
+impl ComfyuiBackend {
+    pub fn poll_interval(&self) -> Duration {
+        Duration::from_millis(self.poll_interval_ms)
     }
 }

@@ -183,6 +183,8 @@ pub enum Backend {
     Demo(DemoBackend),
     Openai(OpenaiBackend),
     Sdapi(SdapiBackend),
+    Comfyui(ComfyuiBackend),
+    Gemini(GeminiBackend),
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -242,6 +244,36 @@ pub struct SdapiBackend {
 pub enum Upscale {
     Off,
     Hires,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct ComfyuiBackend {
+    pub base_url: Url,
+    /// Empty where nothing in front of ComfyUI asks for one.
+    pub api_key: SecretString,
+    /// Files, or those that are built in; empty: such requests are not taken.
+    pub text_workflow: String,
+    pub image_workflow: String,
+    pub mask_workflow: String,
+    /// Where a drawing's values go, like `prompt=6.text`.
+    pub text_places: Vec<String>,
+    pub image_places: Vec<String>,
+    pub mask_places: Vec<String>,
+    /// Of the square that the model draws well at 1k and at 2k; 0: pictures are drawn as they are wanted.
+    pub native_side_px: u32,
+    pub native_side_2k_px: u32,
+    pub side_step_px: u32,
+    pub batch_max: u8,
+    poll_interval_ms: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct GeminiBackend {
+    /// Such as `https://generativelanguage.googleapis.com/v1beta`.
+    pub base_url: Url,
+    pub api_key: SecretString,
+    /// Of `1K` and `2K`, those that the models know by these words.
+    pub image_sizes: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

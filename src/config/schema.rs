@@ -58,6 +58,8 @@ const RANGES: &[(&str, RangeInclusive<i64>)] = &[
     ("backends.*.native_side_px", 0..=8_192),
     ("backends.*.side_step_px", 8..=256),
     ("backends.*.batch_max", 1..=8),
+    ("backends.*.native_side_2k_px", 0..=8_192),
+    ("backends.*.poll_interval_ms", 10..=60_000),
     ("models.*.n_max", 1..=10),
 ];
 

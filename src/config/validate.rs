@@ -4,7 +4,9 @@ use secrecy::{ExposeSecret, SecretString};
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
-use super::{Backend, Config, Fault, OpenaiBackend, OpenaiProfile, Route, layers::listed};
+use super::{
+    Backend, Config, Fault, GeminiBackend, OpenaiBackend, OpenaiProfile, Route, layers::listed,
+};
 use crate::money::Cny;
 
 const WEIGHT_MAX: u32 = 1_000_000;
@@ -204,7 +206,16 @@ fn backends(config: &Config, found: &mut Found) {
                 let key = format!("backends.{name}.base_url");
                 found.unless(is_plain_http(&sdapi.base_url), key, PLAIN_HTTP);
             }
-            Backend::Openai(_) | Backend::Sdapi(_) | Backend::Demo(_) => {}
+            Backend::Comfyui(comfyui) if used => {
+                let key = format!("backends.{name}.base_url");
+                found.unless(is_plain_http(&comfyui.base_url), key, PLAIN_HTTP);
+            }
+            Backend::Gemini(gemini) if used => self::gemini(name, gemini, found),
+            Backend::Openai(_)
+            | Backend::Sdapi(_)
+            | Backend::Comfyui(_)
+            | Backend::Gemini(_)
+            | Backend::Demo(_) => {}
         }
     }
 }
@@ -223,10 +234,7 @@ fn openai(name: &str, backend: &OpenaiBackend, found: &mut Found) {
     found.unless(
         has_text(&backend.api_key) || !wants_key,
         key("api_key"),
-        format!(
-            "is missing, set it or api_key_file, or {}",
-            super::key::Key::new(["backends", name, "api_key"]).variable()
-        ),
+        lacks_key(name),
     );
     for host in &backend.download_hosts {
         let sound = url::Host::parse(host).is_ok();
@@ -236,6 +244,28 @@ fn openai(name: &str, backend: &OpenaiBackend, found: &mut Found) {
             format!("{host:?} is no host, one is like images.example.com"),
         );
     }
+}
+
+fn gemini(name: &str, backend: &GeminiBackend, found: &mut Found) {
+    let key = |leaf: &str| format!("backends.{name}.{leaf}");
+    found.unless(
+        is_plain_http(&backend.base_url),
+        key("base_url"),
+        PLAIN_HTTP,
+    );
+    found.unless(has_text(&backend.api_key), key("api_key"), lacks_key(name));
+    for size in &backend.image_sizes {
+        found.unless(
+            matches!(size.as_str(), "1K" | "2K"),
+            key("image_sizes"),
+            format!("{size:?} is no size, there are: 1K, 2K"),
+        );
+    }
+}
+
+fn lacks_key(backend: &str) -> String {
+    let key = super::key::Key::new(["backends", backend, "api_key"]);
+    format!("is missing, set it or api_key_file, or {}", key.variable())
 }
 
 /// As Azure's addresses have it: `?api-version=2025-04-01-preview`.

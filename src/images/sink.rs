@@ -134,6 +134,10 @@ impl ImageSink for StorageSink<'_> {
         Ok(())
     }
 
+    fn discard(&mut self) {
+        self.current = None;
+    }
+
     async fn finish(&mut self) -> Result<(), SinkError> {
         let damaged = || SinkError::NotAnImage(InvalidImage::Damaged);
         let current = self.current.take().ok_or_else(damaged)?;

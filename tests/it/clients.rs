@@ -5,9 +5,12 @@ use std::{path::PathBuf, process::Stdio};
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::harness::{
-    TestApp, tool,
-    upstream::{self, Upstream},
+use crate::{
+    backends::gemini::server::{self as gemini, Gemini},
+    harness::{
+        TestApp, tool,
+        upstream::{self, Upstream},
+    },
 };
 
 /// Runs a client program; the JSON lines it printed. `None` if this machine lacks the interpreter.
@@ -166,4 +169,21 @@ async fn the_stand_in_upstream_passes_for_the_real_one() {
     ];
     let arguments = [&[upstream.url.as_str(), upstream::KEY][..], &arguments[..]].concat();
     run("upstream_judge.py", &arguments).await;
+}
+
+/// And the one for Gemini is what Google's SDK takes for its API.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stand_in_for_gemini_passes_for_the_real_one() {
+    let server = Gemini::start().await;
+    let arguments = [
+        server.url.as_str(),
+        gemini::KEY,
+        "--wrong-key",
+        "AIza-wrong",
+        "--refused-prompt",
+        gemini::REFUSED_PROMPT,
+    ];
+    if let Some(facts) = run("gemini_judge.py", &arguments).await {
+        assert_eq!(facts[0]["refused"], "PROHIBITED_CONTENT");
+    }
 }

@@ -32,6 +32,10 @@ impl ImageSink for Sink {
         Ok(())
     }
 
+    fn discard(&mut self) {
+        self.under_way.clear();
+    }
+
     async fn finish(&mut self) -> Result<(), SinkError> {
         self.pictures.push(std::mem::take(&mut self.under_way));
         Ok(())

@@ -55,6 +55,12 @@ impl<'a> Delivery<'a> {
         Ok(self.images.write(piece).await?)
     }
 
+    /// Forgets the picture under way.
+    pub(in crate::backend) fn discard(&mut self) {
+        self.images.discard();
+        self.bytes = 0;
+    }
+
     pub(in crate::backend) async fn finish(&mut self) -> Result<(), BackendError> {
         if self.is_done() {
             return Ok(());

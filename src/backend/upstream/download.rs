@@ -1,7 +1,7 @@
 //! Fetches pictures that an upstream answers as URLs: at once, because such links die within minutes,
 //! without the key, and from no host that the settings don't name.
 
-use reqwest::{Client, StatusCode};
+use reqwest::{Client, Response, StatusCode};
 use url::Url;
 
 use super::{BackendError, delivery::Delivery, error};
@@ -77,7 +77,14 @@ pub(in crate::backend) async fn fetch(
     delivery: &mut Delivery<'_>,
 ) -> Result<(), BackendError> {
     let sent = client.get(url).send().await;
-    let mut response = sent.map_err(error::interrupted)?;
+    receive(sent.map_err(error::interrupted)?, delivery).await
+}
+
+/// Hands on the picture that is the answer.
+pub(in crate::backend) async fn receive(
+    mut response: Response,
+    delivery: &mut Delivery<'_>,
+) -> Result<(), BackendError> {
     match response.status() {
         StatusCode::OK => {}
         status if status.is_server_error() => {

@@ -8,7 +8,7 @@ use reqwest::{
 };
 use serde_json::Value;
 
-use super::{BackendError, message};
+use super::{BackendError, google, message};
 use crate::backend::json_pictures::InvalidAnswer;
 
 /// Of an error's body; the rest is not read.
@@ -29,7 +29,11 @@ const REFUSAL_PHRASE: &str = "safety system";
 /// How servers begin that answer 500 to what they cannot read.
 const BAD_INPUT_STARTS: [&str; 2] = ["[json.exception", "Invalid encoded image"];
 
-const QUOTA_CODES: [&str; 3] = [
+/// Of a key that is no good, or of an account.
+const CREDENTIALS_CODES: [&str; 5] = [
+    "API_KEY_INVALID",
+    // Google's word for an account without billing, or in a country without the model.
+    "FAILED_PRECONDITION",
     "insufficient_quota",
     "billing_hard_limit_reached",
     "billing_not_active",
@@ -40,8 +44,10 @@ const QUOTA_CODES: [&str; 3] = [
 pub(in crate::backend) struct UpstreamError {
     /// Fit to be shown; empty if there was none.
     pub(in crate::backend) message: String,
-    /// Its code, and its type.
-    names: [String; 2],
+    /// Its code, its type, and what Google says beside.
+    names: Vec<String>,
+    /// Where it stands in the body.
+    retry_after: Option<Duration>,
 }
 
 impl UpstreamError {
@@ -57,7 +63,11 @@ impl UpstreamError {
             .map_or_else(|| text("message"), str::to_owned);
         Self {
             message: message::clean(&said, api_key),
-            names: [text("code"), text("type")],
+            names: [text("code"), text("type")]
+                .into_iter()
+                .chain(google::names(error))
+                .collect(),
+            retry_after: google::retry_delay(error).map(|wait| wait.min(RETRY_AFTER_MAX)),
         }
     }
 
@@ -70,12 +80,17 @@ impl UpstreamError {
         named || self.message.to_lowercase().contains(REFUSAL_PHRASE)
     }
 
-    /// Whether the operator's quota is used up.
-    fn is_quota(&self) -> bool {
+    /// Whether the operator's key is no good, or the quota is used up.
+    fn is_credentials(&self) -> bool {
         let names = &self.names;
         names
             .iter()
-            .any(|name| QUOTA_CODES.contains(&name.as_str()))
+            .any(|name| CREDENTIALS_CODES.contains(&name.as_str()))
+    }
+
+    /// Whether it is the load that the upstream complains of.
+    fn is_overload(&self) -> bool {
+        self.names.iter().any(|name| name == "UNAVAILABLE")
     }
 
     fn of_body(body: &[u8], api_key: &str) -> Self {
@@ -144,7 +159,8 @@ fn classify(
     error: UpstreamError,
 ) -> BackendError {
     let refused = status.is_client_error() && error.is_refusal();
-    let quota = error.is_quota();
+    let (credentials, overload) = (error.is_credentials(), error.is_overload());
+    let retry_after = retry_after.or(error.retry_after);
     let message = match error.message {
         empty if empty.is_empty() => format!("status {}", status.as_u16()),
         message => message,
@@ -153,7 +169,7 @@ fn classify(
     match status.as_u16() {
         _ if refused => BackendError::Refused { message },
         451 => BackendError::Refused { message },
-        _ if quota => BackendError::Credentials { detail },
+        _ if credentials => BackendError::Credentials { detail },
         401..=403 => BackendError::Credentials { detail },
         429 => BackendError::RateLimited {
             detail,
@@ -165,6 +181,10 @@ fn classify(
         {
             BackendError::Invalid { message }
         }
+        503 if overload => BackendError::RateLimited {
+            detail,
+            retry_after,
+        },
         408 | 409 => BackendError::Failed { detail },
         400..=499 => BackendError::Invalid { message },
         300..=399 => BackendError::Failed {
@@ -230,6 +250,31 @@ mod tests {
         assert!(class(400, phrase).starts_with("Refused"));
         assert!(class(451, "<html>").starts_with("Refused"));
         assert!(class(503, phrase).starts_with("Failed"));
+    }
+
+    #[test]
+    fn googles_errors_are_read_too() {
+        let body = |code: u16, status: &str, details: Value| {
+            let error =
+                json!({"code": code, "message": "No.", "status": status, "details": details});
+            json!({"error": error}).to_string()
+        };
+        let limited = body(429, "RESOURCE_EXHAUSTED", json!([{"retryDelay": "3.29s"}]));
+        let expected = r#"RateLimited { detail: "429: No.", retry_after: Some(3.29s) }"#;
+        assert_eq!(class(429, &limited), expected);
+        let overloaded = body(503, "UNAVAILABLE", json!([]));
+        assert!(class(503, &overloaded).starts_with("RateLimited"));
+        // A key that is no good is a bad argument to Google.
+        let key = body(
+            400,
+            "INVALID_ARGUMENT",
+            json!([{"reason": "API_KEY_INVALID"}]),
+        );
+        assert!(class(400, &key).starts_with("Credentials"));
+        let billing = body(400, "FAILED_PRECONDITION", json!([]));
+        assert!(class(400, &billing).starts_with("Credentials"));
+        let argument = body(400, "INVALID_ARGUMENT", json!([]));
+        assert!(class(400, &argument).starts_with("Invalid"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub(super) mod delivery;
 pub(super) mod download;
 pub(super) mod endpoint;
 pub(super) mod error;
+mod google;
 pub(super) mod inputs;
 pub(super) mod message;
 pub(super) mod native_size;

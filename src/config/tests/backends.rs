@@ -18,6 +18,12 @@ fn the_examples_load() {
         ("sd-server", "", &["stable-diffusion"]),
         ("localai", "", &["stable-diffusion"]),
         ("sdapi", "EASEL_BACKENDS__WEBUI__API_KEY", &["sdxl"]),
+        ("comfyui", "", &["sdxl"]),
+        (
+            "gemini",
+            "EASEL_BACKENDS__GEMINI__API_KEY",
+            &["gemini-3-pro-image"],
+        ),
     ] {
         let text = fs::read_to_string(format!("config/{example}.toml")).unwrap();
         let mut given = Given::file(&text);

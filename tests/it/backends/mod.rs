@@ -1,6 +1,8 @@
 //! The backends, each against a stand-in for its upstream: what all of them promise, and their own quirks.
 
+mod comfyui;
 mod contract;
+pub mod gemini;
 mod openai;
 mod sdapi;
 
@@ -39,6 +41,10 @@ impl ImageSink for Collected {
         assert!(!piece.is_empty());
         self.under_way.extend_from_slice(&piece);
         Ok(())
+    }
+
+    fn discard(&mut self) {
+        self.under_way.clear();
     }
 
     async fn finish(&mut self) -> Result<(), SinkError> {

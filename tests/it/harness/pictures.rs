@@ -49,6 +49,13 @@ pub fn png_claiming(width: u32, height: u32) -> Vec<u8> {
     [&small[..8], &chunk(*b"IHDR", &header), &small[33..]].concat()
 }
 
+/// The PNG with a text in it, as generators leave what they drew from.
+pub fn with_text(png: &[u8], text: &str) -> Vec<u8> {
+    let (header, rest) = png.split_at(33);
+    let chunk = chunk(*b"tEXt", format!("prompt\0{text}").as_bytes());
+    [header, &chunk, rest].concat()
+}
+
 fn chunk(kind: [u8; 4], data: &[u8]) -> Vec<u8> {
     let body = [&kind, data].concat();
     let length = u32::try_from(data.len()).unwrap().to_be_bytes();

@@ -1,0 +1,230 @@
+//! The calls of ComfyUI's own API.
+
+use reqwest::{Response, StatusCode, multipart::Form};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use super::history::{Ended, Picture};
+use crate::backend::{
+    BackendError, Input,
+    upstream::{
+        endpoint::Endpoint,
+        error::{self, UpstreamError},
+        inputs::{self, ReadFault},
+    },
+};
+
+/// The history of one prompt holds the workflow and what its nodes said, but no pictures.
+const HISTORY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The queue holds the workflow of everything in it.
+const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+/// Where references are put, below ComfyUI's temporary folder.
+const SUBFOLDER: &str = "easel";
+
+pub(super) struct Api {
+    pub(super) endpoint: Endpoint,
+}
+
+/// How far a prompt is.
+pub(super) enum Stage {
+    Ended(Ended),
+    Queued,
+    Running,
+    /// It was never submitted, or ComfyUI has been restarted since.
+    Unknown,
+}
+
+#[derive(Deserialize)]
+struct Uploaded {
+    name: String,
+    #[serde(default)]
+    subfolder: String,
+    #[serde(rename = "type")]
+    folder: String,
+}
+
+#[derive(Deserialize)]
+struct Submitted {
+    prompt_id: Uuid,
+}
+
+#[derive(Default, Deserialize)]
+struct Queue {
+    #[serde(default)]
+    queue_running: Vec<Value>,
+    #[serde(default)]
+    queue_pending: Vec<Value>,
+}
+
+impl Api {
+    /// Sends an input along; the name that a node loads it by. ComfyUI empties the folder as it
+    /// starts, so that clients' pictures don't stay with it.
+    pub(super) async fn upload(&self, input: &Input, stem: &str) -> Result<String, BackendError> {
+        self.try_upload(input, stem)
+            .await
+            .map_err(|error| match error {
+                // However it failed: nothing has begun to draw.
+                BackendError::Silent { detail } => BackendError::Unreachable { detail },
+                other => other,
+            })
+    }
+
+    async fn try_upload(&self, input: &Input, stem: &str) -> Result<String, BackendError> {
+        let fault = ReadFault::default();
+        let form = Form::new()
+            .text("type", "temp")
+            .text("subfolder", SUBFOLDER)
+            .text("overwrite", "true")
+            .part("image", inputs::file(input, stem, &fault)?);
+        let request = self.endpoint.post("upload/image").multipart(form);
+        let response = inputs::send(request, &fault).await?;
+        let stored: Uploaded = self.answer(response).await?;
+        Ok(match stored.subfolder.as_str() {
+            "" => format!("{} [{}]", stored.name, stored.folder),
+            folder => format!("{folder}/{} [{}]", stored.name, stored.folder),
+        })
+    }
+
+    /// Puts a workflow into the queue as the prompt `id`; the id that it has there, which is another
+    /// one where the server is too old to be told.
+    pub(super) async fn submit(
+        &self,
+        id: Uuid,
+        nodes: Map<String, Value>,
+    ) -> Result<Uuid, BackendError> {
+        let body = json!({"prompt": nodes, "prompt_id": id});
+        let sent = self.endpoint.post("prompt").json(&body).send().await;
+        let mut response = sent.map_err(error::transport)?;
+        if response.status() == StatusCode::BAD_REQUEST {
+            let body = read(&mut response, ANSWER_BYTES_MAX).await?;
+            return Err(self.rejection(&body));
+        }
+        let submitted: Submitted = self.answer(response).await?;
+        Ok(submitted.prompt_id)
+    }
+
+    pub(super) async fn ended(&self, id: Uuid) -> Result<Option<Ended>, BackendError> {
+        let path = format!("history/{id}");
+        let answer = self.get(&path, HISTORY_BYTES_MAX).await?;
+        Ended::of(answer, &id.to_string())
+    }
+
+    pub(super) async fn stage(&self, id: Uuid) -> Result<Stage, BackendError> {
+        if let Some(ended) = self.ended(id).await? {
+            return Ok(Stage::Ended(ended));
+        }
+        let answer = self.get("queue", QUEUE_BYTES_MAX).await?;
+        let queue = Queue::deserialize(answer).map_err(|error| foreign(&error))?;
+        let is_there = |entries: &[Value]| {
+            let id = id.to_string();
+            entries.iter().any(|entry| entry[1] == id.as_str())
+        };
+        if is_there(&queue.queue_running) {
+            return Ok(Stage::Running);
+        }
+        if is_there(&queue.queue_pending) {
+            return Ok(Stage::Queued);
+        }
+        // It may have ended between the two.
+        let ended = self.ended(id).await?;
+        Ok(ended.map_or(Stage::Unknown, Stage::Ended))
+    }
+
+    pub(super) async fn unqueue(&self, id: Uuid) -> Result<(), BackendError> {
+        self.tell("queue", &json!({"delete": [id]})).await
+    }
+
+    pub(super) async fn interrupt(&self, id: Uuid) -> Result<(), BackendError> {
+        self.tell("interrupt", &json!({"prompt_id": id})).await
+    }
+
+    /// Starts to read a picture.
+    pub(super) async fn view(&self, picture: &Picture) -> Result<Response, BackendError> {
+        let query = [
+            ("filename", &picture.filename),
+            ("subfolder", &picture.subfolder),
+            ("type", &picture.folder),
+        ];
+        let request = self.endpoint.get("view").query(&query);
+        request.send().await.map_err(error::interrupted)
+    }
+
+    /// Succeeds where ComfyUI answers.
+    pub(super) async fn system_stats(
+        &self,
+        timeout: std::time::Duration,
+    ) -> Result<(), BackendError> {
+        let request = self.endpoint.get("system_stats").timeout(timeout);
+        let response = request.send().await.map_err(error::not_reached)?;
+        self.answer::<Value>(response).await.map(drop)
+    }
+
+    async fn get(&self, path: &str, bytes_max: usize) -> Result<Value, BackendError> {
+        let sent = self.endpoint.get(path).send().await;
+        let mut response = self.good(sent.map_err(error::interrupted)?).await?;
+        let body = read(&mut response, bytes_max).await?;
+        serde_json::from_slice(&body).map_err(|error| foreign(&error))
+    }
+
+    async fn tell(&self, path: &str, body: &Value) -> Result<(), BackendError> {
+        let sent = self.endpoint.post(path).json(body).send().await;
+        let response = sent.map_err(error::transport)?;
+        self.good(response).await.map(drop)
+    }
+
+    async fn answer<T: serde::de::DeserializeOwned>(
+        &self,
+        response: Response,
+    ) -> Result<T, BackendError> {
+        let mut response = self.good(response).await?;
+        let body = read(&mut response, ANSWER_BYTES_MAX).await?;
+        serde_json::from_slice(&body).map_err(|error| foreign(&error))
+    }
+
+    async fn good(&self, response: Response) -> Result<Response, BackendError> {
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(error::read(response, self.endpoint.secret()).await)
+    }
+
+    /// Says which node is at fault, but not what it was given: that may be the prompt.
+    fn rejection(&self, body: &[u8]) -> BackendError {
+        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        let api_key = self.endpoint.secret();
+        let mut message = UpstreamError::of_value(&body["error"], api_key).message;
+        if message.is_empty() {
+            "the workflow was not accepted".clone_into(&mut message);
+        }
+        let nodes = body["node_errors"].as_object();
+        if let Some((id, node)) = nodes.and_then(|nodes| nodes.iter().next()) {
+            let error = UpstreamError::of_value(&node["errors"][0], api_key).message;
+            let class = node["class_type"].as_str().unwrap_or_default();
+            message = format!("{message}: node {id} ({class}): {error}");
+        }
+        BackendError::Invalid {
+            message: crate::backend::upstream::message::clean(&message, api_key),
+        }
+    }
+}
+
+async fn read(response: &mut Response, bytes_max: usize) -> Result<Vec<u8>, BackendError> {
+    let mut body = Vec::new();
+    while let Some(piece) = response.chunk().await.map_err(error::interrupted)? {
+        if body.len() + piece.len() > bytes_max {
+            return Err(BackendError::Failed {
+                detail: format!("an answer is longer than {bytes_max} bytes"),
+            });
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(body)
+}
+
+fn foreign(error: &serde_json::Error) -> BackendError {
+    BackendError::Failed {
+        detail: format!("the answer is not ComfyUI's: {error}"),
+    }
+}

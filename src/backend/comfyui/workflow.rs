@@ -1,0 +1,265 @@
+//! A workflow in ComfyUI's API format, and the places in it where a drawing's values go.
+//!
+//! `{"6": {"class_type": "CLIPTextEncode", "inputs": {"text": "…", "clip": ["4", 1]}}, …}`: each node by
+//! its id, each input a value or a link to another node's output.
+
+use std::{fs::File, io::Read};
+
+use serde_json::{Map, Value};
+
+use super::place::{Place, PlaceFault, Role, Target};
+
+const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+const BUILT_IN: [(&str, &str); 3] = [
+    (
+        "builtin:text-to-image",
+        include_str!("../../../config/comfyui/text-to-image.json"),
+    ),
+    (
+        "builtin:image-to-image",
+        include_str!("../../../config/comfyui/image-to-image.json"),
+    ),
+    (
+        "builtin:inpaint",
+        include_str!("../../../config/comfyui/inpaint.json"),
+    ),
+];
+
+/// What a workflow draws from; says what it must have a place for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    Text,
+    Images,
+    Mask,
+}
+
+/// Why a workflow can't be used. Begins with the setting that is at fault.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkflowError {
+    #[error("{key}: cannot read {file}: {source}")]
+    Unreadable {
+        key: String,
+        file: String,
+        source: std::io::Error,
+    },
+    #[error(
+        "{key}: there is no {file}, there are: builtin:text-to-image, builtin:image-to-image, builtin:inpaint"
+    )]
+    NotBuiltIn { key: String, file: String },
+    #[error(
+        "{key}: {file} is no workflow in ComfyUI's API format (save it with Export (API)): {reason}"
+    )]
+    Format {
+        key: String,
+        file: String,
+        reason: String,
+    },
+    #[error("{key}: {}", .faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Places {
+        key: String,
+        faults: Vec<PlaceFault>,
+    },
+}
+
+/// A workflow whose places are all there.
+#[derive(Debug)]
+pub(super) struct Workflow {
+    nodes: Map<String, Value>,
+    places: Vec<Place>,
+}
+
+/// What goes into a workflow for one drawing. References and mask are files of ComfyUI's.
+#[derive(Debug)]
+pub(super) struct Values<'a> {
+    pub(super) model: &'a str,
+    pub(super) prompt: &'a str,
+    pub(super) negative: Option<&'a str>,
+    pub(super) width: u32,
+    pub(super) height: u32,
+    pub(super) batch: u8,
+    pub(super) seed: u32,
+    pub(super) references: &'a [String],
+    pub(super) mask: Option<&'a str>,
+}
+
+impl Source {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Images => "image",
+            Self::Mask => "mask",
+        }
+    }
+
+    fn needs(self, role: Role) -> bool {
+        match role {
+            Role::Prompt | Role::Seed | Role::Output => true,
+            Role::Reference => self != Self::Text,
+            Role::Mask => self == Self::Mask,
+            _ => false,
+        }
+    }
+
+    fn takes(self, role: Role) -> bool {
+        self.needs(role) || !matches!(role, Role::Reference | Role::Mask)
+    }
+}
+
+impl Workflow {
+    /// Reads `file`, which is one of the built-in ones or a path. `None`: there is none.
+    pub(super) fn open(
+        source: Source,
+        file: &str,
+        places: &[String],
+    ) -> Result<Option<Self>, WorkflowError> {
+        if file.is_empty() {
+            return Ok(None);
+        }
+        let key = format!("{}_workflow", source.name());
+        let nodes = parse(&read(&key, file)?).map_err(|reason| WorkflowError::Format {
+            key,
+            file: file.to_owned(),
+            reason,
+        })?;
+        let (places, mut faults) = read_places(&nodes, source, places);
+        let lacks = |role: &Role| source.needs(*role) && !places.iter().any(|p| p.role == *role);
+        // A faulty place may be the one that is missing.
+        if faults.is_empty() {
+            let missing = Role::ALL.into_iter().filter(lacks);
+            faults.extend(missing.map(|role| PlaceFault::Missing(role.name())));
+        }
+        if !faults.is_empty() {
+            let key = format!("{}_places", source.name());
+            return Err(WorkflowError::Places { key, faults });
+        }
+        Ok(Some(Self { nodes, places }))
+    }
+
+    pub(super) fn count(&self, role: Role) -> usize {
+        self.places
+            .iter()
+            .filter(|place| place.role == role)
+            .count()
+    }
+
+    /// The nodes whose pictures are the results.
+    pub(super) fn outputs(&self) -> impl Iterator<Item = &str> {
+        let outputs = self
+            .places
+            .iter()
+            .filter(|place| place.role == Role::Output);
+        outputs.map(|place| place.target.node.as_str())
+    }
+
+    /// What is submitted. The operator's own values go over all others; the error says which of them
+    /// has no place.
+    pub(super) fn fill(
+        &self,
+        values: &Values<'_>,
+        extra: &Map<String, Value>,
+    ) -> Result<Map<String, Value>, String> {
+        let mut nodes = self.nodes.clone();
+        // Where there are more places than references, the last one is in all that are left.
+        let mut references = values.references.iter();
+        let mut reference = None;
+        for Place { role, target } in &self.places {
+            let value = match role {
+                Role::Model => Value::from(values.model),
+                Role::Prompt => Value::from(values.prompt),
+                Role::Negative => match values.negative {
+                    Some(negative) => Value::from(negative),
+                    None => continue,
+                },
+                Role::Width => Value::from(values.width),
+                Role::Height => Value::from(values.height),
+                Role::Batch => Value::from(values.batch),
+                Role::Seed => Value::from(values.seed),
+                Role::Reference => {
+                    reference = references.next().or(reference);
+                    Value::from(reference.map_or("", String::as_str))
+                }
+                Role::Mask => Value::from(values.mask.unwrap_or_default()),
+                Role::Output => continue,
+            };
+            set(&mut nodes, target, value);
+        }
+        for (key, value) in extra {
+            let target = Target::parse(key);
+            let there = target.is_some_and(|target| set(&mut nodes, &target, value.clone()));
+            if !there {
+                return Err(format!(
+                    "extra {key:?} is no input of a node, one is like \"3.steps\""
+                ));
+            }
+        }
+        Ok(nodes)
+    }
+}
+
+fn read(key: &str, file: &str) -> Result<String, WorkflowError> {
+    if file.starts_with("builtin:") {
+        let found = BUILT_IN.iter().find(|(name, _)| *name == file);
+        return found.map(|(_, text)| (*text).to_owned()).ok_or_else(|| {
+            WorkflowError::NotBuiltIn {
+                key: key.to_owned(),
+                file: file.to_owned(),
+            }
+        });
+    }
+    let mut text = String::new();
+    let read =
+        File::open(file).and_then(|open| open.take(FILE_BYTES_MAX).read_to_string(&mut text));
+    match read {
+        Ok(_) => Ok(text),
+        Err(source) => Err(WorkflowError::Unreadable {
+            key: key.to_owned(),
+            file: file.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// The nodes, or what is wrong with them.
+fn parse(text: &str) -> Result<Map<String, Value>, String> {
+    let nodes: Map<String, Value> =
+        serde_json::from_str(text).map_err(|error| error.to_string())?;
+    for (id, node) in &nodes {
+        if !node["class_type"].is_string() || !node["inputs"].is_object() {
+            return Err(format!("{id:?} is no node with class_type and inputs"));
+        }
+    }
+    Ok(nodes)
+}
+
+fn read_places(
+    nodes: &Map<String, Value>,
+    source: Source,
+    places: &[String],
+) -> (Vec<Place>, Vec<PlaceFault>) {
+    let mut sound = Vec::new();
+    let mut faults = Vec::new();
+    for text in places {
+        match Place::parse(text, nodes) {
+            Ok(place) if source.takes(place.role) => sound.push(place),
+            Ok(place) => faults.push(PlaceFault::NotHere(place.role.name())),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    (sound, faults)
+}
+
+/// Whether there is such a node.
+fn set(nodes: &mut Map<String, Value>, target: &Target, value: Value) -> bool {
+    let inputs = nodes
+        .get_mut(&target.node)
+        .and_then(|node| node.get_mut("inputs"))
+        .and_then(Value::as_object_mut);
+    match inputs {
+        Some(inputs) => {
+            inputs.insert(target.input.clone(), value);
+            true
+        }
+        None => false,
+    }
+}

@@ -1,0 +1,91 @@
+//! Google's Gemini models that draw, by `generateContent`: one picture a call, references within the request,
+//! refusals that are answers like any other.
+
+mod answer;
+mod request;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use reqwest::{Client, header::ACCEPT};
+
+use super::{
+    Abilities, Backend, BackendError, Drawing, ImageSink,
+    json_pictures::Place,
+    upstream::{
+        InvalidSetting,
+        delivery::Delivery,
+        endpoint::{Endpoint, Scheme},
+        error,
+        inputs::{self, JsonBody, ReadFault},
+    },
+};
+use crate::config::GeminiBackend;
+
+const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
+const REFERENCES_MAX: usize = 14;
+
+/// Gemini's API.
+pub struct Gemini {
+    endpoint: Endpoint,
+    sizes: Vec<String>,
+    places: Arc<[Place]>,
+}
+
+impl Gemini {
+    pub fn open(settings: &GeminiBackend, client: Client) -> Result<Self, InvalidSetting> {
+        let (url, key) = (&settings.base_url, &settings.api_key);
+        Ok(Self {
+            endpoint: Endpoint::open(client, url, key, Scheme::Header("x-goog-api-key"))?,
+            sizes: settings.image_sizes.clone(),
+            places: answer::places(),
+        })
+    }
+}
+
+#[async_trait]
+impl Backend for Gemini {
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            n_max: 1,
+            references_max: REFERENCES_MAX,
+            mask: false,
+        }
+    }
+
+    async fn draw(
+        &self,
+        drawing: &Drawing,
+        images: &mut dyn ImageSink,
+    ) -> Result<(), BackendError> {
+        let fault = ReadFault::default();
+        let mut body = JsonBody::new(&fault);
+        let content = request::content(drawing, &self.sizes, &mut body)?;
+        let path = format!("models/{}:generateContent", drawing.model);
+        let request = self.endpoint.post(&path).header(ACCEPT, "application/json");
+        let response = inputs::send(body.on(request, &content), &fault).await?;
+        if !response.status().is_success() {
+            return Err(error::read(response, self.endpoint.secret()).await);
+        }
+        let mut delivery = Delivery::new(images, drawing.n);
+        let mut answer = answer::receive(response, &self.places, &mut delivery).await?;
+        delivery.usage(answer.usage());
+        if delivery.finished() == 0 {
+            return Err(answer.without_image(self.endpoint.secret()));
+        }
+        Ok(())
+    }
+
+    async fn check(&self) -> Result<(), BackendError> {
+        let sent = self.endpoint.get("models").timeout(CHECK_TIMEOUT).send();
+        let response = sent.await.map_err(error::not_reached)?;
+        if response.status().is_success() {
+            return Ok(());
+        }
+        match error::read(response, self.endpoint.secret()).await {
+            error @ BackendError::Credentials { .. } => Err(error),
+            // Others that speak this API list no models: any answer says that somebody is there.
+            _ => Ok(()),
+        }
+    }
+}

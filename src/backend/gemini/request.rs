@@ -1,0 +1,110 @@
+//! What is sent: the prompt and the references as parts of one turn, and how the picture should be.
+
+use serde_json::{Map, Value, json};
+
+use super::{BackendError, Drawing};
+use crate::{
+    backend::{
+        Input,
+        upstream::inputs::{Encoding, JsonBody},
+    },
+    image::{AspectRatio, Format, Resolution},
+};
+
+/// Of one image within a request.
+const INLINE_BYTES_MAX: u64 = 7 * 1024 * 1024;
+
+/// The body of a request. `sizes` are the words for sizes that the model knows.
+pub(super) fn content(
+    drawing: &Drawing,
+    sizes: &[String],
+    body: &mut JsonBody<'_>,
+) -> Result<Value, BackendError> {
+    let mut parts = vec![json!({"text": drawing.prompt})];
+    for (index, input) in drawing.references.iter().enumerate() {
+        check(input).map_err(|fault| BackendError::Invalid {
+            message: format!("reference image {} {fault}", index + 1),
+        })?;
+        let data = body.input(input, Encoding::Base64);
+        parts.push(json!({"inlineData": {"mimeType": input.format.content_type(), "data": data}}));
+    }
+    let mut image = json!({"aspectRatio": ratio(drawing.ratio)});
+    let size = match drawing.resolution {
+        Resolution::OneK => "1K",
+        Resolution::TwoK => "2K",
+    };
+    if sizes.iter().any(|known| known == size) {
+        image["imageSize"] = size.into();
+    }
+    let mut content = json!({
+        "contents": [{"role": "user", "parts": parts}],
+        "generationConfig": {"responseModalities": ["IMAGE"], "imageConfig": image},
+    });
+    lay_over(&mut content, &drawing.extra);
+    Ok(content)
+}
+
+/// What is wrong with an image that the upstream would not take.
+fn check(input: &Input) -> Result<(), String> {
+    if input.length > INLINE_BYTES_MAX {
+        return Err(format!(
+            "has {} bytes; this model takes {INLINE_BYTES_MAX} at most",
+            input.length
+        ));
+    }
+    if input.format == Format::Gif {
+        return Err("is a GIF; this model takes PNG, JPEG and WebP".to_owned());
+    }
+    Ok(())
+}
+
+/// The nearest of the ratios that the upstream knows.
+fn ratio(wanted: AspectRatio) -> String {
+    let wanted = wanted.to_string();
+    match wanted.as_str() {
+        "2:1" => "16:9".to_owned(),
+        "1:2" | "9:21" => "9:16".to_owned(),
+        _ => wanted,
+    }
+}
+
+/// Lays the operator's fields over those of the same place, however deep they are.
+fn lay_over(content: &mut Value, extra: &Map<String, Value>) {
+    for (name, value) in extra {
+        match value {
+            Value::Object(inner) if content[name].is_object() => {
+                lay_over(&mut content[name], inner);
+            }
+            _ => content[name] = value.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_that_the_upstream_lacks_become_their_neighbours() {
+        let known = [
+            "1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9",
+        ];
+        for wanted in AspectRatio::all() {
+            let sent = ratio(wanted);
+            assert!(known.contains(&sent.as_str()), "{wanted}: {sent}");
+            let is_known = known.contains(&wanted.to_string().as_str());
+            assert!(!is_known || sent == wanted.to_string(), "{wanted}: {sent}");
+        }
+        assert_eq!(ratio("9:21".parse().unwrap()), "9:16");
+    }
+
+    #[test]
+    fn extra_fields_go_as_deep_as_they_are() {
+        let mut content = json!({"generationConfig": {"a": 1, "b": {"c": 2}}, "d": []});
+        let extra = json!({"generationConfig": {"b": {"c": 3, "e": 4}}, "d": {"f": 5}, "g": 6});
+        lay_over(&mut content, extra.as_object().unwrap());
+        let expected =
+            json!({"generationConfig": {"a": 1, "b": {"c": 3, "e": 4}}, "d": {"f": 5}, "g": 6});
+        assert_eq!(content, expected);
+    }
+}

@@ -1,0 +1,75 @@
+//! A gateway that draws with ComfyUI: what clients get, and what becomes of a worker's prompt when it dies.
+
+use serde_json::json;
+
+use super::{
+    Comfyui,
+    contract::{Scene, StandIn},
+};
+use crate::harness::{TestApp, caller::Answer, database::TestDatabase, process::Setup};
+
+/// Settings under which the default model is drawn by `server`.
+fn drawn_by(server: &Comfyui, more: &str) -> String {
+    let (backend, model) = (server.settings(), server.model());
+    format!(
+        "{more}\n[backends.comfy]\n{backend}\n[models.gpt-image-2]\n\
+         routes = [{{ backend = \"comfy\", upstream_model = \"{model}\" }}]\n"
+    )
+}
+
+#[tokio::test]
+async fn pictures_come_without_the_workflow_that_drew_them() {
+    let server = Comfyui::start().await;
+    let app = TestApp::with(&drawn_by(&server, "")).await;
+    let caller = app.caller("1").await;
+    let body = json!({"model": "gpt-image-2", "prompt": "a heron", "n": 2, "size": "16:9",
+        "response_format": "b64_json"});
+
+    let answer = caller.post("/v1/images/generations", &body).await;
+
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let shown: Vec<Vec<u8>> = pictures(&answer);
+    assert_eq!(shown.len(), 2);
+    for picture in &shown {
+        let drawn = image::load_from_memory(picture).unwrap();
+        assert_eq!((drawn.width(), drawn.height()), (1344, 768));
+        assert!(!picture.windows(7).any(|bytes| bytes == b"a heron"));
+    }
+    // It was in there.
+    let kept = server.server().files.values().last().unwrap().clone();
+    assert!(kept.windows(7).any(|bytes| bytes == b"a heron"));
+    assert_eq!(caller.balance().await["balance"], 0.6);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_prompt_of_a_killed_worker_is_followed_by_the_next_one() {
+    let (database, server) = (TestDatabase::create().await, Comfyui::start().await);
+    let settings = drawn_by(&server, "[tasks]\nlease_ms = 1000");
+    server.play(Scene::Hangs);
+    let first = Setup::on(&database, &settings).serve();
+    let caller = database.caller(&first.url(), "1").await;
+    let body = json!({"model": "gpt-image-2", "prompt": "a bridge"});
+    let accepted = caller.post("/v1/images/generations?async=1", &body).await;
+    let id = accepted.json()["task_id"].as_str().unwrap().to_owned();
+    server.wait_for_polls(1).await;
+    first.kill();
+
+    server.play(Scene::Draws);
+    let second = Setup::on(&database, &settings).serve();
+    let task = caller.at(&second.url()).wait_for(&id).await;
+
+    assert_eq!(task["status"], "completed", "{task}");
+    assert_eq!(server.asked(), 1, "the prompt was submitted twice");
+    second.end();
+    database.assert_at_rest().await;
+}
+
+fn pictures(answer: &Answer) -> Vec<Vec<u8>> {
+    let body = answer.json();
+    let pictures = body["data"].as_array().unwrap().iter().map(|entry| {
+        let base64 = entry["b64_json"].as_str().unwrap();
+        base64_simd::STANDARD.decode_to_vec(base64).unwrap()
+    });
+    pictures.collect()
+}

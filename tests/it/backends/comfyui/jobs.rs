@@ -1,0 +1,288 @@
+//! Prompts that are followed, found again, lost, and given up.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use easel::{
+    backend::{BackendError, ImageSink, SinkError},
+    ids,
+    image::Format,
+};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::{
+    Collected, Comfyui, backend_of,
+    contract::{Scene, StandIn},
+    draw, draw_with, wanted,
+};
+use crate::{backends::input, harness::pictures};
+
+/// Notes how much was asked for when a job is named.
+struct Noting<'a> {
+    server: &'a Comfyui,
+    asked: Option<usize>,
+}
+
+#[async_trait]
+impl ImageSink for Noting<'_> {
+    async fn accepted(&mut self, _job: &str) -> Result<(), SinkError> {
+        self.asked.get_or_insert(self.server.asked());
+        Ok(())
+    }
+
+    fn usage(&mut self, _usage: Value) {}
+
+    async fn write(&mut self, _piece: bytes::Bytes) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    fn discard(&mut self) {}
+
+    async fn finish(&mut self) -> Result<(), SinkError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_job_is_named_before_it_is_submitted() {
+    let server = Comfyui::start().await;
+    let mut sink = Noting {
+        server: &server,
+        asked: None,
+    };
+    let backend = backend_of(&server.settings());
+    backend.draw(&wanted(&server, 1), &mut sink).await.unwrap();
+    assert_eq!(sink.asked, Some(0));
+    assert_eq!(server.asked(), 1);
+}
+
+#[tokio::test]
+async fn a_job_is_followed_wherever_it_is_and_else_submitted_under_its_name() {
+    let server = Comfyui::start().await;
+    let mut drawing = wanted(&server, 1);
+
+    // Nobody submitted it: the worker was lost before.
+    let id = ids::credential_id().to_string();
+    drawing.job = Some(id.clone());
+    let (first, drawn) = draw(&server, &drawing).await;
+    drawn.unwrap();
+    assert_eq!(server.server().submitted[0]["prompt_id"], id);
+
+    // It has ended meanwhile.
+    let (second, drawn) = draw(&server, &drawing).await;
+    drawn.unwrap();
+    assert_eq!(second.pictures, first.pictures);
+    assert_eq!(second.jobs, [id], "whoever gives it up must know its name");
+    assert_eq!(server.asked(), 1);
+
+    // It waits behind another one.
+    server.play(Scene::Hangs);
+    let _running = begin(&server).await;
+    let queued = begin(&server).await;
+    drawing.job = Some(queued);
+    let backend = backend_of(&server.settings());
+    let resumed = async {
+        let mut collected = Collected::default();
+        backend.draw(&drawing, &mut collected).await.unwrap();
+        collected.pictures.len()
+    };
+    server.server().polled.clear();
+    let ends = async {
+        server.wait_for_polls(3).await;
+        server.play(Scene::Draws);
+    };
+    assert_eq!(tokio::join!(resumed, ends).0, 1);
+    assert_eq!(server.asked(), 3);
+}
+
+#[tokio::test]
+async fn servers_that_name_jobs_themselves_are_followed_by_their_names() {
+    let server = Comfyui::start().await;
+    server.server().ignores_ids = true;
+    let (collected, drawn) = draw(&server, &wanted(&server, 1)).await;
+    drawn.unwrap();
+    assert_eq!(collected.jobs.len(), 2, "ours, and theirs");
+
+    let mut drawing = wanted(&server, 1);
+    drawing.job = collected.jobs.last().cloned();
+    draw(&server, &drawing).await.1.unwrap();
+    assert_eq!(server.asked(), 1);
+}
+
+#[tokio::test]
+async fn a_job_that_a_restart_lost_has_failed() {
+    let server = Comfyui::start().await;
+    server.play(Scene::Hangs);
+    let drawing = wanted(&server, 1);
+    let lost = async {
+        server.wait_for_polls(1).await;
+        server.restart();
+    };
+    let ((_, drawn), ()) = tokio::join!(draw(&server, &drawing), lost);
+    assert!(
+        matches!(drawn, Err(BackendError::Failed { .. })),
+        "{drawn:?}"
+    );
+}
+
+#[tokio::test]
+async fn some_polls_may_fail() {
+    let server = Comfyui::start().await;
+    server.server().polls_to_fail = 5;
+    draw(&server, &wanted(&server, 1)).await.1.unwrap();
+
+    server.server().polls_to_fail = 6;
+    let (_, drawn) = draw(&server, &wanted(&server, 1)).await;
+    assert!(
+        matches!(drawn, Err(BackendError::Silent { .. })),
+        "{drawn:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_is_in_the_queue_is_taken_out_of_it_and_what_runs_is_stopped() {
+    let server = Comfyui::start().await;
+    server.play(Scene::Hangs);
+    let backend = backend_of(&server.settings());
+    let running = begin(&server).await;
+    let queued = begin(&server).await;
+
+    backend.cancel(&queued).await.unwrap();
+    assert_eq!(server.cancelled(), std::slice::from_ref(&queued));
+    backend.cancel(&running).await.unwrap();
+    assert_eq!(server.cancelled(), [queued.clone(), running.clone()]);
+
+    // Whoever still waits for it is told.
+    let mut drawing = wanted(&server, 1);
+    drawing.job = Some(running.clone());
+    let (_, drawn) = draw(&server, &drawing).await;
+    assert!(matches!(drawn, Err(BackendError::Failed { detail }) if detail == "interrupted"));
+
+    // Neither is there any more; the next one goes on.
+    let next = begin(&server).await;
+    for gone in [&queued, &running, &"no id".to_owned()] {
+        backend.cancel(gone).await.unwrap();
+    }
+    assert!(!server.cancelled().contains(&next));
+}
+
+/// Servers that stop whatever runs are not told to, unless it is what shall be stopped.
+#[tokio::test]
+async fn old_servers_do_not_stop_the_wrong_one() {
+    let server = Comfyui::start().await;
+    server.server().ignores_ids = true;
+    server.play(Scene::Hangs);
+    let backend = backend_of(&server.settings());
+    let running = begin(&server).await;
+    let queued = begin(&server).await;
+    backend.cancel(&queued).await.unwrap();
+    backend
+        .cancel(&ids::credential_id().to_string())
+        .await
+        .unwrap();
+    assert_eq!(server.cancelled(), [queued]);
+    backend.cancel(&running).await.unwrap();
+    assert!(server.cancelled().contains(&running));
+}
+
+#[tokio::test]
+async fn names_of_files_are_only_handed_back() {
+    let server = Comfyui::start().await;
+    let hostile =
+        json!([{"filename": "../../x?type=input&y=#", "subfolder": "/etc", "type": "a b"}]);
+    server.server().pictures = Some(hostile);
+    let (_, drawn) = draw(&server, &wanted(&server, 1)).await;
+    assert!(
+        matches!(drawn, Err(BackendError::NoImage { .. })),
+        "{drawn:?}"
+    );
+    let views = &server.server().views;
+    assert_eq!(views.len(), 1);
+    assert_eq!(views[0]["filename"], "../../x?type=input&y=#");
+    assert_eq!(views[0]["subfolder"], "/etc");
+    assert_eq!(views[0]["type"], "a b");
+}
+
+#[tokio::test]
+async fn answers_without_end_are_not_read_to_the_end() {
+    let server = Comfyui::start().await;
+    server.server().pictures = Some("x".repeat(5 << 20).into());
+    let (_, drawn) = draw(&server, &wanted(&server, 1)).await;
+    let Err(BackendError::Silent { detail }) = drawn else {
+        panic!("{drawn:?}");
+    };
+    assert!(detail.contains("longer than"), "{detail}");
+}
+
+/// A reference that got lost on the way has begun no drawing; a prompt may have.
+#[tokio::test]
+async fn only_a_submit_that_breaks_off_may_have_been_taken() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let server = Comfyui::start().await;
+    let settings = server.settings().replace(&server.url, &url);
+    let closes = async {
+        loop {
+            drop(listener.accept().await.unwrap());
+        }
+    };
+    let draws = async {
+        let mut drawing = wanted(&server, 1);
+        let (_, submitted) = draw_with(&settings, &drawing).await;
+        drawing.references = vec![input(Format::Png, &pictures::png())];
+        let (_, uploaded) = draw_with(&settings, &drawing).await;
+        (submitted.unwrap_err(), uploaded.unwrap_err())
+    };
+    let (submitted, uploaded) = tokio::select! {
+        () = closes => unreachable!(),
+        errors = draws => errors,
+    };
+    assert!(
+        matches!(submitted, BackendError::Silent { .. }),
+        "{submitted:?}"
+    );
+    assert!(
+        matches!(uploaded, BackendError::Unreachable { .. }),
+        "{uploaded:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_check_tells_comfyui_from_others() {
+    let server = Comfyui::start().await;
+    let checked = |settings: String| async move { backend_of(&settings).check().await };
+    checked(server.settings()).await.unwrap();
+    let elsewhere = server
+        .settings()
+        .replace(&server.url, &format!("{}/other", server.url));
+    let no = checked(elsewhere).await;
+    assert!(matches!(no, Err(BackendError::Invalid { .. })), "{no:?}");
+    server.play(Scene::KnowsNoKey);
+    let no = checked(server.settings()).await;
+    assert!(
+        matches!(no, Err(BackendError::Credentials { .. })),
+        "{no:?}"
+    );
+    let settings = server.settings();
+    drop(server);
+    let no = checked(settings).await;
+    assert!(
+        matches!(no, Err(BackendError::Unreachable { .. })),
+        "{no:?}"
+    );
+}
+
+/// Begins a drawing and leaves it; the name of its job.
+async fn begin(server: &Comfyui) -> String {
+    let mut collected = Collected::default();
+    let known = server.known();
+    let backend = backend_of(&server.settings());
+    let drawing = wanted(server, 1);
+    let begun = timeout(Duration::from_secs(10), server.wait_for_polls(known + 1));
+    tokio::select! {
+        drawn = backend.draw(&drawing, &mut collected) => panic!("{drawn:?}"),
+        begun = begun => begun.unwrap(),
+    }
+    collected.jobs.pop().unwrap()
+}

@@ -1,0 +1,237 @@
+//! What is made of answers: refusals that come as HTTP 200, drafts, text, errors, and far too much.
+
+use std::time::Duration;
+
+use easel::backend::BackendError;
+use serde_json::{Value, json};
+
+use super::{
+    Gemini, StandIn, backend_of, draw,
+    server::{KEY, REFUSED_PROMPT, answer, error, image},
+    wanted,
+};
+
+async fn answered(server: &Gemini, status: u16, body: &Value) -> BackendError {
+    server.next(status, body);
+    let (collected, drawn) = draw(server, &wanted(server)).await;
+    assert!(collected.pictures.is_empty());
+    drawn.unwrap_err()
+}
+
+#[tokio::test]
+async fn refusals_are_told_though_the_status_is_200() {
+    let server = Gemini::start().await;
+    for reason in [
+        "SAFETY",
+        "OTHER",
+        "BLOCKLIST",
+        "PROHIBITED_CONTENT",
+        "IMAGE_SAFETY",
+    ] {
+        let body = json!({"promptFeedback": {"blockReason": reason}});
+        let refused = answered(&server, 200, &body).await;
+        assert!(
+            matches!(&refused, BackendError::Refused { message } if message == reason),
+            "{refused:?}"
+        );
+    }
+    for reason in [
+        "SAFETY",
+        "PROHIBITED_CONTENT",
+        "BLOCKLIST",
+        "SPII",
+        "RECITATION",
+        "IMAGE_SAFETY",
+        "IMAGE_PROHIBITED_CONTENT",
+        "IMAGE_RECITATION",
+    ] {
+        // As it really comes: a content without parts.
+        let body = json!({"candidates": [{"content": {"role": "model"}, "finishReason": reason,
+            "finishMessage": "Unable to show the image.\nSee https://x.example/policy", "index": 0}]});
+        let refused = answered(&server, 200, &body).await;
+        let BackendError::Refused { message } = refused else {
+            panic!("{reason}: {refused:?}");
+        };
+        assert_eq!(message, "Unable to show the image. See [link]");
+    }
+    let mut drawing = wanted(&server);
+    drawing.prompt = REFUSED_PROMPT.to_owned();
+    let (_, drawn) = draw(&server, &drawing).await;
+    assert!(
+        matches!(drawn, Err(BackendError::Refused { .. })),
+        "{drawn:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_answer_without_a_picture_is_no_refusal() {
+    let server = Gemini::start().await;
+    let text = json!({"text": "the prompt again"});
+    for body in [
+        answer(std::slice::from_ref(&text), "STOP"),
+        answer(&[text], "NO_IMAGE"),
+        answer(&[], "IMAGE_OTHER"),
+        answer(&[], "FINISH_REASON_UNSPECIFIED"),
+        json!({"promptFeedback": {"blockReason": "BLOCK_REASON_UNSPECIFIED"}, "candidates": null}),
+        json!({}),
+        json!([1]),
+        json!("text"),
+    ] {
+        let error = answered(&server, 200, &body).await;
+        let BackendError::NoImage { detail } = &error else {
+            panic!("{body}: {error:?}");
+        };
+        assert!(!detail.contains("prompt again"), "{detail}");
+    }
+}
+
+/// The flag stands behind the picture, which has gone on by then.
+#[tokio::test]
+async fn drafts_are_not_delivered() {
+    let server = Gemini::start().await;
+    let draft = |bytes: &[u8]| {
+        let mut part = image(bytes);
+        part["thought"] = true.into();
+        part
+    };
+    let thinks = json!({"text": "first", "thought": true});
+    let large = vec![b'd'; 300_000];
+    let drafts = [
+        thinks,
+        draft(&large),
+        draft(b"second"),
+        image(b"the picture"),
+    ];
+    server.next(200, &answer(&drafts, "STOP"));
+    let (collected, drawn) = draw(&server, &wanted(&server)).await;
+    drawn.unwrap();
+    assert_eq!(collected.pictures, [b"the picture"]);
+
+    // Others that speak this API leave the flag out.
+    let unflagged = [
+        image(b"draft"),
+        image(b"the picture"),
+        json!({"text": "done"}),
+    ];
+    server.next(200, &answer(&unflagged, "STOP"));
+    let (collected, _) = draw(&server, &wanted(&server)).await;
+    assert_eq!(collected.pictures, [b"the picture"]);
+
+    // It thought, and then did not draw.
+    let (collected, drawn) = {
+        server.next(200, &answer(&[draft(b"draft")], "NO_IMAGE"));
+        draw(&server, &wanted(&server)).await
+    };
+    assert!(
+        matches!(drawn, Err(BackendError::NoImage { .. })),
+        "{drawn:?}"
+    );
+    assert!(collected.pictures.is_empty() && collected.under_way.is_empty());
+    let refused = answered(&server, 200, &answer(&[draft(b"draft")], "IMAGE_SAFETY")).await;
+    assert!(
+        matches!(refused, BackendError::Refused { .. }),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn usage_goes_on() {
+    let server = Gemini::start().await;
+    let (collected, drawn) = draw(&server, &wanted(&server)).await;
+    drawn.unwrap();
+    assert_eq!(collected.usage.len(), 1);
+    assert_eq!(collected.usage[0]["candidatesTokenCount"], 1120);
+}
+
+#[tokio::test]
+async fn the_wait_asked_for_is_in_the_body() {
+    let server = Gemini::start().await;
+    let info = |delay: &str| {
+        json!([{"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": []},
+            {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}])
+    };
+    for (code, status, delay, expected) in [
+        (
+            429,
+            "RESOURCE_EXHAUSTED",
+            "3.29s",
+            Some(Duration::from_millis(3290)),
+        ),
+        (
+            429,
+            "RESOURCE_EXHAUSTED",
+            "41s",
+            Some(Duration::from_secs(41)),
+        ),
+        (
+            429,
+            "RESOURCE_EXHAUSTED",
+            "999999s",
+            Some(Duration::from_hours(1)),
+        ),
+        (429, "RESOURCE_EXHAUSTED", "soon", None),
+        (503, "UNAVAILABLE", "1s", Some(Duration::from_secs(1))),
+    ] {
+        let error = answered(&server, code, &error(code, status, "Slow.", &info(delay))).await;
+        let BackendError::RateLimited { retry_after, .. } = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(retry_after, expected, "{delay}");
+    }
+}
+
+#[tokio::test]
+async fn errors_have_the_class_that_tells_what_to_do() {
+    let server = Gemini::start().await;
+    for (code, status, class) in [
+        (400, "INVALID_ARGUMENT", "Invalid"),
+        (400, "FAILED_PRECONDITION", "Credentials"),
+        (403, "PERMISSION_DENIED", "Credentials"),
+        (404, "NOT_FOUND", "Invalid"),
+        (500, "INTERNAL", "Failed"),
+        (504, "DEADLINE_EXCEEDED", "Failed"),
+    ] {
+        let told = format!("No: {KEY}, see https://ai.example/.");
+        let error = answered(&server, code, &error(code, status, &told, &json!([]))).await;
+        let error = format!("{error:?}");
+        assert!(error.starts_with(class), "{code} {status}: {error}");
+        assert!(!error.contains(KEY) && !error.contains("https"), "{error}");
+    }
+    let wrong = server.settings().replace(KEY, "AIza-wrong");
+    let checked = backend_of(&wrong).check().await;
+    assert!(
+        matches!(checked, Err(BackendError::Credentials { .. })),
+        "{checked:?}"
+    );
+    // Somebody who lists no models is there all the same.
+    let bare = server.settings().replace("/v1beta", "/other");
+    backend_of(&bare).check().await.unwrap();
+}
+
+#[tokio::test]
+async fn far_too_much_is_not_read_to_the_end() {
+    let server = Gemini::start().await;
+    let many = vec![image(b"draft"); 40];
+    let text = vec![json!({"text": "x".repeat(2 << 20)})];
+    for parts in [many, text] {
+        let (collected, drawn) = {
+            server.next(200, &answer(&parts, "STOP"));
+            draw(&server, &wanted(&server)).await
+        };
+        assert!(
+            matches!(
+                drawn,
+                Err(BackendError::Failed { .. } | BackendError::NoImage { .. })
+            ),
+            "{drawn:?}"
+        );
+        assert!(collected.pictures.is_empty());
+    }
+    // A signature may be longer than its picture.
+    let mut signed = image(b"the picture");
+    signed["thoughtSignature"] = "c2ln".repeat(1 << 20).into();
+    server.next(200, &answer(&[signed], "STOP"));
+    let (collected, drawn) = draw(&server, &wanted(&server)).await;
+    drawn.unwrap();
+    assert_eq!(collected.pictures, [b"the picture"]);
+}

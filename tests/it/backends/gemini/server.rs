@@ -1,0 +1,246 @@
+//! A stand-in for Gemini's API, as strict as the real one: it knows its fields, ratios, sizes and limits, takes
+//! both alphabets of base64, and refuses with HTTP 200. The official SDK judges it: see `tests/it/clients.rs`.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{DefaultBodyLimit, State},
+    http::{HeaderMap, Response, StatusCode, Uri},
+    routing::{get, post},
+};
+use futures_util::{StreamExt, stream};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, task::JoinSet};
+
+use super::request::Request;
+use crate::{
+    backends::contract::{Scene, StandIn},
+    harness::upstream::picture,
+};
+
+/// What it wants to be called with.
+pub const KEY: &str = "AIza-stand-in-5d20";
+/// What its safety system does not draw.
+pub const REFUSED_PROMPT: &str = "something unsafe";
+
+/// Listens on loopback until it is dropped.
+pub struct Gemini {
+    /// Without `/v1beta`.
+    pub url: String,
+    state: Arc<Mutex<Server>>,
+    _serving: JoinSet<()>,
+}
+
+pub struct Server {
+    scene: Scene,
+    /// Answers the next call, with this status.
+    pub next: Option<(u16, String)>,
+    /// The bodies that came, in order.
+    pub received: Vec<Value>,
+    /// Where they came.
+    pub paths: Vec<String>,
+    inputs: Vec<Vec<u8>>,
+}
+
+type Shared = State<Arc<Mutex<Server>>>;
+
+impl Gemini {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let state = Arc::new(Mutex::new(Server {
+            scene: Scene::Draws,
+            next: None,
+            received: Vec::new(),
+            paths: Vec::new(),
+            inputs: Vec::new(),
+        }));
+        let router = Router::new()
+            .route("/v1beta/models/{call}", post(generate))
+            .route("/v1beta/models", get(models))
+            .layer(DefaultBodyLimit::disable())
+            .with_state(Arc::clone(&state));
+        let mut serving = JoinSet::new();
+        serving.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self {
+            url,
+            state,
+            _serving: serving,
+        }
+    }
+
+    pub fn server(&self) -> MutexGuard<'_, Server> {
+        self.state.lock().unwrap()
+    }
+
+    /// Answers the next call with this.
+    pub fn next(&self, status: u16, body: &Value) {
+        self.server().next = Some((status, body.to_string()));
+    }
+
+    /// The settings, with other sizes.
+    pub fn settings_with(&self, image_sizes: &str) -> String {
+        let url = &self.url;
+        format!(
+            "kind = \"gemini\"\nbase_url = \"{url}/v1beta\"\napi_key = \"{KEY}\"\n\
+             image_sizes = {image_sizes}\n"
+        )
+    }
+}
+
+impl StandIn for Gemini {
+    fn settings(&self) -> String {
+        self.settings_with(r#"["1K", "2K"]"#)
+    }
+
+    fn model(&self) -> String {
+        "gemini-3-pro-image".to_owned()
+    }
+
+    fn play(&self, scene: Scene) {
+        self.server().scene = scene;
+    }
+
+    fn asked(&self) -> usize {
+        self.server().paths.len()
+    }
+
+    fn inputs(&self) -> Vec<Vec<u8>> {
+        self.server().inputs.clone()
+    }
+
+    fn cancelled(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// An error in Google's shape.
+pub fn error(code: u16, status: &str, message: &str, details: &Value) -> Value {
+    json!({"error": {"code": code, "message": message, "status": status, "details": details}})
+}
+
+/// An answer of one candidate with these parts.
+pub fn answer(parts: &[Value], finish_reason: &str) -> Value {
+    json!({
+        "candidates": [{"content": {"parts": parts, "role": "model"},
+            "finishReason": finish_reason, "index": 0}],
+        "usageMetadata": {"promptTokenCount": 5, "candidatesTokenCount": 1120, "totalTokenCount": 1125,
+            "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 5}]},
+        "modelVersion": "gemini-3-pro-image", "responseId": "stand-in"})
+}
+
+pub fn image(bytes: &[u8]) -> Value {
+    let data = base64_simd::STANDARD.encode_to_string(bytes);
+    json!({"inlineData": {"mimeType": "image/png", "data": data}})
+}
+
+fn reply(status: u16, body: String) -> Response<Body> {
+    let response = Response::builder().status(StatusCode::from_u16(status).unwrap());
+    let response = response.header("content-type", "application/json; charset=UTF-8");
+    response.body(Body::from(body)).unwrap()
+}
+
+/// A key that is no good is a bad argument here.
+fn wrong_key() -> (u16, Value) {
+    let reason = json!([{"@type": "type.googleapis.com/google.rpc.ErrorInfo",
+        "reason": "API_KEY_INVALID", "domain": "googleapis.com"}]);
+    let message = "API key not valid. Please pass a valid API key.";
+    (400, error(400, "INVALID_ARGUMENT", message, &reason))
+}
+
+fn has_key(headers: &HeaderMap) -> bool {
+    headers.get("x-goog-api-key").is_some_and(|key| key == KEY)
+}
+
+async fn generate(state: Shared, uri: Uri, headers: HeaderMap, body: Bytes) -> Response<Body> {
+    let (scene, next) = {
+        let mut server = state.0.lock().unwrap();
+        server.paths.push(uri.path().to_owned());
+        (server.scene, server.next.take())
+    };
+    if let Some((status, body)) = next {
+        return reply(status, body);
+    }
+    if !has_key(&headers) {
+        let (status, body) = wrong_key();
+        return reply(status, body.to_string());
+    }
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let call = uri.path().rsplit('/').next().unwrap_or_default();
+    let request = match Request::read(call, &body) {
+        Ok(request) => request,
+        Err(message) => {
+            let body = error(400, "INVALID_ARGUMENT", &message, &json!([]));
+            return reply(400, body.to_string());
+        }
+    };
+    {
+        let mut server = state.0.lock().unwrap();
+        server.received.push(body);
+        server.inputs.clone_from(&request.images);
+    }
+    if scene == Scene::Hangs {
+        std::future::pending::<()>().await;
+    }
+    let (status, body) = play(scene, &request);
+    let body = body.to_string();
+    if scene == Scene::BreaksOff {
+        return cut_off(&body);
+    }
+    reply(status, body)
+}
+
+fn play(scene: Scene, request: &Request) -> (u16, Value) {
+    let fails = |code, status: &str, details: &Value| (code, error(code, status, "No.", details));
+    match scene {
+        Scene::FindsInvalid => fails(400, "INVALID_ARGUMENT", &json!([])),
+        Scene::KnowsNoKey => wrong_key(),
+        Scene::LimitsRate => {
+            let details = json!([
+                {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "RATE_LIMIT_EXCEEDED"},
+                {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "7s"}]);
+            fails(429, "RESOURCE_EXHAUSTED", &details)
+        }
+        Scene::Fails => fails(500, "INTERNAL", &json!([])),
+        Scene::DrawsNothing => (200, answer(&[json!({"text": "I can not."})], "STOP")),
+        Scene::DrawsNoImage => (200, answer(&[image(b"<html>It works!</html>")], "STOP")),
+        _ if scene == Scene::Refuses || request.prompt == REFUSED_PROMPT => (
+            200,
+            json!({"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"},
+                "usageMetadata": {"promptTokenCount": 5, "totalTokenCount": 5},
+                "modelVersion": "gemini-3-pro-image"}),
+        ),
+        _ => {
+            let mut drawn = image(&picture(request.size.0, request.size.1, 0));
+            drawn["thoughtSignature"] = "c2lnbmF0dXJl".into();
+            (200, answer(&[drawn], "STOP"))
+        }
+    }
+}
+
+/// Half of the body, and then the connection breaks.
+fn cut_off(body: &str) -> Response<Body> {
+    let half = Ok(Bytes::copy_from_slice(&body.as_bytes()[..body.len() / 2]));
+    let end = stream::once(async {
+        // What is buffered goes out while the body is waited for.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        Err(io::Error::from(io::ErrorKind::ConnectionReset))
+    });
+    Response::new(Body::from_stream(stream::iter([half]).chain(end)))
+}
+
+async fn models(headers: HeaderMap) -> Response<Body> {
+    if !has_key(&headers) {
+        let (status, body) = wrong_key();
+        return reply(status, body.to_string());
+    }
+    let model = json!({"name": "models/gemini-3-pro-image", "version": "001",
+        "supportedGenerationMethods": ["generateContent"]});
+    reply(200, json!({"models": [model]}).to_string())
+}
