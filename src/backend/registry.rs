@@ -29,32 +29,32 @@ pub struct Registry {
 /// Why the configured backends can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    #[error("backends.{backend}: {source}")]
+    #[error("backends.{backend}: {fault}")]
     Setting {
         backend: String,
-        source: InvalidSetting,
+        fault: InvalidSetting,
     },
-    #[error("backends.{backend}.{source}")]
+    #[error("backends.{backend}.{fault}")]
     Workflow {
         backend: String,
-        source: comfyui::WorkflowError,
+        fault: comfyui::WorkflowError,
     },
     #[error("the HTTP client for upstreams could not be made")]
     Client(#[source] reqwest::Error),
 }
 
 impl RegistryError {
-    fn setting(backend: &str, source: InvalidSetting) -> Self {
+    fn setting(backend: &str, fault: InvalidSetting) -> Self {
         let backend = backend.to_owned();
-        Self::Setting { backend, source }
+        Self::Setting { backend, fault }
     }
 
     fn comfyui(backend: &str, error: comfyui::OpenError) -> Self {
         match error {
-            comfyui::OpenError::Setting(source) => Self::setting(backend, source),
-            comfyui::OpenError::Workflow(source) => Self::Workflow {
+            comfyui::OpenError::Setting(fault) => Self::setting(backend, fault),
+            comfyui::OpenError::Workflow(fault) => Self::Workflow {
                 backend: backend.to_owned(),
-                source,
+                fault,
             },
         }
     }

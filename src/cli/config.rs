@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::database::{Database, Purpose};
-use crate::{config::Config, tasks::store};
+use crate::{backend::Registry, config::Config, tasks::store};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -22,6 +22,8 @@ pub(super) async fn run(command: &Command, config: &Config) -> anyhow::Result<Ex
             for warning in config.warnings() {
                 eprintln!("warning: {warning}");
             }
+            // Workflows and the like are read only here.
+            Registry::open(&config.backends)?;
             println!("the settings are good");
         }
         Command::Print => print!("{}", config.to_toml()),

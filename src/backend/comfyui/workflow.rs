@@ -37,11 +37,11 @@ pub(super) enum Source {
 /// Why a workflow can't be used. Begins with the setting that is at fault.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkflowError {
-    #[error("{key}: cannot read {file}: {source}")]
+    #[error("{key}: cannot read {file}: {error}")]
     Unreadable {
         key: String,
         file: String,
-        source: std::io::Error,
+        error: std::io::Error,
     },
     #[error(
         "{key}: there is no {file}, there are: builtin:text-to-image, builtin:image-to-image, builtin:inpaint"
@@ -212,10 +212,10 @@ fn read(key: &str, file: &str) -> Result<String, WorkflowError> {
         File::open(file).and_then(|open| open.take(FILE_BYTES_MAX).read_to_string(&mut text));
     match read {
         Ok(_) => Ok(text),
-        Err(source) => Err(WorkflowError::Unreadable {
+        Err(error) => Err(WorkflowError::Unreadable {
             key: key.to_owned(),
             file: file.to_owned(),
-            source,
+            error,
         }),
     }
 }

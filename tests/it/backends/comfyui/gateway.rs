@@ -42,6 +42,18 @@ async fn pictures_come_without_the_workflow_that_drew_them() {
     app.finish().await;
 }
 
+#[test]
+fn a_faulty_workflow_is_told_of_by_the_check_of_the_settings() {
+    let check = |workflow: &str| {
+        let backend = format!("[backends.comfy]\nkind = 'comfyui'\ntext_workflow = '{workflow}'");
+        let settings = format!("{backend}\n[models.m]\nroutes = ['comfy']\n");
+        Setup::new(&settings).run(&["config", "check"])
+    };
+    check("builtin:text-to-image").good();
+    let told = check("builtin:flux").bad();
+    assert_eq!(told.matches("text_workflow").count(), 1, "{told}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_prompt_of_a_killed_worker_is_followed_by_the_next_one() {
     let (database, server) = (TestDatabase::create().await, Comfyui::start().await);
