@@ -237,7 +237,8 @@ impl Call<'_> {
 
     /// Tells the upstream, as well as that can be done; nobody waits for it.
     fn give_up(&self, app: &App, route: &Route) {
-        let Some(job) = self.sink.job().map(str::to_owned) else {
+        let resumed = self.drawing.job.as_deref();
+        let Some(job) = self.sink.job().or(resumed).map(str::to_owned) else {
             return;
         };
         let backend = route.backend.clone();
