@@ -1,10 +1,13 @@
 //! Fetches pictures that an upstream answers as URLs: at once, because such links die within minutes,
 //! without the key, and from no host that the settings don't name.
 
-use reqwest::{Client, Response, StatusCode};
+use reqwest::{Client, Response, StatusCode, header::LOCATION};
 use url::Url;
 
 use super::{BackendError, delivery::Delivery, error};
+
+/// Links that are meant to last lead on to the stored bytes; each step may go to allowed hosts only.
+const REDIRECTS_MAX: usize = 3;
 
 /// Which URLs of an upstream's are fetched.
 pub(in crate::backend) struct DownloadRule {
@@ -70,14 +73,25 @@ impl DownloadRule {
     }
 }
 
-/// Hands on the picture at `url`.
+/// Hands on the picture at `url`, if the rule allows it.
 pub(in crate::backend) async fn fetch(
     client: &Client,
-    url: Url,
+    rule: &DownloadRule,
+    url: &str,
     delivery: &mut Delivery<'_>,
 ) -> Result<(), BackendError> {
-    let sent = client.get(url).send().await;
-    receive(sent.map_err(error::interrupted)?, delivery).await
+    let mut url = rule.allow(url)?;
+    for _ in 0..=REDIRECTS_MAX {
+        let sent = client.get(url.clone()).send().await;
+        let response = sent.map_err(error::interrupted)?;
+        if !response.status().is_redirection() {
+            return receive(response, delivery).await;
+        }
+        url = rule.allow(&location(&url, &response)?)?;
+    }
+    Err(BackendError::NoImage {
+        detail: format!("a picture's url leads on more than {REDIRECTS_MAX} times"),
+    })
 }
 
 /// Hands on the picture that is the answer.
@@ -102,6 +116,16 @@ pub(in crate::backend) async fn receive(
         delivery.write(piece).await?;
     }
     delivery.finish().await
+}
+
+/// Where a redirect leads.
+fn location(from: &Url, response: &Response) -> Result<String, BackendError> {
+    let named = response.headers().get(LOCATION);
+    let named = named.and_then(|to| to.to_str().ok());
+    let to = named.and_then(|to| from.join(to).ok());
+    to.map(String::from).ok_or_else(|| BackendError::NoImage {
+        detail: "a picture's url leads on to nowhere".to_owned(),
+    })
 }
 
 #[cfg(test)]
