@@ -9,7 +9,7 @@ use super::{BackendError, delivery::Delivery, error};
 /// Links that are meant to last lead on to the stored bytes; each step may go to allowed hosts only.
 const REDIRECTS_MAX: usize = 3;
 
-/// Which URLs of an upstream's are fetched.
+/// Which URLs of an upstream's are called.
 pub(in crate::backend) struct DownloadRule {
     base_url: Url,
     hosts: Vec<String>,
@@ -24,22 +24,28 @@ impl DownloadRule {
         }
     }
 
-    /// The URL if it may be fetched.
+    /// The picture's URL if it may be fetched.
     pub(in crate::backend) fn allow(&self, url: &str) -> Result<Url, BackendError> {
-        let refuse = |detail: String| Err(BackendError::NoImage { detail });
+        self.check(url).map_err(|fault| BackendError::NoImage {
+            detail: format!("a picture's url {fault}; see download_hosts"),
+        })
+    }
+
+    /// The URL if it may be called; what is wrong with it.
+    pub(in crate::backend) fn check(&self, url: &str) -> Result<Url, String> {
         let Ok(url) = Url::parse(url) else {
-            return refuse("a picture's url is not a whole URL".to_owned());
+            return Err("is not a whole URL".to_owned());
         };
         let host = url.host_str().unwrap_or_default();
         if !url.username().is_empty() || url.password().is_some() {
-            return refuse(format!("a picture's url on {host} carries a user name"));
+            return Err(format!("on {host} carries a user name"));
         }
         if !self.allows_scheme(&url) {
-            return refuse(format!("a picture's url on {host} is not https"));
+            return Err(format!("on {host} is not https"));
         }
         if !self.allows_host(host) {
-            return refuse(format!(
-                "a picture is on {host}; allowed are base_url's host and download_hosts"
+            return Err(format!(
+                "is on {host}, which is not among the allowed hosts"
             ));
         }
         Ok(url)
