@@ -162,6 +162,15 @@ impl Template {
         }
     }
 
+    /// Whether it stands for as many items as there are references; an inner list has items of its own.
+    fn is_repeated(&self) -> bool {
+        match self {
+            Self::Constant(_) | Self::List(_) => false,
+            Self::Text(text) => text.placeholders().any(|p| *p == Placeholder::Reference),
+            Self::Table(entries) => entries.iter().any(|(_, value)| value.is_repeated()),
+        }
+    }
+
     /// The body for these values.
     pub(super) fn fill(&self, values: &Values<'_>) -> Value {
         self.filled(values, 0)
@@ -174,7 +183,7 @@ impl Template {
             Self::Text(text) => text.fill(values, each),
             Self::List(items) => {
                 let filled = items.iter().flat_map(|item| {
-                    let repeated = item.placeholders().contains(&&Placeholder::Reference);
+                    let repeated = item.is_repeated();
                     let times = if repeated { values.references.len() } else { 1 };
                     (0..times).filter_map(move |each| item.filled(values, each))
                 });
@@ -309,12 +318,12 @@ mod tests {
         let template = r#"
             images = "{references}"
             image_2 = "{reference_2}"
-            content = [{ type = "image", url = "{reference}" }, { text = "{prompt}!" }]"#;
-        let expected = json!({"images": ["a", "b"], "image_2": "b", "content": [
+            all = [{ content = [{ type = "image", url = "{reference}" }, { text = "{prompt}!" }] }]"#;
+        let expected = json!({"images": ["a", "b"], "image_2": "b", "all": [{"content": [
             {"type": "image", "url": "a"}, {"type": "image", "url": "b"},
-            {"text": "a {model} \"heron\"!"}]});
+            {"text": "a {model} \"heron\"!"}]}]});
         assert_eq!(filled(template, &["a", "b"]), expected);
-        let without = json!({"content": [{"text": "a {model} \"heron\"!"}]});
+        let without = json!({"all": [{"content": [{"text": "a {model} \"heron\"!"}]}]});
         assert_eq!(filled(template, &[]), without);
     }
 

@@ -163,6 +163,9 @@ fn task(desk: &Desk, id: &str, result: fn(&[String]) -> Value) -> Reply {
 /// Its results are one link, which lasts and leads on.
 fn icodeeasy(desk: &Desk, call: &Call) -> Reply {
     match call.line() {
+        ("GET", line) if line.len() < 4 => {
+            error(404, "not_found_error", "not_found", "No such route.")
+        }
         ("POST", line) if line == ["v1", "images", "generations"] => {
             let fields = call.json();
             if let Some(reply) = desk.ask(images(&fields)).or_else(|| refused_at_once(desk)) {
