@@ -1,6 +1,7 @@
 //! The `polled` backend, each built-in profile against a stand-in for its service.
 
 mod desk;
+mod judged;
 mod quirks;
 mod services;
 
