@@ -239,7 +239,7 @@ fn openai(name: &str, backend: &OpenaiBackend, found: &mut Found) {
         key("api_key"),
         lacks_key(name),
     );
-    hosts(key("download_hosts"), &backend.download_hosts, found);
+    hosts(&key("download_hosts"), &backend.download_hosts, found);
 }
 
 fn polled(name: &str, backend: &PolledBackend, found: &mut Found) {
@@ -251,14 +251,14 @@ fn polled(name: &str, backend: &PolledBackend, found: &mut Found) {
         key("profile"),
         "must be set, or protocol_file, and not both",
     );
-    hosts(key("download_hosts"), &backend.download_hosts, found);
+    hosts(&key("download_hosts"), &backend.download_hosts, found);
 }
 
-fn hosts(key: String, hosts: &[String], found: &mut Found) {
+fn hosts(key: &str, hosts: &[String], found: &mut Found) {
     for host in hosts {
         let sound = url::Host::parse(host.strip_prefix("*.").unwrap_or(host)).is_ok();
         let message = format!("{host:?} is no host, one is like images.example.com");
-        found.unless(sound, &key, message);
+        found.unless(sound, key, message);
     }
 }
 

@@ -32,10 +32,9 @@ impl ErrorNames {
 
     /// What an answer means that is an error by its status.
     pub(super) fn of_status(&self, told: Told) -> BackendError {
-        let named = match told.status.is_client_error() {
-            true => self.of_named(&told.error, told.retry_after),
-            false => None,
-        };
+        // An upstream that is down is not to be taken at its word.
+        let named = Some(&told).filter(|told| told.status.is_client_error());
+        let named = named.and_then(|told| self.of_named(&told.error, told.retry_after));
         named.unwrap_or_else(|| told.classify())
     }
 

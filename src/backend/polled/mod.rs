@@ -37,9 +37,9 @@ use ticket::Ticket;
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
 /// From the first byte of a submit, or of an upload, to the last one of the answer.
-const SUBMIT_TIMEOUT: Duration = Duration::from_secs(180);
+const SUBMIT_TIMEOUT: Duration = Duration::from_mins(3);
 /// The same for a look at a job; some answer it with the pictures themselves.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+const ANSWER_TIMEOUT: Duration = Duration::from_mins(2);
 /// Between two looks while the upstream is away.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 

@@ -235,10 +235,12 @@ impl Submit {
         }
         let named = self.headers.keys().chain(&self.repeat_header);
         for name in named {
-            HeaderName::try_from(name).map_err(|_| format!("{name:?} is no name of a header"))?;
+            let sound = HeaderName::try_from(name);
+            sound.map_err(|error| format!("{name:?} is no header: {error}"))?;
         }
         for (name, value) in &self.headers {
-            HeaderValue::try_from(value).map_err(|_| format!("{name} cannot have this value"))?;
+            let sound = HeaderValue::try_from(value);
+            sound.map_err(|error| format!("{name} cannot be {value:?}: {error}"))?;
         }
         Ok(())
     }
