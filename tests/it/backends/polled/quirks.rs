@@ -3,7 +3,8 @@
 use std::{io::Write, sync::Arc, time::Duration};
 
 use easel::{
-    backend::{Backend, BackendError, Class, Drawing, Registry},
+    backend::{Backend, BackendError, Drawing, Registry},
+    failure::Class,
     image::Format,
 };
 use serde_json::{Value, json};
