@@ -291,6 +291,8 @@ pub struct PolledBackend {
     /// Hosts, beside those of the description, from which pictures are fetched.
     pub download_hosts: Vec<String>,
     pub(super) poll_interval_ms: u64,
+    /// Of the square that the model was trained on; 0: pictures are asked for as they are wanted.
+    pub native_side_px: u32,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -27,6 +27,7 @@ use super::{
         download::{self, DownloadRule},
         endpoint::{Endpoint, Scheme},
         error,
+        native_size::NativeSize,
     },
 };
 use crate::config::PolledBackend;
@@ -40,6 +41,8 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
 const SUBMIT_TIMEOUT: Duration = Duration::from_mins(3);
 /// The same for a look at a job; some answer it with the pictures themselves.
 const ANSWER_TIMEOUT: Duration = Duration::from_mins(2);
+/// What both sides must be a multiple of where the model's own size is asked for.
+const NATIVE_STEP_PX: u32 = 64;
 /// Between two looks while the upstream is away.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
@@ -48,6 +51,7 @@ pub struct Polled {
     endpoint: Endpoint,
     protocol: Protocol,
     interval: Duration,
+    native: NativeSize,
     /// Where the key may go.
     key_hosts: DownloadRule,
     downloads: DownloadRule,
@@ -101,6 +105,10 @@ impl Polled {
             key_hosts: DownloadRule::new(base_url, &protocol.key_hosts),
             downloads: DownloadRule::new(base_url, &hosts),
             interval: settings.poll_interval(),
+            native: NativeSize {
+                side_px: settings.native_side_px,
+                step_px: NATIVE_STEP_PX,
+            },
             pictures,
             endpoint,
             protocol,

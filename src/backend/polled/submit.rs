@@ -36,6 +36,7 @@ impl Polled {
         let (references, mask) = self.inputs(drawing, &mut body).await?;
         let mut value = submit.body.fill(&Values {
             drawing,
+            size: self.native.fit(drawing.size),
             references,
             mask,
         });

@@ -8,7 +8,7 @@
 use serde::{Deserialize, Deserializer, de};
 use serde_json::{Map, Value, json};
 
-use crate::backend::Drawing;
+use crate::{backend::Drawing, image::ImageSize};
 
 /// What may stand in place of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +56,8 @@ pub(super) enum Template {
 /// What goes into a template.
 pub(super) struct Values<'a> {
     pub(super) drawing: &'a Drawing,
+    /// As the upstream is asked for it.
+    pub(super) size: ImageSize,
     /// What stands for them in the body.
     pub(super) references: Vec<Value>,
     pub(super) mask: Option<Value>,
@@ -207,8 +209,8 @@ impl Values<'_> {
         Some(match placeholder {
             Placeholder::Prompt => json!(drawing.prompt),
             Placeholder::Model => json!(drawing.model),
-            Placeholder::Width => json!(drawing.size.width),
-            Placeholder::Height => json!(drawing.size.height),
+            Placeholder::Width => json!(self.size.width),
+            Placeholder::Height => json!(self.size.height),
             Placeholder::Ratio => json!(drawing.ratio.to_string()),
             Placeholder::Resolution => json!(drawing.resolution),
             Placeholder::N => json!(drawing.n),
@@ -260,7 +262,7 @@ impl<'de> Deserialize<'de> for Template {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::{ImageSize, Resolution};
+    use crate::image::Resolution;
 
     fn drawing() -> Drawing {
         Drawing {
@@ -287,6 +289,7 @@ mod tests {
         let template: Template = toml::from_str(template).unwrap();
         template.fill(&Values {
             drawing: &drawing,
+            size: drawing.size,
             references: references.iter().map(|text| json!(text)).collect(),
             mask: None,
         })

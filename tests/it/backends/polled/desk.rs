@@ -144,6 +144,7 @@ impl Counter {
             ("api_key", &key),
             ("download_hosts", "[]"),
             ("poll_interval_ms", "10"),
+            ("native_side_px", "0"),
         ]
         .into_iter()
         .chain(more.iter().copied())
