@@ -38,4 +38,12 @@ mod tests {
             assert!(text.starts_with("# "), "{name} does not say what it is for");
         }
     }
+
+    #[test]
+    fn the_documented_description_is_sound() {
+        let page = include_str!("../../../docs/backends.md");
+        let (_, from) = page.split_once("```toml\n").unwrap();
+        let (example, _) = from.split_once("```").unwrap();
+        Protocol::parse(example).unwrap();
+    }
 }

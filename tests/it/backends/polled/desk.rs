@@ -172,7 +172,7 @@ async fn answer(
     };
     desk.books().calls.push(call.clone());
     let reply = match call.path.strip_prefix("/pictures/") {
-        Some(name) => desk.picture(name, &call),
+        Some(name) => picture_named(name, &call),
         None => (service.answer)(&desk, &call),
     };
     reply.send().await
@@ -274,26 +274,6 @@ impl Desk {
         drawn.map(encode).collect()
     }
 
-    /// Whoever fetches a picture shows no key.
-    fn picture(&self, name: &str, call: &Call) -> Reply {
-        for header in ["authorization", "x-key"] {
-            assert_eq!(call.header(header), None, "a key came with {name}");
-        }
-        let (kind, rest) = name.split_once('-').unwrap();
-        let index = rest.trim_end_matches(".png").parse().unwrap_or(0);
-        let png = picture(64, 32, index);
-        match kind {
-            "good" => Reply::bytes("image/png", png),
-            "broken" => Reply::bytes("image/png", png).cut_at(20),
-            "none" => Reply::bytes("text/html", b"<html>gone</html>".to_vec()),
-            // What lasts leads on to what doesn't.
-            "lasting" => {
-                Reply::json(302, &json!({})).header("location", &format!("/pictures/{rest}"))
-            }
-            _ => Reply::json(404, &json!({})),
-        }
-    }
-
     pub fn keep(&self, bytes: Vec<u8>) -> String {
         let mut books = self.books();
         let url = format!("{}/f/image/{}-photo.png", self.url, books.uploads.len());
@@ -321,6 +301,24 @@ impl Desk {
 
     pub fn calls(&self) -> Vec<Call> {
         self.books().calls.clone()
+    }
+}
+
+/// Whoever fetches a picture shows no key.
+fn picture_named(name: &str, call: &Call) -> Reply {
+    for header in ["authorization", "x-key"] {
+        assert_eq!(call.header(header), None, "a key came with {name}");
+    }
+    let (kind, rest) = name.split_once('-').unwrap();
+    let index = rest.trim_end_matches(".png").parse().unwrap_or(0);
+    let png = picture(64, 32, index);
+    match kind {
+        "good" => Reply::bytes("image/png", png),
+        "broken" => Reply::bytes("image/png", png).cut_at(20),
+        "none" => Reply::bytes("text/html", b"<html>gone</html>".to_vec()),
+        // What lasts leads on to what doesn't.
+        "lasting" => Reply::json(302, &json!({})).header("location", &format!("/pictures/{rest}")),
+        _ => Reply::json(404, &json!({})),
     }
 }
 

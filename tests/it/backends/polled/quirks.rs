@@ -26,7 +26,10 @@ async fn draw(
     let mut collected = Collected::default();
     let drawn = backend.draw(drawing, &mut collected);
     let drawn = tokio::time::timeout(Duration::from_secs(20), drawn).await;
-    (collected, drawn.expect("it goes on and on"))
+    (
+        collected,
+        drawn.unwrap_or_else(|_| panic!("it goes on and on")),
+    )
 }
 
 fn wanted(counter: &Counter) -> Drawing {

@@ -1,4 +1,4 @@
-//! Gateways with OpenAI's fields: this one, icodeeasy, APIMart.
+//! Gateways with OpenAI's fields: this one, icodeeasy, apimart.
 
 use serde_json::{Map, Value, json};
 
@@ -77,23 +77,17 @@ fn is_drawable(fields: &Value, known: &[&str], n_max: u64) -> Result<usize, Repl
 
 fn easel(desk: &Desk, call: &Call) -> Reply {
     match call.line() {
-        ("GET", line) if line == ["v1", "models"] => match call.bearer() {
-            true => Reply::json(200, &json!({"object": "list", "data": []})),
-            false => error(
-                401,
-                "authentication_error",
-                "invalid_api_key",
-                "No such key.",
-            ),
-        },
+        ("GET", line) if line == ["v1", "models"] && call.bearer() => {
+            Reply::json(200, &json!({"object": "list", "data": []}))
+        }
         ("POST", line) if line == ["v1", "images", "generations"] => {
-            let key = call.header("idempotency-key").expect("no Idempotency-Key");
+            let key = call.header("idempotency-key").unwrap();
             let fields = call.json();
             if let Some((id, same)) = desk.repeated(key, &call.body) {
-                return match same {
-                    true => ticket(&id),
-                    false => error(422, "invalid_request_error", "reused", "Another body."),
-                };
+                if same {
+                    return ticket(&id);
+                }
+                return error(422, "invalid_request_error", "reused", "Another body.");
             }
             if let Some(reply) = desk.ask(images(&fields)).or_else(|| refused_at_once(desk)) {
                 return reply;

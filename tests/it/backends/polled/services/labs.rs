@@ -1,4 +1,4 @@
-//! Black Forest Labs and DashScope.
+//! Black Forest Labs, and the models of Alibaba.
 
 use serde_json::{Value, json};
 
@@ -106,60 +106,9 @@ fn bfl_invalid(name: &str) -> Reply {
 
 /// Both of its APIs: messages, and prompts with a size.
 fn dashscope(desk: &Desk, call: &Call) -> Reply {
-    let error = |status: u16, code: &str, message: &str| {
-        let body = json!({"code": code, "message": message, "request_id": "r-1"});
-        Reply::json(status, &body)
-    };
     match call.line() {
         ("POST", line) if line[..4] == ["api", "v1", "services", "aigc"] => {
-            let body = call.json();
-            let (input, parameters) = (&body["input"], &body["parameters"]);
-            let message = &input["messages"][0]["content"];
-            let images = match line[4] {
-                "image-generation" => message.as_array().into_iter().flatten().collect(),
-                _ => input["images"]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .collect::<Vec<_>>(),
-            };
-            let images = images.into_iter().filter_map(|image| {
-                let text = image["image"].as_str().or(image.as_str())?;
-                decoded(text)
-            });
-            if let Some(reply) = desk.ask(images.collect()) {
-                return reply;
-            }
-            match desk.scene() {
-                Scene::KnowsNoKey => {
-                    return error(401, "InvalidApiKey", "Invalid API-key provided.");
-                }
-                Scene::LimitsRate => {
-                    let reply = error(429, "Throttling.RateQuota", "Requests rate limit exceeded");
-                    return reply.header("retry-after", "7");
-                }
-                Scene::FindsInvalid => return error(400, "InvalidParameter", "n must be in 1..4"),
-                _ => assert!(call.bearer(), "{call:?}"),
-            }
-            if call.header("x-dashscope-async") != Some("enable") {
-                let message = "current user api does not support synchronous calls.";
-                return error(403, "AccessDenied", message);
-            }
-            let size = parameters["size"].as_str();
-            let sized = size.is_none_or(|size| size.split('*').count() == 2 && !size.contains('x'));
-            let text = match line[4] {
-                "image-generation" => message
-                    .as_array()
-                    .and_then(|all| all.last()?["text"].as_str()),
-                _ => input["prompt"].as_str(),
-            };
-            match n(parameters, "n", 4) {
-                Some(n) if sized && text.is_some() => {
-                    let output = json!({"task_id": desk.begin(n), "task_status": "PENDING"});
-                    Reply::json(200, &json!({"output": output, "request_id": "r-1"}))
-                }
-                _ => error(400, "InvalidParameter", "size must be like 1024*1024"),
-            }
+            dashscope_submit(desk, call, line[4])
         }
         ("POST", line) if line.len() == 5 && line[4] == "cancel" => {
             desk.cancel(line[3]);
@@ -180,7 +129,64 @@ fn dashscope(desk: &Desk, call: &Call) -> Reply {
             };
             dashscope_task(desk, line[3], status)
         }
-        _ => error(404, "InvalidParameter", "url error"),
+        _ => dashscope_error(404, "InvalidParameter", "url error"),
+    }
+}
+
+fn dashscope_error(status: u16, code: &str, message: &str) -> Reply {
+    let body = json!({"code": code, "message": message, "request_id": "r-1"});
+    Reply::json(status, &body)
+}
+
+fn dashscope_submit(desk: &Desk, call: &Call, kind: &str) -> Reply {
+    let error = dashscope_error;
+    let body = call.json();
+    let (input, parameters) = (&body["input"], &body["parameters"]);
+    let message = &input["messages"][0]["content"];
+    let images = match kind {
+        "image-generation" => message.as_array().into_iter().flatten().collect(),
+        _ => input["images"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>(),
+    };
+    let images = images.into_iter().filter_map(|image| {
+        let text = image["image"].as_str().or(image.as_str())?;
+        decoded(text)
+    });
+    if let Some(reply) = desk.ask(images.collect()) {
+        return reply;
+    }
+    match desk.scene() {
+        Scene::KnowsNoKey => {
+            return error(401, "InvalidApiKey", "Invalid API-key provided.");
+        }
+        Scene::LimitsRate => {
+            let reply = error(429, "Throttling.RateQuota", "Requests rate limit exceeded");
+            return reply.header("retry-after", "7");
+        }
+        Scene::FindsInvalid => return error(400, "InvalidParameter", "n must be in 1..4"),
+        _ => assert!(call.bearer(), "{call:?}"),
+    }
+    if call.header("x-dashscope-async") != Some("enable") {
+        let message = "current user api does not support synchronous calls.";
+        return error(403, "AccessDenied", message);
+    }
+    let size = parameters["size"].as_str();
+    let sized = size.is_none_or(|size| size.split('*').count() == 2 && !size.contains('x'));
+    let text = match kind {
+        "image-generation" => message
+            .as_array()
+            .and_then(|all| all.last()?["text"].as_str()),
+        _ => input["prompt"].as_str(),
+    };
+    match n(parameters, "n", 4) {
+        Some(n) if sized && text.is_some() => {
+            let output = json!({"task_id": desk.begin(n), "task_status": "PENDING"});
+            Reply::json(200, &json!({"output": output, "request_id": "r-1"}))
+        }
+        _ => error(400, "InvalidParameter", "size must be like 1024*1024"),
     }
 }
 

@@ -131,67 +131,19 @@ fn fal_result(desk: &Desk, id: &str) -> Reply {
 }
 
 fn replicate(desk: &Desk, call: &Call) -> Reply {
-    let problem = |status: u16, title: &str, detail: &str| {
-        let body = json!({"title": title, "detail": detail, "status": status});
-        Reply::json(status, &body)
+    let unknown = || {
+        problem(
+            404,
+            "Not found",
+            "The requested resource could not be found.",
+        )
     };
     let (method, line) = call.line();
     match (method, line.as_slice()) {
         ("GET", ["v1", "account"]) => Reply::json(200, &json!({"type": "user", "username": "u"})),
-        (
-            "POST",
-            [
-                "v1",
-                "models",
-                "black-forest-labs",
-                "flux-2-pro",
-                "predictions",
-            ],
-        ) => {
-            let body = call.json();
-            let input = &body["input"];
-            if let Some(reply) = desk.ask(all_decoded(&input["input_images"])) {
-                return reply;
-            }
-            match desk.scene() {
-                Scene::KnowsNoKey => {
-                    return problem(401, "Unauthenticated", "You did not pass a valid token");
-                }
-                Scene::LimitsRate => {
-                    let reply = problem(429, "Too many requests", "Request was throttled.");
-                    return reply.header("retry-after", "7");
-                }
-                Scene::FindsInvalid => {
-                    return problem(
-                        422,
-                        "Input validation failed",
-                        "- input: prompt is required\n",
-                    );
-                }
-                _ => assert!(call.bearer(), "{call:?}"),
-            }
-            let images = input["input_images"].as_array().into_iter().flatten();
-            let mut images = images.filter_map(Value::as_str);
-            let fits = |image: &str| match image.starts_with("data:") {
-                true => image.len() <= 256 * 1024,
-                false => image.starts_with("https://"),
-            };
-            if !images.all(fits) {
-                return problem(
-                    422,
-                    "Input validation failed",
-                    "- input_images: too large\n",
-                );
-            }
-            let known = ["prompt", "aspect_ratio", "seed", "input_images"];
-            if unknown(&body, &["input"]).is_some() || unknown(input, &known).is_some() {
-                return problem(
-                    422,
-                    "Input validation failed",
-                    "- input: unknown property\n",
-                );
-            }
-            Reply::json(201, &prediction(desk, &desk.begin(1), "starting"))
+        ("POST", ["v1", "models", owner, name, "predictions"]) => {
+            assert_eq!(format!("{owner}/{name}"), REPLICATE.model);
+            replicate_submit(desk, call)
         }
         ("POST", ["v1", "predictions", id, "cancel"]) => {
             desk.cancel(id);
@@ -200,13 +152,7 @@ fn replicate(desk: &Desk, call: &Call) -> Reply {
         ("GET", ["v1", "predictions", id]) => {
             assert!(call.bearer(), "{call:?}");
             let status = match desk.look(id) {
-                None => {
-                    return problem(
-                        404,
-                        "Not found",
-                        "The requested resource could not be found.",
-                    );
-                }
+                None => return unknown(),
                 Some(Err(reply)) => return reply,
                 Some(Ok(Look::Queued)) => "starting",
                 Some(Ok(Look::Running)) => "processing",
@@ -215,12 +161,44 @@ fn replicate(desk: &Desk, call: &Call) -> Reply {
             };
             Reply::json(200, &prediction(desk, id, status))
         }
-        _ => problem(
-            404,
-            "Not found",
-            "The requested resource could not be found.",
-        ),
+        _ => unknown(),
     }
+}
+
+fn problem(status: u16, title: &str, detail: &str) -> Reply {
+    let body = json!({"title": title, "detail": detail, "status": status});
+    Reply::json(status, &body)
+}
+
+fn replicate_submit(desk: &Desk, call: &Call) -> Reply {
+    let body = call.json();
+    let input = &body["input"];
+    if let Some(reply) = desk.ask(all_decoded(&input["input_images"])) {
+        return reply;
+    }
+    let invalid = |detail: &str| problem(422, "Input validation failed", detail);
+    match desk.scene() {
+        Scene::KnowsNoKey => return problem(401, "Unauthenticated", "You did not pass a token"),
+        Scene::LimitsRate => {
+            let reply = problem(429, "Too many requests", "Request was throttled.");
+            return reply.header("retry-after", "7");
+        }
+        Scene::FindsInvalid => return invalid("- input: prompt is required\n"),
+        _ => assert!(call.bearer(), "{call:?}"),
+    }
+    let images = input["input_images"].as_array().into_iter().flatten();
+    let mut images = images.filter_map(Value::as_str);
+    let fits = |image: &str| {
+        image.starts_with("https://") || (image.starts_with("data:") && image.len() <= 256 * 1024)
+    };
+    if !images.all(fits) {
+        return invalid("- input_images: too large\n");
+    }
+    let known = ["prompt", "aspect_ratio", "seed", "input_images"];
+    if unknown(&body, &["input"]).is_some() || unknown(input, &known).is_some() {
+        return invalid("- input: unknown property\n");
+    }
+    Reply::json(201, &prediction(desk, &desk.begin(1), "starting"))
 }
 
 fn prediction(desk: &Desk, id: &str, status: &str) -> Value {
