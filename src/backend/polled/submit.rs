@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::{
     Polled, SUBMIT_TIMEOUT,
     protocol::{References, Upload, Way},
-    template::{Values, lay_over},
+    template::Values,
     ticket::{self, Ticket},
 };
 use crate::backend::{
@@ -18,6 +18,7 @@ use crate::backend::{
     upstream::{
         answer,
         error::UpstreamError,
+        extra::lay_over,
         inputs::{self, Encoding, JsonBody, ReadFault},
     },
 };
@@ -40,9 +41,7 @@ impl Polled {
             references,
             mask,
         });
-        if let Value::Object(fields) = &mut value {
-            lay_over(fields, &drawing.extra);
-        }
+        lay_over(&mut value, &drawing.extra);
         let url = ticket::submit_url(&self.endpoint, &submit.path, &drawing.model);
         let mut request = self.endpoint.request_to(Method::POST, url);
         request = request.header(ACCEPT, "application/json");

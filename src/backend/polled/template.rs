@@ -233,18 +233,6 @@ impl Values<'_> {
     }
 }
 
-/// Lays `over` over `under`: tables are joined, all else is replaced.
-pub(super) fn lay_over(under: &mut Map<String, Value>, over: &Map<String, Value>) {
-    for (name, value) in over {
-        match (under.get_mut(name), value) {
-            (Some(Value::Object(under)), Value::Object(over)) => lay_over(under, over),
-            _ => {
-                under.insert(name.clone(), value.clone());
-            }
-        }
-    }
-}
-
 impl<'de> Deserialize<'de> for Text {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
@@ -328,16 +316,6 @@ mod tests {
         assert_eq!(filled(template, &["a", "b"]), expected);
         let without = json!({"all": [{"content": [{"text": "a {model} \"heron\"!"}]}]});
         assert_eq!(filled(template, &[]), without);
-    }
-
-    #[test]
-    fn what_is_laid_over_joins_tables_and_replaces_the_rest() {
-        let mut body = json!({"input": {"prompt": "p", "n": 1}, "list": [1]});
-        let extra = json!({"input": {"n": 2, "go_fast": true}, "list": [2], "more": {}});
-        lay_over(body.as_object_mut().unwrap(), extra.as_object().unwrap());
-        let expected = json!({"input": {"prompt": "p", "n": 2, "go_fast": true}, "list": [2],
-            "more": {}});
-        assert_eq!(body, expected);
     }
 
     #[test]

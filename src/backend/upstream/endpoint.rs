@@ -8,7 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 /// An upstream's address and key. The key goes to no other host: redirects are not followed, and
-/// requests are made from paths below the address.
+/// requests are made from paths below the address, or to URLs held to a rule.
 pub(in crate::backend) struct Endpoint {
     pub(in crate::backend) client: Client,
     base_url: Url,
@@ -94,10 +94,6 @@ impl Endpoint {
 
     pub(in crate::backend) fn post(&self, path: &str) -> RequestBuilder {
         self.request(Method::POST, path)
-    }
-
-    pub(in crate::backend) fn base_url(&self) -> &Url {
-        &self.base_url
     }
 
     /// What may never be shown.
