@@ -7,6 +7,7 @@ pub mod demo;
 pub mod gemini;
 pub mod json_pictures;
 pub mod openai;
+pub mod polled;
 pub mod registry;
 pub mod sdapi;
 mod upstream;
@@ -93,6 +94,8 @@ pub struct Input {
     /// In bytes.
     pub length: u64,
     pub open: OpenInput,
+    /// `None`: it is made up, and stored nowhere.
+    pub link: Option<MakeLink>,
 }
 
 /// Starts reading an input from its first byte.
@@ -101,6 +104,9 @@ pub type OpenInput = Arc<
         + Send
         + Sync,
 >;
+
+/// Makes a link to an input that is good for some minutes, for an upstream that fetches it itself.
+pub type MakeLink = Arc<dyn Fn() -> BoxFuture<'static, std::io::Result<String>> + Send + Sync>;
 
 /// Where a backend puts what its upstream gives. The pictures come one after the other: `write` its
 /// pieces, then `finish` it.

@@ -10,6 +10,7 @@ use super::{
     demo::Demo,
     gemini::Gemini,
     openai::Openai,
+    polled::{self, Polled},
     sdapi::Sdapi,
     upstream::InvalidSetting,
 };
@@ -38,6 +39,11 @@ pub enum RegistryError {
     Workflow {
         backend: String,
         fault: comfyui::WorkflowError,
+    },
+    #[error("backends.{backend}: {source}")]
+    Polled {
+        backend: String,
+        source: polled::OpenError,
     },
     #[error("the HTTP client for upstreams could not be made")]
     Client(#[source] reqwest::Error),
@@ -82,6 +88,13 @@ impl Registry {
                 config::Backend::Gemini(settings) => {
                     let opened = Gemini::open(settings, shared_client(&mut client)?);
                     Arc::new(opened.map_err(|source| RegistryError::setting(name, source))?)
+                }
+                config::Backend::Polled(settings) => {
+                    let opened = Polled::open(settings, shared_client(&mut client)?);
+                    Arc::new(opened.map_err(|source| RegistryError::Polled {
+                        backend: name.clone(),
+                        source,
+                    })?)
                 }
             };
             backends.insert(name.clone(), backend);

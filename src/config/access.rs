@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    ComfyuiBackend, Config, Database, References, Routing, Server, Storage, Tasks, Uploads,
+    ComfyuiBackend, Config, Database, PolledBackend, References, Routing, Server, Storage, Tasks,
+    Uploads,
 };
 
 impl Config {
@@ -110,6 +111,12 @@ impl Routing {
     }
     pub fn retry_wait_max(&self) -> Duration {
         Duration::from_millis(self.retry_wait_max_ms)
+    }
+}
+
+impl PolledBackend {
+    pub fn poll_interval(&self) -> Duration {
+        Duration::from_millis(self.poll_interval_ms)
     }
 }
 

@@ -182,6 +182,7 @@ pub enum LogFormat {
 pub enum Backend {
     Demo(DemoBackend),
     Openai(OpenaiBackend),
+    Polled(PolledBackend),
     Sdapi(SdapiBackend),
     Comfyui(ComfyuiBackend),
     Gemini(GeminiBackend),
@@ -274,6 +275,24 @@ pub struct GeminiBackend {
     pub api_key: SecretString,
     /// Of `1K` and `2K`, those that the models know by these words.
     pub image_sizes: Vec<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct PolledBackend {
+    /// The name of a description that is built in; empty where `protocol_file` is set.
+    pub profile: String,
+    /// A description of the operator's own.
+    #[serde(deserialize_with = "empty_as_none")]
+    pub protocol_file: Option<PathBuf>,
+    /// `None`: where the description says.
+    #[serde(deserialize_with = "empty_as_none")]
+    pub base_url: Option<Url>,
+    pub api_key: SecretString,
+    /// Hosts, beside those of the description, from which pictures are fetched.
+    pub download_hosts: Vec<String>,
+    pub(super) poll_interval_ms: u64,
+    /// Of the square that the model was trained on; 0: pictures are asked for as they are wanted.
+    pub native_side_px: u32,
 }
 
 #[derive(Clone, Debug, Deserialize)]

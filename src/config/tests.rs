@@ -1,6 +1,7 @@
 //! What operators can write, and what they are told when it is wrong.
 
 mod backends;
+mod polled;
 
 use std::{collections::BTreeSet, fs, time::Duration};
 
@@ -271,7 +272,7 @@ fn every_fault_is_reported_at_once() {
     assert!(!faults.contains("hunter2"));
     insta::assert_snapshot!(faults, @r#"
     EASEL_MODELS__NONE__N_MAX: stands for none of the models, which are: a, b/c, d; a file can add one
-    backends.odd.kind: must be one of: comfyui, demo, gemini, openai, sdapi
+    backends.odd.kind: must be one of: comfyui, demo, gemini, openai, polled, sdapi
     models.d.routes: is missing, must be a list of: demo, mine, odd
     backends.demo.api_key: there is no such key, there are: delay_ms, failure_percent, kind
     backends.demo.failure_percent: must be from 0 to 100, is 101

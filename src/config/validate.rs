@@ -5,7 +5,8 @@ use tracing_subscriber::EnvFilter;
 use url::Url;
 
 use super::{
-    Backend, Config, Fault, GeminiBackend, OpenaiBackend, OpenaiProfile, Route, layers::listed,
+    Backend, Config, Fault, GeminiBackend, OpenaiBackend, OpenaiProfile, PolledBackend, Route,
+    layers::listed,
 };
 use crate::money::Cny;
 
@@ -206,6 +207,7 @@ fn backends(config: &Config, found: &mut Found) {
                 let key = format!("backends.{name}.base_url");
                 found.unless(is_plain_http(&sdapi.base_url), key, PLAIN_HTTP);
             }
+            Backend::Polled(polled) if used => self::polled(name, polled, found),
             Backend::Comfyui(comfyui) if used => {
                 let key = format!("backends.{name}.base_url");
                 found.unless(is_plain_http(&comfyui.base_url), key, PLAIN_HTTP);
@@ -215,6 +217,7 @@ fn backends(config: &Config, found: &mut Found) {
             | Backend::Sdapi(_)
             | Backend::Comfyui(_)
             | Backend::Gemini(_)
+            | Backend::Polled(_)
             | Backend::Demo(_) => {}
         }
     }
@@ -236,13 +239,26 @@ fn openai(name: &str, backend: &OpenaiBackend, found: &mut Found) {
         key("api_key"),
         lacks_key(name),
     );
-    for host in &backend.download_hosts {
-        let sound = url::Host::parse(host).is_ok();
-        found.unless(
-            sound,
-            key("download_hosts"),
-            format!("{host:?} is no host, one is like images.example.com"),
-        );
+    hosts(&key("download_hosts"), &backend.download_hosts, found);
+}
+
+fn polled(name: &str, backend: &PolledBackend, found: &mut Found) {
+    let key = |leaf: &str| format!("backends.{name}.{leaf}");
+    let sound = backend.base_url.as_ref().is_none_or(is_plain_http);
+    found.unless(sound, key("base_url"), PLAIN_HTTP);
+    found.unless(
+        backend.profile.is_empty() == backend.protocol_file.is_some(),
+        key("profile"),
+        "must be set, or protocol_file, and not both",
+    );
+    hosts(&key("download_hosts"), &backend.download_hosts, found);
+}
+
+fn hosts(key: &str, hosts: &[String], found: &mut Found) {
+    for host in hosts {
+        let sound = url::Host::parse(host.strip_prefix("*.").unwrap_or(host)).is_ok();
+        let message = format!("{host:?} is no host, one is like images.example.com");
+        found.unless(sound, key, message);
     }
 }
 

@@ -12,9 +12,9 @@ use super::{
 };
 use crate::{
     app::App,
-    backend::{Input, OpenInput},
+    backend::{Input, MakeLink, OpenInput},
     references::{Allowance, FetchError},
-    storage::Key,
+    storage::{Disposition, Key},
     tasks::{Failure, FailureKind, Reference, StoredReference, Task},
 };
 
@@ -95,8 +95,9 @@ fn open(app: &App, stored: &StoredReference) -> Result<Input, Failure> {
         .ok()
         .ok_or_else(|| failed(FailureKind::Internal, "a reference is no longer stored"))?;
     let storage = app.storage.clone();
+    let read = key.clone();
     let open: OpenInput = Arc::new(move || {
-        let (storage, key) = (storage.clone(), key.clone());
+        let (storage, key) = (storage.clone(), read.clone());
         Box::pin(async move {
             let object = storage
                 .read(&key, None)
@@ -113,5 +114,17 @@ fn open(app: &App, stored: &StoredReference) -> Result<Input, Failure> {
         format: stored.format,
         length: stored.bytes,
         open,
+        link: Some(linked(app, &key)),
+    })
+}
+
+fn linked(app: &App, key: &Key) -> MakeLink {
+    let (storage, key) = (app.storage.clone(), key.clone());
+    Arc::new(move || {
+        let (storage, key) = (storage.clone(), key.clone());
+        Box::pin(async move {
+            let link = storage.link(&key, Disposition::Inline).await;
+            Ok(link.map_err(std::io::Error::other)?.url)
+        })
     })
 }

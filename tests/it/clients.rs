@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Runs a client program; the JSON lines it printed. `None` if this machine lacks the interpreter.
-async fn run(program: &str, arguments: &[&str]) -> Option<Vec<Value>> {
+pub async fn run(program: &str, arguments: &[&str]) -> Option<Vec<Value>> {
     let python = tool("IT_PYTHON", program)?;
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("tests/clients")

@@ -14,6 +14,7 @@ mod harness;
 mod account_routes;
 mod backends;
 mod cancelled_begin;
+mod chained;
 mod clients;
 mod commands;
 mod connections;

@@ -95,6 +95,7 @@ fn input(bytes: Vec<u8>) -> Input {
             let bytes = bytes.clone();
             async move { Ok(stream::iter([Ok(bytes)]).boxed()) }.boxed()
         }),
+        link: None,
     }
 }
 

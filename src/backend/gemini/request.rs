@@ -1,12 +1,15 @@
 //! What is sent: the prompt and the references as parts of one turn, and how the picture should be.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{BackendError, Drawing};
 use crate::{
     backend::{
         Input,
-        upstream::inputs::{Encoding, JsonBody},
+        upstream::{
+            extra::lay_over,
+            inputs::{Encoding, JsonBody},
+        },
     },
     image::{AspectRatio, Format, Resolution},
 };
@@ -68,18 +71,6 @@ fn ratio(wanted: AspectRatio) -> String {
     }
 }
 
-/// Lays the operator's fields over those of the same place, however deep they are.
-fn lay_over(content: &mut Value, extra: &Map<String, Value>) {
-    for (name, value) in extra {
-        match value {
-            Value::Object(inner) if content[name].is_object() => {
-                lay_over(&mut content[name], inner);
-            }
-            _ => content[name] = value.clone(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,15 +87,5 @@ mod tests {
             assert!(!is_known || sent == wanted.to_string(), "{wanted}: {sent}");
         }
         assert_eq!(ratio("9:21".parse().unwrap()), "9:16");
-    }
-
-    #[test]
-    fn extra_fields_go_as_deep_as_they_are() {
-        let mut content = json!({"generationConfig": {"a": 1, "b": {"c": 2}}, "d": []});
-        let extra = json!({"generationConfig": {"b": {"c": 3, "e": 4}}, "d": {"f": 5}, "g": 6});
-        lay_over(&mut content, extra.as_object().unwrap());
-        let expected =
-            json!({"generationConfig": {"a": 1, "b": {"c": 3, "e": 4}}, "d": {"f": 5}, "g": 6});
-        assert_eq!(content, expected);
     }
 }

@@ -86,8 +86,7 @@ impl Backend for Openai {
             if delivery.is_done() {
                 break;
             }
-            let picture = self.downloads.allow(url)?;
-            download::fetch(&self.endpoint.client, picture, &mut delivery).await?;
+            download::fetch(&self.endpoint.client, &self.downloads, url, &mut delivery).await?;
         }
         if delivery.finished() == 0 {
             return Err(answer.without_image(self.endpoint.secret()));

@@ -12,7 +12,7 @@ use crate::{
 };
 
 pub(super) struct Profile {
-    pub(super) key: Scheme,
+    pub(super) key: Scheme<'static>,
     pub(super) abilities: Abilities,
     pub(super) references: References,
     /// Sent where base64 has to be asked for; OpenAI's own image models refuse to be asked.

@@ -37,6 +37,7 @@ pub(super) async fn white_where_clear(
             let png = png.clone();
             async move { Ok(stream::iter([Ok(png)]).boxed()) }.boxed()
         }),
+        link: None,
     })
 }
 

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use reqwest::Response;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::{BackendError, delivery::Delivery, error};
-use crate::backend::json_pictures::{Found, PictureScanner, Place};
+use crate::backend::json_pictures::{Found, PictureScanner, Place, REST_BYTES_MAX};
 
 /// Hands on the pictures at the `places` of the JSON in `response`, and gives what is left of it.
 pub(in crate::backend) async fn receive<T: DeserializeOwned>(
@@ -32,4 +33,16 @@ pub(in crate::backend) async fn receive<T: DeserializeOwned>(
             _ => BackendError::Failed { detail },
         }
     })
+}
+
+/// The JSON of an answer that holds no pictures; what is wrong with it.
+pub(in crate::backend) async fn small(mut response: Response) -> Result<Value, String> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(error::detail)? {
+        if body.len() + chunk.len() > REST_BYTES_MAX {
+            return Err(format!("the answer has more than {REST_BYTES_MAX} bytes"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    serde_json::from_slice(&body).map_err(|error| format!("the answer is no JSON: {error}"))
 }

@@ -30,6 +30,11 @@ impl<'a> Delivery<'a> {
         self.finished
     }
 
+    /// Whether a picture, or a part of one, has been handed on.
+    pub(in crate::backend) fn has_begun(&self) -> bool {
+        self.finished > 0 || self.bytes > 0
+    }
+
     /// Whether every picture asked for is there; more are not taken.
     pub(in crate::backend) fn is_done(&self) -> bool {
         self.finished == self.wanted

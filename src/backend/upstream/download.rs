@@ -1,12 +1,15 @@
 //! Fetches pictures that an upstream answers as URLs: at once, because such links die within minutes,
 //! without the key, and from no host that the settings don't name.
 
-use reqwest::{Client, Response, StatusCode};
+use reqwest::{Client, Response, StatusCode, header::LOCATION};
 use url::Url;
 
 use super::{BackendError, delivery::Delivery, error};
 
-/// Which URLs of an upstream's are fetched.
+/// Links that are meant to last lead on to the stored bytes; each step may go to allowed hosts only.
+const REDIRECTS_MAX: usize = 3;
+
+/// Which URLs of an upstream's are called.
 pub(in crate::backend) struct DownloadRule {
     base_url: Url,
     hosts: Vec<String>,
@@ -21,22 +24,28 @@ impl DownloadRule {
         }
     }
 
-    /// The URL if it may be fetched.
+    /// The picture's URL if it may be fetched.
     pub(in crate::backend) fn allow(&self, url: &str) -> Result<Url, BackendError> {
-        let refuse = |detail: String| Err(BackendError::NoImage { detail });
+        self.check(url).map_err(|fault| BackendError::NoImage {
+            detail: format!("a picture's url {fault}; see download_hosts"),
+        })
+    }
+
+    /// The URL if it may be called; what is wrong with it.
+    pub(in crate::backend) fn check(&self, url: &str) -> Result<Url, String> {
         let Ok(url) = Url::parse(url) else {
-            return refuse("a picture's url is not a whole URL".to_owned());
+            return Err("is not a whole URL".to_owned());
         };
         let host = url.host_str().unwrap_or_default();
         if !url.username().is_empty() || url.password().is_some() {
-            return refuse(format!("a picture's url on {host} carries a user name"));
+            return Err(format!("on {host} carries a user name"));
         }
         if !self.allows_scheme(&url) {
-            return refuse(format!("a picture's url on {host} is not https"));
+            return Err(format!("on {host} is not https"));
         }
         if !self.allows_host(host) {
-            return refuse(format!(
-                "a picture is on {host}; allowed are base_url's host and download_hosts"
+            return Err(format!(
+                "is on {host}, which is not among the allowed hosts"
             ));
         }
         Ok(url)
@@ -70,14 +79,25 @@ impl DownloadRule {
     }
 }
 
-/// Hands on the picture at `url`.
+/// Hands on the picture at `url`, if the rule allows it.
 pub(in crate::backend) async fn fetch(
     client: &Client,
-    url: Url,
+    rule: &DownloadRule,
+    url: &str,
     delivery: &mut Delivery<'_>,
 ) -> Result<(), BackendError> {
-    let sent = client.get(url).send().await;
-    receive(sent.map_err(error::interrupted)?, delivery).await
+    let mut url = rule.allow(url)?;
+    for _ in 0..=REDIRECTS_MAX {
+        let sent = client.get(url.clone()).send().await;
+        let response = sent.map_err(error::interrupted)?;
+        if !response.status().is_redirection() {
+            return receive(response, delivery).await;
+        }
+        url = rule.allow(&location(&url, &response)?)?;
+    }
+    Err(BackendError::NoImage {
+        detail: format!("a picture's url leads on more than {REDIRECTS_MAX} times"),
+    })
 }
 
 /// Hands on the picture that is the answer.
@@ -102,6 +122,16 @@ pub(in crate::backend) async fn receive(
         delivery.write(piece).await?;
     }
     delivery.finish().await
+}
+
+/// Where a redirect leads.
+fn location(from: &Url, response: &Response) -> Result<String, BackendError> {
+    let named = response.headers().get(LOCATION);
+    let named = named.and_then(|to| to.to_str().ok());
+    let to = named.and_then(|to| from.join(to).ok());
+    to.map(String::from).ok_or_else(|| BackendError::NoImage {
+        detail: "a picture's url leads on to nowhere".to_owned(),
+    })
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 /// An upstream's address and key. The key goes to no other host: redirects are not followed, and
-/// requests are made from paths below the address.
+/// requests are made from paths below the address, or to URLs held to a rule.
 pub(in crate::backend) struct Endpoint {
     pub(in crate::backend) client: Client,
     base_url: Url,
@@ -19,13 +19,13 @@ pub(in crate::backend) struct Endpoint {
 
 /// How the key is shown.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::backend) enum Scheme {
+pub(in crate::backend) enum Scheme<'a> {
     /// In `Authorization`, after this word: `Bearer`, `Key`.
-    Authorization(&'static str),
+    Authorization(&'a str),
     /// In `Authorization`; the key is `user:password`.
     Basic,
     /// Alone in a header of this name.
-    Header(&'static str),
+    Header(&'a str),
 }
 
 /// Why settings can't be used.
@@ -33,6 +33,8 @@ pub(in crate::backend) enum Scheme {
 pub enum InvalidSetting {
     #[error("base_url must start with https:// or http://")]
     BaseUrl,
+    #[error("the header for the key has no name of a header")]
+    KeyHeader,
     #[error("api_key may hold no line ends or other control characters")]
     ApiKey,
 }
@@ -43,7 +45,7 @@ impl Endpoint {
         client: Client,
         base_url: &Url,
         secret: &SecretString,
-        scheme: Scheme,
+        scheme: Scheme<'_>,
     ) -> Result<Self, InvalidSetting> {
         if !matches!(base_url.scheme(), "https" | "http") {
             return Err(InvalidSetting::BaseUrl);
@@ -59,9 +61,26 @@ impl Endpoint {
     /// A request with the key, to `path` below the address; a query of the address's own
     /// (`api-version=…`) stays.
     pub(in crate::backend) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.request_to(method, self.below(path))
+    }
+
+    /// What `path` means below the address; its query goes behind the address's own.
+    pub(in crate::backend) fn below(&self, path: &str) -> Url {
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
         let mut url = self.base_url.clone();
         let base = url.path().trim_end_matches('/').to_owned();
         url.set_path(&format!("{base}/{path}"));
+        match (url.query().map(str::to_owned), query) {
+            (_, "") => {}
+            (None, query) => url.set_query(Some(query)),
+            (Some(own), query) => url.set_query(Some(&format!("{own}&{query}"))),
+        }
+        url
+    }
+
+    /// A request with the key, to an address that was found to be the upstream's: nowhere else may the
+    /// key go.
+    pub(in crate::backend) fn request_to(&self, method: Method, url: Url) -> RequestBuilder {
         let request = self.client.request(method, url);
         match &self.header {
             Some((name, value)) => request.header(name, value.clone()),
@@ -77,10 +96,6 @@ impl Endpoint {
         self.request(Method::POST, path)
     }
 
-    pub(in crate::backend) fn base_url(&self) -> &Url {
-        &self.base_url
-    }
-
     /// What may never be shown.
     pub(in crate::backend) fn secret(&self) -> &str {
         self.secret.expose_secret()
@@ -89,7 +104,7 @@ impl Endpoint {
 
 fn header(
     secret: &str,
-    scheme: Scheme,
+    scheme: Scheme<'_>,
 ) -> Result<Option<(HeaderName, HeaderValue)>, InvalidSetting> {
     if secret.is_empty() {
         return Ok(None);
@@ -100,7 +115,10 @@ fn header(
             let encoded = base64_simd::STANDARD.encode_to_string(secret);
             (AUTHORIZATION, format!("Basic {encoded}"))
         }
-        Scheme::Header(name) => (HeaderName::from_static(name), secret.to_owned()),
+        Scheme::Header(name) => {
+            let name = HeaderName::try_from(name).or(Err(InvalidSetting::KeyHeader))?;
+            (name, secret.to_owned())
+        }
     };
     let mut value = HeaderValue::try_from(text).or(Err(InvalidSetting::ApiKey))?;
     value.set_sensitive(true);

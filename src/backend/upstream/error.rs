@@ -51,16 +51,20 @@ pub(in crate::backend) struct UpstreamError {
 }
 
 impl UpstreamError {
-    /// Reads the value of `error`: an object, or just a text.
+    /// Reads the value of `error`: an object, a list of them, or just a text.
     pub(in crate::backend) fn of_value(error: &Value, api_key: &str) -> Self {
+        // Of a list of faults the first is told.
+        let error = error.get(0).unwrap_or(error);
         let text = |name: &str| match &error[name] {
             Value::String(text) => text.clone(),
             Value::Number(number) => number.to_string(),
             _ => String::new(),
         };
-        let said = error
-            .as_str()
-            .map_or_else(|| text("message"), str::to_owned);
+        let said = error.as_str().map_or_else(
+            || Some(text("message")).filter(|said| !said.is_empty()),
+            |said| Some(said.to_owned()),
+        );
+        let said = said.unwrap_or_else(|| text("msg"));
         Self {
             message: message::clean(&said, api_key),
             names: [text("code"), text("type")]
@@ -69,6 +73,17 @@ impl UpstreamError {
                 .collect(),
             retry_after: google::retry_delay(error).map(|wait| wait.min(RETRY_AFTER_MAX)),
         }
+    }
+
+    pub(in crate::backend) fn is_empty(&self) -> bool {
+        self.message.is_empty() && self.names.iter().all(String::is_empty)
+    }
+
+    /// Whether it is called so, or says so.
+    pub(in crate::backend) fn says(&self, word: &str) -> bool {
+        let word = word.to_lowercase();
+        let mut names = self.names.iter();
+        names.any(|name| name.to_lowercase() == word) || self.message.to_lowercase().contains(&word)
     }
 
     /// Whether the upstream's safety system has refused the request.
@@ -99,18 +114,29 @@ impl UpstreamError {
         };
         // Beside OpenAI's shape there are servers that say `message` or `detail` (or a list of those,
         // each with a `msg`), beside an `error` that is a mere code, or is all they say.
-        let first = &body["detail"][0]["msg"];
-        let found = [&body, first, &body["detail"], &body["error"]];
+        let found = [&body, &body["detail"], &body["error"]];
         let found = found.map(|value| Self::of_value(value, api_key));
         let refusal = found.iter().position(Self::is_refusal);
         let spoken = found.iter().position(|error| !error.message.is_empty());
-        let chosen = refusal.or(spoken).unwrap_or(3);
+        let chosen = refusal.or(spoken).unwrap_or(2);
         found.into_iter().nth(chosen).unwrap_or_default()
     }
 }
 
+/// An answer that is an error.
+pub(in crate::backend) struct Told {
+    pub(in crate::backend) status: StatusCode,
+    pub(in crate::backend) retry_after: Option<Duration>,
+    pub(in crate::backend) error: UpstreamError,
+}
+
 /// Reads an error's body and tells what it means.
-pub(in crate::backend) async fn read(mut response: Response, api_key: &str) -> BackendError {
+pub(in crate::backend) async fn read(response: Response, api_key: &str) -> BackendError {
+    tell(response, api_key).await.classify()
+}
+
+/// Reads an error's body.
+pub(in crate::backend) async fn tell(mut response: Response, api_key: &str) -> Told {
     let status = response.status();
     let retry_after = retry_after(response.headers());
     let mut body = Vec::new();
@@ -122,7 +148,19 @@ pub(in crate::backend) async fn read(mut response: Response, api_key: &str) -> B
             break;
         }
     }
-    classify(status, retry_after, UpstreamError::of_body(&body, api_key))
+    let error = UpstreamError::of_body(&body, api_key);
+    Told {
+        status,
+        retry_after,
+        error,
+    }
+}
+
+impl Told {
+    /// What it means.
+    pub(in crate::backend) fn classify(self) -> BackendError {
+        classify(self.status, self.retry_after, self.error)
+    }
 }
 
 /// A request that was not answered, or an answer that broke off.
@@ -211,7 +249,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// The error with its causes, without the URL.
-fn detail(error: reqwest::Error) -> String {
+pub(in crate::backend) fn detail(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -223,6 +223,7 @@ mod tests {
                 let pieces = pieces.clone();
                 async move { Ok(stream::iter(pieces).map(Ok).boxed()) }.boxed()
             }),
+            link: None,
         }
     }
 

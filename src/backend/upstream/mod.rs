@@ -6,6 +6,7 @@ pub(super) mod delivery;
 pub(super) mod download;
 pub(super) mod endpoint;
 pub(super) mod error;
+pub(super) mod extra;
 mod google;
 pub(super) mod inputs;
 pub(super) mod message;

@@ -20,6 +20,11 @@ fn the_examples_load() {
         ("sdapi", "EASEL_BACKENDS__WEBUI__API_KEY", &["sdxl"]),
         ("comfyui", "", &["sdxl"]),
         (
+            "polled",
+            "EASEL_BACKENDS__BEHIND__API_KEY",
+            &["gpt-image-2"],
+        ),
+        (
             "gemini",
             "EASEL_BACKENDS__GEMINI__API_KEY",
             &["gemini-3-pro-image"],

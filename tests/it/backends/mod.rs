@@ -4,6 +4,7 @@ mod comfyui;
 mod contract;
 pub mod gemini;
 mod openai;
+mod polled;
 mod sdapi;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -100,5 +101,8 @@ fn input(format: Format, bytes: &[u8]) -> Input {
             let pieces = pieces.clone();
             async move { Ok(stream::iter(pieces).map(Ok).boxed()) }.boxed()
         }),
+        link: Some(Arc::new(|| {
+            async { Ok("https://gateway.example/f/object/1-a/x".to_owned()) }.boxed()
+        })),
     }
 }

@@ -81,6 +81,19 @@ async fn a_picture_is_not_fetched_that_has_come_already() {
 }
 
 #[tokio::test]
+async fn a_link_may_lead_on_where_it_might_have_led_at_once() {
+    let upstream = Upstream::start().await;
+    let link = format!("{}/files/moved.png", upstream.url);
+    upstream.next(Reply::links(&[&link]));
+    let (pictures, drawn) = draw(&backend(&upstream, ""), &drawing(1)).await;
+    drawn.unwrap();
+    assert_eq!(pictures, [picture(64, 64, 0)]);
+    let fetched = &upstream.received()[2];
+    assert_eq!(fetched.path, "/files/picture.png");
+    assert_eq!(fetched.header("authorization"), None);
+}
+
+#[tokio::test]
 async fn links_elsewhere_are_not_followed() {
     let upstream = Upstream::start().await;
     let other = Upstream::start().await;
@@ -93,7 +106,9 @@ async fn links_elsewhere_are_not_followed() {
         "http://169.254.169.254/latest/meta-data".to_owned(),
         "https://example/picture.png".to_owned(),
         "file:///etc/passwd".to_owned(),
-        format!("{}/files/moved.png", upstream.url),
+        format!("{}/files/away.png", upstream.url),
+        format!("{}/files/round.png", upstream.url),
+        format!("{}/files/nowhere.png", upstream.url),
         format!("{}/files/expired.png", upstream.url),
     ] {
         upstream.next(Reply::links(&[&link]));

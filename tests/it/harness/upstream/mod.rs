@@ -161,6 +161,11 @@ async fn file(State(state): State<Arc<Scripted>>, uri: Uri, headers: HeaderMap) 
     let reply = match uri.path() {
         "/files/picture.png" => Reply::bytes("image/png", picture(64, 64, 0)),
         "/files/moved.png" => Reply::json(302, &json!({})).header("location", "/files/picture.png"),
+        "/files/away.png" => {
+            Reply::json(302, &json!({})).header("location", "https://elsewhere.test/1.png")
+        }
+        "/files/round.png" => Reply::json(302, &json!({})).header("location", "round.png"),
+        "/files/nowhere.png" => Reply::json(302, &json!({})),
         "/files/broken.png" => Reply::error(500, "server_error", "disk on fire"),
         _ => Reply::error(404, "not_found", "no such file"),
     };

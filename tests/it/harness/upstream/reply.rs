@@ -144,7 +144,7 @@ impl Reply {
         self
     }
 
-    pub(super) async fn send(self) -> Response<Body> {
+    pub async fn send(self) -> Response<Body> {
         tokio::time::sleep(self.delay).await;
         if let Some(gate) = &self.gate {
             gate.acquire().await.unwrap().forget();

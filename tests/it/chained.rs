@@ -1,0 +1,203 @@
+//! Two gateways, one in front of the other, as processes: what is drawn behind is delivered and charged
+//! in front, once on each side, whichever of the two is killed.
+
+use std::{net::TcpListener, time::Duration};
+
+use serde_json::{Value, json};
+
+use crate::harness::{
+    caller::Caller,
+    database::TestDatabase,
+    pictures,
+    process::{Process, Setup},
+};
+
+/// Who draws, on a port that it keeps when it is started again.
+struct Back {
+    database: TestDatabase,
+    setup: Setup,
+    listen: String,
+    /// The one in front, as the one behind knows it.
+    account: Caller,
+}
+
+impl Back {
+    async fn new(delay_ms: u32) -> Self {
+        let database = TestDatabase::create().await;
+        let settings = format!(
+            "[tasks]\nlease_ms = 1000\n[backends.demo]\nkind = \"demo\"\ndelay_ms = {delay_ms}\n"
+        );
+        let setup = Setup::on(&database, &settings);
+        // Free now, and soon taken again.
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listen = free.local_addr().unwrap().to_string();
+        let account = database.caller(&format!("http://{listen}"), "10").await;
+        Self {
+            database,
+            setup,
+            listen,
+            account,
+        }
+    }
+
+    fn serve(&self) -> Process {
+        let process = self.setup.spawn(&["serve", "--listen", &self.listen]);
+        process.wait_ready();
+        process
+    }
+
+    /// The settings of the one in front.
+    fn front(&self, database: &TestDatabase) -> Setup {
+        let (listen, key) = (&self.listen, &self.account.key);
+        let settings = format!(
+            "[tasks]\nlease_ms = 1000\n[models.gpt-image-2]\nroutes = [\"back\"]\n\
+             [backends.back]\nkind = \"polled\"\nprofile = \"easel\"\n\
+             base_url = \"http://{listen}/v1\"\napi_key = \"{key}\"\npoll_interval_ms = 50\n"
+        );
+        Setup::on(database, &settings)
+    }
+
+    /// It has drawn so many, and was paid for each.
+    async fn assert_drew(&self, tasks: i64) {
+        let count = self.database.number("SELECT count(*) FROM tasks");
+        assert_eq!(count.await, tasks, "not bought once each");
+        assert_eq!(captured(&self.database).await, tasks * 200_000);
+        self.database.assert_at_rest().await;
+    }
+}
+
+async fn captured(database: &TestDatabase) -> i64 {
+    let captured =
+        "SELECT COALESCE(-sum(balance_change), 0)::bigint FROM entries WHERE kind = 'capture'";
+    database.number(captured).await
+}
+
+async fn edit(caller: &Caller) -> Value {
+    let upload = caller.upload(pictures::png(), "bird.png").await.json();
+    json!({"model": "gpt-image-2", "prompt": "the same at night", "size": "16:9",
+        "image_urls": [upload["url"]]})
+}
+
+/// The picture of a task that has ended well.
+async fn picture(caller: &Caller, task: &Value) -> Vec<u8> {
+    assert_eq!(
+        (&task["status"], &task["cost"]),
+        (&json!("completed"), &json!(0.2)),
+        "{task}"
+    );
+    // The link lasts longer than the process that gave it.
+    let link = task["result_url"].as_str().unwrap();
+    let path = &link[link.find("/v1/").unwrap()..];
+    let leads_to = caller.get(path).await;
+    let stored = leads_to.header("location").unwrap();
+    let stored = &stored[stored.find("/f/").unwrap()..];
+    let got = caller.get(stored).await;
+    assert_eq!(got.status, 200, "{got:?}");
+    got.body
+}
+
+#[tokio::test]
+async fn a_reference_goes_through_both_and_both_bill_it() {
+    let (back, database) = (Back::new(0).await, TestDatabase::create().await);
+    let (drawing, front) = (back.serve(), back.front(&database));
+    let front = front.serve();
+    let caller = database.caller(&front.url(), "1").await;
+
+    let task = caller.submit(&edit(&caller).await).await;
+    let task = caller.wait_for(&task).await;
+
+    let picture = picture(&caller, &task).await;
+    let size = imagesize(&picture);
+    assert_eq!(size, (1536, 864));
+    let references = "SELECT jsonb_array_length(request->'references')::bigint FROM tasks";
+    assert_eq!(back.database.number(references).await, 1);
+    assert_eq!(captured(&database).await, 200_000);
+    back.assert_drew(1).await;
+    assert_eq!(back.account.balance().await["balance"], 9.8);
+    front.end();
+    drawing.end();
+    database.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn the_one_behind_is_killed_in_the_middle() {
+    let (back, database) = (Back::new(1_500).await, TestDatabase::create().await);
+    let (drawing, front) = (back.serve(), back.front(&database).serve());
+    let caller = database.caller(&front.url(), "1").await;
+    let task = caller.submit(&edit(&caller).await).await;
+    back.database
+        .wait_for("SELECT count(*) FROM tasks WHERE status = 'running'", 1)
+        .await;
+
+    drawing.kill();
+    // Long enough for some polls in vain.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let drawing = back.serve();
+
+    let task = caller.wait_for(&task).await;
+    picture(&caller, &task).await;
+    assert_eq!(captured(&database).await, 200_000);
+    back.assert_drew(1).await;
+    front.end();
+    drawing.end();
+    database.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn the_one_in_front_is_killed_in_the_middle() {
+    let (back, database) = (Back::new(1_500).await, TestDatabase::create().await);
+    let (drawing, setup) = (back.serve(), back.front(&database));
+    let front = setup.serve();
+    let caller = database.caller(&front.url(), "1").await;
+    let task = caller.submit(&edit(&caller).await).await;
+    back.database
+        .wait_for("SELECT count(*) FROM tasks WHERE status = 'running'", 1)
+        .await;
+
+    front.kill();
+    let front = setup.serve();
+
+    let caller = caller.at(&front.url());
+    let task = caller.wait_for(&task).await;
+    picture(&caller, &task).await;
+    assert_eq!(captured(&database).await, 200_000);
+    back.assert_drew(1).await;
+    front.end();
+    drawing.end();
+    database.assert_at_rest().await;
+}
+
+/// Before the one behind hears of a task, while it answers, and after.
+#[tokio::test]
+async fn the_one_in_front_is_killed_at_any_moment() {
+    const TASKS: u32 = 6;
+    let (back, database) = (Back::new(700).await, TestDatabase::create().await);
+    let (drawing, setup) = (back.serve(), back.front(&database));
+    let front = setup.serve();
+    let caller = database.caller(&front.url(), "10").await;
+    let body = edit(&caller).await;
+    let mut tasks = Vec::new();
+    for gap in 0..TASKS {
+        tasks.push(caller.submit(&body).await);
+        tokio::time::sleep(Duration::from_millis((7 * gap).into())).await;
+    }
+
+    front.kill();
+    let front = setup.serve();
+
+    let caller = caller.at(&front.url());
+    for task in &tasks {
+        let task = caller.wait_for(task).await;
+        picture(&caller, &task).await;
+    }
+    assert_eq!(captured(&database).await, i64::from(TASKS) * 200_000);
+    back.assert_drew(TASKS.into()).await;
+    front.end();
+    drawing.end();
+    database.assert_at_rest().await;
+}
+
+fn imagesize(picture: &[u8]) -> (u32, u32) {
+    let picture = image::load_from_memory(picture).unwrap();
+    (picture.width(), picture.height())
+}
