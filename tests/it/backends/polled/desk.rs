@@ -95,7 +95,7 @@ struct Books {
     repeat_keys: HashMap<String, String>,
     submits: VecDeque<Reply>,
     looks: VecDeque<Reply>,
-    pictures: VecDeque<Reply>,
+    results: VecDeque<Reply>,
     calls: Vec<Call>,
 }
 
@@ -174,7 +174,7 @@ async fn answer(
     desk.books().calls.push(call.clone());
     let reply = match call.path.strip_prefix("/pictures/") {
         Some(name) => {
-            let scripted = desk.books().pictures.pop_front();
+            let scripted = desk.scripted_result();
             scripted.unwrap_or_else(|| picture_named(name, &call))
         }
         None => (service.answer)(&desk, &call),
@@ -294,7 +294,7 @@ impl Desk {
         self.books().cancelled.push(job.to_owned());
     }
 
-    /// Answers the next submit, the next look at a job, or whoever fetches the next picture, with `reply`.
+    /// Answers the next submit, the next look at a job, or whoever gets the next result, with `reply`.
     pub fn next_submit(&self, reply: Reply) {
         self.books().submits.push_back(reply);
     }
@@ -303,8 +303,12 @@ impl Desk {
         self.books().looks.push_back(reply);
     }
 
-    pub fn next_picture(&self, reply: Reply) {
-        self.books().pictures.push_back(reply);
+    pub fn next_result(&self, reply: Reply) {
+        self.books().results.push_back(reply);
+    }
+
+    pub fn scripted_result(&self) -> Option<Reply> {
+        self.books().results.pop_front()
     }
 
     pub fn calls(&self) -> Vec<Call> {
