@@ -43,6 +43,8 @@ const SUBMIT_TIMEOUT: Duration = Duration::from_mins(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_mins(2);
 /// What both sides must be a multiple of where the model's own size is asked for.
 const NATIVE_STEP_PX: u32 = 64;
+/// What came of a job that is done, and each of its pictures, is asked for so often.
+const RESULT_TRIES_MAX: u32 = 6;
 /// Between two looks while the upstream is away.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
@@ -141,6 +143,23 @@ impl Polled {
         Ok(ticket)
     }
 
+    /// The picture is paid for: while nothing of it has come in, it is asked for again.
+    async fn fetch(
+        &self,
+        url: &str,
+        waits: &mut Waits,
+        delivery: &mut Delivery<'_>,
+    ) -> Result<(), BackendError> {
+        let client = &self.endpoint.client;
+        for _ in 1..RESULT_TRIES_MAX {
+            match download::fetch(client, &self.downloads, url, delivery).await {
+                Err(error) if passes(&error) && !delivery.is_within() => waits.failed(&error).await,
+                fetched => return fetched,
+            }
+        }
+        download::fetch(client, &self.downloads, url, delivery).await
+    }
+
     async fn failure(&self, response: Response) -> BackendError {
         let told = error::tell(response, self.endpoint.secret()).await;
         self.protocol.errors.of_status(told)
@@ -173,7 +192,7 @@ impl Backend for Polled {
             if delivery.is_done() {
                 break;
             }
-            download::fetch(&self.endpoint.client, &self.downloads, url, &mut delivery).await?;
+            self.fetch(url, &mut waits, &mut delivery).await?;
         }
         if delivery.finished() == 0 {
             return Err(BackendError::NoImage {

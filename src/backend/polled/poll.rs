@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
 use super::{
-    ANSWER_TIMEOUT, Polled, WAIT_MAX,
+    ANSWER_TIMEOUT, Polled, RESULT_TRIES_MAX, WAIT_MAX,
     failure::{Fault, refused},
     protocol::Poll,
     template::Text,
@@ -27,8 +27,6 @@ use crate::backend::{
 const JITTER_PERCENT: u64 = 10;
 /// A wait is doubled so often at most.
 const DOUBLINGS_MAX: u32 = 8;
-/// What came of a job that is done is asked for so often.
-const RESULT_TRIES_MAX: u32 = 6;
 
 /// The waits between looks: even ones, and longer ones after failures.
 pub(super) struct Waits {
@@ -80,7 +78,7 @@ impl Polled {
         waits: &mut Waits,
         delivery: &mut Delivery<'_>,
     ) -> Result<Value, BackendError> {
-        let mut tries = 0;
+        let mut tries = 1;
         loop {
             let error = match self.look(name, delivery).await {
                 Ok(Some(outcome)) => return Ok(outcome),

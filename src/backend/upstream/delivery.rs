@@ -35,6 +35,11 @@ impl<'a> Delivery<'a> {
         self.finished > 0 || self.bytes > 0
     }
 
+    /// Whether a picture has been handed on in part.
+    pub(in crate::backend) fn is_within(&self) -> bool {
+        self.bytes > 0
+    }
+
     /// Whether every picture asked for is there; more are not taken.
     pub(in crate::backend) fn is_done(&self) -> bool {
         self.finished == self.wanted

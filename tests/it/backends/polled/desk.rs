@@ -95,6 +95,7 @@ struct Books {
     repeat_keys: HashMap<String, String>,
     submits: VecDeque<Reply>,
     looks: VecDeque<Reply>,
+    results: VecDeque<Reply>,
     calls: Vec<Call>,
 }
 
@@ -172,7 +173,10 @@ async fn answer(
     };
     desk.books().calls.push(call.clone());
     let reply = match call.path.strip_prefix("/pictures/") {
-        Some(name) => picture_named(name, &call),
+        Some(name) => {
+            let scripted = desk.scripted_result();
+            scripted.unwrap_or_else(|| picture_named(name, &call))
+        }
         None => (service.answer)(&desk, &call),
     };
     reply.send().await
@@ -290,13 +294,21 @@ impl Desk {
         self.books().cancelled.push(job.to_owned());
     }
 
-    /// Answers the next submit, or the next look at a job, with `reply`.
+    /// Answers the next submit, the next look at a job, or whoever gets the next result, with `reply`.
     pub fn next_submit(&self, reply: Reply) {
         self.books().submits.push_back(reply);
     }
 
     pub fn next_look(&self, reply: Reply) {
         self.books().looks.push_back(reply);
+    }
+
+    pub fn next_result(&self, reply: Reply) {
+        self.books().results.push_back(reply);
+    }
+
+    pub fn scripted_result(&self) -> Option<Reply> {
+        self.books().results.pop_front()
     }
 
     pub fn calls(&self) -> Vec<Call> {

@@ -69,6 +69,32 @@ async fn what_ails_an_upstream_for_a_while_costs_no_picture() {
 }
 
 #[tokio::test]
+async fn a_picture_that_is_paid_for_is_fetched_again_while_none_of_it_has_come() {
+    let counter = Counter::open(services::REPLICATE).await;
+    let backend = backend_of(&counter.settings());
+    for reply in [
+        Reply::json(503, &json!({})),
+        Reply::bytes("image/png", vec![7; 50]).cut_at(0),
+    ] {
+        counter.desk.next_result(reply);
+    }
+    let (collected, drawn) = draw(&backend, &wanted(&counter)).await;
+    drawn.unwrap();
+    assert_eq!((collected.pictures.len(), counter.asked()), (1, 1));
+
+    for _ in 0..20 {
+        counter.desk.next_result(Reply::json(503, &json!({})));
+    }
+    let (_, drawn) = draw(&backend, &wanted(&counter)).await;
+    assert_eq!(drawn.unwrap_err().class(), Class::Failed);
+    let calls = counter.desk.calls();
+    let fetched = calls
+        .iter()
+        .filter(|call| call.path.starts_with("/pictures/"));
+    assert_eq!(fetched.count(), 3 + 6);
+}
+
+#[tokio::test]
 async fn a_job_that_the_upstream_does_not_know_has_failed() {
     let counter = Counter::open(services::EASEL).await;
     let backend = backend_of(&counter.settings());
@@ -280,6 +306,24 @@ async fn apimart_gets_uploads_and_an_upload_that_fails_buys_nothing() {
 
 #[tokio::test]
 async fn a_result_that_stays_away_ends_the_job() {
+    let counter = Counter::open(services::FAL).await;
+    let backend = backend_of(&counter.settings());
+    let away = Reply::json(500, &json!({"detail": "Internal Server Error"}));
+    counter.desk.next_result(away.clone());
+    let (collected, drawn) = draw(&backend, &wanted(&counter)).await;
+    drawn.unwrap();
+    assert_eq!(collected.pictures.len(), 1);
+
+    for _ in 0..20 {
+        counter.desk.next_result(away.clone());
+    }
+    let (_, drawn) = draw(&backend, &wanted(&counter)).await;
+    assert_eq!(drawn.unwrap_err().class(), Class::Failed);
+    assert_eq!(counter.asked(), 2);
+}
+
+#[tokio::test]
+async fn fals_jobs_are_known_by_their_url() {
     let counter = Counter::open(services::FAL).await;
     let backend = backend_of(&counter.settings());
     counter.play(Scene::DrawsNothing);

@@ -120,6 +120,9 @@ fn fal_status(desk: &Desk, id: &str) -> Reply {
 }
 
 fn fal_result(desk: &Desk, id: &str) -> Reply {
+    if let Some(reply) = desk.scripted_result() {
+        return reply;
+    }
     if desk.scene() == Scene::Refuses {
         let fault = json!({"loc": ["body", "prompt"], "msg": "The content could not be processed.",
             "type": "content_policy_violation"});
