@@ -72,13 +72,22 @@ pub struct TestDatabase {
 
 impl TestDatabase {
     pub async fn create() -> Self {
+        Self::copied_from(TEMPLATE).await
+    }
+
+    /// Without a schema.
+    pub async fn empty() -> Self {
+        Self::copied_from("template0").await
+    }
+
+    async fn copied_from(template: &str) -> Self {
         let server = server().await;
         let name = format!("test_{}", easel::ids::random_hex());
         let _one_at_a_time = COPYING.get_or_init(Mutex::default).lock().await;
         let mut admin = PgConnection::connect_with(&server.postgres.options())
             .await
             .unwrap();
-        let copy = format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}");
+        let copy = format!("CREATE DATABASE {name} TEMPLATE {template}");
         admin.execute(AssertSqlSafe(copy)).await.unwrap();
         let options = server.postgres.options().database(&name);
         Self { name, options }
