@@ -163,14 +163,30 @@ impl Comfyui {
         Ok(given)
     }
 
+    /// How far a prompt is that was submitted before. A server that is away for a moment has not forgotten
+    /// it: another prompt would be drawn beside it.
+    async fn found(&self, id: Uuid) -> Result<Stage, BackendError> {
+        for _ in 0..POLL_FAILURES_MAX {
+            if let Ok(stage) = self.api.stage(id).await {
+                return Ok(stage);
+            }
+            self.pause().await;
+        }
+        self.api.stage(id).await.map_err(|error| lost(&error))
+    }
+
+    async fn pause(&self) {
+        let pause = self
+            .poll_interval
+            .mul_f64(rand::rng().random_range(1.0 - JITTER..1.0 + JITTER));
+        tokio::time::sleep(pause).await;
+    }
+
     /// Waits until the prompt has ended. How long that may take is decided above.
     async fn follow(&self, id: Uuid) -> Result<Ended, BackendError> {
         let mut failures = 0;
         for poll in 1_u32.. {
-            let pause = self
-                .poll_interval
-                .mul_f64(rand::rng().random_range(1.0 - JITTER..1.0 + JITTER));
-            tokio::time::sleep(pause).await;
+            self.pause().await;
             let stage = if poll % POLLS_PER_LOOK == 0 {
                 self.api.stage(id).await
             } else {
@@ -182,10 +198,7 @@ impl Comfyui {
                 Ok(Stage::Queued | Stage::Running) => failures = 0,
                 Ok(Stage::Unknown) => break,
                 Err(_) if failures < POLL_FAILURES_MAX => failures += 1,
-                Err(error) => {
-                    let detail = format!("{} polls failed, the last: {error}", failures + 1);
-                    return Err(BackendError::Silent { detail });
-                }
+                Err(error) => return Err(lost(&error)),
             }
         }
         let detail = "the prompt is neither in the queue nor in the history any more".to_owned();
@@ -218,7 +231,7 @@ impl Backend for Comfyui {
         // What is no id cannot have been submitted.
         let known = drawing.job.as_deref().and_then(|id| id.parse().ok());
         let stage = match known {
-            Some(id) => self.api.stage(id).await?,
+            Some(id) => self.found(id).await?,
             None => Stage::Unknown,
         };
         let id = known.unwrap_or_else(ids::credential_id);
@@ -260,5 +273,13 @@ impl Backend for Comfyui {
 
     async fn check(&self) -> Result<(), BackendError> {
         self.api.system_stats(CHECK_TIMEOUT).await
+    }
+}
+
+/// Nothing is known of the prompt any more, which may have been drawn.
+fn lost(error: &BackendError) -> BackendError {
+    let failures = POLL_FAILURES_MAX + 1;
+    BackendError::Silent {
+        detail: format!("{failures} polls failed, the last: {error}"),
     }
 }
