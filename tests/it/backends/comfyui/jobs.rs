@@ -133,11 +133,22 @@ async fn some_polls_may_fail() {
     draw(&server, &wanted(&server, 1)).await.1.unwrap();
 
     server.server().polls_to_fail = 6;
-    let (_, drawn) = draw(&server, &wanted(&server, 1)).await;
+    let (begun, drawn) = draw(&server, &wanted(&server, 1)).await;
     assert!(
         matches!(drawn, Err(BackendError::Silent { .. })),
         "{drawn:?}"
     );
+
+    // Whoever goes on with it does not submit it again because the server is away.
+    let mut drawing = wanted(&server, 1);
+    drawing.job = begun.jobs.first().cloned();
+    let asked = server.asked();
+    for (failing, comes) in [(5, true), (6, false)] {
+        server.server().polls_to_fail = failing;
+        let (_, drawn) = draw(&server, &drawing).await;
+        assert_eq!(drawn.is_ok(), comes, "{drawn:?}");
+    }
+    assert_eq!(server.asked(), asked);
 }
 
 #[tokio::test]
