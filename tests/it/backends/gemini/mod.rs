@@ -1,6 +1,7 @@
 //! The `gemini` backend against a stand-in for its upstream.
 
 mod answers;
+mod gateway;
 mod request;
 mod requests;
 pub mod server;
