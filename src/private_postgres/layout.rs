@@ -20,6 +20,18 @@ pub(super) struct Layout {
     pub(super) socket_dir: PathBuf,
 }
 
+/// A lock on a file. It is let go of by name and not only by closing: a process that is being started
+/// meanwhile may hold a copy of the file for a moment.
+#[derive(Debug)]
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing it does the same, as soon as nobody has a copy.
+        drop(self.0.unlock());
+    }
+}
+
 impl Layout {
     /// Makes what is missing of the directories.
     pub(super) fn prepare(data_dir: &Path) -> Result<Self, PrivatePostgresError> {
@@ -61,22 +73,22 @@ impl Layout {
     }
 
     /// Held by the one `easel serve` of this data directory.
-    pub(super) fn lock_serve(&self) -> Result<Option<File>, PrivatePostgresError> {
+    pub(super) fn lock_serve(&self) -> Result<Option<Lock>, PrivatePostgresError> {
         self.lock("serve.lock", File::try_lock)
     }
 
     /// Held by whoever runs the server.
-    pub(super) fn lock_server(&self) -> Result<Option<File>, PrivatePostgresError> {
+    pub(super) fn lock_server(&self) -> Result<Option<Lock>, PrivatePostgresError> {
         self.lock("postgres.lock", File::try_lock)
     }
 
     /// Shared by those who use the server of another command.
-    pub(super) fn lock_as_guest(&self) -> Result<Option<File>, PrivatePostgresError> {
+    pub(super) fn lock_as_guest(&self) -> Result<Option<Lock>, PrivatePostgresError> {
         self.lock("postgres.guests.lock", File::try_lock_shared)
     }
 
     /// Free once no guest is left; while it is held none comes.
-    pub(super) fn lock_out_guests(&self) -> Result<Option<File>, PrivatePostgresError> {
+    pub(super) fn lock_out_guests(&self) -> Result<Option<Lock>, PrivatePostgresError> {
         self.lock("postgres.guests.lock", File::try_lock)
     }
 
@@ -84,7 +96,7 @@ impl Layout {
         &self,
         name: &str,
         try_lock: fn(&File) -> Result<(), TryLockError>,
-    ) -> Result<Option<File>, PrivatePostgresError> {
+    ) -> Result<Option<Lock>, PrivatePostgresError> {
         let path = self.data_dir.join(name);
         let file = File::options()
             .create(true)
@@ -93,7 +105,7 @@ impl Layout {
             .open(&path)
             .map_err(PrivatePostgresError::data_dir(&path))?;
         match try_lock(&file) {
-            Ok(()) => Ok(Some(file)),
+            Ok(()) => Ok(Some(Lock(file))),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(source)) => Err(PrivatePostgresError::DataDir { path, source }),
         }

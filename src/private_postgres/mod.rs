@@ -13,7 +13,6 @@ mod server;
 mod user;
 
 use std::{
-    fs::File,
     path::Path,
     time::{Duration, Instant},
 };
@@ -21,7 +20,10 @@ use std::{
 use sqlx::postgres::PgConnectOptions;
 
 pub use self::error::PrivatePostgresError;
-use self::{layout::Layout, process::ServerProcess};
+use self::{
+    layout::{Layout, Lock},
+    process::ServerProcess,
+};
 
 /// How long to wait for another who starts the server, uses it for a command or stops it.
 const OTHERS_WAIT: Duration = Duration::from_secs(15);
@@ -44,15 +46,15 @@ pub struct PrivatePostgres {
 enum Role {
     Gateway {
         process: ServerProcess,
-        _server: File,
-        _serve: File,
+        _server: Lock,
+        _serve: Lock,
     },
     Command {
         process: ServerProcess,
-        _server: File,
+        _server: Lock,
     },
     Guest {
-        _guest: File,
+        _guest: Lock,
     },
 }
 
@@ -134,7 +136,7 @@ impl PrivatePostgres {
     }
 
     /// While the lock is held no guest comes; `None` if one stayed too long.
-    async fn see_guests_off(&self) -> Result<Option<File>, PrivatePostgresError> {
+    async fn see_guests_off(&self) -> Result<Option<Lock>, PrivatePostgresError> {
         let deadline = Instant::now() + GUESTS_WAIT;
         loop {
             let lock = self.layout.lock_out_guests()?;
