@@ -1,7 +1,10 @@
 //! What everything shares: the pool, storage, backends, clock, settings, and the loops that accept and
 //! settle tasks.
 
-use std::sync::{Arc, PoisonError, RwLock, atomic::AtomicI64};
+use std::sync::{
+    Arc, PoisonError, RwLock,
+    atomic::{AtomicBool, AtomicI64},
+};
 
 use sqlx::PgPool;
 use tokio::sync::{Notify, Semaphore, mpsc};
@@ -46,6 +49,8 @@ pub struct Inner {
     pub settler: settle::Settler,
     /// The places of this process's worker: whoever has a permit may have a task run here.
     pub slots: Arc<Semaphore>,
+    /// Whether tasks wait for no more than a place here: new ones may not overtake them.
+    pub crowded: AtomicBool,
     /// How many tasks wait in the queue: as last counted, and what this process has added since.
     pub queued: AtomicI64,
     /// Memory for request bodies that are held whole, in units of [`BUFFER_UNIT`].
@@ -105,6 +110,7 @@ impl App {
             catalog,
             reload: Notify::new(),
             references,
+            crowded: AtomicBool::new(false),
             queued: AtomicI64::new(0),
             buffers: Arc::new(Semaphore::new(buffer_units)),
             public_url,

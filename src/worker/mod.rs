@@ -147,7 +147,7 @@ impl Worker {
             worker.forget(id, fence);
             drop(slot);
             // Where nothing waits, a look at the queue for every task that ends would cost a query each.
-            if was_limited || worker.app.queued.load(Ordering::Relaxed) > 0 {
+            if was_limited || worker.app.crowded.load(Ordering::Relaxed) {
                 worker.wake.notify_one();
             }
         });

@@ -59,30 +59,27 @@ impl Worker {
     }
 
     async fn claim_some(&self) -> sqlx::Result<Found> {
-        if !store::is_any_waiting(&mut *db::acquire(&self.app.pool).await?).await? {
-            self.app.queued.store(0, Ordering::Relaxed);
+        let app = &self.app;
+        if !store::is_any_waiting(&mut *db::acquire(&app.pool).await?).await? {
+            app.crowded.store(false, Ordering::Relaxed);
+            app.queued.store(0, Ordering::Relaxed);
             return Ok(Found::Nothing);
         }
         let mut slots = Vec::new();
         while slots.len() < CLAIMED_AT_ONCE_MAX
-            && let Ok(slot) = Arc::clone(&self.app.slots).try_acquire_owned()
+            && let Ok(slot) = Arc::clone(&app.slots).try_acquire_owned()
         {
             slots.push(slot);
         }
         if slots.is_empty() {
-            let queued_max = self.app.config.tasks.queued_max;
-            let mut conn = self.app.pool.acquire().await?;
-            let queued = store::count_queued(&mut conn, queued_max.saturating_add(1)).await?;
-            self.app.queued.store(queued, Ordering::Relaxed);
-            return Ok(Found::Nothing);
+            app.crowded.store(true, Ordering::Relaxed);
+            return self.count().await;
         }
-        let (tasks, more) = match dispatch::claim(&self.app, slots.len()).await? {
+        let (tasks, more) = match dispatch::claim(app, slots.len()).await? {
             Dispatched::Busy => return Ok(Found::Busy),
             Dispatched::Tasks { tasks, more } => (tasks, more),
         };
-        if !more {
-            self.app.queued.store(0, Ordering::Relaxed);
-        }
+        app.crowded.store(more, Ordering::Relaxed);
         for ((task, assignment), slot) in tasks.into_iter().zip(slots) {
             self.begin(Claimed {
                 task,
@@ -90,7 +87,19 @@ impl Worker {
                 slot,
             });
         }
-        Ok(if more { Found::More } else { Found::Nothing })
+        if more {
+            return Ok(Found::More);
+        }
+        self.count().await
+    }
+
+    /// What is left waits: for a place here, for room on its route, or for its time.
+    async fn count(&self) -> sqlx::Result<Found> {
+        let at_most = self.app.config.tasks.queued_max.saturating_add(1);
+        let mut conn = db::acquire(&self.app.pool).await?;
+        let queued = store::count_queued(&mut conn, at_most).await?;
+        self.app.queued.store(queued, Ordering::Relaxed);
+        Ok(Found::Nothing)
     }
 
     /// Leaves a task to the queue until it may be tried again. If that fails, its lease runs out.

@@ -127,7 +127,7 @@ async fn submit(
 fn place(app: &App, request: &tasks::Request) -> Option<Place> {
     let catalog = app.catalog();
     let model = catalog.model(&request.model)?;
-    if model.is_limited() || app.queued.load(Ordering::Relaxed) > 0 {
+    if model.is_limited() || app.crowded.load(Ordering::Relaxed) {
         return None;
     }
     let slot = Arc::clone(&app.slots).try_acquire_owned().ok()?;

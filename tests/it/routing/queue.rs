@@ -133,3 +133,34 @@ async fn what_waits_to_be_tried_again_holds_no_place() {
     drop(conn);
     app.finish().await;
 }
+
+#[tokio::test]
+async fn what_waits_for_a_route_counts_for_the_length_of_the_queue() {
+    let upstream = Upstream::start().await;
+    let gate = Gate::new(Semaphore::new(0));
+    hold(&upstream, &gate, 1);
+    let routes = r#"{ backend = "up", max_concurrency = 1 }"#;
+    let settings = routed(&[("up", &upstream)], routes, "[tasks]\nqueued_max = 3\n");
+    let app = TestApp::with(&settings).await;
+    let caller = app.caller("2").await;
+    let mut tasks = vec![submitted(&caller, "running").await];
+    upstream.wait_for(1).await;
+    // The queue is counted when it is looked at, and by what came since.
+    let body = serde_json::json!({"model": "gpt-image-2", "prompt": "waiting"});
+    let full = loop {
+        assert!(tasks.len() < 10, "the queue takes any number");
+        let answer = caller.post("/v1/images/generations?async=1", &body).await;
+        match answer.status {
+            202 => tasks.push(answer.json()["task_id"].as_str().unwrap().to_owned()),
+            _ => break answer,
+        }
+        // Whether it was looked at meanwhile, or not.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    full.assert_refused(503, "the queue is full");
+    gate.add_permits(1);
+    for task in tasks {
+        assert_eq!(caller.wait_for(&task).await["status"], "completed");
+    }
+    app.finish().await;
+}
