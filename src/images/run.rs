@@ -98,7 +98,7 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
         images.extend(kept.images);
         usage.extend(kept.usage);
     }
-    let error = drawn.into_iter().find_map(Result::err);
+    let error = verdict::decisive(drawn.into_iter().filter_map(Result::err));
     let error = error.filter(|_| images.is_empty());
     attempt.class = error.as_ref().map(BackendError::class);
     route.breaker.note(attempt.class);

@@ -35,6 +35,16 @@ fn remedy(class: Class) -> Remedy {
     }
 }
 
+/// The failure that decides, of those of calls made at once: one that rules another try out, if there is one.
+/// What a silent call may have drawn is not to be paid for again because another one was told to wait.
+pub(super) fn decisive(errors: impl Iterator<Item = BackendError>) -> Option<BackendError> {
+    let mut errors: Vec<BackendError> = errors.collect();
+    let ruled_out = errors
+        .iter()
+        .position(|error| remedy(error.class()) == Remedy::None);
+    (!errors.is_empty()).then(|| errors.swap_remove(ruled_out.unwrap_or_default()))
+}
+
 /// When to try again; `None`: not at all. `error` ended the latest attempt of a task that was begun
 /// `attempts` times and has `left` until its deadline; `before` is what was tried before that.
 pub(super) fn wait(
@@ -140,6 +150,20 @@ pub(super) fn failed(kind: FailureKind, message: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_silent_call_decides_whatever_the_others_say() {
+        let detail = String::new;
+        let failed = || BackendError::Failed { detail: detail() };
+        let silent = || BackendError::Silent { detail: detail() };
+        let class = |errors: Vec<BackendError>| {
+            let decisive = decisive(errors.into_iter());
+            decisive.map(|error| error.class())
+        };
+        assert_eq!(class(vec![]), None);
+        assert_eq!(class(vec![failed(), failed()]), Some(Class::Failed));
+        assert_eq!(class(vec![failed(), silent()]), Some(Class::Silent));
+    }
 
     #[test]
     fn waits_double_up_to_the_most_and_are_never_alike() {
