@@ -3,6 +3,7 @@
 
 pub mod caller;
 pub mod database;
+pub mod fault_proxy;
 pub mod pictures;
 pub mod process;
 pub mod redact;
