@@ -22,7 +22,7 @@ use crate::{
     ids::TaskId,
     images::links,
     storage::{Key, Storage, StorageError},
-    tasks::{Image, Outcome, Task},
+    tasks::{Image, Outcome, Summary},
 };
 
 /// When a poll is worth while, at the earliest.
@@ -47,7 +47,7 @@ pub(super) fn images(
     app: &App,
     caller: &Caller,
     format: ResponseFormat,
-    task: &Task,
+    task: &Summary,
 ) -> Result<Response, ApiError> {
     if let Some(Outcome::Failed(failure)) = task.end.as_ref().map(|end| &end.outcome) {
         return Err(failure.into());
@@ -73,7 +73,7 @@ pub(super) fn images(
     Ok(response)
 }
 
-fn with_links(app: &App, task: &Task) -> Response {
+fn with_links(app: &App, task: &Summary) -> Response {
     let data: Vec<_> = links(task, &app.public_url)
         .into_iter()
         .map(|url| json!({ "url": url }))
@@ -82,7 +82,7 @@ fn with_links(app: &App, task: &Task) -> Response {
 }
 
 /// The same JSON, with `b64_json` beside each `url`.
-fn with_pictures(app: &App, task: &Task) -> Result<Response, ApiError> {
+fn with_pictures(app: &App, task: &Summary) -> Result<Response, ApiError> {
     let mut length = 0;
     let mut pieces: Vec<BoxStream<'static, Result<Bytes, StorageError>>> = Vec::new();
     let mut text = |text: String, pieces: &mut Vec<BoxStream<'static, _>>| {
