@@ -20,6 +20,7 @@ mod commands;
 mod connections;
 mod durability;
 mod errors;
+mod fault_proxy;
 mod first_run;
 mod generations;
 mod ledger_checks;
