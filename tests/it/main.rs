@@ -21,6 +21,7 @@ mod connections;
 mod data_directories;
 mod durability;
 mod errors;
+mod fault_proxy;
 mod first_run;
 mod generations;
 mod ledger_checks;
