@@ -4,7 +4,6 @@
 use std::{
     fs,
     io::{IsTerminal, Write, stdout},
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -20,6 +19,7 @@ use crate::{
     billing::ledger,
     config::Config,
     money::Cny,
+    private_files,
 };
 
 const ACCOUNT: &str = "default";
@@ -68,12 +68,11 @@ fn write_key(data_dir: &Path, secret: &str) -> anyhow::Result<PathBuf> {
     let path = std::path::absolute(data_dir)?.join("first-key");
     let write = || {
         fs::create_dir_all(data_dir)?;
-        let mut options = fs::OpenOptions::new();
+        let mut options = private_files::options();
         let mut file = options
             .create(true)
             .write(true)
             .truncate(true)
-            .mode(0o600)
             .open(&path)?;
         writeln!(file, "{secret}")
     };
