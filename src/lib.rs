@@ -18,6 +18,7 @@ pub mod money;
 pub mod private_postgres;
 pub mod references;
 pub mod shutdown;
+pub mod stall;
 pub mod storage;
 pub mod tasks;
 pub mod telemetry;
