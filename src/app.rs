@@ -18,6 +18,7 @@ use crate::{
     images::{Claimed, settle, submit},
     references::Fetcher,
     shutdown::Shutdown,
+    stall::StallWatch,
     storage::Storage,
     tasks::{
         poll::{self, Poller},
@@ -57,6 +58,7 @@ pub struct Inner {
     pub buffers: Arc<Semaphore>,
     /// What every link starts with.
     pub public_url: String,
+    pub stalls: StallWatch,
     pub shutdown: Shutdown,
 }
 
@@ -87,7 +89,7 @@ impl App {
             clock.clone(),
         )
         .await?;
-        let catalog = RwLock::new(Arc::new(Catalog::open(&config)?));
+        let catalog = RwLock::new(Arc::new(Catalog::open(&config, None)?));
         let references = Fetcher::new(&config.references, config.uploads.bytes_max, &public_url)?;
         let waiters = Waiters::default();
         let terms = Terms {
@@ -118,6 +120,7 @@ impl App {
             poller,
             submitter,
             settler,
+            stalls: StallWatch::default(),
             shutdown,
         }));
         Ok((app, to_run))

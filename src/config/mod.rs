@@ -51,6 +51,9 @@ pub struct Config {
     /// The same as text knows it, its secrets hidden: see [`Config::to_toml`].
     #[serde(skip)]
     in_force: toml::Table,
+    /// See [`Config::backend_fingerprint`].
+    #[serde(skip)]
+    fingerprints: BTreeMap<String, [u8; 32]>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

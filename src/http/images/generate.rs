@@ -133,8 +133,8 @@ async fn submit(
     Ok(submitted.map_err(|closed| ApiError::unavailable(&closed.to_string(), 1))??)
 }
 
-/// Where it can be begun at once: nobody waits before it, and its model has no limit that the queue has
-/// to keep.
+/// Where it can be begun at once: nobody waits before it, its model has no limit that the queue has to keep,
+/// and some route's circuit is closed.
 fn place(app: &App, request: &tasks::Request) -> Option<Place> {
     let catalog = app.catalog();
     let model = catalog.model(&request.model)?;
@@ -142,7 +142,7 @@ fn place(app: &App, request: &tasks::Request) -> Option<Place> {
         return None;
     }
     let slot = Arc::clone(&app.slots).try_acquire_owned().ok()?;
-    let route = dispatch::route_at_once(model, request);
+    let route = Some(dispatch::route_at_once(model, request)?);
     Some(Place { slot, route })
 }
 
