@@ -55,7 +55,8 @@ impl Failures {
 
     /// Counts one failure: beyond the limit, the seconds until the next one is told as what it is.
     fn count(&self, client: IpAddr) -> Result<(), u32> {
-        if self.counted.fetch_add(1, Ordering::Relaxed) % FAILURES_TO_SWEEP == 0 {
+        let counted = self.counted.fetch_add(1, Ordering::Relaxed);
+        if counted.is_multiple_of(FAILURES_TO_SWEEP) {
             self.limiter.retain_recent();
             self.limiter.shrink_to_fit();
         }

@@ -64,6 +64,9 @@ async fn is_ready(app: &App, probe: &Probe) -> Outcome {
     if app.shutdown.has_begun() {
         return Err("the gateway is shutting down");
     }
+    if let Some(trouble) = app.storage.trouble() {
+        return Err(trouble.message());
+    }
     probe.outcome(app).await
 }
 
@@ -109,7 +112,7 @@ async fn reach(app: &App) -> Outcome {
         return Err("the database cannot be reached");
     }
     if !matches!(storage, Ok(Ok(()))) {
-        return Err("the storage cannot be reached");
+        return Err("storage cannot be reached");
     }
     Ok(())
 }
@@ -121,5 +124,10 @@ fn verbose(app: &App) -> Value {
         .resting()
         .map(|(name, resting)| (name.to_owned(), state(resting).into()))
         .collect();
-    json!({ "status": "ok", "backends": backends })
+    let storage = if app.storage.trouble().is_some() {
+        "failing"
+    } else {
+        "ok"
+    };
+    json!({ "status": "ok", "storage": storage, "backends": backends })
 }

@@ -161,7 +161,8 @@ pub(super) async fn drain(request: Request, next: Next) -> Response {
     };
     // A body that has had its time gets no more of it.
     let is_readable = shared.lock().begun && response.status() != StatusCode::REQUEST_TIMEOUT;
-    if !shared.is_end_stream() && !(is_readable && rest.read(shared).await) {
+    let has_ended = shared.is_end_stream() || is_readable && rest.read(shared).await;
+    if !has_ended {
         close_after(&mut response);
     }
     response

@@ -42,8 +42,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// that says `Connection: close` instead of a broken connection.
 const LAST_REQUEST: Duration = Duration::from_secs(1);
 
-/// Listens where the settings say.
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+/// Takes the address, if it is free. Nobody can connect before it is listened on.
+pub fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()
     } else {
@@ -51,6 +51,11 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     }?;
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
+    Ok(socket)
+}
+
+/// Lets clients connect.
+pub fn listen(socket: TcpSocket) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
