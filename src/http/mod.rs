@@ -5,6 +5,7 @@ mod body;
 mod content;
 mod error;
 mod extract;
+mod form;
 mod health;
 mod images;
 mod models;

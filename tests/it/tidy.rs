@@ -21,6 +21,7 @@ const FLOORS: [&[&str]; 5] = [
         "telemetry",
         "shutdown",
         "batch",
+        "buffers",
         "tls",
     ],
     &[

@@ -98,6 +98,7 @@ async fn submit(
     }
     let Asked {
         request,
+        inputs,
         unit_price,
         ..
     } = asked;
@@ -114,6 +115,7 @@ async fn submit(
         id,
         caller,
         request,
+        inputs,
         unit_price,
         repeat,
         place,
