@@ -3,6 +3,7 @@
 mod dispatch;
 mod lookup;
 mod queue;
+mod sweep;
 
 pub use dispatch::{
     Claim, Room, Waiting, claim, count_queued, is_any_waiting, lock_queue, note_job, notify_queued,
@@ -13,6 +14,7 @@ pub use queue::{
     ENDED_CHANNEL, Ended, Ending, QUEUED_CHANNEL, RELOAD_CHANNEL, end, hopeless, notify_ended,
     renew,
 };
+pub use sweep::{Unswept, mark_swept, unswept};
 
 use std::time::Duration;
 
