@@ -80,6 +80,8 @@ pub struct Server {
     write_timeout_ms: u64,
     pub json_bytes_max: usize,
     pub buffer_bytes_max: usize,
+    pub account_buffer_bytes_max: usize,
+    pub body_bytes_per_s_min: usize,
     drain_timeout_ms: u64,
 }
 
@@ -118,6 +120,7 @@ pub struct Storage {
 #[serde(deny_unknown_fields)]
 pub struct Uploads {
     pub bytes_max: u64,
+    pub account_bytes_max: u64,
     ttl_s: u64,
     pub pixels_max: u64,
     pub side_px_max: u32,

@@ -27,6 +27,8 @@ const RANGES: &[(&str, RangeInclusive<i64>)] = &[
     ("server.write_timeout_ms", 1..=DAY_MS),
     ("server.json_bytes_max", 1..=4 * GIB),
     ("server.buffer_bytes_max", 1..=1024 * GIB),
+    ("server.account_buffer_bytes_max", 1..=1024 * GIB),
+    ("server.body_bytes_per_s_min", 0..=GIB),
     ("server.drain_timeout_ms", 1..=DAY_MS),
     ("database.connections_max", 1..=10_000),
     ("database.connect_timeout_ms", 1..=DAY_MS),
@@ -37,6 +39,7 @@ const RANGES: &[(&str, RangeInclusive<i64>)] = &[
     ("storage.spool_bytes_max", 1 << 20..=1024 * GIB),
     // One PUT of S3 takes no more.
     ("uploads.bytes_max", 1..=5 * GIB),
+    ("uploads.account_bytes_max", 1..=1024 * 1024 * GIB),
     ("uploads.ttl_s", 1..=315_360_000),
     ("uploads.pixels_max", 1..=1_000_000_000),
     ("uploads.side_px_max", 1..=1_000_000),

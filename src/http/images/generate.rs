@@ -112,6 +112,7 @@ async fn submit(
     }
     let Asked {
         request,
+        inputs,
         unit_price,
         ..
     } = asked;
@@ -128,6 +129,7 @@ async fn submit(
         id,
         caller,
         request,
+        inputs,
         unit_price,
         repeat,
         place,
