@@ -1,5 +1,5 @@
 //! Fetches pictures that an upstream answers as URLs: at once, because such links die within minutes,
-//! without the key, and from no host that the settings don't name.
+//! without the key, and from no host and port that the settings don't name.
 
 use reqwest::{Client, Response, StatusCode, header::LOCATION};
 use url::Url;
@@ -40,32 +40,26 @@ impl DownloadRule {
         if !url.username().is_empty() || url.password().is_some() {
             return Err(format!("on {host} carries a user name"));
         }
-        if !self.allows_scheme(&url) {
+        // The very server that is spoken to anyway, even without encryption.
+        if url.origin() == self.base_url.origin() {
+            return Ok(url);
+        }
+        if url.scheme() != "https" {
             return Err(format!("on {host} is not https"));
         }
-        if !self.allows_host(host) {
+        if !self.names(host) {
             return Err(format!(
                 "is on {host}, which is not among the allowed hosts"
             ));
         }
+        // What else a host has on its other ports is nobody's business.
+        if let Some(port) = url.port() {
+            return Err(format!("is on port {port} of {host}, allowed is 443"));
+        }
         Ok(url)
     }
 
-    /// Plain http only to the very server that is spoken to without encryption anyway.
-    fn allows_scheme(&self, url: &Url) -> bool {
-        let base = &self.base_url;
-        match url.scheme() {
-            "https" => true,
-            "http" => {
-                base.scheme() == "http"
-                    && base.host_str() == url.host_str()
-                    && base.port() == url.port()
-            }
-            _ => false,
-        }
-    }
-
-    fn allows_host(&self, host: &str) -> bool {
+    fn names(&self, host: &str) -> bool {
         self.base_url.host_str() == Some(host)
             || self
                 .hosts
@@ -172,6 +166,26 @@ mod tests {
         ] {
             assert!(!allows(base, url), "{url}");
         }
+    }
+
+    #[test]
+    fn other_ports_only_where_the_server_itself_is() {
+        let base = "https://api.example:8443/v1";
+        assert!(allows(base, "https://api.example:8443/1.png"));
+        assert!(allows(base, "https://api.example/1.png"));
+        assert!(allows(base, "https://cdn.example:443/1.png"));
+        for url in [
+            "https://api.example:9443/1.png",
+            "https://cdn.example:8443/1.png",
+            "https://a.pictures.example:22/1.png",
+            "http://api.example:8443/1.png",
+        ] {
+            assert!(!allows(base, url), "{url}");
+        }
+        assert!(!allows(
+            "https://api.example/v1",
+            "https://api.example:8443/1.png"
+        ));
     }
 
     #[test]
