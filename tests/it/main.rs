@@ -24,6 +24,7 @@ mod first_run;
 mod generations;
 mod ledger_checks;
 mod ledger_model;
+mod limits;
 mod migrations;
 mod modes;
 mod money;

@@ -25,7 +25,7 @@ use crate::{
     ids::TaskId,
     images::links,
     storage::{InvalidKey, Key, SteadyRead, Storage, StorageError},
-    tasks::{Image, Outcome, Task},
+    tasks::{Image, Outcome, Summary},
 };
 
 /// When a poll is worth while, at the earliest.
@@ -50,7 +50,7 @@ pub(super) async fn images(
     app: &App,
     caller: &Caller,
     format: ResponseFormat,
-    task: &Task,
+    task: &Summary,
 ) -> Result<Response, ApiError> {
     if let Some(Outcome::Failed(failure)) = task.end.as_ref().map(|end| &end.outcome) {
         return Err(failure.into());
@@ -78,7 +78,7 @@ pub(super) async fn images(
     Ok(response)
 }
 
-fn with_links(app: &App, task: &Task) -> Response {
+fn with_links(app: &App, task: &Summary) -> Response {
     let data: Vec<_> = links(task, &app.public_url)
         .into_iter()
         .map(|url| json!({ "url": url }))
@@ -88,7 +88,7 @@ fn with_links(app: &App, task: &Task) -> Response {
 
 /// What is stored and charged cannot be read just now. Whoever asked for the pictures themselves does not look
 /// for links: they are told where the pictures will be.
-fn unreadable(task: &Task, error: &StorageError) -> Response {
+fn unreadable(task: &Summary, error: &StorageError) -> Response {
     tracing::error!(
         task.id = %task.id,
         error = error as &dyn Error,
@@ -108,7 +108,7 @@ const READ_RETRY_S: u32 = 5;
 
 /// The same JSON, with `b64_json` beside each `url`. All pictures are open, and the first is being read, before
 /// a status is sent.
-async fn with_pictures(app: &App, task: &Task) -> Result<Response, StorageError> {
+async fn with_pictures(app: &App, task: &Summary) -> Result<Response, StorageError> {
     let mut length = 0;
     let mut pieces: Vec<BoxStream<'static, Result<Bytes, StorageError>>> = Vec::new();
     let mut text = |text: String, pieces: &mut Vec<BoxStream<'static, _>>| {

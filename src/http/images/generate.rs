@@ -23,7 +23,7 @@ use crate::{
         dispatch,
         submit::{Place, Repeat, Submission, Submitted},
     },
-    tasks::{self, Task},
+    tasks::{self, Summary},
 };
 
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
@@ -82,7 +82,7 @@ async fn submit_and_wait(
     caller: &Arc<Caller>,
     asked: Asked,
     repeat: Repeat,
-) -> Result<Arc<Task>, ApiError> {
+) -> Result<Arc<Summary>, ApiError> {
     let gone = || ApiError::unavailable("the gateway is shutting down", 1);
     let id = ids::row_id();
     // Before it can end.
