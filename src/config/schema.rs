@@ -56,6 +56,7 @@ const RANGES: &[(&str, RangeInclusive<i64>)] = &[
     ("routing.rest_ms", 1..=DAY_MS),
     ("routing.retry_wait_ms", 1..=DAY_MS),
     ("routing.retry_wait_max_ms", 1..=DAY_MS),
+    ("log.buffer_bytes_max", 1024..=GIB),
     ("backends.*.delay_ms", 0..=DAY_MS),
     ("backends.*.failure_percent", 0..=100),
     ("backends.*.native_side_px", 0..=8_192),
@@ -70,7 +71,7 @@ const RANGES: &[(&str, RangeInclusive<i64>)] = &[
 const FORMS: [(&str, &str); 6] = [
     (
         "server.listen",
-        "an address and a port, like 127.0.0.1:8080 or [::]:8080",
+        "an address and a port, like 127.0.0.1:8080 or [::]:8080, or a port alone",
     ),
     (
         "server.public_url",

@@ -12,6 +12,8 @@ use crate::private_files;
 /// 15 of them, and the server adds `.lock` for a file beside the socket.
 const SOCKET_DIR_BYTES_MAX: usize = 88;
 
+const UNFINISHED: &str = "postgres.unfinished";
+
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
     pub(super) data_dir: PathBuf,
@@ -62,6 +64,11 @@ impl Layout {
         })
     }
 
+    /// Whether there is a whole cluster; makes nothing.
+    pub(super) fn is_made(data_dir: &Path) -> bool {
+        data_dir.join("postgres/PG_VERSION").exists() && !data_dir.join(UNFINISHED).exists()
+    }
+
     pub(super) fn log(&self) -> PathBuf {
         self.cluster.join("server.log")
     }
@@ -72,7 +79,7 @@ impl Layout {
 
     /// Exists while the cluster is being made: what lies there is no database yet.
     pub(super) fn unfinished(&self) -> PathBuf {
-        self.data_dir.join("postgres.unfinished")
+        self.data_dir.join(UNFINISHED)
     }
 
     /// Held by the one `easel serve` of this data directory.
