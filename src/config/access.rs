@@ -16,6 +16,11 @@ impl Config {
             .map(|(name, _)| name.as_str())
     }
 
+    /// Differs where the settings of a backend differ, secrets and routing included.
+    pub fn backend_fingerprint(&self, name: &str) -> [u8; 32] {
+        self.fingerprints.get(name).copied().unwrap_or_default()
+    }
+
     /// The settings in force as TOML that `--config` takes, with `***` in place of every secret.
     pub fn to_toml(&self) -> String {
         self.in_force.to_string()
@@ -57,6 +62,9 @@ impl Server {
     }
     pub fn body_timeout(&self) -> Duration {
         Duration::from_millis(self.body_timeout_ms)
+    }
+    pub fn write_timeout(&self) -> Duration {
+        Duration::from_millis(self.write_timeout_ms)
     }
     pub fn drain_timeout(&self) -> Duration {
         Duration::from_millis(self.drain_timeout_ms)

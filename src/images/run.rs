@@ -16,9 +16,10 @@ use super::{
 use crate::{
     app::App,
     backend::{
-        BackendError, Catalog, Drawing,
+        BackendError, Catalog, Drawing, Permit,
         catalog::{Model, Needs, Route},
     },
+    failure::Class,
     tasks::{Assignment, Attempt, FailureKind, Image, Outcome, Request, Task},
 };
 
@@ -36,6 +37,8 @@ pub enum Ran {
         attempt: Attempt,
         wait: Duration,
     },
+    /// No call was made: its time or its route's circuit does not allow one now.
+    NotBegun,
 }
 
 #[derive(Debug)]
@@ -101,6 +104,13 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
     };
     let began = Instant::now();
     let left = deadline.saturating_duration_since(began);
+    let is_resumed = !assignment.jobs.is_empty();
+    if left.is_zero() || (left < route.pace.least() && !is_resumed) {
+        return Ran::NotBegun;
+    }
+    let Some(permit) = route.breaker.try_acquire(task.account_id) else {
+        return Ran::NotBegun;
+    };
     let limit = route.settings.timeout().min(left);
     let mut calls = calls(app, task, route, assignment, &inputs, &adopted);
     let drawn = join_all(calls.iter_mut().map(|call| call.draw(app, route, limit))).await;
@@ -122,7 +132,12 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
     }
     let error = verdict::decisive(errors.into_iter()).filter(|_| images.is_empty());
     attempt.class = error.as_ref().map(BackendError::class);
-    route.breaker.note(attempt.class);
+    let call = Ended {
+        began,
+        limit: left,
+        class: attempt.class,
+    };
+    call.tell(app, route, permit);
     let circumstances = Circumstances {
         model,
         needs: needs(&task.request),
@@ -138,6 +153,29 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
             attempt: Some(attempt),
             usage,
         }),
+    }
+}
+
+/// How the calls of an attempt ended, all in all.
+struct Ended {
+    began: Instant,
+    /// Until the task's deadline, when they began.
+    limit: Duration,
+    class: Option<Class>,
+}
+
+impl Ended {
+    /// Tells the route's circuit, and how long it took; but nothing of a backend that our deadline or a stall
+    /// of this process left no chance: then the permit is given back.
+    fn tell(&self, app: &App, route: &Route, permit: Permit) {
+        let took = self.began.elapsed();
+        match self.class {
+            None => route.pace.delivered_in(took),
+            Some(_) if took >= self.limit => return route.pace.cut_off_after(self.limit),
+            Some(_) if app.stalls.since(self.began) => return,
+            Some(_) => {}
+        }
+        permit.record(self.class);
     }
 }
 

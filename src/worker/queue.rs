@@ -128,6 +128,20 @@ impl Worker {
         }
     }
 
+    /// Leaves a task to the queue as if it had not been begun. If that fails, its lease runs out.
+    pub(super) async fn requeue(&self, task: &Task) {
+        let requeued = async {
+            let mut conn = db::acquire(&self.app.pool).await?;
+            store::unclaim(&mut conn, &[(task.id, task.fence)]).await
+        };
+        match requeued.await {
+            Ok(_) => tracing::debug!(task.id = %task.id, "a task waits for its route"),
+            Err(error) => {
+                tracing::error!(task.id = %task.id, error = &error as &dyn Error, "a task could not be requeued; its lease will run out");
+            }
+        }
+    }
+
     fn wake_after(&self, wait: Duration) {
         let (wake, shutdown) = (Arc::clone(&self.wake), self.app.shutdown.clone());
         self.app.shutdown.tracker.spawn(async move {

@@ -6,8 +6,9 @@ mod queue;
 mod sweep;
 
 pub use dispatch::{
-    Claim, Room, Waiting, claim, count_queued, is_any_waiting, lock_queue, note_job, notify_queued,
-    notify_reload, put_back, requeue_lost, running, unclaim, waiting,
+    Claim, Demand, Waiting, claim, count_queued, is_any_waiting, lock_queue, note_job,
+    notify_queued, notify_reload, put_back, queued_classes, requeue_lost, running, step_aside,
+    unclaim, waiting,
 };
 pub use lookup::{by_file_id, ended_among, list, list_ended, present, summaries};
 pub use queue::{

@@ -1,5 +1,6 @@
 //! Several ways to have a model drawn: who is asked, who is asked next, and what it costs.
 
+mod circuits;
 mod failover;
 mod queue;
 mod reload;
