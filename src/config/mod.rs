@@ -61,6 +61,7 @@ pub struct Server {
     public_url: Option<Url>,
     pub provider: String,
     pub connections_max: usize,
+    sync_waiters_max: usize,
     header_timeout_ms: u64,
     idle_timeout_ms: u64,
     body_idle_timeout_ms: u64,
@@ -129,7 +130,12 @@ pub struct Tasks {
     lease_ms: u64,
     pub attempts_max: u16,
     pub running_max: usize,
-    pub queued_max: i64,
+    pub queued_max: u64,
+    /// Of one account.
+    pub account_queued_max: u64,
+    /// Of one account, in this process.
+    pub account_sync_waiters_max: usize,
+    sync_wait_max_ms: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -139,6 +145,7 @@ pub struct Routing {
     rest_ms: u64,
     retry_wait_ms: u64,
     retry_wait_max_ms: u64,
+    sync_wait_ms: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]

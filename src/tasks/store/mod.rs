@@ -3,17 +3,18 @@
 mod dispatch;
 mod lookup;
 mod queue;
+mod waiting;
 
 pub use dispatch::{
-    Claim, Demand, Waiting, claim, count_queued, is_any_waiting, lock_queue, note_job,
-    notify_queued, notify_reload, put_back, queued_classes, requeue_lost, running, step_aside,
-    unclaim, waiting,
+    Claim, claim, is_any_waiting, lock_queue, note_job, notify_queued, notify_reload, put_back,
+    requeue_lost, running, unclaim,
 };
 pub use lookup::{by_file_id, ended, ended_among, list, present};
 pub use queue::{
     ENDED_CHANNEL, Ended, Ending, QUEUED_CHANNEL, RELOAD_CHANNEL, end, hopeless, notify_ended,
     renew,
 };
+pub use waiting::{Demand, Line, Waiting, count_queued, queued_classes, step_aside, waiting};
 
 use std::time::Duration;
 
