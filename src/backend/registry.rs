@@ -14,7 +14,11 @@ use super::{
     sdapi::Sdapi,
     upstream::InvalidSetting,
 };
-use crate::{config, tls};
+use crate::{
+    config::{self, Fault},
+    failure::with_causes,
+    tls,
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// An upstream may draw for minutes without a byte: this keeps routers in between from forgetting.
@@ -40,16 +44,25 @@ pub enum RegistryError {
         backend: String,
         fault: comfyui::WorkflowError,
     },
-    #[error("backends.{backend}: {source}")]
+    #[error("backends.{backend}: {fault}")]
     Polled {
         backend: String,
-        source: polled::OpenError,
+        fault: polled::OpenError,
     },
     #[error("the HTTP client for upstreams could not be made")]
     Client(#[source] reqwest::Error),
 }
 
 impl RegistryError {
+    /// By the key that is to be changed, where it is a setting's.
+    pub fn fault(&self) -> Fault {
+        let text = with_causes(self);
+        match text.split_once(": ") {
+            Some((key, message)) => Fault::new(key, message),
+            None => Fault::new("backends", text),
+        }
+    }
+
     fn setting(backend: &str, fault: InvalidSetting) -> Self {
         let backend = backend.to_owned();
         Self::Setting { backend, fault }
@@ -69,37 +82,23 @@ impl RegistryError {
 impl Registry {
     pub fn open(config: &BTreeMap<String, config::Backend>) -> Result<Self, RegistryError> {
         let mut client = None;
-        let mut backends: BTreeMap<String, Arc<dyn Backend>> = BTreeMap::new();
+        let mut backends = BTreeMap::new();
         for (name, settings) in config {
-            let backend: Arc<dyn Backend> = match settings {
-                config::Backend::Demo(settings) => Arc::new(Demo::new(settings)),
-                config::Backend::Openai(settings) => {
-                    let opened = Openai::open(settings, shared_client(&mut client)?);
-                    Arc::new(opened.map_err(|source| RegistryError::setting(name, source))?)
-                }
-                config::Backend::Sdapi(settings) => {
-                    let opened = Sdapi::open(settings, shared_client(&mut client)?);
-                    Arc::new(opened.map_err(|source| RegistryError::setting(name, source))?)
-                }
-                config::Backend::Comfyui(settings) => {
-                    let opened = Comfyui::open(settings, shared_client(&mut client)?);
-                    Arc::new(opened.map_err(|error| RegistryError::comfyui(name, error))?)
-                }
-                config::Backend::Gemini(settings) => {
-                    let opened = Gemini::open(settings, shared_client(&mut client)?);
-                    Arc::new(opened.map_err(|source| RegistryError::setting(name, source))?)
-                }
-                config::Backend::Polled(settings) => {
-                    let opened = Polled::open(settings, shared_client(&mut client)?);
-                    Arc::new(opened.map_err(|source| RegistryError::Polled {
-                        backend: name.clone(),
-                        source,
-                    })?)
-                }
-            };
-            backends.insert(name.clone(), backend);
+            backends.insert(name.clone(), open(name, settings, &mut client)?);
         }
         Ok(Self { backends })
+    }
+
+    /// All that keeps these backends from being opened, each by its name.
+    pub fn faults(config: &BTreeMap<String, config::Backend>) -> Vec<(&str, RegistryError)> {
+        let mut client = None;
+        config
+            .iter()
+            .filter_map(|(name, settings)| {
+                let fault = open(name, settings, &mut client).err()?;
+                Some((name.as_str(), fault))
+            })
+            .collect()
     }
 
     pub fn get(&self, name: &str) -> Option<&Arc<dyn Backend>> {
@@ -112,6 +111,39 @@ impl Registry {
             .iter()
             .map(|(name, backend)| (name.as_str(), backend))
     }
+}
+
+fn open(
+    name: &str,
+    settings: &config::Backend,
+    client: &mut Option<Client>,
+) -> Result<Arc<dyn Backend>, RegistryError> {
+    Ok(match settings {
+        config::Backend::Demo(settings) => Arc::new(Demo::new(settings)),
+        config::Backend::Openai(settings) => {
+            let opened = Openai::open(settings, shared_client(client)?);
+            Arc::new(opened.map_err(|fault| RegistryError::setting(name, fault))?)
+        }
+        config::Backend::Sdapi(settings) => {
+            let opened = Sdapi::open(settings, shared_client(client)?);
+            Arc::new(opened.map_err(|fault| RegistryError::setting(name, fault))?)
+        }
+        config::Backend::Comfyui(settings) => {
+            let opened = Comfyui::open(settings, shared_client(client)?);
+            Arc::new(opened.map_err(|error| RegistryError::comfyui(name, error))?)
+        }
+        config::Backend::Gemini(settings) => {
+            let opened = Gemini::open(settings, shared_client(client)?);
+            Arc::new(opened.map_err(|fault| RegistryError::setting(name, fault))?)
+        }
+        config::Backend::Polled(settings) => {
+            let opened = Polled::open(settings, shared_client(client)?);
+            Arc::new(opened.map_err(|fault| RegistryError::Polled {
+                backend: name.to_owned(),
+                fault,
+            })?)
+        }
+    })
 }
 
 /// One client, and so one pool of connections, for all upstreams. Made only when a backend needs it:

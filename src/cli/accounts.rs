@@ -6,7 +6,7 @@ use anyhow::bail;
 
 use super::{
     database::{Database, Purpose},
-    table,
+    output, table,
 };
 use crate::{
     accounts::store::{self, Standing},
@@ -86,8 +86,7 @@ async fn create(
         ledger::top_up(&mut tx, id, balance).await?;
     }
     tx.commit().await?;
-    println!("made the account {name:?} with {balance} CNY");
-    Ok(())
+    output::print_line(&format!("made the account {name:?} with {balance} CNY"))
 }
 
 async fn top_up(database: &Database, name: &str, amount: Cny) -> anyhow::Result<()> {
@@ -105,8 +104,7 @@ async fn top_up(database: &Database, name: &str, amount: Cny) -> anyhow::Result<
         Err(error) => return Err(error.into()),
     };
     tx.commit().await?;
-    println!("{name:?} now has {balance} CNY");
-    Ok(())
+    output::print_line(&format!("{name:?} now has {balance} CNY"))
 }
 
 async fn list(database: &Database, config: &Config, only: Option<&str>) -> anyhow::Result<()> {
@@ -146,8 +144,7 @@ async fn list(database: &Database, config: &Config, only: Option<&str>) -> anyho
         "QUOTA",
         "STATE",
     ];
-    print!("{}", table::text(&header, &rows));
-    Ok(())
+    output::print(&table::text(&header, &rows))
 }
 
 async fn set_standing(database: &Database, name: &str, standing: Standing) -> anyhow::Result<()> {
@@ -163,8 +160,7 @@ async fn set_standing(database: &Database, name: &str, standing: Standing) -> an
     } else {
         "enabled"
     };
-    println!("{name:?} is {state}");
-    Ok(())
+    output::print_line(&format!("{name:?} is {state}"))
 }
 
 pub(super) fn unknown(name: &str) -> String {

@@ -1,9 +1,17 @@
-//! `easel config`: by the time it runs, the settings have been read and checked.
+//! `easel config`: what the settings are, and what is wrong with them.
 
 use std::process::ExitCode;
 
-use super::database::{Database, Purpose};
-use crate::{backend::Registry, config::Config, tasks::store};
+use super::{
+    database::{Database, Purpose},
+    output,
+};
+use crate::{
+    backend::Registry,
+    config::{Config, ConfigError, Fault, Sources},
+    tasks::store,
+    telemetry,
+};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -16,19 +24,43 @@ pub(super) enum Command {
     Reload,
 }
 
-pub(super) async fn run(command: &Command, config: &Config) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(
+    command: &Command,
+    config: &Config,
+    sources: &Sources,
+) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Check => {
-            for warning in config.warnings() {
-                eprintln!("warning: {warning}");
-            }
-            // Workflows and the like are read only here.
-            Registry::open(&config.backends)?;
-            println!("the settings are good");
-        }
-        Command::Print => print!("{}", config.to_toml()),
+        Command::Check => return check(sources),
+        Command::Print => output::print(&config.to_toml())?,
         Command::Reload => reload(config).await?,
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn check(sources: &Sources) -> anyhow::Result<ExitCode> {
+    let (config, mut faults) = Config::read(sources)?;
+    for warning in config.warnings() {
+        telemetry::say(&format!("warning: {warning}\n"));
+    }
+    // Workflows and the like are read only here. A backend that is faulty already is told of once.
+    let is_told = |backend: &str| {
+        let key = format!("backends.{backend}");
+        let within = format!("{key}.");
+        faults
+            .iter()
+            .any(|fault| fault.key == key || fault.key.starts_with(&within))
+    };
+    let unsound = Registry::faults(&config.backends);
+    let new: Vec<Fault> = unsound
+        .iter()
+        .filter(|(backend, _)| !is_told(backend))
+        .map(|(_, fault)| fault.fault())
+        .collect();
+    faults.extend(new);
+    if !faults.is_empty() {
+        return Err(ConfigError::Faults(faults).into());
+    }
+    output::print_line("the settings are good")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -36,6 +68,5 @@ async fn reload(config: &Config) -> anyhow::Result<()> {
     let database = Database::open(config, Purpose::Command).await?;
     store::notify_reload(&mut *database.pool.acquire().await?).await?;
     database.close().await?;
-    println!("told the gateways on this database; their logs say what came of it");
-    Ok(())
+    output::print_line("told the gateways on this database; their logs say what came of it")
 }

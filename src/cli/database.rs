@@ -1,9 +1,13 @@
 //! The database that a command works on: the configured one, or the private one, whether a gateway runs
 //! it at present or not.
 
-use std::{str::FromStr, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use secrecy::ExposeSecret;
 use sqlx::{PgPool, postgres::PgConnectOptions};
 use tokio::time::timeout;
@@ -16,6 +20,8 @@ const CLOSE_WAIT: Duration = Duration::from_secs(3);
 pub(super) struct Database {
     pub(super) pool: PgPool,
     pub(super) private: Option<PrivatePostgres>,
+    /// Whether it was made just now.
+    pub(super) is_new: bool,
 }
 
 /// For how long the private server is wanted.
@@ -27,6 +33,7 @@ pub(super) enum Purpose {
 
 impl Database {
     pub(super) async fn open(config: &Config, purpose: Purpose) -> anyhow::Result<Self> {
+        let is_new = config.database.url.is_none() && !PrivatePostgres::is_in(&config.data_dir);
         let (options, private) = if let Some(url) = &config.database.url {
             let options = PgConnectOptions::from_str(url.expose_secret())
                 .context("database.url is no postgres:// URL")?;
@@ -34,13 +41,18 @@ impl Database {
         } else {
             let private = match purpose {
                 Purpose::Serve => PrivatePostgres::start(&config.data_dir).await?,
+                Purpose::Command if is_new => bail!("{}", no_database(&config.data_dir)),
                 Purpose::Command => PrivatePostgres::attach_or_start(&config.data_dir).await?,
             };
             (private.options(), Some(private))
         };
         let opened = Self::connect(options, config).await;
         match opened {
-            Ok(pool) => Ok(Self { pool, private }),
+            Ok(pool) => Ok(Self {
+                pool,
+                private,
+                is_new,
+            }),
             Err(error) => {
                 if let Some(private) = private {
                     private.stop().await?;
@@ -83,4 +95,19 @@ impl Database {
         }
         Ok(())
     }
+}
+
+/// Commands make no database: one in the wrong directory would only hide the right one.
+fn no_database(data_dir: &Path) -> String {
+    let data_dir = absolute(data_dir);
+    format!(
+        "there is no database in {}: `easel serve` makes one there; another is named by --data-dir, by \
+         --config or EASEL_CONFIG, or by DATABASE_URL",
+        data_dir.display()
+    )
+}
+
+/// As it can be found from anywhere.
+pub(super) fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }

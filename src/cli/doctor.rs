@@ -1,17 +1,24 @@
 //! `easel doctor`: what works and what does not, one line each; exit code 1 if anything does not.
 
-use std::{collections::BTreeMap, error::Error, process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duration};
 
 use super::{
-    database::{Database, Purpose},
-    healthcheck,
+    database::{Database, Purpose, absolute},
+    first_run, healthcheck, output,
+    traces::Traces,
 };
-use crate::{backend::Registry, billing::ledger, clock::Clock, config::Config, storage::Storage};
+use crate::{
+    backend::Registry, billing::ledger, clock::Clock, config::Config, failure::with_causes,
+    storage::Storage,
+};
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
-    let mut report = Report::default();
+    let mut report = Report {
+        bad: 0,
+        printed: Ok(()),
+    };
     check_storage(&config, &mut report).await;
     check_backends(&config, &mut report).await;
     check_gateway(&config, &mut report).await;
@@ -26,12 +33,20 @@ pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
             check_ledger(&database, &mut report).await;
             database.close().await?;
         }
-        Err(error) => report.bad("database", &format!("{error:#}")),
+        Err(error) => report.bad("database", &with_causes(error.as_ref())),
     }
-    Ok(report.exit_code())
+    check_first_key(&config, &mut report);
+    report.finish()
 }
 
 async fn check_storage(config: &Config, report: &mut Report) {
+    if let Some(root) = missing_directory(config) {
+        let text = format!(
+            "{} is not there yet: `easel serve` makes it",
+            root.display()
+        );
+        return report.note("storage", &text);
+    }
     let public_url = config.server.public_url();
     let check = async {
         let storage = Storage::open(
@@ -51,6 +66,15 @@ async fn check_storage(config: &Config, report: &mut Report) {
     }
 }
 
+/// Opening local storage makes its directory, which is for a gateway to do.
+fn missing_directory(config: &Config) -> Option<PathBuf> {
+    let root = match &config.storage.url {
+        None => absolute(&config.data_dir).join("objects"),
+        Some(url) => url.to_file_path().ok()?,
+    };
+    (!root.exists()).then_some(root)
+}
+
 async fn check_backends(config: &Config, report: &mut Report) {
     let backends = match Registry::open(&config.backends) {
         Ok(backends) => backends,
@@ -66,10 +90,16 @@ async fn check_backends(config: &Config, report: &mut Report) {
     }
 }
 
-/// What the running gateway says of its backends; where none runs, there is nothing to say.
+/// What the gateway on this data directory says of its backends.
 async fn check_gateway(config: &Config, report: &mut Report) {
-    let Ok(answer) = healthcheck::ask(config, "/readyz?verbose=1").await else {
-        return;
+    let Some(Traces { address, .. }) = Traces::of_running(&config.data_dir) else {
+        let data_dir = absolute(&config.data_dir);
+        let text = format!("none runs on {}", data_dir.display());
+        return report.note("gateway", &text);
+    };
+    let answer = match healthcheck::ask(address, "/readyz?verbose=1").await {
+        Ok(answer) => answer,
+        Err(error) => return report.bad("gateway", &with_causes(error.as_ref())),
     };
     let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
     let Ok(Readiness { backends }) = serde_json::from_str(body) else {
@@ -81,6 +111,17 @@ async fn check_gateway(config: &Config, report: &mut Report) {
             "closed" => report.good(&subject, "in use"),
             state => report.bad(&subject, &format!("circuit {state}: it keeps failing")),
         }
+    }
+}
+
+fn check_first_key(config: &Config, report: &mut Report) {
+    let file = first_run::key_file(&config.data_dir);
+    if file.exists() {
+        let text = format!(
+            "is in {}; keep it elsewhere and delete the file",
+            file.display()
+        );
+        report.note("first key", &text);
     }
 }
 
@@ -104,37 +145,39 @@ async fn check_ledger(database: &Database, report: &mut Report) {
     }
 }
 
-#[derive(Default)]
 struct Report {
     bad: usize,
+    /// Whether all lines so far could be printed.
+    printed: anyhow::Result<()>,
 }
 
 impl Report {
-    #[expect(clippy::unused_self, reason = "the counterpart of `bad`")]
-    fn good(&self, subject: &str, text: &str) {
-        println!("ok    {subject}: {text}");
+    fn good(&mut self, subject: &str, text: &str) {
+        self.line("ok  ", subject, text);
+    }
+
+    /// What is neither good nor bad.
+    fn note(&mut self, subject: &str, text: &str) {
+        self.line("note", subject, text);
     }
 
     fn bad(&mut self, subject: &str, text: &str) {
         self.bad += 1;
-        println!("FAIL  {subject}: {text}");
+        self.line("FAIL", subject, text);
     }
 
-    fn exit_code(&self) -> ExitCode {
-        if self.bad == 0 {
+    fn line(&mut self, verdict: &str, subject: &str, text: &str) {
+        if self.printed.is_ok() {
+            self.printed = output::print_line(&format!("{verdict}  {subject}: {text}"));
+        }
+    }
+
+    fn finish(self) -> anyhow::Result<ExitCode> {
+        self.printed?;
+        Ok(if self.bad == 0 {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
-        }
+        })
     }
-}
-
-fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

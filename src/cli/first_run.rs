@@ -4,14 +4,14 @@
 use std::{
     fs,
     io::{IsTerminal, Write, stdout},
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    thread,
 };
 
 use anyhow::Context as _;
 use secrecy::ExposeSecret;
-use sqlx::PgPool;
 
+use super::database::{Database, absolute};
 use crate::{
     accounts::{
         keys,
@@ -20,6 +20,7 @@ use crate::{
     billing::ledger,
     config::Config,
     money::Cny,
+    private_files,
 };
 
 const ACCOUNT: &str = "default";
@@ -27,7 +28,12 @@ const ACCOUNT: &str = "default";
 /// What a person who has just started the gateway wants to know.
 pub(super) enum Welcome {
     Back,
-    First { balance: Cny, key: Shown },
+    First {
+        /// Where a database was made; `None`: it was there.
+        made_in: Option<PathBuf>,
+        balance: Cny,
+        key: Shown,
+    },
 }
 
 /// How the new key is handed over: on a terminal it is shown; what is not one may be a log, so there
@@ -38,8 +44,8 @@ pub(super) enum Shown {
 }
 
 /// Makes the account and its key if there is no account at all.
-pub(super) async fn prepare(config: &Config, pool: &PgPool) -> anyhow::Result<Welcome> {
-    let mut tx = pool.begin().await?;
+pub(super) async fn prepare(config: &Config, database: &Database) -> anyhow::Result<Welcome> {
+    let mut tx = database.pool.begin().await?;
     if store::any(&mut tx).await? {
         return Ok(Welcome::Back);
     }
@@ -59,21 +65,26 @@ pub(super) async fn prepare(config: &Config, pool: &PgPool) -> anyhow::Result<We
     };
     tx.commit().await?;
     Ok(Welcome::First {
+        made_in: database.is_new.then(|| absolute(&config.data_dir)),
         balance,
         key: shown,
     })
 }
 
+/// Where the first key is put where no terminal can show it. It stays valid until it is revoked.
+pub(super) fn key_file(data_dir: &Path) -> PathBuf {
+    absolute(data_dir).join("first-key")
+}
+
 fn write_key(data_dir: &Path, secret: &str) -> anyhow::Result<PathBuf> {
-    let path = std::path::absolute(data_dir)?.join("first-key");
+    let path = key_file(data_dir);
     let write = || {
         fs::create_dir_all(data_dir)?;
-        let mut options = fs::OpenOptions::new();
+        let mut options = private_files::options();
         let mut file = options
             .create(true)
             .write(true)
             .truncate(true)
-            .mode(0o600)
             .open(&path)?;
         writeln!(file, "{secret}")
     };
@@ -83,15 +94,28 @@ fn write_key(data_dir: &Path, secret: &str) -> anyhow::Result<PathBuf> {
 
 impl Welcome {
     pub(super) fn print(&self, public_url: &str) {
-        // A gateway whose output nobody reads any more serves all the same.
-        let _ = stdout().write_all(self.text(public_url).as_bytes());
+        // A gateway whose output nobody takes serves all the same: neither an error nor a full pipe
+        // may hold it up.
+        let text = self.text(public_url);
+        let _ = thread::Builder::new().spawn(move || stdout().write_all(text.as_bytes()));
     }
 
     fn text(&self, public_url: &str) -> String {
         let ready = format!("Easel is ready at {public_url}\n");
-        let Self::First { balance, key } = self else {
+        let Self::First {
+            made_in,
+            balance,
+            key,
+        } = self
+        else {
             return ready;
         };
+        let made = made_in.as_ref().map_or_else(String::new, |data_dir| {
+            format!(
+                "It keeps everything in {}, where it has made a database.\n",
+                data_dir.display()
+            )
+        });
         let account = format!("The account `{ACCOUNT}` has {balance} CNY");
         let (given, bearer) = match key {
             Shown::Here(key) => (
@@ -104,7 +128,7 @@ impl Welcome {
             ),
         };
         format!(
-            "{ready}\n{given}\n\nTo draw a first picture, into picture.png:\n\n    \
+            "{ready}{made}\n{given}\n\nTo draw a first picture, into picture.png:\n\n    \
              curl -sS {public_url}/v1/images/generations -H \"Authorization: Bearer {bearer}\" \
              -H 'Content-Type: application/json' -d '{{\"model\":\"gpt-image-2\",\"prompt\":\"a lighthouse at dusk\"}}' \
              | grep -o 'http[^\"]*' | xargs curl -sSL -o picture.png\n\n"

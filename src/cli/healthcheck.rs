@@ -9,23 +9,23 @@ use tokio::{
     time::timeout,
 };
 
+use super::output;
 use crate::config::Config;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
-    let answer = ask(config, "/readyz").await?;
+    let answer = ask(config.server.listen, "/readyz").await?;
     let status = answer.lines().next().unwrap_or_default();
     if !status.contains(" 200 ") {
         bail!("not ready: {}", answer.lines().last().unwrap_or(status));
     }
-    println!("ready");
+    output::print_line("ready")?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The whole answer of the gateway that runs with this configuration on this machine.
-pub(super) async fn ask(config: &Config, path: &str) -> anyhow::Result<String> {
-    let mut address = config.server.listen;
+/// The whole answer of the gateway that listens there, on this machine.
+pub(super) async fn ask(mut address: SocketAddr, path: &str) -> anyhow::Result<String> {
     // Where it listens on every address, it is asked on this machine's own.
     if address.ip().is_unspecified() {
         let loopback = if address.is_ipv4() {

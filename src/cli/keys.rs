@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::{
     accounts::unknown,
     database::{Database, Purpose},
-    table,
+    first_run, output, table,
 };
 use crate::{
     accounts::{
@@ -17,6 +17,7 @@ use crate::{
         store::{self, ApiKey, KeyLimits},
     },
     config::{Config, InlineImages},
+    telemetry,
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -72,7 +73,7 @@ pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exi
     let database = Database::open(config, Purpose::Command).await?;
     let done = match command {
         Command::Create(create) => self::create(&database, create).await,
-        Command::List { account } => list(&database, account.as_deref()).await,
+        Command::List { account } => list(&database, account.as_deref(), config).await,
         Command::Revoke { key } => revoke(&database, &key).await,
     };
     database.close().await?;
@@ -92,11 +93,10 @@ async fn create(database: &Database, create: Create) -> anyhow::Result<()> {
     };
     let key = keys::generate();
     store::insert_key(&mut conn, account, &create.name, &key, &limits).await?;
-    println!("{}", key.secret.expose_secret());
-    Ok(())
+    output::print_line(key.secret.expose_secret())
 }
 
-async fn list(database: &Database, account: Option<&str>) -> anyhow::Result<()> {
+async fn list(database: &Database, account: Option<&str>, config: &Config) -> anyhow::Result<()> {
     let keys = store::list_keys(&mut *database.pool.acquire().await?, account).await?;
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let row = |key: &ApiKey| {
@@ -132,7 +132,14 @@ async fn list(database: &Database, account: Option<&str>) -> anyhow::Result<()> 
         "EXPIRES",
         "STATE",
     ];
-    print!("{}", table::text(&header, &rows));
+    output::print(&table::text(&header, &rows))?;
+    let first_key = first_run::key_file(&config.data_dir);
+    if first_key.exists() {
+        let path = first_key.display();
+        telemetry::say(&format!(
+            "note: the first key is in {path}; keep it elsewhere and delete the file\n"
+        ));
+    }
     Ok(())
 }
 
@@ -154,6 +161,5 @@ async fn revoke(database: &Database, key: &str) -> anyhow::Result<()> {
             "there is no such key: give its id, as `easel keys list` shows it, or the key itself"
         );
     }
-    println!("revoked");
-    Ok(())
+    output::print_line("revoked")
 }

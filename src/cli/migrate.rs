@@ -2,7 +2,10 @@
 
 use std::process::ExitCode;
 
-use super::database::{Database, Purpose};
+use super::{
+    database::{Database, Purpose},
+    output,
+};
 use crate::config::Config;
 
 pub(super) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
@@ -11,6 +14,6 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
         .await?
         .close()
         .await?;
-    println!("the database is up to date");
+    output::print_line("the database is up to date")?;
     Ok(ExitCode::SUCCESS)
 }

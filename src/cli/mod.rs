@@ -1,11 +1,5 @@
 //! The command line. Each command is one file; this one says what there is and finds the settings.
 
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "commands answer on the terminal"
-)]
-
 mod accounts;
 mod config;
 mod database;
@@ -15,9 +9,11 @@ mod healthcheck;
 mod keys;
 mod migrate;
 mod open_files;
+mod output;
 mod reload;
 mod serve;
 mod table;
+mod traces;
 mod usage;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -26,9 +22,11 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 use crate::{
-    config::{Config, Sources},
+    config::{Config, Log, Sources},
+    failure::with_causes,
     telemetry,
 };
+use traces::Traces;
 
 /// A self-hosted gateway for image generation: OpenAI-compatible, prepaid, durable.
 #[derive(Debug, Parser)]
@@ -48,11 +46,13 @@ const EXAMPLES: &str = "Examples:
   easel keys create --account studio             prints a key for it, once
   easel usage --account studio --since 2026-11-01 --format csv
 
-Settings: see `easel config print`; the environment (EASEL_SERVER__LISTEN, DATABASE_URL, …) lies over the file.";
+Settings: see `easel config print`; the environment (EASEL_SERVER__LISTEN, DATABASE_URL, …) lies over the file,
+which EASEL_CONFIG names, too.";
 
 #[derive(Debug, clap::Args)]
 struct Global {
-    /// A TOML file that lies over the defaults
+    /// A TOML file that lies over the defaults [env: `EASEL_CONFIG`]; commands find the one of the gateway
+    /// on their data directory by themselves
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where the private PostgreSQL and local storage keep what they hold [default: data]
@@ -96,7 +96,7 @@ pub fn main() -> ExitCode {
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("easel: {error:#}");
+            telemetry::say(&format!("easel: {}\n", with_causes(error.as_ref())));
             ExitCode::FAILURE
         }
     }
@@ -107,8 +107,12 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         .command
         .unwrap_or(Command::Serve(serve::Args::default()));
     let sources = sources(&cli.global, &command);
+    // The one that also has to do with settings that are no good.
+    if let Command::Config(config::Command::Check) = command {
+        return config::check(&sources);
+    }
     let config = Config::load(&sources)?;
-    telemetry::init(&config.log)?;
+    let _flush = telemetry::init(&log(&cli.global, &command, &config))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
@@ -121,35 +125,54 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Keys(command) => keys::run(command, &config).await,
             Command::Usage(args) => usage::run(args, &config).await,
             Command::Migrate => migrate::run(&config).await,
-            Command::Config(command) => config::run(&command, &config).await,
+            Command::Config(command) => config::run(&command, &config, &sources).await,
             Command::Doctor => doctor::run(config).await,
             Command::Healthcheck => healthcheck::run(&config).await,
         }
     })
 }
 
-/// Where the settings come from.
+/// What is logged. Commands answer on their own: what goes on inside is noise, unless it is asked for.
+fn log(global: &Global, command: &Command, config: &Config) -> Log {
+    let mut log = config.log.clone();
+    if global.log.is_none() && !matches!(command, Command::Serve(_)) {
+        "error".clone_into(&mut log.filter);
+    }
+    log
+}
+
+/// Where the settings come from. Commands that are told no file take the one by which the gateway on the
+/// data directory was configured.
 fn sources(global: &Global, command: &Command) -> Sources {
     let mut overrides = Vec::new();
     let mut set = |key: &str, value: String| overrides.push((key.to_owned(), value));
     if let Some(dir) = &global.data_dir {
         set("data_dir", dir.display().to_string());
     }
-    match (&global.log, command) {
-        (Some(filter), _) => set("log.filter", filter.clone()),
-        (None, Command::Serve(_)) => {}
-        // Commands answer on their own; what goes on inside is noise.
-        (None, _) => set("log.filter", "error".to_owned()),
+    if let Some(filter) = &global.log {
+        set("log.filter", filter.clone());
     }
     if let Command::Serve(serve::Args {
         listen: Some(address),
     }) = command
     {
-        set("server.listen", address.to_string());
+        set("server.listen", address.clone());
     }
-    Sources {
-        file: global.config.clone(),
+    // Set to nothing is not set, as for DATABASE_URL.
+    let variable = std::env::var_os("EASEL_CONFIG").filter(|file| !file.is_empty());
+    let mut sources = Sources {
+        file: global.config.clone().or(variable.map(PathBuf::from)),
         environment: Sources::process_environment(),
         overrides,
+    };
+    if sources.file.is_none() && !matches!(command, Command::Serve(_)) {
+        let data_dir = sources.data_dir_without_file();
+        sources.file = Traces::find(&data_dir).and_then(|traces| traces.config);
+        if sources.file.is_some() && global.data_dir.is_none() {
+            // The file may name the same one by a path from elsewhere.
+            let dir = data_dir.display().to_string();
+            sources.overrides.push(("data_dir".to_owned(), dir));
+        }
     }
+    sources
 }

@@ -1,13 +1,17 @@
 //! `easel serve`: the gateway, from its start to its orderly end.
 
-use std::{future::Future, net::SocketAddr, pin::pin, process::ExitCode};
+use std::{future::Future, pin::pin, process::ExitCode};
 
 use anyhow::{Context as _, anyhow};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    net::TcpSocket,
+    signal::unix::{Signal, SignalKind, signal},
+};
 
 use super::{
-    database::{Database, Purpose},
+    database::{self, Database, Purpose},
     first_run, open_files, reload,
+    traces::{Running, Traces},
 };
 use crate::{
     app::App,
@@ -21,9 +25,9 @@ use crate::{
 
 #[derive(Debug, Default, clap::Args)]
 pub(super) struct Args {
-    /// Address and port to listen on [default: 127.0.0.1:8080]
+    /// Address and port to listen on; a port alone is on 127.0.0.1 [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
-    pub(super) listen: Option<SocketAddr>,
+    pub(super) listen: Option<String>,
 }
 
 pub(super) async fn run(mut config: Config, sources: Sources) -> anyhow::Result<ExitCode> {
@@ -31,20 +35,25 @@ pub(super) async fn run(mut config: Config, sources: Sources) -> anyhow::Result<
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
+    let address = config.server.listen;
+    let socket = server::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+    // Port 0 asks for any free one; links need the real one.
+    config.server.listen = socket
+        .local_addr()
+        .context("the listening address is unknown")?;
     let database = Database::open(&config, Purpose::Serve).await?;
-    let served = serve(&mut config, sources, &database).await;
+    let served = serve(config, socket, sources, &database).await;
     let closed = database.close().await;
     served.and(closed).map(|()| ExitCode::SUCCESS)
 }
 
-async fn serve(config: &mut Config, sources: Sources, database: &Database) -> anyhow::Result<()> {
+async fn serve(
+    config: Config,
+    socket: TcpSocket,
+    sources: Sources,
+    database: &Database,
+) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
-    let listener = server::bind(config.server.listen)
-        .with_context(|| format!("cannot listen on {}", config.server.listen))?;
-    // Port 0 asks for any free one; links need the real one.
-    config.server.listen = listener
-        .local_addr()
-        .context("the listening address is unknown")?;
     let shutdown = Shutdown::default();
     let (app, to_run) = App::open(
         config.clone(),
@@ -53,8 +62,11 @@ async fn serve(config: &mut Config, sources: Sources, database: &Database) -> an
         shutdown.clone(),
     )
     .await?;
+    let address = config.server.listen;
+    let listener = server::listen(socket).with_context(|| format!("cannot listen on {address}"))?;
     // Last of what can fail: the first key is shown only once.
-    let welcome = first_run::prepare(config, &database.pool).await?;
+    let welcome = first_run::prepare(&config, database).await?;
+    let _running = leave_traces(&config, &sources);
     let worker = Worker::new(app.clone());
     let working = shutdown.spawn_background(worker.clone().run(to_run));
     let sweeping = shutdown.spawn_background(sweep::keep_sweeping(app.clone()));
@@ -62,7 +74,7 @@ async fn serve(config: &mut Config, sources: Sources, database: &Database) -> an
     let router = http::router(app.clone());
     let serving = async { server::serve(listener, router, &config.server, &shutdown).await };
     welcome.print(&app.public_url);
-    tracing::info!(server.listen = %config.server.listen, "ready at {}", app.public_url);
+    tracing::info!(server.listen = %address, "ready at {}", app.public_url);
 
     let outcome = tokio::select! {
         () = end_in_order(&mut signals, &app, &worker, serving) => Ok(()),
@@ -75,6 +87,21 @@ async fn serve(config: &mut Config, sources: Sources, database: &Database) -> an
     sweeping.abort();
     reloading.abort();
     outcome
+}
+
+/// For commands. They do without where a data directory is not needed or can't be written.
+fn leave_traces(config: &Config, sources: &Sources) -> Option<Running> {
+    let traces = Traces {
+        address: config.server.listen,
+        config: sources.file.as_deref().map(database::absolute),
+    };
+    match traces.leave(&config.data_dir) {
+        Ok(running) => Some(running),
+        Err(error) => {
+            tracing::debug!(%error, "commands must be told the address and the configuration");
+            None
+        }
+    }
 }
 
 /// Serves until told to end; then ends what is under way, unless told again.

@@ -9,7 +9,7 @@ use super::{
     accounts::unknown,
     database::{Database, Purpose},
     keys::parse_time,
-    table,
+    output, table,
 };
 use crate::{accounts, config::Config, images::usage::Record, money::Cny, tasks::store};
 
@@ -48,14 +48,14 @@ pub(super) async fn run(args: Args, config: &Config) -> anyhow::Result<ExitCode>
     match args.format {
         Format::Json => {
             for record in &records {
-                println!("{}", serde_json::to_string(record)?);
+                output::print_line(&serde_json::to_string(record)?)?;
             }
         }
-        Format::Csv => print!("{}", table::csv(&HEADER, &rows(&records))),
+        Format::Csv => output::print(&table::csv(&HEADER, &rows(&records)))?,
         Format::Table => {
-            print!("{}", table::text(&HEADER, &rows(&records)));
+            output::print(&table::text(&HEADER, &rows(&records)))?;
             let total: Cny = records.iter().map(|record| record.cost).sum();
-            println!("{} tasks, {total} CNY", records.len());
+            output::print_line(&format!("{} tasks, {total} CNY", records.len()))?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -68,7 +68,8 @@ async fn read(args: &Args, database: &Database, public_url: &str) -> anyhow::Res
     };
     let (mut records, mut after) = (Vec::new(), None);
     loop {
-        let page = store::ended(&mut conn, account, (args.since, args.until), after, PAGE).await?;
+        let page =
+            store::list_ended(&mut conn, account, (args.since, args.until), after, PAGE).await?;
         let Some((last, _)) = page.last() else {
             return Ok(records);
         };

@@ -28,7 +28,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    pub(super) fn new(key: impl fmt::Display, message: impl Into<String>) -> Self {
+    pub fn new(key: impl fmt::Display, message: impl Into<String>) -> Self {
         Self {
             key: key.to_string(),
             message: message.into(),

@@ -69,7 +69,7 @@ impl Layers {
             else {
                 continue;
             };
-            if is_service_link(&name) {
+            if is_no_setting(&name) {
                 continue;
             }
             match self.key_of_variable(&name) {
@@ -195,7 +195,8 @@ fn from_variable(name: &str, text: &str) -> Setting {
     }
 }
 
-/// Kubernetes gives every container `EASEL_PORT` and the like where a service is called easel.
-fn is_service_link(name: &str) -> bool {
-    name == "PORT" || name.starts_with("PORT_") || name.starts_with("SERVICE_")
+/// `EASEL_CONFIG` names the file. Kubernetes gives every container `EASEL_PORT` and the like where a
+/// service is called easel.
+fn is_no_setting(name: &str) -> bool {
+    name == "CONFIG" || name == "PORT" || name.starts_with("PORT_") || name.starts_with("SERVICE_")
 }

@@ -41,11 +41,33 @@ impl Sources {
             })
             .collect()
     }
+
+    /// The data directory, as long as no file says another: what a gateway has left there tells which
+    /// file it is.
+    pub fn data_dir_without_file(&self) -> PathBuf {
+        let mut layers = Layers::default();
+        if let Ok(schema) = Schema::embedded() {
+            layers.settings.extend(flatten(&schema.defaults));
+        }
+        layers.lay_environment(&self.environment);
+        layers.lay_overrides(&self.overrides);
+        PathBuf::from(layers.text(&Key::new(["data_dir"])).unwrap_or_default())
+    }
 }
 
 impl Config {
     /// The settings in force, with every fault of theirs reported at once.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
+        let (config, faults) = Self::read(sources)?;
+        if faults.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError::Faults(faults))
+        }
+    }
+
+    /// The settings and all that is wrong with them; where one is faulty, a sound one stands in.
+    pub fn read(sources: &Sources) -> Result<(Self, Vec<Fault>), ConfigError> {
         let schema = Schema::embedded()
             .map_err(|error| syntax(Path::new("easel.toml"), DEFAULTS, &error))?;
         let file = sources.file.as_deref().map(read_file).transpose()?;
@@ -71,9 +93,6 @@ impl Config {
             !reported.contains(&fault.key) && !reported.contains(&format!("{}_file", fault.key))
         };
         faults.extend(validate::faults(&config).into_iter().filter(is_new));
-        if !faults.is_empty() {
-            return Err(ConfigError::Faults(faults));
-        }
 
         let used: BTreeSet<String> = config
             .models
@@ -84,7 +103,7 @@ impl Config {
         config.backends.retain(|name, _| used.contains(name));
         config.in_force = without_secrets(&table, &used);
         config.fingerprints = fingerprints(&table);
-        Ok(config)
+        Ok((config, faults))
     }
 }
 

@@ -15,7 +15,11 @@ mod validate;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -55,6 +59,7 @@ pub struct Config {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Server {
+    #[serde(deserialize_with = "listen_address")]
     pub listen: SocketAddr,
     /// Without a trailing slash in its path; empty means `http://<listen>`: see [`Server::public_url`].
     #[serde(deserialize_with = "empty_as_none")]
@@ -96,6 +101,10 @@ pub struct Storage {
     pub access_key_id: String,
     pub secret_access_key: SecretString,
     link_ttl_s: u64,
+    pub fsync: bool,
+    pub free_bytes_min: u64,
+    pub held_bytes_max: u64,
+    pub spool_bytes_max: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -178,6 +187,7 @@ pub struct Billing {
 pub struct Log {
     pub filter: String,
     pub format: LogFormat,
+    pub buffer_bytes_max: usize,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -316,6 +326,24 @@ pub struct Model {
     pub price_low: Cny,
     pub price_medium: Cny,
     pub price_high: Cny,
+}
+
+/// A port alone, or one of `localhost`, is on this machine's own address: nothing is open to others that
+/// does not say so.
+fn listen_address<'de, D>(deserializer: D) -> Result<SocketAddr, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    let text = String::deserialize(deserializer)?;
+    let port = match text.rsplit_once(':') {
+        None => Some(text.as_str()),
+        Some(("" | "localhost", port)) => Some(port),
+        Some(_) => None,
+    };
+    if let Some(port) = port.and_then(|port| port.parse().ok()) {
+        return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    }
+    text.parse().map_err(serde::de::Error::custom)
 }
 
 fn empty_as_none<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>

@@ -29,6 +29,9 @@ const RANGES: &[(&str, RangeInclusive<i64>)] = &[
     ("database.connect_timeout_ms", 1..=DAY_MS),
     // A signature of S3 is good for a week at most.
     ("storage.link_ttl_s", 1..=604_800),
+    ("storage.free_bytes_min", 0..=1024 * 1024 * GIB),
+    ("storage.held_bytes_max", 1 << 20..=1024 * GIB),
+    ("storage.spool_bytes_max", 1 << 20..=1024 * GIB),
     // One PUT of S3 takes no more.
     ("uploads.bytes_max", 1..=5 * GIB),
     ("uploads.ttl_s", 1..=315_360_000),
@@ -58,6 +61,7 @@ const RANGES: &[(&str, RangeInclusive<i64>)] = &[
     ("routing.retry_wait_ms", 1..=DAY_MS),
     ("routing.retry_wait_max_ms", 1..=DAY_MS),
     ("routing.sync_wait_ms", 0..=DAY_MS),
+    ("log.buffer_bytes_max", 1024..=GIB),
     ("backends.*.delay_ms", 0..=DAY_MS),
     ("backends.*.failure_percent", 0..=100),
     ("backends.*.native_side_px", 0..=8_192),
@@ -72,7 +76,7 @@ const RANGES: &[(&str, RangeInclusive<i64>)] = &[
 const FORMS: [(&str, &str); 6] = [
     (
         "server.listen",
-        "an address and a port, like 127.0.0.1:8080 or [::]:8080",
+        "an address and a port, like 127.0.0.1:8080 or [::]:8080, or a port alone",
     ),
     (
         "server.public_url",

@@ -284,7 +284,7 @@ fn every_fault_is_reported_at_once() {
     models.a.price_low: must be text in quotes, is a number with a point
     models.e: must be a table that holds settings
     references.count_max: must be from 1 to 16, is 17
-    server.listen: must be an address and a port, like 127.0.0.1:8080 or [::]:8080: invalid socket address syntax
+    server.listen: must be an address and a port, like 127.0.0.1:8080 or [::]:8080, or a port alone: invalid socket address syntax
     server.listn: there is no such key, the nearest is server.listen
     server_provider: there is no such key, the nearest is server.provider (EASEL_SERVER__PROVIDER) (from EASEL_SERVER_PROVIDER)
     sever.provider: there is no such key, the nearest is server.provider

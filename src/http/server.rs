@@ -26,8 +26,8 @@ const BUFFER_BYTES: usize = 64 * 1024;
 /// After the system refused a connection, as when it has no file descriptors left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// Listens where the settings say.
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+/// Takes the address, if it is free. Nobody can connect before it is listened on.
+pub fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()
     } else {
@@ -35,6 +35,11 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     }?;
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
+    Ok(socket)
+}
+
+/// Lets clients connect.
+pub fn listen(socket: TcpSocket) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 

@@ -6,10 +6,13 @@ use std::{
 };
 
 use super::error::PrivatePostgresError;
+use crate::private_files;
 
 /// `sun_path` holds 104 bytes on macOS and 108 on Linux; `/.s.PGSQL.5432` and the final NUL take
 /// 15 of them, and the server adds `.lock` for a file beside the socket.
 const SOCKET_DIR_BYTES_MAX: usize = 88;
+
+const UNFINISHED: &str = "postgres.unfinished";
 
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
@@ -36,7 +39,9 @@ impl Layout {
     /// Makes what is missing of the directories.
     pub(super) fn prepare(data_dir: &Path) -> Result<Self, PrivatePostgresError> {
         let given = data_dir.join("postgres");
-        std::fs::create_dir_all(&given).map_err(PrivatePostgresError::data_dir(&given))?;
+        private_files::make_data_dir(data_dir)
+            .and_then(|()| std::fs::create_dir_all(&given))
+            .map_err(PrivatePostgresError::data_dir(&given))?;
         let cluster = given
             .canonicalize()
             .map_err(PrivatePostgresError::data_dir(&given))?;
@@ -59,6 +64,11 @@ impl Layout {
         })
     }
 
+    /// Whether there is a whole cluster; makes nothing.
+    pub(super) fn is_made(data_dir: &Path) -> bool {
+        data_dir.join("postgres/PG_VERSION").exists() && !data_dir.join(UNFINISHED).exists()
+    }
+
     pub(super) fn log(&self) -> PathBuf {
         self.cluster.join("server.log")
     }
@@ -69,7 +79,7 @@ impl Layout {
 
     /// Exists while the cluster is being made: what lies there is no database yet.
     pub(super) fn unfinished(&self) -> PathBuf {
-        self.data_dir.join("postgres.unfinished")
+        self.data_dir.join(UNFINISHED)
     }
 
     /// Held by the one `easel serve` of this data directory.
@@ -98,7 +108,7 @@ impl Layout {
         try_lock: fn(&File) -> Result<(), TryLockError>,
     ) -> Result<Option<Lock>, PrivatePostgresError> {
         let path = self.data_dir.join(name);
-        let file = File::options()
+        let file = private_files::options()
             .create(true)
             .truncate(false)
             .write(true)

@@ -84,6 +84,11 @@ impl PrivatePostgres {
         Ok(Self { layout, role })
     }
 
+    /// Whether the data directory holds a database.
+    pub fn is_in(data_dir: &Path) -> bool {
+        Layout::is_made(data_dir)
+    }
+
     /// For commands: uses the server that a gateway or another command runs, or else runs one until
     /// the command ends.
     pub async fn attach_or_start(data_dir: &Path) -> Result<Self, PrivatePostgresError> {

@@ -199,7 +199,10 @@ fn a_port_in_use_is_named_in_one_line() {
         said.starts_with(&format!("easel: cannot listen on {address}: ")),
         "{said}"
     );
-    // The database that it had begun is whole.
+    assert!(
+        !setup.data_dir().exists(),
+        "a database was made for nothing"
+    );
     let gateway = setup.serve();
     gateway.wait_said("curl -sS");
     gateway.end();

@@ -77,7 +77,7 @@ pub enum OpenError {
     Protocol { fault: String },
     #[error("base_url must be set, the protocol has none")]
     BaseUrl,
-    #[error("api_key must be set")]
+    #[error("api_key is missing, set it or api_key_file")]
     ApiKey,
 }
 

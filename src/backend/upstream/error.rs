@@ -1,6 +1,6 @@
 //! What an upstream's errors mean.
 
-use std::{error::Error, time::Duration};
+use std::time::Duration;
 
 use reqwest::{
     Response, StatusCode,
@@ -9,7 +9,7 @@ use reqwest::{
 use serde_json::Value;
 
 use super::{BackendError, google, message};
-use crate::backend::json_pictures::InvalidAnswer;
+use crate::{backend::json_pictures::InvalidAnswer, failure::with_causes};
 
 /// Of an error's body; the rest is not read.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -250,14 +250,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 /// The error with its causes, without the URL.
 pub(in crate::backend) fn detail(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
+    with_causes(&error.without_url())
 }
 
 #[cfg(test)]

@@ -62,7 +62,8 @@ impl TestApp {
     }
 
     async fn over(database: Arc<TestDatabase>, dir: Arc<TempDir>, settings: &str) -> Self {
-        let listener = server::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener =
+            server::listen(server::bind("127.0.0.1:0".parse().unwrap()).unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let config = config(&dir, settings, &[("server.listen", &address.to_string())]);
         let shutdown = Shutdown::default();

@@ -1,0 +1,80 @@
+//! What a gateway leaves in its data directory for the commands that work on it: where it listens, and
+//! by which file it was configured. Nothing of it is secret.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+const FILE: &str = "gateway.toml";
+/// Held by each gateway for its life: a file alone would tell of one that was killed.
+const LOCK: &str = "gateway.lock";
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Traces {
+    pub(super) address: SocketAddr,
+    /// `None`: by none.
+    pub(super) config: Option<PathBuf>,
+}
+
+/// For as long as it is kept, a gateway is known to run.
+#[must_use = "the gateway counts as ended when this is dropped"]
+pub(super) struct Running(#[expect(dead_code, reason = "held for its lock")] File);
+
+impl Traces {
+    pub(super) fn leave(&self, data_dir: &Path) -> io::Result<Running> {
+        let lock = lock_file(data_dir)?;
+        lock.lock_shared()?;
+        let text = toml::to_string(self).map_err(io::Error::other)?;
+        // In one step: a command never reads half of it.
+        let draft = data_dir.join(format!("{FILE}.new"));
+        fs::write(&draft, text)?;
+        fs::rename(draft, data_dir.join(FILE))?;
+        Ok(Running(lock))
+    }
+
+    /// Those of the last gateway on this data directory.
+    pub(super) fn find(data_dir: &Path) -> Option<Self> {
+        toml::from_str(&fs::read_to_string(data_dir.join(FILE)).ok()?).ok()
+    }
+
+    /// Those of the gateway that runs on this data directory.
+    pub(super) fn of_running(data_dir: &Path) -> Option<Self> {
+        let found = Self::find(data_dir)?;
+        let lock = lock_file(data_dir).ok()?;
+        let is_held = matches!(lock.try_lock(), Err(TryLockError::WouldBlock));
+        is_held.then_some(found)
+    }
+}
+
+fn lock_file(data_dir: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    let options = options.create(true).truncate(false).write(true);
+    options.open(data_dir.join(LOCK))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_is_known_to_run_for_as_long_as_it_does() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Traces::find(dir.path()).is_none());
+        let traces = Traces {
+            address: ([127, 0, 0, 1], 8080).into(),
+            config: Some("/etc/easel.toml".into()),
+        };
+        let running = traces.leave(dir.path()).unwrap();
+        let found = Traces::of_running(dir.path()).unwrap();
+        assert_eq!(found.address, traces.address);
+        drop(running);
+        assert!(Traces::of_running(dir.path()).is_none());
+        let found = Traces::find(dir.path()).unwrap();
+        assert_eq!(found.config, traces.config);
+    }
+}

@@ -1,0 +1,224 @@
+//! A log that nobody takes, and answers that nobody reads: requests are answered all the same.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{PipeReader, Read, Write},
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::harness::{
+    caller::{Answer, Caller, http_client},
+    database::TestDatabase,
+    process::{Setup, signal},
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(20);
+
+/// A gateway whose output goes where a test says.
+struct Gateway {
+    child: Child,
+    url: String,
+}
+
+impl Gateway {
+    /// Ready to answer.
+    async fn start(setup: &Setup, arrange: impl FnOnce(&mut Command)) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = port.local_addr().unwrap().to_string();
+        drop(port);
+        let mut command = setup.command(&["--log", "debug", "serve", "--listen", &address]);
+        command.stdout(Stdio::null());
+        arrange(&mut command);
+        let child = command.spawn().unwrap();
+        let mut gateway = Self {
+            child,
+            url: format!("http://{address}"),
+        };
+        let began = Instant::now();
+        while !gateway.is_ready().await {
+            let status = gateway.child.try_wait().unwrap();
+            assert!(status.is_none(), "it ended: {status:?}");
+            assert!(began.elapsed() < PATIENCE, "it is not ready");
+            tokio::time::sleep(POLL).await;
+        }
+        gateway
+    }
+
+    async fn is_ready(&self) -> bool {
+        let asked = http_client().get(format!("{}/readyz", self.url)).send();
+        asked.await.is_ok_and(|answer| answer.status() == 200)
+    }
+
+    /// It draws, lives, and ends well and soon when it is told to.
+    async fn works_and_ends(mut self, database: &TestDatabase) {
+        let caller = database.caller(&self.url, "5").await;
+        for _ in 0..3 {
+            assert_eq!(draw(&caller).await.status, 200);
+        }
+        assert!(self.child.try_wait().unwrap().is_none());
+        signal("TERM", self.child.id());
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(began.elapsed() < PATIENCE, "it does not end");
+            tokio::time::sleep(POLL).await;
+        };
+        assert!(status.success(), "{status}");
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+async fn draw(caller: &Caller) -> Answer {
+    let body = serde_json::json!({"model": "gpt-image-2", "prompt": "a cat"});
+    let request = http_client().post(format!("{}/v1/images/generations", caller.url));
+    Answer::of(request.bearer_auth(&caller.key).json(&body)).await
+}
+
+fn full_disk() -> File {
+    OpenOptions::new().write(true).open("/dev/full").unwrap()
+}
+
+/// A pipe that holds as much as it can.
+fn full_pipe() -> (PipeReader, std::io::PipeWriter) {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let mut other_end = writer.try_clone().unwrap();
+    // How much that is differs between machines: it is full once a writer hangs.
+    let (count, counted) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        while other_end.write_all(b"xxxxxxxxxxxxxxx\n").is_ok() && count.send(()).is_ok() {}
+    });
+    while counted.recv_timeout(Duration::from_millis(200)).is_ok() {}
+    writer.flush().unwrap();
+    (reader, writer)
+}
+
+#[tokio::test]
+async fn requests_are_answered_while_stderr_is_closed() {
+    let database = TestDatabase::create().await;
+    let setup = Setup::on(&database, "");
+    let gateway = Gateway::start(&setup, |command| {
+        let mut words = vec![command.get_program().to_owned()];
+        words.extend(command.get_args().map(ToOwned::to_owned));
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "exec \"$@\" 2>&- >&-", "sh"]).args(words);
+        shell.env_clear().current_dir(setup.dir.path());
+        let set = command.get_envs();
+        shell.envs(set.filter_map(|(name, value)| Some((name, value?))));
+        *command = shell;
+    });
+    gateway.await.works_and_ends(&database).await;
+}
+
+#[tokio::test]
+async fn requests_are_answered_when_the_reader_of_the_log_is_gone() {
+    let database = TestDatabase::create().await;
+    let setup = Setup::on(&database, "");
+    let gateway = Gateway::start(&setup, |command| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        command.stdout(writer.try_clone().unwrap()).stderr(writer);
+    });
+    gateway.await.works_and_ends(&database).await;
+}
+
+#[tokio::test]
+async fn requests_are_answered_while_the_disk_of_the_log_is_full() {
+    let database = TestDatabase::create().await;
+    let setup = Setup::on(&database, "");
+    let gateway = Gateway::start(&setup, |command| {
+        command.stdout(full_disk()).stderr(full_disk());
+    });
+    gateway.await.works_and_ends(&database).await;
+}
+
+#[tokio::test]
+async fn requests_are_answered_while_nobody_reads_a_full_pipe() {
+    let database = TestDatabase::create().await;
+    let setup = Setup::on(&database, "");
+    let (reader, writer) = full_pipe();
+    let gateway = Gateway::start(&setup, |command| {
+        command.stdout(writer.try_clone().unwrap()).stderr(writer);
+    });
+    gateway.await.works_and_ends(&database).await;
+    drop(reader);
+}
+
+#[tokio::test]
+async fn what_is_lost_is_counted_in_the_log_once_it_is_read_again() {
+    let database = TestDatabase::create().await;
+    let setup = Setup::on(&database, "").env("EASEL_LOG__BUFFER_BYTES_MAX", "2000");
+    let (mut reader, writer) = full_pipe();
+    let gateway = Gateway::start(&setup, |command| {
+        command.stderr(writer);
+    })
+    .await;
+    let caller = database.caller(&gateway.url, "5").await;
+    for _ in 0..5 {
+        assert_eq!(draw(&caller).await.status, 200);
+    }
+    let (found, is_found) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        let (mut text, mut piece) = (String::new(), [0; 4096]);
+        while let Ok(count @ 1..) = reader.read(&mut piece) {
+            text.push_str(&String::from_utf8_lossy(&piece[..count]));
+            if text.contains("lines of this log were lost: ") {
+                break;
+            }
+        }
+        found.send(text).unwrap();
+    });
+    let text = is_found.recv_timeout(PATIENCE).unwrap();
+    assert!(text.contains("lines of this log were lost: "), "{text}");
+    // It ends also while nobody reads again.
+    gateway.works_and_ends(&database).await;
+}
+
+#[tokio::test]
+async fn commands_end_quietly_when_their_reader_is_gone_and_say_so_when_the_disk_is_full() {
+    let database = TestDatabase::create().await;
+    let setup = Setup::on(&database, "");
+    setup.run(&["accounts", "create", "studio"]).good();
+    let lists = [
+        &["accounts", "list"][..],
+        &["keys", "list"],
+        &["usage", "--account", "studio"],
+        &["usage", "--account", "studio", "--format", "csv"],
+        &["config", "print"],
+        &["doctor"],
+    ];
+    for arguments in lists {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = setup.command(arguments);
+        let output = command.stdout(writer).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            (output.status.code(), &*said),
+            (Some(0), ""),
+            "{arguments:?}"
+        );
+
+        let mut command = setup.command(arguments);
+        let output = command.stdout(full_disk()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let expected = "easel: the answer could not be written to stdout: No space left on device";
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(said.starts_with(expected), "{arguments:?}: {said}");
+    }
+    // Complaints that nobody takes neither.
+    let mut command = setup.command(&["accounts", "show", "nobody"]);
+    let ended = command.stdout(full_disk()).stderr(full_disk()).status();
+    assert_eq!(ended.unwrap().code(), Some(1));
+}
