@@ -1,10 +1,7 @@
 //! What everything shares: the pool, storage, backends, clock, settings, and the loops that accept and
 //! settle tasks.
 
-use std::sync::{
-    Arc, PoisonError, RwLock,
-    atomic::{AtomicBool, AtomicI64},
-};
+use std::sync::{Arc, PoisonError, RwLock, atomic::AtomicBool};
 
 use sqlx::PgPool;
 use tokio::sync::{Notify, Semaphore, mpsc};
@@ -16,11 +13,13 @@ use crate::{
     clock::Clock,
     config::Config,
     image::Limits,
-    images::{Claimed, settle, submit},
+    images::{Claimed, admission::SyncWaiters, settle, submit},
     references::Fetcher,
     shutdown::Shutdown,
+    stall::StallWatch,
     storage::Storage,
     tasks::{
+        backlog::Backlog,
         poll::{self, Poller},
         store::Terms,
         wait::Waiters,
@@ -50,14 +49,15 @@ pub struct Inner {
     pub slots: Arc<Semaphore>,
     /// Whether tasks wait for no more than a place here: new ones may not overtake them.
     pub crowded: AtomicBool,
-    /// How many tasks wait in the queue: as last counted, and what this process has added since.
-    pub queued: AtomicI64,
+    pub backlog: Backlog,
+    pub sync_waiters: SyncWaiters,
     /// Memory for request bodies that are held whole.
     pub buffers: Buffers,
     /// What the uploads of each account take of storage.
     pub stock: Stock,
     /// What every link starts with.
     pub public_url: String,
+    pub stalls: StallWatch,
     pub shutdown: Shutdown,
 }
 
@@ -88,7 +88,7 @@ impl App {
             clock.clone(),
         )
         .await?;
-        let catalog = RwLock::new(Arc::new(Catalog::open(&config)?));
+        let catalog = RwLock::new(Arc::new(Catalog::open(&config, None)?));
         let references = Fetcher::new(&config.references, config.uploads.bytes_max, &public_url)?;
         let waiters = Waiters::default();
         let terms = Terms {
@@ -116,7 +116,8 @@ impl App {
             reload: Notify::new(),
             references,
             crowded: AtomicBool::new(false),
-            queued: AtomicI64::new(0),
+            backlog: Backlog::default(),
+            sync_waiters: SyncWaiters::default(),
             buffers,
             stock,
             public_url,
@@ -124,6 +125,7 @@ impl App {
             poller,
             submitter,
             settler,
+            stalls: StallWatch::default(),
             shutdown,
         }));
         Ok((app, to_run))

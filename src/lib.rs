@@ -20,6 +20,7 @@ pub mod private_files;
 pub mod private_postgres;
 pub mod references;
 pub mod shutdown;
+pub mod stall;
 pub mod storage;
 pub mod tasks;
 pub mod telemetry;

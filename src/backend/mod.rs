@@ -2,18 +2,20 @@
 
 mod breaker;
 pub mod catalog;
+mod choice;
 pub mod comfyui;
 pub mod demo;
 pub mod gemini;
 pub mod json_pictures;
 pub mod openai;
+mod pace;
 pub mod polled;
 pub mod registry;
 pub mod sdapi;
 mod upstream;
 mod whole_input;
 
-pub use breaker::Breaker;
+pub use breaker::{Breaker, Circuit, Permit};
 pub use catalog::Catalog;
 pub use registry::{Registry, RegistryError};
 

@@ -41,7 +41,7 @@ pub struct Submission {
 #[derive(Debug)]
 pub struct Place {
     pub slot: OwnedSemaphorePermit,
-    /// `None`: no route can be used, as the worker is to tell the client.
+    /// Over which it is drawn.
     pub route: Option<String>,
 }
 

@@ -21,6 +21,7 @@ const FLOORS: [&[&str]; 5] = [
         "clock",
         "telemetry",
         "shutdown",
+        "stall",
         "batch",
         "buffers",
         "tls",

@@ -7,6 +7,7 @@
 mod api;
 mod history;
 mod place;
+mod queue;
 mod workflow;
 
 use std::time::Duration;
@@ -251,7 +252,7 @@ impl Backend for Comfyui {
                 self.follow(id).await?
             }
         };
-        let pictures = ended.pictures(workflow.outputs(), self.api.endpoint.secret())?;
+        let pictures = ended.pictures(workflow, self.api.endpoint.secret())?;
         let mut delivery = Delivery::new(images, drawing.n);
         for picture in pictures.iter().take(usize::from(drawing.n)) {
             let response = self.api.view(picture).await?;
