@@ -1,10 +1,7 @@
 //! What everything shares: the pool, storage, backends, clock, settings, and the loops that accept and
 //! settle tasks.
 
-use std::sync::{
-    Arc, PoisonError, RwLock,
-    atomic::{AtomicBool, AtomicI64},
-};
+use std::sync::{Arc, PoisonError, RwLock, atomic::AtomicBool};
 
 use sqlx::PgPool;
 use tokio::sync::{Notify, Semaphore, mpsc};
@@ -16,12 +13,13 @@ use crate::{
     clock::Clock,
     config::Config,
     image::Limits,
-    images::{Claimed, settle, submit},
+    images::{Claimed, admission::SyncWaiters, settle, submit},
     references::Fetcher,
     shutdown::Shutdown,
     stall::StallWatch,
     storage::Storage,
     tasks::{
+        backlog::Backlog,
         poll::{self, Poller},
         store::Terms,
         wait::Waiters,
@@ -51,8 +49,8 @@ pub struct Inner {
     pub slots: Arc<Semaphore>,
     /// Whether tasks wait for no more than a place here: new ones may not overtake them.
     pub crowded: AtomicBool,
-    /// How many tasks wait in the queue: as last counted, and what this process has added since.
-    pub queued: AtomicI64,
+    pub backlog: Backlog,
+    pub sync_waiters: SyncWaiters,
     /// Memory for request bodies that are held whole.
     pub buffers: Buffers,
     /// What the uploads of each account take of storage.
@@ -118,7 +116,8 @@ impl App {
             reload: Notify::new(),
             references,
             crowded: AtomicBool::new(false),
-            queued: AtomicI64::new(0),
+            backlog: Backlog::default(),
+            sync_waiters: SyncWaiters::default(),
             buffers,
             stock,
             public_url,

@@ -68,6 +68,11 @@ impl Needs {
             mask: needs >= WITH_MASK,
         }
     }
+
+    pub fn column(self) -> i16 {
+        let references = i16::try_from(self.references).unwrap_or(WITH_MASK - 1);
+        references.min(WITH_MASK - 1) + if self.mask { WITH_MASK } else { 0 }
+    }
 }
 
 impl Catalog {

@@ -124,7 +124,7 @@ mod tests {
         Ask {
             needs: NEEDS,
             tried,
-            left: Duration::from_secs(60),
+            left: Duration::from_mins(1),
         }
     }
 
@@ -197,7 +197,7 @@ mod tests {
         let [a, b] = ["a", "b"].map(|name| model.route(name).unwrap());
         a.pace.delivered_in(Duration::from_secs(61));
         assert_eq!(chosen(model, ask(&[])), ["b"]);
-        b.pace.delivered_in(Duration::from_secs(60));
+        b.pace.delivered_in(Duration::from_mins(1));
         assert_eq!(chosen(model, ask(&[])), ["b"]);
         b.pace.delivered_in(Duration::from_secs(61));
         assert_eq!(chosen(model, ask(&[])), ["wait"]);

@@ -51,6 +51,11 @@ impl Server {
             None => format!("http://{}", self.listen),
         }
     }
+    /// A quarter of the connections is left to those who don't wait: health checks, polls and files.
+    pub fn sync_waiters_max(&self) -> usize {
+        self.sync_waiters_max
+            .min(self.connections_max - self.connections_max / 4)
+    }
     pub fn header_timeout(&self) -> Duration {
         Duration::from_millis(self.header_timeout_ms)
     }
@@ -120,6 +125,9 @@ impl Routing {
     pub fn retry_wait_max(&self) -> Duration {
         Duration::from_millis(self.retry_wait_max_ms)
     }
+    pub fn sync_wait(&self) -> Duration {
+        Duration::from_millis(self.sync_wait_ms)
+    }
 }
 
 impl PolledBackend {
@@ -134,6 +142,9 @@ impl Tasks {
     }
     pub fn lease(&self) -> Duration {
         Duration::from_millis(self.lease_ms)
+    }
+    pub fn sync_wait_max(&self) -> Duration {
+        Duration::from_millis(self.sync_wait_max_ms)
     }
 }
 

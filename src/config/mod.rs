@@ -73,6 +73,7 @@ pub struct Server {
     #[serde(deserialize_with = "networks")]
     pub trusted_proxies: Vec<IpNet>,
     pub failures_per_minute_max: u32,
+    sync_waiters_max: usize,
     header_timeout_ms: u64,
     idle_timeout_ms: u64,
     body_idle_timeout_ms: u64,
@@ -149,7 +150,12 @@ pub struct Tasks {
     lease_ms: u64,
     pub attempts_max: u16,
     pub running_max: usize,
-    pub queued_max: i64,
+    pub queued_max: u64,
+    /// Of one account.
+    pub account_queued_max: u64,
+    /// Of one account, in this process.
+    pub account_sync_waiters_max: usize,
+    sync_wait_max_ms: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -159,6 +165,7 @@ pub struct Routing {
     rest_ms: u64,
     retry_wait_ms: u64,
     retry_wait_max_ms: u64,
+    sync_wait_ms: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]

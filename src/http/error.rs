@@ -17,7 +17,7 @@ use crate::{
     app::App,
     billing::Refusal,
     image::{InvalidImage, SizeError},
-    images::{intake::IntakeError, submit::SubmitError},
+    images::{admission::Overload, intake::IntakeError, submit::SubmitError},
     storage::StorageError,
     tasks::{Failure, FailureKind},
 };
@@ -222,6 +222,25 @@ impl From<SubmitError> for ApiError {
                     .code("idempotency_key_reused")
             }
             SubmitError::Database(cause) => Self::internal("the task could not be stored", &*cause),
+        }
+    }
+}
+
+impl From<Overload> for ApiError {
+    fn from(overload: Overload) -> Self {
+        let seconds = overload.retry_after().as_secs_f64().ceil();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a minute at most"
+        )]
+        let seconds = seconds as u32;
+        if overload.is_own() {
+            Self::new(StatusCode::TOO_MANY_REQUESTS, overload.to_string())
+                .code("concurrency_limit")
+                .retry_after(seconds)
+        } else {
+            Self::unavailable(&overload.to_string(), seconds)
         }
     }
 }

@@ -136,3 +136,25 @@ async fn a_large_body_that_drips_loses_its_share_and_a_small_one_may_drip() {
     assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
     app.finish().await;
 }
+
+#[tokio::test]
+async fn a_form_that_drips_is_ended_when_its_time_is_over() {
+    let timeouts = "body_idle_timeout_ms = 500\nbody_timeout_ms = 1500";
+    let app = TestApp::with(&format!("{SETTINGS}\n{timeouts}")).await;
+    let caller = app.caller("9").await;
+    let mut sending = Sending::begin(&caller, FORM, 10_000).await;
+    let head = b"--x\r\ncontent-disposition: form-data; name=prompt\r\n\r\n";
+    sending.send(head).await;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(1600) {
+        sending.send(b"a").await;
+        sleep(Duration::from_millis(100)).await;
+    }
+    let answer = sending.answer().await;
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert!(
+        answer.contains("the body did not arrive in time"),
+        "{answer}"
+    );
+    app.finish().await;
+}

@@ -195,7 +195,7 @@ async fn what_our_own_deadline_cuts_off_does_not_count_against_a_backend() {
     let app = TestApp::with(&routed(&[("up", &upstream)], r#""up""#, &settings)).await;
     let callers = [app.caller("1").await, app.caller("1").await];
     for caller in &callers {
-        upstream.next(Reply::a_picture().after(Duration::from_secs(60)));
+        upstream.next(Reply::a_picture().after(Duration::from_mins(1)));
         assert_eq!(caller.draw("too long").await.status, 504);
     }
     assert_eq!(circuit(&app, "up"), Circuit::Closed);
@@ -223,7 +223,7 @@ async fn what_fails_while_this_process_stood_still_does_not_count_against_a_back
     // A call that is cut off because the process was stopped, from each of two accounts.
     let mut tasks = Vec::new();
     for caller in &callers {
-        upstream.next(Reply::a_picture().after(Duration::from_secs(60)));
+        upstream.next(Reply::a_picture().after(Duration::from_mins(1)));
         tasks.push(submitted(caller, "a bridge").await);
     }
     upstream.wait_for(2).await;

@@ -5,6 +5,7 @@ mod failover;
 mod queue;
 mod reload;
 mod retries;
+mod shedding;
 
 use serde_json::{Value, json};
 
