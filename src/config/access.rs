@@ -16,6 +16,11 @@ impl Config {
             .map(|(name, _)| name.as_str())
     }
 
+    /// Differs where the settings of a backend differ, secrets and routing included.
+    pub fn backend_fingerprint(&self, name: &str) -> [u8; 32] {
+        self.fingerprints.get(name).copied().unwrap_or_default()
+    }
+
     /// The settings in force as TOML that `--config` takes, with `***` in place of every secret.
     pub fn to_toml(&self) -> String {
         self.in_force.to_string()
@@ -45,6 +50,11 @@ impl Server {
             Some(url) => url.as_str().trim_end_matches('/').to_owned(),
             None => format!("http://{}", self.listen),
         }
+    }
+    /// A quarter of the connections is left to those who don't wait: health checks, polls and files.
+    pub fn sync_waiters_max(&self) -> usize {
+        self.sync_waiters_max
+            .min(self.connections_max - self.connections_max / 4)
     }
     pub fn header_timeout(&self) -> Duration {
         Duration::from_millis(self.header_timeout_ms)
@@ -115,6 +125,9 @@ impl Routing {
     pub fn retry_wait_max(&self) -> Duration {
         Duration::from_millis(self.retry_wait_max_ms)
     }
+    pub fn sync_wait(&self) -> Duration {
+        Duration::from_millis(self.sync_wait_ms)
+    }
 }
 
 impl PolledBackend {
@@ -129,6 +142,9 @@ impl Tasks {
     }
     pub fn lease(&self) -> Duration {
         Duration::from_millis(self.lease_ms)
+    }
+    pub fn sync_wait_max(&self) -> Duration {
+        Duration::from_millis(self.sync_wait_max_ms)
     }
 }
 

@@ -52,6 +52,9 @@ pub struct Config {
     /// The same as text knows it, its secrets hidden: see [`Config::to_toml`].
     #[serde(skip)]
     in_force: toml::Table,
+    /// See [`Config::backend_fingerprint`].
+    #[serde(skip)]
+    fingerprints: BTreeMap<String, [u8; 32]>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -70,6 +73,7 @@ pub struct Server {
     #[serde(deserialize_with = "networks")]
     pub trusted_proxies: Vec<IpNet>,
     pub failures_per_minute_max: u32,
+    sync_waiters_max: usize,
     header_timeout_ms: u64,
     idle_timeout_ms: u64,
     body_idle_timeout_ms: u64,
@@ -77,6 +81,8 @@ pub struct Server {
     write_timeout_ms: u64,
     pub json_bytes_max: usize,
     pub buffer_bytes_max: usize,
+    pub account_buffer_bytes_max: usize,
+    pub body_bytes_per_s_min: usize,
     drain_timeout_ms: u64,
 }
 
@@ -115,6 +121,7 @@ pub struct Storage {
 #[serde(deny_unknown_fields)]
 pub struct Uploads {
     pub bytes_max: u64,
+    pub account_bytes_max: u64,
     ttl_s: u64,
     pub pixels_max: u64,
     pub side_px_max: u32,
@@ -143,7 +150,12 @@ pub struct Tasks {
     lease_ms: u64,
     pub attempts_max: u16,
     pub running_max: usize,
-    pub queued_max: i64,
+    pub queued_max: u64,
+    /// Of one account.
+    pub account_queued_max: u64,
+    /// Of one account, in this process.
+    pub account_sync_waiters_max: usize,
+    sync_wait_max_ms: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -153,6 +165,7 @@ pub struct Routing {
     rest_ms: u64,
     retry_wait_ms: u64,
     retry_wait_max_ms: u64,
+    sync_wait_ms: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -119,10 +119,9 @@ async fn reach(app: &App) -> Outcome {
 
 fn verbose(app: &App) -> Value {
     let catalog = app.catalog();
-    let state = |resting| if resting { "resting" } else { "in_use" };
     let backends: Map<String, Value> = catalog
-        .resting()
-        .map(|(name, resting)| (name.to_owned(), state(resting).into()))
+        .circuits()
+        .map(|(name, circuit)| (name.to_owned(), circuit.as_str().into()))
         .collect();
     let storage = if app.storage.trouble().is_some() {
         "failing"

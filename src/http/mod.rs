@@ -7,6 +7,7 @@ mod content;
 mod error;
 mod extract;
 mod failures;
+mod form;
 mod health;
 mod images;
 mod models;
