@@ -9,6 +9,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use crate::{
     accounts::Doorman,
     backend::Catalog,
+    buffers::Buffers,
     clock::Clock,
     config::Config,
     image::Limits,
@@ -23,10 +24,8 @@ use crate::{
         store::Terms,
         wait::Waiters,
     },
+    uploads::Stock,
 };
-
-/// The unit in which memory for request bodies is shared out, in bytes.
-pub const BUFFER_UNIT: usize = 1024;
 
 /// A running gateway, without its doors. Cheap to clone.
 #[derive(Clone)]
@@ -52,8 +51,10 @@ pub struct Inner {
     pub crowded: AtomicBool,
     pub backlog: Backlog,
     pub sync_waiters: SyncWaiters,
-    /// Memory for request bodies that are held whole, in units of [`BUFFER_UNIT`].
-    pub buffers: Arc<Semaphore>,
+    /// Memory for request bodies that are held whole.
+    pub buffers: Buffers,
+    /// What the uploads of each account take of storage.
+    pub stock: Stock,
     /// What every link starts with.
     pub public_url: String,
     pub stalls: StallWatch,
@@ -99,7 +100,11 @@ impl App {
         let submitter = submit::start(pool.clone(), claimed, terms, zone.clone());
         let poller = poll::start(pool.clone());
         let settler = settle::start(pool.clone(), waiters.clone(), zone.clone());
-        let buffer_units = config.server.buffer_bytes_max / BUFFER_UNIT;
+        let stock = Stock::new(config.uploads.account_bytes_max);
+        let buffers = Buffers::new(
+            config.server.buffer_bytes_max,
+            config.server.account_buffer_bytes_max,
+        );
         let app = Self(Arc::new(Inner {
             doorman: Doorman::new(pool.clone()),
             slots: Arc::new(Semaphore::new(config.tasks.running_max)),
@@ -113,7 +118,8 @@ impl App {
             crowded: AtomicBool::new(false),
             backlog: Backlog::default(),
             sync_waiters: SyncWaiters::default(),
-            buffers: Arc::new(Semaphore::new(buffer_units)),
+            buffers,
+            stock,
             public_url,
             waiters,
             poller,

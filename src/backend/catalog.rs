@@ -169,6 +169,13 @@ impl Model {
         self.routes.iter().find(|route| route.name == name)
     }
 
+    /// Whether some route makes something of the client's parameter of this name.
+    pub fn reads_option(&self, name: &str) -> bool {
+        self.routes
+            .iter()
+            .any(|route| route.backend.reads_option(name))
+    }
+
     /// Whether some route draws only so much at once.
     pub fn is_limited(&self) -> bool {
         self.routes

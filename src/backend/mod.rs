@@ -38,6 +38,12 @@ pub trait Backend: Send + Sync {
     /// What may be asked of it.
     fn abilities(&self) -> Abilities;
 
+    /// Whether it makes something of the client's parameter of this name (`background`, `seed`, …). Those
+    /// that no backend of a model reads are not kept with its tasks.
+    fn reads_option(&self, _name: &str) -> bool {
+        false
+    }
+
     /// Draws what is asked for and hands each picture over, piece by piece, as it comes in.
     ///
     /// Pictures finished before an error count as delivered. Dropped when time is up.

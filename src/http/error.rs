@@ -286,7 +286,7 @@ impl From<IntakeError<ApiError>> for ApiError {
     fn from(error: IntakeError<ApiError>) -> Self {
         match error {
             IntakeError::Invalid(invalid) => invalid.into(),
-            IntakeError::TooLarge { .. } => {
+            IntakeError::TooLarge { .. } | IntakeError::Full { .. } => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
             }
             IntakeError::Read(error) => error,

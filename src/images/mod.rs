@@ -9,6 +9,7 @@ pub mod intake;
 pub mod run;
 pub mod settle;
 mod sink;
+pub mod stored_inputs;
 pub mod submit;
 pub mod sweep;
 pub mod usage;

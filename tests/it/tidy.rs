@@ -23,6 +23,7 @@ const FLOORS: [&[&str]; 5] = [
         "shutdown",
         "stall",
         "batch",
+        "buffers",
         "tls",
     ],
     &[

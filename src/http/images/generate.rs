@@ -47,6 +47,9 @@ pub(in crate::http) async fn generate(
     if matches!(wanted.as_str(), "1" | "true" | "yes") {
         return generate_async(State(app), Admitted(caller), request).await;
     }
+    if app.shutdown.has_begun() {
+        return Err(ending());
+    }
     let repeat = repeat(request.headers())?;
     can_store(&app)?;
     let asked = read::read(&app, &caller, request).await?;
@@ -83,7 +86,6 @@ async fn submit_and_wait(
     asked: Asked,
     repeat: Repeat,
 ) -> Result<Arc<Summary>, ApiError> {
-    let gone = || ApiError::unavailable("the gateway is shutting down", 1);
     let id = ids::row_id();
     let all_max = app.config.server.sync_waiters_max();
     let own_max = app.config.tasks.account_sync_waiters_max;
@@ -93,11 +95,11 @@ async fn submit_and_wait(
     // Before it can end.
     let subscription = app.waiters.subscribe(id);
     match submit(app, caller, asked, repeat, id, Mode::Sync).await? {
-        Submitted::New(_) => subscription.ended().await.ok_or_else(gone),
+        Submitted::New(_) => subscription.ended().await.ok_or_else(ending),
         Submitted::Joined(earlier) => {
             let subscription = app.waiters.subscribe(earlier);
             app.waiters.look_at(&app.pool, &[earlier]).await?;
-            subscription.ended().await.ok_or_else(gone)
+            subscription.ended().await.ok_or_else(ending)
         }
     }
 }
@@ -110,11 +112,13 @@ async fn submit(
     id: TaskId,
     mode: Mode,
 ) -> Result<Submitted, ApiError> {
-    if app.shutdown.has_begun() {
-        return Err(ApiError::unavailable("the gateway is shutting down", 1));
+    // A shared database may have another gateway that takes the task; a private one ends with this process.
+    if app.shutdown.has_begun() && app.config.database.url.is_none() {
+        return Err(ending());
     }
     let Asked {
         request,
+        inputs,
         unit_price,
         ..
     } = asked;
@@ -128,6 +132,7 @@ async fn submit(
         id,
         caller,
         request,
+        inputs,
         unit_price,
         repeat,
         place,
@@ -140,9 +145,16 @@ async fn submit(
     Ok(submitted?)
 }
 
+fn ending() -> ApiError {
+    ApiError::unavailable("the gateway is shutting down", 1)
+}
+
 /// Where it can be begun at once: nobody waits before it, its model has no limit that the queue has to keep,
 /// and some route's circuit is closed.
 fn place(app: &App, request: &tasks::Request) -> Option<Place> {
+    if app.shutdown.has_begun() {
+        return None;
+    }
     let catalog = app.catalog();
     let model = catalog.model(&request.model)?;
     if model.is_limited() || app.crowded.load(Ordering::Relaxed) {
