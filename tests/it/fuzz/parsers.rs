@@ -189,7 +189,10 @@ fn addresses() {
         match url.host().unwrap() {
             Host::Domain(name) => {
                 let name = name.trim_end_matches('.');
-                assert!(name != "localhost" && !name.ends_with(".localhost"), "{url}");
+                assert!(
+                    name != "localhost" && !name.ends_with(".localhost"),
+                    "{url}"
+                );
             }
             Host::Ipv4(address) => assert!(!is_local(address.into()), "{url}"),
             Host::Ipv6(address) => assert!(!is_local(address.into()), "{url}"),
