@@ -18,6 +18,7 @@ use tokio::{
 
 use super::{
     load::{Extent, Load},
+    report::number,
     wire,
 };
 
@@ -213,6 +214,18 @@ impl Gateway {
         ensure!(ended.success(), "the gateway ended badly: {ended}");
         Ok(())
     }
+}
+
+/// Processor time between two moments, by request.
+pub(super) fn cpu_each(before: Cpu, after: Cpu, requests: f64) -> String {
+    let each = |before: Duration, after: Duration| {
+        number((after.saturating_sub(before)).as_secs_f64() * 1e6 / requests)
+    };
+    format!(
+        "CPU: gateway {} us, database {} us each",
+        each(before.gateway, after.gateway),
+        each(before.database, after.database)
+    )
 }
 
 /// Leaves the files, and the folders that a gateway which has run for a while has made.

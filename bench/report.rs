@@ -1,7 +1,5 @@
 //! The table of what was measured, against what is the least that is good enough.
 
-use super::gateway::Cpu;
-
 /// What a figure must come to.
 #[derive(Clone, Copy)]
 pub(super) enum Floor {
@@ -40,16 +38,19 @@ impl Figure {
         self
     }
 
+    /// Whether it is good enough.
+    pub(super) fn holds(&self) -> bool {
+        match self.floor {
+            Floor::AtLeast(floor) => self.measured >= floor,
+            Floor::AtMost(floor) => self.measured <= floor,
+            Floor::None => true,
+        }
+    }
+
     pub(super) fn print(&self) {
         let (floor, mark) = match self.floor {
-            Floor::AtLeast(floor) => (
-                format!(">= {}", number(floor)),
-                mark(self.measured >= floor),
-            ),
-            Floor::AtMost(floor) => (
-                format!("<= {}", number(floor)),
-                mark(self.measured <= floor),
-            ),
+            Floor::AtLeast(floor) => (format!(">= {}", number(floor)), mark(self.holds())),
+            Floor::AtMost(floor) => (format!("<= {}", number(floor)), mark(self.holds())),
             Floor::None => (String::new(), ""),
         };
         println!(
@@ -69,25 +70,15 @@ pub(super) fn print_head() {
     );
 }
 
-/// Processor time between two moments, by request.
-pub(super) fn cpu_each(before: Cpu, after: Cpu, requests: f64) -> String {
-    let each = |before: std::time::Duration, after: std::time::Duration| {
-        number((after.saturating_sub(before)).as_secs_f64() * 1e6 / requests)
-    };
-    format!(
-        "CPU: gateway {} us, database {} us each",
-        each(before.gateway, after.gateway),
-        each(before.database, after.database)
-    )
-}
-
 fn mark(passed: bool) -> &'static str {
     if passed { "ok" } else { "MISS" }
 }
 
 /// Three digits that matter are enough.
-fn number(value: f64) -> String {
-    if value >= 100.0 {
+pub(super) fn number(value: f64) -> String {
+    if value == 0.0 {
+        "0".to_owned()
+    } else if value >= 100.0 {
         format!("{value:.0}")
     } else if value >= 10.0 {
         format!("{value:.1}")

@@ -12,12 +12,11 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use super::{
-    gateway::{Gateway, Site},
+    gateway::{Gateway, Site, cpu_each},
     load::{Extent, Load, Sample},
     report::{
         Figure,
         Floor::{self, AtLeast, AtMost},
-        cpu_each,
     },
     upstream::{self, Upstream},
     wire,

@@ -15,6 +15,7 @@ pub mod ids;
 pub mod image;
 pub mod images;
 pub mod money;
+pub mod private_files;
 pub mod private_postgres;
 pub mod references;
 pub mod shutdown;

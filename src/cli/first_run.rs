@@ -4,7 +4,6 @@
 use std::{
     fs,
     io::{IsTerminal, Write, stdout},
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     thread,
 };
@@ -21,6 +20,7 @@ use crate::{
     billing::ledger,
     config::Config,
     money::Cny,
+    private_files,
 };
 
 const ACCOUNT: &str = "default";
@@ -80,12 +80,11 @@ fn write_key(data_dir: &Path, secret: &str) -> anyhow::Result<PathBuf> {
     let path = key_file(data_dir);
     let write = || {
         fs::create_dir_all(data_dir)?;
-        let mut options = fs::OpenOptions::new();
+        let mut options = private_files::options();
         let mut file = options
             .create(true)
             .write(true)
             .truncate(true)
-            .mode(0o600)
             .open(&path)?;
         writeln!(file, "{secret}")
     };

@@ -68,7 +68,8 @@ async fn read(args: &Args, database: &Database, public_url: &str) -> anyhow::Res
     };
     let (mut records, mut after) = (Vec::new(), None);
     loop {
-        let page = store::ended(&mut conn, account, (args.since, args.until), after, PAGE).await?;
+        let page =
+            store::list_ended(&mut conn, account, (args.since, args.until), after, PAGE).await?;
         let Some((last, _)) = page.last() else {
             return Ok(records);
         };

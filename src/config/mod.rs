@@ -97,6 +97,10 @@ pub struct Storage {
     pub access_key_id: String,
     pub secret_access_key: SecretString,
     link_ttl_s: u64,
+    pub fsync: bool,
+    pub free_bytes_min: u64,
+    pub held_bytes_max: u64,
+    pub spool_bytes_max: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]

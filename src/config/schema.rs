@@ -28,6 +28,9 @@ const RANGES: &[(&str, RangeInclusive<i64>)] = &[
     ("database.connect_timeout_ms", 1..=DAY_MS),
     // A signature of S3 is good for a week at most.
     ("storage.link_ttl_s", 1..=604_800),
+    ("storage.free_bytes_min", 0..=1024 * 1024 * GIB),
+    ("storage.held_bytes_max", 1 << 20..=1024 * GIB),
+    ("storage.spool_bytes_max", 1 << 20..=1024 * GIB),
     // One PUT of S3 takes no more.
     ("uploads.bytes_max", 1..=5 * GIB),
     ("uploads.ttl_s", 1..=315_360_000),

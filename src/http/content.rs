@@ -43,13 +43,10 @@ pub(super) async fn upload(
         .parse()
         .ok()
         .ok_or_else(|| ApiError::not_found("file"))?;
-    let life = (upload.expires_at - app.clock.now()).num_seconds().max(0);
+    let life_s = (upload.expires_at - app.clock.now()).num_seconds();
     let disposition = Disposition::Inline;
     let mut response = object(&app, &key, &disposition, (&method, &headers)).await?;
-    let cache = format!("private, max-age={}", life.min(CACHE_S_MAX));
-    if let Ok(cache) = HeaderValue::try_from(cache) {
-        response.headers_mut().insert(header::CACHE_CONTROL, cache);
-    }
+    cache_for(response.headers_mut(), life_s);
     Ok(response)
 }
 
@@ -77,11 +74,13 @@ pub(super) async fn file(
         },
     };
     let link = app.storage.link(&key, disposition).await?;
+    let life_s = (link.expires_at - app.clock.now()).num_seconds();
     let location = HeaderValue::try_from(link.url).ok().ok_or_else(missing)?;
     let mut response = StatusCode::FOUND.into_response();
     let headers = response.headers_mut();
     headers.insert(header::LOCATION, location);
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // Whoever follows it from a cache still has some time to fetch the bytes.
+    cache_for(headers, life_s / 2);
     guard(headers);
     Ok(response)
 }
@@ -93,11 +92,20 @@ pub(super) async fn local_object(
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let (key, disposition) = app
-        .storage
-        .verify(&path)
-        .ok_or_else(|| ApiError::not_found("file"))?;
-    object(&app, &key, &disposition, (&method, &headers)).await
+    let linked = app.storage.verify(&path);
+    let linked = linked.ok_or_else(|| ApiError::not_found("file"))?;
+    let asking = (&method, &headers);
+    let mut response = object(&app, &linked.key, &linked.disposition, asking).await?;
+    cache_for(response.headers_mut(), i64::from(linked.life_s));
+    Ok(response)
+}
+
+/// Lets who asked keep it for so long, and nobody in between.
+fn cache_for(headers: &mut HeaderMap, life_s: i64) {
+    let cache = format!("private, max-age={}", life_s.clamp(0, CACHE_S_MAX));
+    if let Ok(cache) = HeaderValue::try_from(cache) {
+        headers.insert(header::CACHE_CONTROL, cache);
+    }
 }
 
 /// Serves a stored object: whole, in part, only its headers, or not at all if the client has it.

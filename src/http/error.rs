@@ -127,6 +127,13 @@ impl ApiError {
         self
     }
 
+    /// An upstream has been called: who asked is told not to ask again.
+    #[must_use]
+    pub(super) fn spent(mut self) -> Self {
+        self.spent = true;
+        self
+    }
+
     /// The body's fields, for a task that failed.
     pub(super) fn fault(&self) -> &Fault {
         &self.body
@@ -281,10 +288,7 @@ impl From<&Failure> for ApiError {
             FailureKind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error"),
             FailureKind::Deadline => (StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded"),
         };
-        Self {
-            spent: true,
-            ..Self::new(status, &failure.message).code(code)
-        }
+        Self::new(status, &failure.message).code(code).spent()
     }
 }
 

@@ -32,6 +32,9 @@ pub(super) async fn ready(
     if app.shutdown.has_begun() {
         return Err(not_ready("the gateway is shutting down"));
     }
+    if let Some(trouble) = app.storage.trouble() {
+        return Err(not_ready(trouble.message()));
+    }
     let checks = async {
         sqlx::Connection::ping(&mut *app.pool.acquire().await.ok().ok_or("database")?)
             .await
@@ -54,5 +57,10 @@ fn verbose(app: &App) -> Value {
         .resting()
         .map(|(name, resting)| (name.to_owned(), state(resting).into()))
         .collect();
-    json!({ "status": "ok", "backends": backends })
+    let storage = if app.storage.trouble().is_some() {
+        "failing"
+    } else {
+        "ok"
+    };
+    json!({ "status": "ok", "storage": storage, "backends": backends })
 }

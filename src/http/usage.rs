@@ -10,7 +10,7 @@ use super::{
 use crate::{
     app::App,
     images::usage::Record,
-    tasks::{Task, store},
+    tasks::{Summary, store},
 };
 
 pub(super) async fn list(
@@ -20,7 +20,7 @@ pub(super) async fn list(
 ) -> Result<Response, ApiError> {
     let (after, limit) = (page.after("usage record")?, page.limit()?);
     let mut conn = app.pool.acquire().await?;
-    let rows = store::ended(
+    let rows = store::list_ended(
         &mut conn,
         caller.account_id,
         (None, None),
@@ -29,7 +29,7 @@ pub(super) async fn list(
     )
     .await?;
     drop(conn);
-    let id = |(task, _): &(Task, String)| task.id.to_string();
+    let id = |(task, _): &(Summary, String)| task.id.to_string();
     Ok(limit.list(rows, id, |(task, key)| {
         Record::new(task, key, &app.public_url)
     }))

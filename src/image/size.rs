@@ -42,18 +42,22 @@ pub struct AspectRatio {
 }
 
 /// Written and stored as `1k` and `2k`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, sqlx::Type)]
+#[sqlx(type_name = "text")]
 pub enum Resolution {
     #[default]
     #[serde(rename = "1k")]
+    #[sqlx(rename = "1k")]
     OneK,
     #[serde(rename = "2k")]
+    #[sqlx(rename = "2k")]
     TwoK,
 }
 
 /// Sets the price; written and stored as `low`, `medium` and `high`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, sqlx::Type)]
 #[serde(rename_all = "lowercase")]
+#[sqlx(type_name = "text", rename_all = "lowercase")]
 pub enum Quality {
     Low,
     #[default]
@@ -110,6 +114,12 @@ impl AspectRatio {
             Resolution::OneK => *one_k,
             Resolution::TwoK => *two_k,
         }
+    }
+}
+
+impl Default for AspectRatio {
+    fn default() -> Self {
+        Self::SQUARE
     }
 }
 

@@ -1,6 +1,7 @@
 //! Drawing images for callers who pay: the only place that joins accounts, tasks, billing, storage and
 //! backends. `submit` accepts a task, `run` draws it, `settle` ends it.
 
+mod adopt;
 pub mod dispatch;
 mod inputs;
 pub mod intake;
@@ -18,7 +19,7 @@ use crate::{
     config,
     image::Quality,
     money::Cny,
-    tasks::{Assignment, Image, Task},
+    tasks::{Assignment, Image, Summary, Task},
 };
 
 /// A task that this process has claimed, with its place among those it works on.
@@ -39,8 +40,8 @@ pub fn unit_price(model: &config::Model, quality: Quality) -> Cny {
 }
 
 /// The links of a task's pictures. `public_url` is what they start with.
-pub fn links(task: &Task, public_url: &str) -> Vec<String> {
-    let (model, file_id) = (&task.request.model, task.file_id);
+pub fn links(task: &Summary, public_url: &str) -> Vec<String> {
+    let (model, file_id) = (&task.model, task.file_id);
     let date = task.created_at.format("%Y%m%d");
     let link = |(index, image): (usize, &Image)| {
         let (seq, extension) = (index + 1, image.format.extension());

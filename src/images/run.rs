@@ -1,13 +1,14 @@
 //! One attempt to draw a claimed task: its references are made ready, the backend of its route draws, the
 //! pictures are stored. No connection to the database is held meanwhile.
 
-use std::{error::Error, time::Duration};
+use std::{collections::BTreeMap, error::Error, time::Duration};
 
 use futures_util::future::join_all;
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
 use super::{
+    adopt::{self, Adopted},
     inputs::{self, Inputs},
     sink::StorageSink,
     verdict::{self, Circumstances, failed},
@@ -23,6 +24,8 @@ use crate::{
 
 /// For telling an upstream that nobody waits any more.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Before its deadline a task gives up what is not stored, so that what is can still be settled.
+const SETTLE_TIME: Duration = Duration::from_secs(1);
 
 /// What came of an attempt.
 #[derive(Debug)]
@@ -56,6 +59,14 @@ impl Ending {
             usage: Vec::new(),
         }
     }
+
+    /// What is there is delivered though the rest cannot be had.
+    fn unless_delivered(self, adopted: Adopted) -> Self {
+        if adopted.is_empty() {
+            return self;
+        }
+        Self::of(delivered(adopted))
+    }
 }
 
 /// What a task asks of who draws it.
@@ -70,20 +81,28 @@ pub fn needs(request: &Request) -> Needs {
 /// counts, and then nothing is tried again.
 pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
     let deadline = Instant::now() + task.left;
+    let adopted = adopt::adopt(app, task).await;
+    if adopted.len() == usize::from(task.request.n) {
+        return Ran::Ended(Ending::of(delivered(adopted)));
+    }
     let catalog = app.catalog();
     let (model, route) = match find(&catalog, task, assignment) {
         Ok(found) => found,
-        Err(ending) => return Ran::Ended(ending),
+        Err(ending) => return Ran::Ended(ending.unless_delivered(adopted)),
     };
     let inputs = match timeout(task.left, inputs::open_all(app, task)).await {
-        Ok(Ok(inputs)) => inputs,
-        Ok(Err(failure)) => return Ran::Ended(Ending::of(Outcome::Failed(failure))),
-        Err(_) => return Ran::Ended(Ending::unasked(FailureKind::Deadline, PAST_DEADLINE)),
+        Ok(Ok(inputs)) => Ok(inputs),
+        Ok(Err(failure)) => Err(Ending::of(Outcome::Failed(failure))),
+        Err(_) => Err(Ending::unasked(FailureKind::Deadline, PAST_DEADLINE)),
+    };
+    let inputs = match inputs {
+        Ok(inputs) => inputs,
+        Err(ending) => return Ran::Ended(ending.unless_delivered(adopted)),
     };
     let began = Instant::now();
     let left = deadline.saturating_duration_since(began);
     let limit = route.settings.timeout().min(left);
-    let mut calls = calls(app, task, route, assignment, &inputs);
+    let mut calls = calls(app, task, route, assignment, &inputs, &adopted);
     let drawn = join_all(calls.iter_mut().map(|call| call.draw(app, route, limit))).await;
     let mut attempt = Attempt {
         route: route.name.clone(),
@@ -91,15 +110,17 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
         duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         class: None,
     };
-    let (mut images, mut usage) = (Vec::new(), Vec::new());
-    for call in calls {
-        let kept = call.sink.into_kept();
+    let until = deadline.checked_sub(SETTLE_TIME).unwrap_or(deadline);
+    let kept = join_all(calls.into_iter().map(|call| call.sink.into_kept(until))).await;
+    let (mut images, mut usage) = (adopted, Vec::new());
+    let mut errors: Vec<BackendError> = drawn.into_iter().filter_map(Result::err).collect();
+    for kept in kept {
         attempt.jobs.extend(kept.job);
         images.extend(kept.images);
         usage.extend(kept.usage);
+        errors.extend(kept.not_stored.map(BackendError::Sink));
     }
-    let error = verdict::decisive(drawn.into_iter().filter_map(Result::err));
-    let error = error.filter(|_| images.is_empty());
+    let error = verdict::decisive(errors.into_iter()).filter(|_| images.is_empty());
     attempt.class = error.as_ref().map(BackendError::class);
     route.breaker.note(attempt.class);
     let circumstances = Circumstances {
@@ -108,12 +129,12 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
         routing: &catalog.routing,
         attempts: u16::try_from(task.attempts).unwrap_or_default(),
         attempts_max: app.config.tasks.attempts_max,
-        left: deadline.saturating_duration_since(Instant::now()),
+        left: until.saturating_duration_since(Instant::now()),
     };
     match error {
         Some(error) => fail(&error, attempt, assignment, &circumstances, usage),
         None => Ran::Ended(Ending {
-            outcome: delivered(images, task),
+            outcome: delivered(images),
             attempt: Some(attempt),
             usage,
         }),
@@ -160,13 +181,12 @@ fn fail(
     })
 }
 
-fn delivered(mut images: Vec<Image>, task: &Task) -> Outcome {
-    images.truncate(usize::from(task.request.n));
+fn delivered(images: BTreeMap<u8, Image>) -> Outcome {
     if images.is_empty() {
         let message = "the upstream answered without an image";
         return Outcome::Failed(failed(FailureKind::Upstream, message));
     }
-    Outcome::Completed(images)
+    Outcome::Completed(images.into_values().collect())
 }
 
 /// One call of a backend: as many of a task's pictures as it draws at once.
@@ -176,25 +196,43 @@ struct Call<'a> {
     sink: StorageSink<'a>,
 }
 
+/// The calls that are still to be made: for what was not adopted, and where an earlier worker's job goes on for
+/// all that it gives.
 fn calls<'a>(
     app: &'a App,
     task: &'a Task,
     route: &Route,
     assignment: &Assignment,
     inputs: &Inputs,
+    adopted: &Adopted,
 ) -> Vec<Call<'a>> {
     let n_max = route.backend.abilities().n_max.max(1);
-    let firsts = (0..task.request.n).step_by(usize::from(n_max));
-    let call = |(index, first): (usize, u8)| Call {
-        task,
-        drawing: Drawing {
-            n: n_max.min(task.request.n - first),
-            job: assignment.jobs.get(index).cloned().flatten(),
-            ..drawing(&task.request, route, inputs)
-        },
-        sink: StorageSink::new(app, task, index, first),
+    let seqs: Vec<u8> = (1..=task.request.n).collect();
+    let call = |(index, seqs): (usize, &[u8])| {
+        let job = assignment.jobs.get(index).cloned().flatten();
+        let is_missing = |seq: &u8| !adopted.contains_key(seq);
+        if !seqs.iter().any(is_missing) {
+            return None;
+        }
+        let seqs: Vec<u8> = seqs
+            .iter()
+            .copied()
+            .filter(|seq| job.is_some() || is_missing(seq))
+            .collect();
+        Some(Call {
+            task,
+            drawing: Drawing {
+                n: u8::try_from(seqs.len()).unwrap_or(n_max),
+                job,
+                ..drawing(&task.request, route, inputs)
+            },
+            sink: StorageSink::new(app, task, index, seqs),
+        })
     };
-    firsts.enumerate().map(call).collect()
+    seqs.chunks(usize::from(n_max))
+        .enumerate()
+        .filter_map(call)
+        .collect()
 }
 
 fn drawing(request: &Request, route: &Route, inputs: &Inputs) -> Drawing {

@@ -11,7 +11,7 @@ use crate::{
     billing::ledger::{self, Settlement},
     ids::TaskId,
     tasks::{
-        End, Outcome, Status, Task,
+        End, Outcome, Status, Summary, Task,
         store::{self, Ended},
         wait::Waiters,
     },
@@ -30,7 +30,7 @@ pub struct Finished {
 }
 
 /// Ends tasks, in batches. `None`: the task was no longer this worker's, and nothing was changed.
-pub type Settler = Batcher<Finished, Option<Arc<Task>>>;
+pub type Settler = Batcher<Finished, Option<Arc<Summary>>>;
 
 /// Starts ending tasks, and waking those who wait for them.
 pub fn start(pool: PgPool, waiters: Waiters, time_zone: String) -> Settler {
@@ -52,7 +52,7 @@ struct Desk {
 }
 
 impl Desk {
-    async fn settle(&self, mut batch: Vec<Finished>) -> Vec<Option<Arc<Task>>> {
+    async fn settle(&self, mut batch: Vec<Finished>) -> Vec<Option<Arc<Summary>>> {
         let order: Vec<TaskId> = batch.iter().map(|finished| finished.task.id).collect();
         // Rows are locked in the order of their ids, whatever worker ends them. Of two endings of one
         // task only that of the latest claim can come true, and only once.
@@ -67,7 +67,7 @@ impl Desk {
 
     /// Ends tasks, however long the database is away. What it refuses together is tried one by one, so
     /// that none keeps the others open; one that it refuses alone is left to the end of its lease.
-    async fn end(&self, batch: &[Finished]) -> HashMap<TaskId, Arc<Task>> {
+    async fn end(&self, batch: &[Finished]) -> HashMap<TaskId, Arc<Summary>> {
         loop {
             let error = match self.transact(batch).await {
                 Ok(ended) => return ended,
@@ -89,7 +89,7 @@ impl Desk {
         }
     }
 
-    async fn transact(&self, batch: &[Finished]) -> sqlx::Result<HashMap<TaskId, Arc<Task>>> {
+    async fn transact(&self, batch: &[Finished]) -> sqlx::Result<HashMap<TaskId, Arc<Summary>>> {
         let endings: Vec<store::Ending<'_>> = batch
             .iter()
             .map(|finished| store::Ending {
@@ -128,7 +128,7 @@ impl Desk {
         &self,
         batch: &[Finished],
         ended: &[Ended],
-    ) -> sqlx::Result<HashMap<TaskId, Arc<Task>>> {
+    ) -> sqlx::Result<HashMap<TaskId, Arc<Summary>>> {
         if ended.len() == batch.len() {
             return Ok(HashMap::new());
         }
@@ -162,20 +162,17 @@ fn settlement(ended: &Ended) -> Settlement {
 
 impl Finished {
     /// The task as it now is in the database, without asking for it.
-    fn ended(&self, ended: &Ended) -> Task {
+    fn ended(&self, ended: &Ended) -> Summary {
         let outcome = self.ending.outcome.clone();
         let status = match outcome {
             Outcome::Completed(_) => Status::Completed,
             Outcome::Failed(_) => Status::Failed,
         };
-        Task {
-            status,
-            end: Some(End {
-                at: ended.at,
-                cost: ended.cost,
-                outcome,
-            }),
-            ..Task::clone(&self.task)
-        }
+        let end = End {
+            at: ended.at,
+            cost: ended.cost,
+            outcome,
+        };
+        self.task.ended(status, end)
     }
 }

@@ -1,33 +1,38 @@
-//! Where a backend's pictures go: each through the filter that checks it and takes its metadata away,
-//! piece by piece into storage.
+//! Where a backend's pictures go: each through the filter that checks it and takes its metadata away, and once
+//! it is whole into storage, however long that takes.
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::Value;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     app::App,
     backend::{ImageSink, SinkError},
     db,
     image::{Filter, InvalidImage, Metadata},
-    storage::{Key, ObjectWriter, StorageError},
+    storage::{HeldImage, Key, StorageError},
     tasks::{Image, Task, store},
 };
 
 /// Of one picture, as an upstream sends it.
 const IMAGE_BYTES_MAX: usize = 64 << 20;
 
-/// Keeps what one call of a backend gives. The pictures of an attempt that lost its lease stay under keys
-/// of their own, which nothing refers to.
+/// Keeps what one call of a backend gives. The pictures of an attempt that lost its lease stay under keys of
+/// their own: the next attempt adopts them, or they are swept.
 pub(super) struct StorageSink<'a> {
     app: &'a App,
     task: &'a Task,
     /// Which of the task's calls this is.
     call: u8,
-    /// How many of the task's pictures are other calls' and come before.
-    first: u8,
+    /// Which of the task's pictures are this call's, from 1.
+    seqs: Vec<u8>,
     current: Option<Current>,
-    kept: Kept,
+    job: Option<String>,
+    usage: Option<Value>,
+    /// In the order they came.
+    storing: Vec<Storing>,
 }
 
 /// What a call has given.
@@ -35,60 +40,75 @@ pub(super) struct StorageSink<'a> {
 pub(super) struct Kept {
     pub(super) job: Option<String>,
     pub(super) usage: Option<Value>,
-    /// Whole and stored, in the order they came.
-    pub(super) images: Vec<Image>,
+    /// Whole and stored, with their places among the task's.
+    pub(super) images: Vec<(u8, Image)>,
+    /// Why some are missing, though they were whole.
+    pub(super) not_stored: Option<SinkError>,
 }
 
 struct Current {
     filter: Filter,
     received: usize,
-    /// Ready to be stored; waits here only until the format, and so the key, is known.
+    /// What the filter has let through; empty between two pieces.
     ready: Vec<Bytes>,
-    object: Option<(Key, ObjectWriter)>,
+    /// `None`: more than was asked for, of which nothing is kept.
+    held: Option<HeldImage>,
 }
 
-impl Current {
-    /// Stores what the filter let through.
-    async fn store(&mut self) -> Result<(), SinkError> {
-        if let Some((_, writer)) = &mut self.object {
-            for piece in self.ready.drain(..) {
-                writer.write(piece).await.map_err(not_stored)?;
-            }
-        }
-        Ok(())
-    }
+/// A whole picture on its way into storage.
+struct Storing {
+    seq: u8,
+    image: Image,
+    stored: AbortOnDropHandle<Result<u64, StorageError>>,
 }
 
 impl<'a> StorageSink<'a> {
-    pub(super) fn new(app: &'a App, task: &'a Task, call: usize, first: u8) -> Self {
+    pub(super) fn new(app: &'a App, task: &'a Task, call: usize, seqs: Vec<u8>) -> Self {
         Self {
             app,
             task,
             call: u8::try_from(call).unwrap_or(u8::MAX),
-            first,
+            seqs,
             current: None,
-            kept: Kept::default(),
+            job: None,
+            usage: None,
+            storing: Vec::new(),
         }
     }
 
-    pub(super) fn into_kept(self) -> Kept {
-        self.kept
-    }
-
     pub(super) fn job(&self) -> Option<&str> {
-        self.kept.job.as_deref()
+        self.job.as_deref()
     }
 
-    /// Opens the object once its format, and so its key, is known.
-    fn open(&self, current: &mut Current) {
-        if current.object.is_none()
-            && let Some(format) = current.filter.format()
-        {
-            let kept = u8::try_from(self.kept.images.len()).unwrap_or(u8::MAX);
-            let seq = self.first.saturating_add(kept).saturating_add(1);
-            let key = Key::image(self.task.id, self.task.fence, seq, format);
-            let writer = self.app.storage.writer(&key);
-            current.object = Some((key, writer));
+    /// Waits until what came is stored. An upstream's time is not the store's: it may take until `deadline`.
+    pub(super) async fn into_kept(self, deadline: Instant) -> Kept {
+        let mut kept = Kept {
+            job: self.job,
+            usage: self.usage,
+            ..Kept::default()
+        };
+        for Storing { seq, image, stored } in self.storing {
+            let error = match timeout_at(deadline, stored).await {
+                Ok(Ok(Ok(bytes))) => {
+                    kept.images.push((seq, Image { bytes, ..image }));
+                    continue;
+                }
+                Ok(Ok(Err(error))) => error.into(),
+                Ok(Err(lost)) => lost.into(),
+                Err(elapsed) => elapsed.into(),
+            };
+            kept.not_stored = Some(SinkError::Storage(error));
+        }
+        kept
+    }
+
+    fn begin(&self) -> Current {
+        let is_wanted = self.storing.len() < self.seqs.len();
+        Current {
+            filter: Filter::new(Metadata::Strip, self.app.image_limits()),
+            received: 0,
+            ready: Vec::new(),
+            held: is_wanted.then(|| self.app.storage.hold()),
         }
     }
 }
@@ -96,7 +116,7 @@ impl<'a> StorageSink<'a> {
 #[async_trait]
 impl ImageSink for StorageSink<'_> {
     async fn accepted(&mut self, job: &str) -> Result<(), SinkError> {
-        self.kept.job = Some(job.to_owned());
+        self.job = Some(job.to_owned());
         let (app, claim, call) = (self.app, (self.task.id, self.task.fence), self.call);
         let noted = async {
             let mut conn = db::acquire(&app.pool).await?;
@@ -110,16 +130,11 @@ impl ImageSink for StorageSink<'_> {
     }
 
     fn usage(&mut self, usage: Value) {
-        self.kept.usage = Some(usage);
+        self.usage = Some(usage);
     }
 
     async fn write(&mut self, piece: Bytes) -> Result<(), SinkError> {
-        let mut current = self.current.take().unwrap_or_else(|| Current {
-            filter: Filter::new(Metadata::Strip, self.app.image_limits()),
-            received: 0,
-            ready: Vec::new(),
-            object: None,
-        });
+        let mut current = self.current.take().unwrap_or_else(|| self.begin());
         current.received += piece.len();
         if current.received > IMAGE_BYTES_MAX {
             return Err(SinkError::NotAnImage(InvalidImage::Damaged));
@@ -128,8 +143,11 @@ impl ImageSink for StorageSink<'_> {
             .filter
             .push(piece, &mut current.ready)
             .map_err(SinkError::NotAnImage)?;
-        self.open(&mut current);
-        current.store().await?;
+        for piece in current.ready.drain(..) {
+            if let Some(held) = &mut current.held {
+                held.write(&piece).await;
+            }
+        }
         self.current = Some(current);
         Ok(())
     }
@@ -142,19 +160,21 @@ impl ImageSink for StorageSink<'_> {
         let damaged = || SinkError::NotAnImage(InvalidImage::Damaged);
         let current = self.current.take().ok_or_else(damaged)?;
         let info = current.filter.finish().map_err(SinkError::NotAnImage)?;
-        let (key, writer) = current.object.ok_or_else(damaged)?;
-        let bytes = writer.finish().await.map_err(not_stored)?;
-        self.kept.images.push(Image {
+        let (Some(held), Some(&seq)) = (current.held, self.seqs.get(self.storing.len())) else {
+            return Ok(());
+        };
+        let key = Key::image(self.task.id, self.task.fence, seq, info.format);
+        let image = Image {
             object: key.to_string(),
             format: info.format,
-            bytes,
+            bytes: held.bytes(),
             width: info.width,
             height: info.height,
-        });
+        };
+        let storage = self.app.storage.clone();
+        let keep = async move { storage.keep(&key, held).await };
+        let stored = AbortOnDropHandle::new(self.app.shutdown.tracker.spawn(keep));
+        self.storing.push(Storing { seq, image, stored });
         Ok(())
     }
-}
-
-fn not_stored(error: StorageError) -> SinkError {
-    SinkError::Storage(Box::new(error))
 }

@@ -1,11 +1,13 @@
-//! Deleting uploads whose time is over: first the bytes, then the note that they are gone, so that a
-//! crash between the two only repeats the first. Several replicas may sweep at once.
+//! Deleting what is of no more use: uploads whose time is over, and images that lost attempts have left. First
+//! the bytes go, then that is noted, so that a crash between the two only repeats the first. Several replicas
+//! may sweep at once.
 
-use std::error::Error;
+use std::{collections::HashSet, error::Error};
 
 use crate::{
     app::App,
     storage::{Key, StorageError},
+    tasks::{self, store::Unswept},
     uploads::store,
 };
 
@@ -13,9 +15,9 @@ const BATCH: i64 = 500;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SweepError {
-    #[error("expired uploads could not be read from the database")]
+    #[error("what is to be deleted could not be read from the database")]
     Database(#[from] sqlx::Error),
-    #[error("expired uploads could not be deleted from storage")]
+    #[error("what is of no more use could not be deleted from storage")]
     Storage(#[from] StorageError),
 }
 
@@ -28,6 +30,14 @@ pub async fn keep_sweeping(app: App) {
             Err(error) => tracing::warn!(
                 error = &error as &dyn Error,
                 "expired uploads could not be swept"
+            ),
+        }
+        match sweep_images(&app).await {
+            Ok(0) => {}
+            Ok(deleted) => tracing::info!(deleted, "deleted images that lost attempts had left"),
+            Err(error) => tracing::warn!(
+                error = &error as &dyn Error,
+                "images of lost attempts could not be swept"
             ),
         }
         let interval = app.config.uploads.sweep_interval();
@@ -58,4 +68,39 @@ pub async fn sweep(app: &App) -> Result<u64, SweepError> {
         let mut conn = app.pool.acquire().await?;
         deleted += store::mark_deleted(&mut conn, &ids).await?;
     }
+}
+
+/// Deletes the images of ended tasks that no task refers to: those of attempts whose worker was lost, or whose
+/// task had failed by the time they were stored. The number of images.
+pub async fn sweep_images(app: &App) -> Result<u64, SweepError> {
+    // By then a worker that was paused has seen that it has lost the task.
+    let grace = app.config.tasks.lease();
+    let mut deleted = 0;
+    loop {
+        let unswept = {
+            let mut conn = app.pool.acquire().await?;
+            tasks::store::unswept(&mut conn, grace, BATCH).await?
+        };
+        if unswept.is_empty() {
+            return Ok(deleted);
+        }
+        for task in &unswept {
+            deleted += delete_orphans(app, task).await?;
+        }
+        let ids: Vec<_> = unswept.iter().map(|task| task.id).collect();
+        let mut conn = app.pool.acquire().await?;
+        tasks::store::mark_swept(&mut conn, &ids).await?;
+    }
+}
+
+async fn delete_orphans(app: &App, task: &Unswept) -> Result<u64, StorageError> {
+    let delivered: HashSet<&str> = task
+        .images
+        .iter()
+        .map(|image| image.object.as_str())
+        .collect();
+    let mut orphans = app.storage.images_of(task.id).await?;
+    orphans.retain(|key| !delivered.contains(key.as_str()));
+    app.storage.delete(&orphans).await?;
+    Ok(orphans.len() as u64)
 }

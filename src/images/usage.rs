@@ -7,7 +7,7 @@ use crate::{
     ids::TaskId,
     image::{AspectRatio, Quality, Resolution},
     money::Cny,
-    tasks::{Status, Task},
+    tasks::{Status, Summary},
 };
 
 /// One ended task as a usage record. Times are Unix seconds.
@@ -35,16 +35,15 @@ pub struct CostBreakdown {
 
 impl Record {
     /// `public_url` is what links start with.
-    pub fn new(task: &Task, key: &str, public_url: &str) -> Self {
-        let request = &task.request;
+    pub fn new(task: &Summary, key: &str, public_url: &str) -> Self {
         Self {
             id: task.id,
             task_id: task.id,
             created: task.created_at.timestamp(),
-            model: request.model.clone(),
-            quality: request.quality,
-            resolution: request.resolution,
-            size: request.ratio,
+            model: task.model.clone(),
+            quality: task.quality,
+            resolution: task.resolution,
+            size: task.ratio,
             status: if task.status == Status::Completed {
                 "completed"
             } else {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::error::PrivatePostgresError;
+use crate::private_files;
 
 /// `sun_path` holds 104 bytes on macOS and 108 on Linux; `/.s.PGSQL.5432` and the final NUL take
 /// 15 of them, and the server adds `.lock` for a file beside the socket.
@@ -38,7 +39,9 @@ impl Layout {
     /// Makes what is missing of the directories.
     pub(super) fn prepare(data_dir: &Path) -> Result<Self, PrivatePostgresError> {
         let given = data_dir.join("postgres");
-        std::fs::create_dir_all(&given).map_err(PrivatePostgresError::data_dir(&given))?;
+        private_files::make_data_dir(data_dir)
+            .and_then(|()| std::fs::create_dir_all(&given))
+            .map_err(PrivatePostgresError::data_dir(&given))?;
         let cluster = given
             .canonicalize()
             .map_err(PrivatePostgresError::data_dir(&given))?;
@@ -105,7 +108,7 @@ impl Layout {
         try_lock: fn(&File) -> Result<(), TryLockError>,
     ) -> Result<Option<Lock>, PrivatePostgresError> {
         let path = self.data_dir.join(name);
-        let file = File::options()
+        let file = private_files::options()
             .create(true)
             .truncate(false)
             .write(true)

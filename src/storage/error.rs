@@ -4,7 +4,7 @@ use std::io;
 
 use object_store::client::HttpError;
 
-use super::Key;
+use super::{Key, Trouble};
 
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
@@ -52,6 +52,15 @@ impl StorageError {
     /// For where an absent object is a fault.
     pub fn missing(key: &Key) -> Self {
         Self::Missing { key: key.clone() }
+    }
+
+    /// What it says of the store as a whole; `None`: nothing, and another try would end the same.
+    pub(super) fn trouble(&self) -> Option<Trouble> {
+        match self {
+            Self::Full(_) => Some(Trouble::Full),
+            Self::Settings(_) | Self::Missing { .. } | Self::Range { .. } => None,
+            _ => Some(Trouble::Unreachable),
+        }
     }
 
     /// Turns the error of a file operation into ours; `action` as in `write an object`.

@@ -38,12 +38,27 @@ impl Key {
     /// The folder is the last three digits of the task's id, which are random where its first ones are
     /// the time: 4,096 folders, each with a few thousand files when there are ten million.
     pub fn image(task: TaskId, fence: i64, seq: u8, format: Format) -> Self {
-        let folder = task.as_u128() & 0xfff;
+        let (folder, name) = Self::prefix_of(task);
         let ext = format.extension();
         Self {
-            text: format!("images/{folder:03x}/{task}-{fence}-{seq}.{ext}"),
+            text: format!("{folder}/{name}{fence}-{seq}.{ext}"),
             format,
         }
+    }
+
+    /// What the keys of a task's images begin with: their folder, and their names in it.
+    pub(super) fn prefix_of(task: TaskId) -> (String, String) {
+        let folder = task.as_u128() & 0xfff;
+        (format!("images/{folder:03x}"), format!("{task}-"))
+    }
+
+    /// Of an image: the fence of the try that has stored it, and its place among the task's images, from 1.
+    pub fn fence_and_seq(&self) -> Option<(i64, u8)> {
+        let name = self.text.strip_prefix("images/")?;
+        let (name, _) = name.rsplit_once('.')?;
+        let (name, seq) = name.rsplit_once('-')?;
+        let (_, fence) = name.rsplit_once('-')?;
+        Some((fence.parse().ok()?, seq.parse().ok()?))
     }
 
     pub fn as_str(&self) -> &str {
@@ -139,6 +154,8 @@ mod tests {
         assert_eq!(upload.content_type(), "image/jpeg");
         let image = Key::image(id(), 12, 3, Format::Webp);
         assert_eq!(image.to_string(), format!("images/9ab/{ID}-12-3.webp"));
+        assert_eq!(image.fence_and_seq(), Some((12, 3)));
+        assert_eq!(upload.fence_and_seq(), None);
         for key in [upload, image] {
             assert_eq!(key.as_str().parse::<Key>().unwrap(), key);
             let json = serde_json::to_string(&key).unwrap();

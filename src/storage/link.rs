@@ -1,10 +1,8 @@
 //! Short-lived links to stored objects, and the signature of those that this gateway serves itself.
 
 use std::{
-    fmt,
-    fs::{self, OpenOptions},
+    fmt, fs,
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
     path::Path,
     time::Duration,
 };
@@ -13,7 +11,7 @@ use chrono::{DateTime, Utc};
 use ring::hmac;
 
 use super::key::Key;
-use crate::{clock::Clock, ids};
+use crate::{clock::Clock, ids, private_files};
 
 /// An address that gives out one object without further credentials for a few minutes.
 #[derive(Clone, Debug)]
@@ -30,6 +28,14 @@ pub enum Disposition {
     Attachment {
         file_name: String,
     },
+}
+
+/// What a link gives out, and for how many seconds more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Linked {
+    pub key: Key,
+    pub disposition: Disposition,
+    pub life_s: u32,
 }
 
 /// Signs and checks local links with a key that all processes on the same directory share.
@@ -82,22 +88,29 @@ impl LinkSigner {
         Link { url, expires_at }
     }
 
-    pub(super) fn verify(&self, path: &str) -> Option<(Key, Disposition)> {
+    pub(super) fn verify(&self, path: &str) -> Option<Linked> {
         let (token, target) = path.split_once('/')?;
         let (expiry, signature) = token.split_once('-')?;
         let expiry: i64 = expiry.parse().ok()?;
         let signature = unhex(signature)?;
         hmac::verify(&self.key, signed(expiry, target).as_bytes(), &signature).ok()?;
-        if expiry <= self.clock.now().timestamp() {
+        let life_s = u32::try_from(expiry - self.clock.now().timestamp()).ok()?;
+        if life_s == 0 {
             return None;
         }
         // A key has a fixed number of parts, so that one more can only be a file name.
-        if let Ok(key) = target.parse() {
-            return Some((key, Disposition::Inline));
-        }
-        let (key, file_name) = target.rsplit_once('/')?;
-        let file_name = file_name.to_owned();
-        Some((key.parse().ok()?, Disposition::Attachment { file_name }))
+        let (key, disposition) = if let Ok(key) = target.parse() {
+            (key, Disposition::Inline)
+        } else {
+            let (key, file_name) = target.rsplit_once('/')?;
+            let file_name = file_name.to_owned();
+            (key.parse().ok()?, Disposition::Attachment { file_name })
+        };
+        Some(Linked {
+            key,
+            disposition,
+            life_s,
+        })
     }
 }
 
@@ -154,11 +167,8 @@ fn read_or_make_key(file: &Path) -> io::Result<Vec<u8>> {
 }
 
 fn make_key(draft: &Path) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(draft)?;
+    let mut options = private_files::options();
+    let mut file = options.write(true).create_new(true).open(draft)?;
     file.write_all(&rand::random::<[u8; KEY_BYTES]>())?;
     // Synced, because an empty key after a power cut would stop every later start.
     file.sync_all()
@@ -199,11 +209,13 @@ mod tests {
         };
         let inline = signer.link(&key(), &Disposition::Inline);
         let saved = signer.link(&key(), &save);
-        assert_eq!(
-            signer.verify(path(&inline)),
-            Some((key(), Disposition::Inline))
-        );
-        assert_eq!(signer.verify(path(&saved)), Some((key(), save)));
+        let verified = |link: &Link| {
+            let linked = signer.verify(path(link)).unwrap();
+            assert!((590..=600).contains(&linked.life_s), "{}", linked.life_s);
+            (linked.key, linked.disposition)
+        };
+        assert_eq!(verified(&inline), (key(), Disposition::Inline));
+        assert_eq!(verified(&saved), (key(), save));
         clock.advance(Duration::from_secs(590));
         assert!(signer.verify(path(&inline)).is_some());
         clock.advance(Duration::from_secs(11));

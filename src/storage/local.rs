@@ -1,5 +1,5 @@
-//! Objects as files of a directory. A file is written aside and renamed when whole, so a reader never
-//! meets half an object. Nothing is synced: a power cut can take the objects of the last seconds along.
+//! Objects as files of a directory. A file is written aside and gets its name when it is whole and synced, so
+//! a reader never meets half an object and a power cut takes none away.
 
 use std::{
     fs::{self, File},
@@ -7,27 +7,36 @@ use std::{
     ops::Range,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_util::{StreamExt, stream};
-use tokio::task::spawn_blocking;
 
 use super::{
-    Disposition, Link, ObjectInfo, ObjectRead, StorageError,
+    Disposition, Link, Linked, ObjectInfo, ObjectRead, StorageError,
+    held::Whole,
     key::Key,
     link::LinkSigner,
-    local_writer::{LocalWriter, TempFile},
+    local_writer::LocalWriter,
+    publish::{Durability, Publisher},
+    staging::{StagedFile, absent_is_fine, blocking, remove_old},
 };
-use crate::clock::Clock;
+use crate::{
+    clock::Clock,
+    ids::TaskId,
+    private_files::{self, Access},
+};
 
 pub(super) struct Local {
     root: PathBuf,
     /// Where files are until they are whole.
-    drafts: PathBuf,
+    pub(super) drafts: PathBuf,
+    pub(super) publisher: Publisher,
     links: LinkSigner,
+    free_bytes_min: u64,
 }
 
 const READ_BYTES: u64 = 256 * 1024;
@@ -40,6 +49,8 @@ pub(super) struct Options<'a> {
     pub(super) public_url: &'a str,
     pub(super) link_ttl: Duration,
     pub(super) clock: Clock,
+    pub(super) durability: Durability,
+    pub(super) free_bytes_min: u64,
 }
 
 impl Local {
@@ -47,8 +58,11 @@ impl Local {
         let root = std::path::absolute(&options.root)
             .map_err(StorageError::local("find the directory"))?;
         let drafts = root.join(".drafts");
-        fs::create_dir_all(&drafts).map_err(StorageError::local("make the directory"))?;
-        remove_old_drafts(&drafts, options.clock.now())
+        for dir in [&root, &drafts] {
+            private_files::make_dir(dir, Access::Owner)
+                .map_err(StorageError::local("make the directory"))?;
+        }
+        remove_old(&drafts, options.clock.now() - DRAFT_AGE_MAX)
             .map_err(StorageError::local("clean the directory"))?;
         let links = LinkSigner::open(
             &root.join(".signing-key"),
@@ -58,9 +72,11 @@ impl Local {
         )
         .map_err(StorageError::local("read or make the signing key"))?;
         Ok(Self {
+            publisher: Publisher::start(&root, options.durability),
             root,
             drafts,
             links,
+            free_bytes_min: options.free_bytes_min,
         })
     }
 
@@ -68,8 +84,50 @@ impl Local {
         format!("file://{}", self.root.display())
     }
 
-    pub(super) fn writer(&self, key: &Key) -> LocalWriter {
-        LocalWriter::new(self.drafts.clone(), self.path(key))
+    pub(super) fn writer(self: &Arc<Self>, key: &Key) -> LocalWriter {
+        LocalWriter::new(self, self.path(key))
+    }
+
+    /// Stores a whole image.
+    pub(super) async fn keep(&self, key: &Key, image: Whole) -> Result<(), StorageError> {
+        let drafts = self.drafts.clone();
+        let write = move || {
+            let blocks = match image {
+                Whole::File(file, _) => return Ok(file),
+                Whole::Memory(blocks) => blocks,
+            };
+            let file = StagedFile::create(&drafts)?;
+            let mut at = 0;
+            for block in blocks {
+                file.write_at(&block, at)?;
+                at += block.len() as u64;
+            }
+            Ok(Arc::new(file))
+        };
+        let published = self.publisher.publish(self.path(key), write).await;
+        published.map_err(StorageError::local("store an image"))
+    }
+
+    /// The images of a task, whatever try of it has left them.
+    pub(super) async fn images_of(&self, task: TaskId) -> Result<Vec<Key>, StorageError> {
+        let (folder, name) = Key::prefix_of(task);
+        let dir = self.root.join(&folder);
+        let list = move || {
+            let entries = match fs::read_dir(dir) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+                entries => entries?,
+            };
+            let mut keys = Vec::new();
+            for entry in entries {
+                let file = entry?.file_name();
+                let file = file.to_str().filter(|file| file.starts_with(&name));
+                keys.extend(file.and_then(|file| format!("{folder}/{file}").parse::<Key>().ok()));
+            }
+            Ok(keys)
+        };
+        blocking(list)
+            .await
+            .map_err(StorageError::local("list the images of a task"))
     }
 
     pub(super) async fn read(
@@ -131,16 +189,34 @@ impl Local {
         self.links.link(key, disposition)
     }
 
-    pub(super) fn verify(&self, path: &str) -> Option<(Key, Disposition)> {
+    pub(super) fn verify(&self, path: &str) -> Option<Linked> {
         self.links.verify(path)
     }
 
-    /// Writes a file, and removes it.
+    /// Writes a file, removes it, and looks whether there is room.
     pub(super) async fn check(&self) -> Result<(), StorageError> {
         let drafts = self.drafts.clone();
-        blocking(move || TempFile::create(&drafts)?.write_all(b"check"))
+        blocking(move || StagedFile::create(&drafts)?.write_at(b"check", 0))
             .await
-            .map_err(StorageError::local("write a file"))
+            .map_err(StorageError::local("write a file"))?;
+        self.check_room().await
+    }
+
+    /// Whether the disk has as much room left as it is to have.
+    pub(super) async fn check_room(&self) -> Result<(), StorageError> {
+        let (root, least) = (self.root.clone(), self.free_bytes_min);
+        let look = move || {
+            let disk = rustix::fs::statvfs(&root)?;
+            let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+            if free >= least {
+                return Ok(());
+            }
+            let text = format!("{free} bytes are free, storage.free_bytes_min is {least}");
+            Err(io::Error::new(io::ErrorKind::StorageFull, text))
+        };
+        blocking(look)
+            .await
+            .map_err(StorageError::local("see how much room is left"))
     }
 
     fn path(&self, key: &Key) -> PathBuf {
@@ -168,13 +244,6 @@ impl Reader {
     }
 }
 
-/// Runs a file operation where it may block.
-pub(super) async fn blocking<T: Send + 'static>(
-    operation: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    spawn_blocking(operation).await?
-}
-
 fn open_existing(path: &Path) -> io::Result<Option<(File, ObjectInfo)>> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -190,25 +259,4 @@ fn open_existing(path: &Path) -> io::Result<Option<(File, ObjectInfo)>> {
         etag: format!("\"{seconds:x}-{nanos:x}-{size:x}\""),
     };
     Ok(Some((file, info)))
-}
-
-fn remove_old_drafts(drafts: &Path, now: DateTime<Utc>) -> io::Result<()> {
-    for entry in fs::read_dir(drafts)? {
-        let entry = entry?;
-        // Another process may be renaming its drafts meanwhile.
-        let Ok(modified) = entry.metadata().and_then(|meta| meta.modified()) else {
-            continue;
-        };
-        if DateTime::<Utc>::from(modified) + DRAFT_AGE_MAX < now {
-            absent_is_fine(fs::remove_file(entry.path()))?;
-        }
-    }
-    Ok(())
-}
-
-fn absent_is_fine(removed: io::Result<()>) -> io::Result<()> {
-    match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }

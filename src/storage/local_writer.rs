@@ -1,24 +1,18 @@
 //! Writes one file: pieces are gathered and written from a thread that may block, one batch while the
 //! next one gathers. An object smaller than a batch costs a single trip to that thread.
 
-use std::{
-    fs::{self, File},
-    io::{self, Write},
-    mem,
-    path::{Path, PathBuf},
-};
+use std::{io, mem, path::PathBuf, sync::Arc};
 
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::{StorageError, local::blocking};
-use crate::ids;
+use super::{StorageError, local::Local, staging::StagedFile};
 
 pub(super) struct LocalWriter {
-    drafts: PathBuf,
+    local: Arc<Local>,
     target: PathBuf,
     gathered: Vec<u8>,
     /// `None` while a batch is being written, and before the first one.
-    draft: Option<TempFile>,
+    staged: Option<Staged>,
     writing: Option<JoinHandle<io::Result<Written>>>,
     /// The emptied buffer of the last batch.
     spare: Vec<u8>,
@@ -26,25 +20,24 @@ pub(super) struct LocalWriter {
     begun: bool,
 }
 
-/// The draft so far and the batch, emptied.
-type Written = (TempFile, Vec<u8>);
+/// The file so far and the batch, emptied.
+type Written = (Staged, Vec<u8>);
 
-/// A file that is gone when it is dropped unless it was kept.
-pub(super) struct TempFile {
-    file: File,
-    path: Option<PathBuf>,
+struct Staged {
+    file: Arc<StagedFile>,
+    bytes: u64,
 }
 
 /// A writer holds two of these at most.
 const BATCH_BYTES: usize = 64 * 1024;
 
 impl LocalWriter {
-    pub(super) fn new(drafts: PathBuf, target: PathBuf) -> Self {
+    pub(super) fn new(local: &Arc<Local>, target: PathBuf) -> Self {
         Self {
-            drafts,
+            local: Arc::clone(local),
             target,
             gathered: Vec::new(),
-            draft: None,
+            staged: None,
             writing: None,
             spare: Vec::new(),
             begun: false,
@@ -71,38 +64,38 @@ impl LocalWriter {
             .await
             .map_err(StorageError::local("write an object"))?;
         let Self {
-            drafts,
+            local,
             target,
             gathered,
-            draft,
+            staged,
             begun,
             ..
         } = self;
-        let finish = move || {
-            let mut draft = match draft {
-                Some(draft) => draft,
+        let drafts = local.drafts.clone();
+        let write = move || {
+            let mut staged = match staged {
+                Some(staged) => staged,
                 None if begun => return Err(io::Error::other("an earlier write had failed")),
-                None => TempFile::create(&drafts)?,
+                None => Staged::create(&drafts)?,
             };
-            draft.write_all(&gathered)?;
-            draft.keep_as(&target)
+            staged.append(&gathered)?;
+            Ok(staged.file)
         };
-        blocking(finish)
-            .await
-            .map_err(StorageError::local("finish an object"))
+        let published = local.publisher.publish(target, write).await;
+        published.map_err(StorageError::local("finish an object"))
     }
 
     async fn flush(&mut self) -> io::Result<()> {
         self.settle().await?;
-        let drafts = self.drafts.clone();
-        let draft = self.draft.take();
+        let drafts = self.local.drafts.clone();
+        let staged = self.staged.take();
         self.begun = true;
         let mut batch = mem::replace(&mut self.gathered, mem::take(&mut self.spare));
         self.writing = Some(spawn_blocking(move || {
-            let mut draft = draft.map_or_else(|| TempFile::create(&drafts), Ok)?;
-            draft.write_all(&batch)?;
+            let mut staged = staged.map_or_else(|| Staged::create(&drafts), Ok)?;
+            staged.append(&batch)?;
             batch.clear();
-            Ok((draft, batch))
+            Ok((staged, batch))
         }));
         Ok(())
     }
@@ -114,47 +107,21 @@ impl LocalWriter {
         };
         let written = writing.await;
         self.writing = None;
-        let (draft, spare) = written??;
-        (self.draft, self.spare) = (Some(draft), spare);
+        let (staged, spare) = written??;
+        (self.staged, self.spare) = (Some(staged), spare);
         Ok(())
     }
 }
 
-impl TempFile {
-    pub(super) fn create(folder: &Path) -> io::Result<Self> {
-        let path = folder.join(ids::random_hex());
-        let file = File::create_new(&path)?;
-        Ok(Self {
-            file,
-            path: Some(path),
-        })
+impl Staged {
+    fn create(folder: &std::path::Path) -> io::Result<Self> {
+        let file = Arc::new(StagedFile::create(folder)?);
+        Ok(Self { file, bytes: 0 })
     }
 
-    pub(super) fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)
-    }
-
-    fn keep_as(mut self, target: &Path) -> io::Result<()> {
-        let Some(path) = self.path.as_ref() else {
-            return Ok(());
-        };
-        match (fs::rename(path, target), target.parent()) {
-            (Err(error), Some(folder)) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(folder)?;
-                fs::rename(path, target)?;
-            }
-            (renamed, _) => renamed?,
-        }
-        self.path = None;
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_at(bytes, self.bytes)?;
+        self.bytes += bytes.len() as u64;
         Ok(())
-    }
-}
-
-impl Drop for TempFile {
-    fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            // What cannot be removed now goes when the store is opened a day later.
-            let _ = fs::remove_file(path);
-        }
     }
 }

@@ -1,27 +1,43 @@
 //! Where bytes are kept: a local directory or any S3 store, behind one interface.
 
+mod circuit;
 mod error;
+mod held;
+mod keep;
 mod key;
 mod link;
 mod local;
 mod local_writer;
+mod publish;
 mod s3;
 mod s3_requests;
 mod s3_writer;
+mod staging;
+mod steady;
 
-use std::{ops::Range, path::Path, sync::Arc};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_util::stream::BoxStream;
 
+pub use circuit::Trouble;
 pub use error::StorageError;
+pub use held::HeldImage;
 pub use key::{InvalidKey, Key};
-pub use link::{Disposition, Link};
+pub use link::{Disposition, Link, Linked};
+pub use steady::SteadyRead;
 
-use crate::{clock::Clock, config};
+use crate::{clock::Clock, config, ids::TaskId, private_files};
+use circuit::Circuit;
+use held::{Naming, Room};
 use local::Local;
 use local_writer::LocalWriter;
+use publish::Durability;
 use s3::S3;
 use s3_writer::S3Writer;
 
@@ -29,6 +45,9 @@ use s3_writer::S3Writer;
 #[derive(Clone)]
 pub struct Storage {
     store: Store,
+    circuit: Arc<Circuit>,
+    /// For images that are not stored yet.
+    room: Arc<Room>,
 }
 
 #[derive(Clone)]
@@ -40,6 +59,7 @@ enum Store {
 /// Writes one object, which nobody sees before it is finished and never if it is dropped before.
 pub struct ObjectWriter {
     sink: Sink,
+    circuit: Arc<Circuit>,
     bytes: u64,
 }
 
@@ -77,14 +97,18 @@ impl Storage {
         clock: Clock,
     ) -> Result<Self, StorageError> {
         let root = match &config.url {
-            None => data_dir.join("objects"),
+            None => {
+                private_files::make_data_dir(data_dir)
+                    .map_err(StorageError::local("make the data directory"))?;
+                data_dir.join("objects")
+            }
             Some(url) if url.scheme() == "file" => url.to_file_path().map_err(|()| {
                 StorageError::Settings(format!("{url} is no directory, allowed: file:///path"))
             })?,
             Some(url) if url.scheme() == "s3" => {
-                let s3 = S3::open(config, url, clock).await?;
-                let store = Store::S3(Arc::new(s3));
-                return Ok(Self { store });
+                let store = Store::S3(Arc::new(S3::open(config, url, clock).await?));
+                let spool = data_dir.join("spool");
+                return Ok(Self::over(store, config, spool, Naming::Nameless));
             }
             Some(url) => {
                 let text = format!("{url} is neither file:///path nor s3://bucket");
@@ -96,9 +120,37 @@ impl Storage {
             public_url,
             link_ttl: config.link_ttl(),
             clock,
+            durability: if config.fsync {
+                Durability::Synced
+            } else {
+                Durability::Unsynced
+            },
+            free_bytes_min: config.free_bytes_min,
         })?;
+        let drafts = local.drafts.clone();
         let store = Store::Local(Arc::new(local));
-        Ok(Self { store })
+        let storage = Self::over(store, config, drafts, Naming::Named);
+        // A disk that is full is no reason not to serve what is there.
+        if let Err(error @ StorageError::Local { .. }) = storage.check().await {
+            return Err(error);
+        }
+        Ok(storage)
+    }
+
+    fn over(store: Store, config: &config::Storage, spool: PathBuf, naming: Naming) -> Self {
+        let circuit = Arc::new(Circuit::new());
+        Circuit::start_probing(&circuit, store.clone());
+        let (memory, disk) = (config.held_bytes_max, config.spool_bytes_max);
+        Self {
+            store,
+            circuit,
+            room: Arc::new(Room::new(memory, disk, spool, naming)),
+        }
+    }
+
+    /// Why nothing can be stored at present, if that is so. Costs nothing.
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.circuit.trouble()
     }
 
     /// Starts an object; the key decides its content type.
@@ -107,7 +159,19 @@ impl Storage {
             Store::Local(local) => Sink::Local(local.writer(key)),
             Store::S3(s3) => Sink::S3(Box::new(S3Writer::new(s3, key))),
         };
-        ObjectWriter { sink, bytes: 0 }
+        ObjectWriter {
+            sink,
+            circuit: Arc::clone(&self.circuit),
+            bytes: 0,
+        }
+    }
+
+    /// The keys of all images of a task, whatever try of it has stored them.
+    pub async fn images_of(&self, task: TaskId) -> Result<Vec<Key>, StorageError> {
+        match &self.store {
+            Store::Local(local) => local.images_of(task).await,
+            Store::S3(s3) => s3.images_of(task).await,
+        }
     }
 
     /// `None` when there is no such object. A range must begin within the object; its end is cut.
@@ -148,7 +212,7 @@ impl Storage {
 
     /// What a link of [`Storage::link`] gives out, from its part behind `/f/object/`. `None` when it is
     /// forged or has expired, and always for an S3 store, which serves its links itself.
-    pub fn verify(&self, path: &str) -> Option<(Key, Disposition)> {
+    pub fn verify(&self, path: &str) -> Option<Linked> {
         match &self.store {
             Store::Local(local) => local.verify(path),
             Store::S3(_) => None,
@@ -157,17 +221,34 @@ impl Storage {
 
     /// Whether the store can be written to now. Fails within seconds.
     pub async fn check(&self) -> Result<(), StorageError> {
-        match &self.store {
-            Store::Local(local) => local.check().await,
-            Store::S3(s3) => s3.check().await,
-        }
+        self.circuit.probe(&self.store).await
     }
 
     /// Where it is, without secrets: `file:///path` or `s3://bucket at https://endpoint/`.
     pub fn describe(&self) -> String {
-        match &self.store {
-            Store::Local(local) => local.describe(),
-            Store::S3(s3) => s3.describe(),
+        self.store.describe()
+    }
+}
+
+impl Store {
+    async fn check(&self) -> Result<(), StorageError> {
+        match self {
+            Self::Local(local) => local.check().await,
+            Self::S3(s3) => s3.check().await,
+        }
+    }
+
+    async fn check_room(&self) -> Result<(), StorageError> {
+        match self {
+            Self::Local(local) => local.check_room().await,
+            Self::S3(_) => Ok(()),
+        }
+    }
+
+    fn describe(&self) -> String {
+        match self {
+            Self::Local(local) => local.describe(),
+            Self::S3(s3) => s3.describe(),
         }
     }
 }
@@ -187,18 +268,29 @@ impl ObjectWriter {
     /// Appends. It waits while the store is slower than the writer: what is buffered stays bounded.
     pub async fn write(&mut self, piece: Bytes) -> Result<(), StorageError> {
         self.bytes += piece.len() as u64;
-        match &mut self.sink {
+        let written = match &mut self.sink {
             Sink::Local(writer) => writer.write(&piece).await,
             Sink::S3(writer) => writer.write(&piece).await,
+        };
+        if written.is_err() {
+            self.circuit.record(&written);
         }
+        written
     }
 
     /// Makes the object visible, in place of one with the same key, and returns its length in bytes.
     pub async fn finish(self) -> Result<u64, StorageError> {
-        match self.sink {
-            Sink::Local(writer) => writer.finish().await?,
-            Sink::S3(writer) => writer.finish().await?,
-        }
-        Ok(self.bytes)
+        let Self {
+            sink,
+            circuit,
+            bytes,
+        } = self;
+        let finish = async {
+            match sink {
+                Sink::Local(writer) => writer.finish().await,
+                Sink::S3(writer) => writer.finish().await,
+            }
+        };
+        circuit.watch(finish).await.map(|()| bytes)
     }
 }

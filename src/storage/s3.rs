@@ -1,24 +1,34 @@
 //! Objects in an S3 store.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{io, ops::Range, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::{
-    BackoffConfig, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig,
+    BackoffConfig, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutOptions, PutPayload,
+    RetryConfig,
     aws::{AmazonS3, AmazonS3Builder},
     client::HttpClient,
+    list::{PaginatedListOptions, PaginatedListStore},
     path::Path,
     signer::{Method, SignedUrlOptions, Signer},
 };
 use secrecy::ExposeSecret;
+use tokio::time::timeout;
 use url::Url;
 
 use super::{
     Disposition, Link, ObjectInfo, ObjectRead, StorageError,
+    held::{Room, Whole},
     key::Key,
     s3_requests::{Bucket, Direct, http_client},
+    s3_writer::attributes,
+    staging::blocking,
 };
-use crate::{clock::Clock, config};
+use crate::{clock::Clock, config, ids::TaskId};
+
+/// For storing one image: so long, and longer for a large one.
+const PUT_TIMEOUT: Duration = Duration::from_secs(15);
+const BYTES_A_SECOND_MIN: u64 = 256 * 1024;
 
 pub(super) struct S3 {
     pub(super) store: AmazonS3,
@@ -107,6 +117,61 @@ impl S3 {
             .map(|piece| piece.map_err(StorageError::s3("read an object")))
             .boxed();
         Ok(Some(ObjectRead::new(info, stream)))
+    }
+
+    /// Stores a whole image, in one request.
+    pub(super) async fn keep(
+        &self,
+        key: &Key,
+        image: Whole,
+        room: &Room,
+    ) -> Result<(), StorageError> {
+        let (payload, _memory) = match image {
+            Whole::Memory(blocks) => (PutPayload::from_iter(blocks), None),
+            Whole::File(file, bytes) => {
+                let read = async {
+                    let memory = room.memory(bytes).await?;
+                    let read = blocking(move || file.read(bytes)).await?;
+                    io::Result::Ok((PutPayload::from(read), Some(memory)))
+                };
+                read.await
+                    .map_err(StorageError::local("read a held image"))?
+            }
+        };
+        let limit =
+            PUT_TIMEOUT + Duration::from_secs(payload.content_length() as u64 / BYTES_A_SECOND_MIN);
+        let options = PutOptions::from(attributes(key));
+        let path = self.path(key);
+        let put = self.store.put_opts(&path, payload, options);
+        match timeout(limit, put).await {
+            Ok(put) => put.map(drop).map_err(StorageError::s3("store an image")),
+            Err(_) => Err(StorageError::Silent {
+                store: self.describe(),
+                seconds: limit.as_secs(),
+            }),
+        }
+    }
+
+    /// The images of a task, whatever try of it has left them.
+    pub(super) async fn images_of(&self, task: TaskId) -> Result<Vec<Key>, StorageError> {
+        let (folder, name) = Key::prefix_of(task);
+        let root = self.prefix.trim_start_matches('/');
+        let root = if root.is_empty() {
+            String::new()
+        } else {
+            format!("{root}/")
+        };
+        let prefix = format!("{root}{folder}/{name}");
+        let listed = self
+            .store
+            .list_paginated(Some(&prefix), PaginatedListOptions::default())
+            .await
+            .map_err(StorageError::s3("list the images of a task"))?;
+        let keys = listed.result.objects.iter().filter_map(|object| {
+            let key = object.location.as_ref().strip_prefix(&root)?;
+            key.parse::<Key>().ok()
+        });
+        Ok(keys.collect())
     }
 
     pub(super) async fn head(&self, key: &Key) -> Result<Option<ObjectInfo>, StorageError> {

@@ -23,13 +23,25 @@ pub(super) struct S3Writer {
 const PART_BYTES: usize = 5 * 1024 * 1024;
 const PARTS_SENT_AT_ONCE_MAX: usize = 2;
 
+/// What the store is to tell who fetches an object.
+pub(super) fn attributes(key: &Key) -> Attributes {
+    let content_type = AttributeValue::from(key.content_type());
+    let mut attributes = Attributes::from_iter([(Attribute::ContentType, content_type)]);
+    if key.fence_and_seq().is_some() {
+        attributes.insert(Attribute::CacheControl, IMAGE_CACHE.into());
+    }
+    attributes
+}
+
+/// An image never changes, and is for whoever has its link.
+const IMAGE_CACHE: &str = "public, max-age=31536000, immutable";
+
 impl S3Writer {
     pub(super) fn new(s3: &Arc<S3>, key: &Key) -> Self {
-        let content_type = AttributeValue::from(key.content_type());
         Self {
             s3: Arc::clone(s3),
             path: s3.path(key),
-            attributes: Attributes::from_iter([(Attribute::ContentType, content_type)]),
+            attributes: attributes(key),
             gathered: Vec::new(),
             parts: None,
         }

@@ -93,6 +93,26 @@ pub struct Task {
     pub end: Option<End>,
 }
 
+/// What clients are shown of a task: all of its row but what it asked for.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    pub id: TaskId,
+    pub account_id: AccountId,
+    pub status: Status,
+    pub model: String,
+    pub quality: Quality,
+    pub resolution: Resolution,
+    pub ratio: AspectRatio,
+    /// Of one image, as it was when the request was accepted.
+    pub unit_price: Cny,
+    pub file_id: FileId,
+    pub created_at: DateTime<Utc>,
+    /// Of the latest claim.
+    pub fence: i64,
+    /// How it ended; `None` while it is open.
+    pub end: Option<End>,
+}
+
 /// How a claimed task is to be drawn.
 #[derive(Clone, Debug, Default)]
 pub struct Assignment {
@@ -174,6 +194,26 @@ impl Task {
         self.unit_price * u32::from(self.request.n)
     }
 
+    /// What clients are shown of it, now that it has ended.
+    pub fn ended(&self, status: Status, end: End) -> Summary {
+        Summary {
+            id: self.id,
+            account_id: self.account_id,
+            status,
+            model: self.request.model.clone(),
+            quality: self.request.quality,
+            resolution: self.request.resolution,
+            ratio: self.request.ratio,
+            unit_price: self.unit_price,
+            file_id: self.file_id,
+            created_at: self.created_at,
+            fence: self.fence,
+            end: Some(end),
+        }
+    }
+}
+
+impl Summary {
     /// The delivered images; none unless it completed.
     pub fn images(&self) -> &[Image] {
         match &self.end {

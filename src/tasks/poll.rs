@@ -4,13 +4,13 @@ use std::{collections::HashMap, sync::Arc};
 
 use sqlx::PgPool;
 
-use super::{Task, store};
+use super::{Summary, store};
 use crate::{batch::Batcher, ids::TaskId};
 
 const BATCH_MAX: usize = 256;
 
 /// Looks tasks up, in batches. `None`: there is no such task.
-pub type Poller = Batcher<TaskId, Result<Option<Arc<Task>>, Arc<sqlx::Error>>>;
+pub type Poller = Batcher<TaskId, Result<Option<Arc<Summary>>, Arc<sqlx::Error>>>;
 
 pub fn start(pool: PgPool) -> Poller {
     Batcher::start(BATCH_MAX, move |ids| {
@@ -27,8 +27,8 @@ pub fn start(pool: PgPool) -> Poller {
     })
 }
 
-async fn look_up(pool: &PgPool, ids: &[TaskId]) -> sqlx::Result<HashMap<TaskId, Arc<Task>>> {
-    let tasks = store::present(&mut *pool.acquire().await?, ids).await?;
+async fn look_up(pool: &PgPool, ids: &[TaskId]) -> sqlx::Result<HashMap<TaskId, Arc<Summary>>> {
+    let tasks = store::summaries(&mut *pool.acquire().await?, ids).await?;
     Ok(tasks
         .into_iter()
         .map(|task| (task.id, Arc::new(task)))

@@ -12,7 +12,7 @@ use std::{
 use sqlx::PgPool;
 use tokio::sync::watch;
 
-use super::{Task, store};
+use super::{Summary, store};
 use crate::{db, ids::TaskId};
 
 /// How often those who wait are looked up, notified or not.
@@ -25,14 +25,14 @@ pub struct Waiters {
 }
 
 struct Waiting {
-    ended: watch::Sender<Option<Arc<Task>>>,
+    ended: watch::Sender<Option<Arc<Summary>>>,
     subscriptions: usize,
 }
 
 /// One who waits for one task; dropping it ends the wait.
 pub struct Subscription {
     id: TaskId,
-    ended: watch::Receiver<Option<Arc<Task>>>,
+    ended: watch::Receiver<Option<Arc<Summary>>>,
     waiters: Waiters,
 }
 
@@ -53,7 +53,7 @@ impl Waiters {
     }
 
     /// Wakes those who wait for a task that has ended.
-    pub fn ended(&self, task: Arc<Task>) {
+    pub fn ended(&self, task: Arc<Summary>) {
         if let Some(waiting) = self.lock().get(&task.id) {
             waiting.ended.send_replace(Some(task));
         }
@@ -102,7 +102,7 @@ impl Waiters {
 
 impl Subscription {
     /// The task, once it has ended; `None` if the wait was ended first.
-    pub async fn ended(mut self) -> Option<Arc<Task>> {
+    pub async fn ended(mut self) -> Option<Arc<Summary>> {
         let task = self.ended.wait_for(Option::is_some).await;
         task.ok().and_then(|task| task.clone())
     }

@@ -60,6 +60,10 @@ impl Worker {
 
     async fn claim_some(&self) -> sqlx::Result<Found> {
         let app = &self.app;
+        if app.storage.trouble().is_some() {
+            // What could not be stored is not to be bought.
+            return Ok(Found::Nothing);
+        }
         if !store::is_any_waiting(&mut *db::acquire(&app.pool).await?).await? {
             app.crowded.store(false, Ordering::Relaxed);
             app.queued.store(0, Ordering::Relaxed);

@@ -1,5 +1,10 @@
 //! Storage: the same checks against local files and S3 stores.
 
+mod outage;
+mod private;
+mod reading;
+mod synced;
+
 use std::{fs::File, io::Read, path::Path, time::Duration};
 
 use bytes::Bytes;
@@ -18,6 +23,7 @@ use crate::harness::s3::{ACCESS_KEY_ID, S3Server, SECRET_ACCESS_KEY, plain_clien
 
 const PUBLIC_URL: &str = "http://gateway.example";
 const UPLOAD_BYTES: usize = 20 * 1024 * 1024;
+const HELD_BYTES_MAX: usize = 1024 * 1024;
 
 #[tokio::test]
 async fn local_files() {
@@ -123,6 +129,8 @@ async fn every_store(storage: &Storage) {
     empty_object(storage).await;
     large_object(storage).await;
     dropped_writers(storage).await;
+    held_images(storage).await;
+    images_of_a_task(storage).await;
     let keys = [image_key(), image_key(), image_key()];
     write(storage, &keys[0], b"one").await;
     write(storage, &keys[2], b"three").await;
@@ -213,6 +221,53 @@ async fn dropped_writers(storage: &Storage) {
     }
 }
 
+/// In memory, and where there is not enough of that on the local disk.
+async fn held_images(storage: &Storage) {
+    let held = async |bytes: &[u8]| {
+        let mut image = storage.hold();
+        for piece in bytes.chunks(99_991) {
+            image.write(piece).await;
+        }
+        assert_eq!(image.bytes(), bytes.len() as u64);
+        image
+    };
+    let larger_than_memory = random_bytes(3 * HELD_BYTES_MAX + 5);
+    for bytes in [b"".as_slice(), b"seventy bytes", &larger_than_memory] {
+        let key = image_key();
+        let image = held(bytes).await;
+        assert_eq!(storage.keep(&key, image).await.unwrap(), bytes.len() as u64);
+        assert!(read(storage, &key).await.unwrap() == bytes);
+    }
+    // Each has half of the memory and then goes to the disk, where room is given back as well.
+    for _ in 0..4 {
+        let (one, other) = tokio::join!(held(&larger_than_memory), held(&larger_than_memory));
+        storage.keep(&image_key(), one).await.unwrap();
+        drop(other);
+    }
+}
+
+async fn images_of_a_task(storage: &Storage) {
+    let (task, neighbour) = (ids::row_id(), ids::row_id());
+    assert_eq!(storage.images_of(task).await.unwrap(), []);
+    let keys =
+        [(1, 1), (1, 2), (4, 1)].map(|(fence, seq)| Key::image(task, fence, seq, Format::Png));
+    for key in &keys {
+        write(storage, key, b"picture").await;
+    }
+    // In the same folder, in the order of names right behind it.
+    let folder_mate = uuid::Uuid::from_u128(task.as_u128() + (1 << 12));
+    write(
+        storage,
+        &Key::image(folder_mate, 1, 1, Format::Png),
+        b"else",
+    )
+    .await;
+    write(storage, &Key::image(neighbour, 1, 1, Format::Png), b"else").await;
+    let mut found = storage.images_of(task).await.unwrap();
+    found.sort_by_key(|key| key.fence_and_seq());
+    assert_eq!(found, keys);
+}
+
 async fn local_links(storage: &Storage, clock: &Clock) {
     let key = image_key();
     let save = Disposition::Attachment {
@@ -222,7 +277,8 @@ async fn local_links(storage: &Storage, clock: &Clock) {
         let link = storage.link(&key, disposition.clone()).await.unwrap();
         let path = link.url.strip_prefix("http://gateway.example/f/object/");
         let path = path.unwrap().to_owned();
-        assert_eq!(storage.verify(&path), Some((key.clone(), disposition)));
+        let linked = storage.verify(&path).unwrap();
+        assert_eq!((&linked.key, linked.disposition), (&key, disposition));
         let forged = path.replace(".png", ".jpg");
         assert_eq!(storage.verify(&forged), None);
         clock.advance(Duration::from_secs(601));
@@ -408,6 +464,10 @@ fn config(settings: &serde_json::Value) -> config::Storage {
         "access_key_id": "",
         "secret_access_key": "",
         "link_ttl_s": 600,
+        "fsync": true,
+        "free_bytes_min": 0,
+        "held_bytes_max": HELD_BYTES_MAX,
+        "spool_bytes_max": 64 << 20,
     });
     for (name, value) in settings.as_object().unwrap() {
         all[name] = value.clone();

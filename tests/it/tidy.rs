@@ -13,6 +13,7 @@ const FLOORS: [&[&str]; 5] = [
         "config",
         "db",
         "failure",
+        "private_files",
         "private_postgres",
         "ids",
         "money",

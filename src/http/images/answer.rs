@@ -1,14 +1,17 @@
 //! The answers to a generation: a ticket, or the pictures' links, with the pictures themselves where
 //! they are wanted. Those are streamed from storage, never held whole.
 
+use std::error::Error;
+
 use axum::{
     body::Body,
     http::{HeaderName, HeaderValue, StatusCode, header},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use bytes::Bytes;
 use futures_util::{
     StreamExt, TryStreamExt,
+    future::try_join_all,
     stream::{self, BoxStream},
 };
 use serde_json::json;
@@ -21,8 +24,8 @@ use crate::{
     http::{error::ApiError, page},
     ids::TaskId,
     images::links,
-    storage::{Key, Storage, StorageError},
-    tasks::{Image, Outcome, Task},
+    storage::{InvalidKey, Key, SteadyRead, Storage, StorageError},
+    tasks::{Image, Outcome, Summary},
 };
 
 /// When a poll is worth while, at the earliest.
@@ -43,11 +46,11 @@ pub(super) fn ticket(app: &App, id: TaskId) -> Response {
 }
 
 /// 200 with the pictures of a task, or the error that it ended with.
-pub(super) fn images(
+pub(super) async fn images(
     app: &App,
     caller: &Caller,
     format: ResponseFormat,
-    task: &Task,
+    task: &Summary,
 ) -> Result<Response, ApiError> {
     if let Some(Outcome::Failed(failure)) = task.end.as_ref().map(|end| &end.outcome) {
         return Err(failure.into());
@@ -61,7 +64,9 @@ pub(super) fn images(
         InlineImages::Never => false,
     };
     let mut response = if inline {
-        with_pictures(app, task)?
+        with_pictures(app, task)
+            .await
+            .unwrap_or_else(|error| unreadable(task, &error))
     } else {
         with_links(app, task)
     };
@@ -73,7 +78,7 @@ pub(super) fn images(
     Ok(response)
 }
 
-fn with_links(app: &App, task: &Task) -> Response {
+fn with_links(app: &App, task: &Summary) -> Response {
     let data: Vec<_> = links(task, &app.public_url)
         .into_iter()
         .map(|url| json!({ "url": url }))
@@ -81,8 +86,29 @@ fn with_links(app: &App, task: &Task) -> Response {
     page::json(&json!({ "id": task.id, "created": task.created_at.timestamp(), "data": data }))
 }
 
-/// The same JSON, with `b64_json` beside each `url`.
-fn with_pictures(app: &App, task: &Task) -> Result<Response, ApiError> {
+/// What is stored and charged cannot be read just now. Whoever asked for the pictures themselves does not look
+/// for links: they are told where the pictures will be.
+fn unreadable(task: &Summary, error: &StorageError) -> Response {
+    tracing::error!(
+        task.id = %task.id,
+        error = error as &dyn Error,
+        "stored images could not be read for an answer"
+    );
+    let message = format!(
+        "the image is stored but cannot be read at present: it is at /v1/images/tasks/{}",
+        task.id
+    );
+    ApiError::unavailable(&message, READ_RETRY_S)
+        .spent()
+        .into_response()
+}
+
+/// When stored pictures may be readable again.
+const READ_RETRY_S: u32 = 5;
+
+/// The same JSON, with `b64_json` beside each `url`. All pictures are open, and the first is being read, before
+/// a status is sent.
+async fn with_pictures(app: &App, task: &Summary) -> Result<Response, StorageError> {
     let mut length = 0;
     let mut pieces: Vec<BoxStream<'static, Result<Bytes, StorageError>>> = Vec::new();
     let mut text = |text: String, pieces: &mut Vec<BoxStream<'static, _>>| {
@@ -94,10 +120,14 @@ fn with_pictures(app: &App, task: &Task) -> Result<Response, ApiError> {
         format!(r#"{{"id":"{}","created":{created},"data":["#, task.id),
         &mut pieces,
     );
+    let mut opened =
+        try_join_all(task.images().iter().map(|image| open(&app.storage, image))).await?;
+    if let Some(first) = opened.first_mut() {
+        first.begin().await?;
+    }
     let mut encoded = 0;
-    for (index, (image, url)) in task
-        .images()
-        .iter()
+    for (index, (read, url)) in opened
+        .into_iter()
         .zip(links(task, &app.public_url))
         .enumerate()
     {
@@ -106,8 +136,8 @@ fn with_pictures(app: &App, task: &Task) -> Result<Response, ApiError> {
             format!(r#"{comma}{{"url":{},"b64_json":""#, json!(url)),
             &mut pieces,
         );
-        encoded += image.bytes.div_ceil(3) * 4;
-        pieces.push(base64(app.storage.clone(), image)?);
+        encoded += read.size().div_ceil(3) * 4;
+        pieces.push(base64(read));
         text(r#""}"#.to_owned(), &mut pieces);
     }
     text("]}".to_owned(), &mut pieces);
@@ -122,33 +152,27 @@ fn with_pictures(app: &App, task: &Task) -> Result<Response, ApiError> {
     Ok(response)
 }
 
-/// A stored picture in base64, piece by piece as it is read.
-fn base64(
-    storage: Storage,
-    image: &Image,
-) -> Result<BoxStream<'static, Result<Bytes, StorageError>>, ApiError> {
+async fn open(storage: &Storage, image: &Image) -> Result<SteadyRead, StorageError> {
     let key: Key = image
         .object
         .parse()
-        .ok()
-        .ok_or_else(|| ApiError::not_found("file"))?;
-    let open = async move {
-        let object = storage.read(&key, None).await?;
-        object
-            .map(|object| object.stream)
-            .ok_or_else(|| StorageError::missing(&key))
-    };
-    let pieces = stream::once(open).try_flatten();
-    let ends = pieces
+        .map_err(|error: InvalidKey| StorageError::Settings(error.to_string()))?;
+    storage.read_steadily(key).await
+}
+
+/// A stored picture in base64, piece by piece as it is read.
+fn base64(read: SteadyRead) -> BoxStream<'static, Result<Bytes, StorageError>> {
+    let ends = read
+        .into_stream()
         .map(|piece| piece.map(Some))
         .chain(stream::iter([Ok(None)]));
     let encoded = ends.scan(Vec::new(), |carry, piece| {
         let encoded = piece.map(|piece| encode(carry, piece));
         std::future::ready(Some(encoded))
     });
-    Ok(encoded
+    encoded
         .try_filter(|piece| std::future::ready(!piece.is_empty()))
-        .boxed())
+        .boxed()
 }
 
 /// Encodes whole groups of three bytes; what is left over waits for the next piece. `None` is the end.

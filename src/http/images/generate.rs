@@ -23,11 +23,12 @@ use crate::{
         dispatch,
         submit::{Place, Repeat, Submission, Submitted},
     },
-    tasks::{self, Task},
+    tasks::{self, Summary},
 };
 
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
 const QUEUE_FULL_RETRY_S: u32 = 10;
+const STORAGE_RETRY_S: u32 = 5;
 
 #[derive(Deserialize)]
 pub(in crate::http) struct Mode {
@@ -47,10 +48,11 @@ pub(in crate::http) async fn generate(
         return generate_async(State(app), Admitted(caller), request).await;
     }
     let repeat = repeat(request.headers())?;
+    can_store(&app)?;
     let asked = read::read(&app, &caller, request).await?;
     let response_format = asked.response_format;
     let task = submit_and_wait(&app, &caller, asked, repeat).await?;
-    answer::images(&app, &caller, response_format, &task)
+    answer::images(&app, &caller, response_format, &task).await
 }
 
 /// Answers with a ticket at once.
@@ -60,10 +62,19 @@ pub(in crate::http) async fn generate_async(
     request: Request,
 ) -> Result<Response, ApiError> {
     let repeat = repeat(request.headers())?;
+    can_store(&app)?;
     let asked = read::read(&app, &caller, request).await?;
     let (Submitted::New(id) | Submitted::Joined(id)) =
         submit(&app, &caller, asked, repeat, ids::row_id()).await?;
     Ok(answer::ticket(&app, id))
+}
+
+/// What an upstream generates must be stored: while that cannot be done nothing is taken on.
+fn can_store(app: &App) -> Result<(), ApiError> {
+    match app.storage.trouble() {
+        Some(trouble) => Err(ApiError::unavailable(trouble.message(), STORAGE_RETRY_S)),
+        None => Ok(()),
+    }
 }
 
 async fn submit_and_wait(
@@ -71,7 +82,7 @@ async fn submit_and_wait(
     caller: &Arc<Caller>,
     asked: Asked,
     repeat: Repeat,
-) -> Result<Arc<Task>, ApiError> {
+) -> Result<Arc<Summary>, ApiError> {
     let gone = || ApiError::unavailable("the gateway is shutting down", 1);
     let id = ids::row_id();
     // Before it can end.

@@ -84,8 +84,8 @@ impl FilePath {
             .seq
             .checked_sub(1)
             .and_then(|index| task.images().get(index));
-        let matches = task.request.model == self.model
-            && task.created_at.format("%Y%m%d").to_string() == self.date;
+        let matches =
+            task.model == self.model && task.created_at.format("%Y%m%d").to_string() == self.date;
         Ok(image
             .filter(|image| matches && image.format.extension() == self.extension)
             .cloned())

@@ -8,7 +8,7 @@ use crate::{
     http::error::{ApiError, Fault},
     images::links,
     money::Cny,
-    tasks::{Outcome, Status, Task},
+    tasks::{Outcome, Status, Summary},
 };
 
 /// A task, as polling and lists show it.
@@ -37,7 +37,7 @@ pub(super) struct TaskObject {
 }
 
 impl TaskObject {
-    pub(super) fn new(app: &App, task: &Task) -> Self {
+    pub(super) fn new(app: &App, task: &Summary) -> Self {
         let links = links(task, &app.public_url);
         let fault = fault(task);
         Self {
@@ -49,7 +49,7 @@ impl TaskObject {
                 Status::Completed => "completed",
                 Status::Failed => "failed",
             },
-            model: task.request.model.clone(),
+            model: task.model.clone(),
             created: task.created_at.timestamp(),
             completed: task.end.as_ref().map(|end| end.at.timestamp()),
             cost: task.end.as_ref().map(|end| end.cost),
@@ -62,7 +62,7 @@ impl TaskObject {
     }
 }
 
-fn fault(task: &Task) -> Option<Fault> {
+fn fault(task: &Summary) -> Option<Fault> {
     match &task.end.as_ref()?.outcome {
         Outcome::Completed(_) => None,
         Outcome::Failed(failure) => Some(ApiError::from(failure).fault().clone()),

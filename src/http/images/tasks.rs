@@ -10,7 +10,7 @@ use crate::{
         extract::{Authenticated, Query, Segment},
         page::{self, Page},
     },
-    tasks::{Task, store},
+    tasks::{Summary, store},
 };
 
 pub(in crate::http) async fn get(
@@ -39,6 +39,6 @@ pub(in crate::http) async fn list(
     let mut conn = app.pool.acquire().await?;
     let tasks = store::list(&mut conn, caller.account_id, after, limit.and_one()).await?;
     drop(conn);
-    let id = |task: &Task| task.id.to_string();
+    let id = |task: &Summary| task.id.to_string();
     Ok(limit.list(tasks, id, |task| TaskObject::new(&app, task)))
 }

@@ -1,14 +1,53 @@
-//! Reading tasks.
+//! Reading tasks: what clients are shown of them, without what they asked for.
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, query, query_as, types::Json};
 
-use super::Row;
+use super::{Row, ended};
 use crate::{
     ids::{AccountId, FileId, TaskId},
+    image::{Quality, Resolution},
     money::Cny,
-    tasks::{Failure, Image, Request, Status, Task},
+    tasks::{Failure, Image, Request, Status, Summary, Task},
 };
+
+/// The columns of a [`Summary`]. Never `request`: a page of prompts and references is megabytes.
+struct SummaryRow {
+    id: TaskId,
+    account_id: AccountId,
+    status: Status,
+    model: String,
+    quality: Quality,
+    resolution: Resolution,
+    ratio: String,
+    unit_price: Cny,
+    file_id: FileId,
+    created_at: DateTime<Utc>,
+    fence: i64,
+    ended_at: Option<DateTime<Utc>>,
+    cost: Option<Cny>,
+    images: Option<Json<Vec<Image>>>,
+    failure: Option<Json<Failure>>,
+}
+
+impl From<SummaryRow> for Summary {
+    fn from(row: SummaryRow) -> Self {
+        Self {
+            id: row.id,
+            account_id: row.account_id,
+            status: row.status,
+            model: row.model,
+            quality: row.quality,
+            resolution: row.resolution,
+            ratio: row.ratio.parse().unwrap_or_default(),
+            unit_price: row.unit_price,
+            file_id: row.file_id,
+            created_at: row.created_at,
+            fence: row.fence,
+            end: ended(row.ended_at, row.cost, row.images, row.failure),
+        }
+    }
+}
 
 /// A page of an account's tasks, newest first.
 pub async fn list(
@@ -16,12 +55,12 @@ pub async fn list(
     account_id: AccountId,
     after: Option<TaskId>,
     limit: i64,
-) -> sqlx::Result<Vec<Task>> {
+) -> sqlx::Result<Vec<Summary>> {
     let rows = query_as!(
-        Row,
-        r#"SELECT id, account_id, api_key_id, status AS "status: Status", request AS "request: Json<Request>",
-               unit_price AS "unit_price: Cny", file_id, created_at, attempts, fence,
-               (extract(epoch FROM deadline_at - now()) * 1000)::bigint AS "left_ms!",
+        SummaryRow,
+        r#"SELECT id, account_id, status AS "status: Status", model,
+               quality AS "quality: Quality", resolution AS "resolution: Resolution", ratio,
+               unit_price AS "unit_price: Cny", file_id, created_at, fence,
                ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
                failure AS "failure: Json<Failure>"
            FROM tasks WHERE account_id = $1 AND ($2::uuid IS NULL OR id < $2)
@@ -32,22 +71,22 @@ pub async fn list(
     )
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(Task::from).collect())
+    Ok(rows.into_iter().map(Summary::from).collect())
 }
 
 /// A page of an account's ended tasks, newest first, with the names of the keys that asked for them; of
 /// those accepted within a time, from its start to before its end.
-pub async fn ended(
+pub async fn list_ended(
     conn: &mut PgConnection,
     account_id: AccountId,
     (since, until): (Option<DateTime<Utc>>, Option<DateTime<Utc>>),
     after: Option<TaskId>,
     limit: i64,
-) -> sqlx::Result<Vec<(Task, String)>> {
+) -> sqlx::Result<Vec<(Summary, String)>> {
     let rows = query!(
-        r#"SELECT t.id, t.account_id, t.api_key_id, t.status AS "status: Status", t.request AS "request: Json<Request>",
-               t.unit_price AS "unit_price: Cny", t.file_id, t.created_at, t.attempts, t.fence,
-               (extract(epoch FROM t.deadline_at - now()) * 1000)::bigint AS "left_ms!",
+        r#"SELECT t.id, t.account_id, t.status AS "status: Status", t.model,
+               t.quality AS "quality: Quality", t.resolution AS "resolution: Resolution", t.ratio,
+               t.unit_price AS "unit_price: Cny", t.file_id, t.created_at, t.fence,
                t.ended_at, t.cost AS "cost: Cny", t.images AS "images: Json<Vec<Image>>",
                t.failure AS "failure: Json<Failure>",
                k.name AS api_key
@@ -68,18 +107,18 @@ pub async fn ended(
     Ok(rows
         .into_iter()
         .map(|row| {
-            let task = Row {
+            let task = SummaryRow {
                 id: row.id,
                 account_id: row.account_id,
-                api_key_id: row.api_key_id,
                 status: row.status,
-                request: row.request,
+                model: row.model,
+                quality: row.quality,
+                resolution: row.resolution,
+                ratio: row.ratio,
                 unit_price: row.unit_price,
                 file_id: row.file_id,
                 created_at: row.created_at,
-                attempts: row.attempts,
                 fence: row.fence,
-                left_ms: row.left_ms,
                 ended_at: row.ended_at,
                 cost: row.cost,
                 images: row.images,
@@ -90,13 +129,30 @@ pub async fn ended(
         .collect())
 }
 
-/// Which of some tasks have ended.
-pub async fn ended_among(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<Vec<Task>> {
+/// Some tasks, as far as they are there.
+pub async fn summaries(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<Vec<Summary>> {
     let rows = query_as!(
-        Row,
-        r#"SELECT id, account_id, api_key_id, status AS "status: Status", request AS "request: Json<Request>",
-               unit_price AS "unit_price: Cny", file_id, created_at, attempts, fence,
-               (extract(epoch FROM deadline_at - now()) * 1000)::bigint AS "left_ms!",
+        SummaryRow,
+        r#"SELECT id, account_id, status AS "status: Status", model,
+               quality AS "quality: Quality", resolution AS "resolution: Resolution", ratio,
+               unit_price AS "unit_price: Cny", file_id, created_at, fence,
+               ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
+               failure AS "failure: Json<Failure>"
+           FROM tasks WHERE id = ANY($1)"#,
+        ids,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(Summary::from).collect())
+}
+
+/// Which of some tasks have ended.
+pub async fn ended_among(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<Vec<Summary>> {
+    let rows = query_as!(
+        SummaryRow,
+        r#"SELECT id, account_id, status AS "status: Status", model,
+               quality AS "quality: Quality", resolution AS "resolution: Resolution", ratio,
+               unit_price AS "unit_price: Cny", file_id, created_at, fence,
                ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
                failure AS "failure: Json<Failure>"
            FROM tasks WHERE id = ANY($1) AND status IN ('completed', 'failed')"#,
@@ -104,10 +160,27 @@ pub async fn ended_among(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Resul
     )
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(Task::from).collect())
+    Ok(rows.into_iter().map(Summary::from).collect())
 }
 
-/// Which of some tasks are there at all.
+/// The completed task whose images a link names.
+pub async fn by_file_id(conn: &mut PgConnection, file_id: FileId) -> sqlx::Result<Option<Summary>> {
+    let row = query_as!(
+        SummaryRow,
+        r#"SELECT id, account_id, status AS "status: Status", model,
+               quality AS "quality: Quality", resolution AS "resolution: Resolution", ratio,
+               unit_price AS "unit_price: Cny", file_id, created_at, fence,
+               ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
+               failure AS "failure: Json<Failure>"
+           FROM tasks WHERE file_id = $1 AND status = 'completed'"#,
+        file_id,
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(row.map(Summary::from))
+}
+
+/// Which of some tasks are there at all, with all that is to be done for them.
 pub async fn present(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<Vec<Task>> {
     let rows = query_as!(
         Row,
@@ -122,21 +195,4 @@ pub async fn present(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<Ve
     .fetch_all(conn)
     .await?;
     Ok(rows.into_iter().map(Task::from).collect())
-}
-
-/// The completed task whose images a link names.
-pub async fn by_file_id(conn: &mut PgConnection, file_id: FileId) -> sqlx::Result<Option<Task>> {
-    let row = query_as!(
-        Row,
-        r#"SELECT id, account_id, api_key_id, status AS "status: Status", request AS "request: Json<Request>",
-               unit_price AS "unit_price: Cny", file_id, created_at, attempts, fence,
-               (extract(epoch FROM deadline_at - now()) * 1000)::bigint AS "left_ms!",
-               ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
-               failure AS "failure: Json<Failure>"
-           FROM tasks WHERE file_id = $1 AND status = 'completed'"#,
-        file_id,
-    )
-    .fetch_optional(conn)
-    .await?;
-    Ok(row.map(Task::from))
 }

@@ -3,16 +3,18 @@
 mod dispatch;
 mod lookup;
 mod queue;
+mod sweep;
 
 pub use dispatch::{
     Claim, Room, Waiting, claim, count_queued, is_any_waiting, lock_queue, note_job, notify_queued,
     notify_reload, put_back, requeue_lost, running, unclaim, waiting,
 };
-pub use lookup::{by_file_id, ended, ended_among, list, present};
+pub use lookup::{by_file_id, ended_among, list, list_ended, present, summaries};
 pub use queue::{
     ENDED_CHANNEL, Ended, Ending, QUEUED_CHANNEL, RELOAD_CHANNEL, end, hopeless, notify_ended,
     renew,
 };
+pub use sweep::{Unswept, mark_swept, unswept};
 
 use std::time::Duration;
 
@@ -79,15 +81,6 @@ struct Row {
 
 impl From<Row> for Task {
     fn from(row: Row) -> Self {
-        let outcome = match (row.images, row.failure) {
-            (Some(Json(images)), _) => Some(Outcome::Completed(images)),
-            (None, Some(Json(failure))) => Some(Outcome::Failed(failure)),
-            (None, None) => None,
-        };
-        let end = match (row.ended_at, row.cost, outcome) {
-            (Some(at), Some(cost), Some(outcome)) => Some(End { at, cost, outcome }),
-            _ => None,
-        };
         Self {
             id: row.id,
             account_id: row.account_id,
@@ -100,9 +93,27 @@ impl From<Row> for Task {
             attempts: row.attempts,
             fence: row.fence,
             left: Duration::from_millis(u64::try_from(row.left_ms).unwrap_or_default()),
-            end,
+            end: ended(row.ended_at, row.cost, row.images, row.failure),
         }
     }
+}
+
+/// How a task ended, from its columns; `None` while it is open.
+fn ended(
+    at: Option<DateTime<Utc>>,
+    cost: Option<Cny>,
+    images: Option<Json<Vec<Image>>>,
+    failure: Option<Json<Failure>>,
+) -> Option<End> {
+    let outcome = match (images, failure) {
+        (Some(Json(images)), _) => Outcome::Completed(images),
+        (None, failure) => Outcome::Failed(failure?.0),
+    };
+    Some(End {
+        at: at?,
+        cost: cost?,
+        outcome,
+    })
 }
 
 /// Inserts tasks whose holds are granted, and says when they were created.

@@ -168,32 +168,3 @@ async fn what_is_delivered_is_charged_and_no_more() {
     assert_eq!(left(&caller).await, 0.2);
     app.finish().await;
 }
-
-#[tokio::test]
-async fn pictures_that_cannot_be_stored_cost_nothing() {
-    let upstream = Upstream::start().await;
-    let app = TestApp::with(&drawn_by(&upstream, "")).await;
-    let caller = app.caller("1").await;
-    assert_eq!(caller.draw("before").await.status, 200);
-    let objects = app.app.config.data_dir.join("objects");
-    let away = app.app.config.data_dir.join("away");
-    std::fs::rename(&objects, &away).unwrap();
-    std::fs::write(&objects, "in the way").unwrap();
-
-    let told = (
-        500,
-        "server_error",
-        "internal_error",
-        "the image could not be stored",
-    );
-    assert_told(&caller, &upstream, &pictures(1), told).await;
-    assert_eq!(caller.get("/readyz").await.status, 503);
-    assert_eq!(left(&caller).await, 0.8);
-
-    std::fs::remove_file(&objects).unwrap();
-    std::fs::rename(&away, &objects).unwrap();
-    assert_eq!(caller.draw("after").await.status, 200);
-    assert_eq!(caller.get("/readyz").await.status, 200);
-    assert_eq!(left(&caller).await, 0.6);
-    app.finish().await;
-}

@@ -4,11 +4,10 @@ use std::{collections::HashSet, time::Duration};
 
 use futures_util::future::join_all;
 
-use super::{accepted, drawn_by, gate, hold, left, submit};
+use super::{accepted, left, submit};
 use crate::harness::{
     database::TestDatabase,
     process::{Setup, postmaster, signal},
-    upstream::Upstream,
 };
 
 const ROUNDS: usize = 15;
@@ -98,43 +97,6 @@ async fn an_acknowledged_request_is_never_lost() {
     assert_eq!(charged.await, tasks * 200_000);
     assert!(!acknowledged.is_empty());
 
-    gateway.end();
-    database.assert_at_rest().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_worker_killed_between_upstream_and_settle_charges_once() {
-    let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
-    let settings = drawn_by(&upstream, "[tasks]\nlease_ms = 1000");
-    let setup = Setup::on(&database, &settings);
-    let gateway = setup.serve();
-    let caller = database.caller(&gateway.url(), "1").await;
-    let gate = gate();
-    hold(&upstream, &gate);
-    let id = accepted(&caller, "a bridge").await;
-    upstream.wait_for(1).await;
-    // Nobody can settle the task while its row is locked.
-    let mut conn = database.connect().await;
-    let mut lock = sqlx::Connection::begin(&mut conn).await.unwrap();
-    let locked = sqlx::query("SELECT FROM tasks FOR UPDATE").execute(&mut *lock);
-    locked.await.unwrap();
-    gate.add_permits(1);
-    database
-        .wait_for(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
-             AND wait_event_type = 'Lock' AND query LIKE 'UPDATE tasks AS t%ended_at = now()%'",
-            1,
-        )
-        .await;
-
-    gateway.kill();
-    lock.rollback().await.unwrap();
-    let gateway = setup.serve();
-
-    let task = caller.at(&gateway.url()).wait_for(&id).await;
-    assert_eq!(task["status"], "completed");
-    assert_eq!(upstream.received().len(), 2, "the upstream was asked again");
-    assert_eq!(left(&caller.at(&gateway.url())).await, 0.8);
     gateway.end();
     database.assert_at_rest().await;
 }

@@ -3,6 +3,7 @@
 mod failures;
 mod killed;
 mod leases;
+mod lost_images;
 mod shutdown;
 
 use serde_json::{Value, json};

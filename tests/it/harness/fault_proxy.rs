@@ -7,7 +7,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream, UnixStream},
     sync::watch,
-    task::{JoinHandle, JoinSet},
+    task::JoinSet,
 };
 
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -46,7 +46,8 @@ struct State {
 pub struct FaultProxy {
     address: SocketAddr,
     state: Arc<watch::Sender<State>>,
-    accepting: JoinHandle<()>,
+    /// Dropped with the proxy, and every flow with it.
+    _accepting: JoinSet<()>,
 }
 
 impl FaultProxy {
@@ -54,11 +55,12 @@ impl FaultProxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(watch::channel(State::default()).0);
-        let accepting = tokio::spawn(accept(listener, target, Arc::clone(&state)));
+        let mut accepting = JoinSet::new();
+        accepting.spawn(accept(listener, target, Arc::clone(&state)));
         Self {
             address,
             state,
-            accepting,
+            _accepting: accepting,
         }
     }
 
@@ -80,12 +82,6 @@ impl FaultProxy {
     /// How many flows were opened so far.
     pub fn opened(&self) -> u64 {
         self.state.borrow().opened
-    }
-}
-
-impl Drop for FaultProxy {
-    fn drop(&mut self) {
-        self.accepting.abort();
     }
 }
 
@@ -177,72 +173,5 @@ async fn carry(
         if to.write_all(piece).await.is_err() || piece.len() < read {
             return;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Answers every byte with the same byte.
-    async fn echo() -> SocketAddr {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(async move {
-                    let (mut from, mut to) = stream.into_split();
-                    let _ = tokio::io::copy(&mut from, &mut to).await;
-                });
-            }
-        });
-        address
-    }
-
-    async fn said(stream: &mut TcpStream, text: &[u8]) -> io::Result<Vec<u8>> {
-        stream.write_all(text).await?;
-        let mut answer = vec![0; text.len()];
-        stream.read_exact(&mut answer).await?;
-        Ok(answer)
-    }
-
-    #[tokio::test]
-    async fn what_stands_goes_silent_and_what_is_new_works() {
-        let proxy = FaultProxy::start(Target::Tcp(echo().await)).await;
-        let mut old = TcpStream::connect(proxy.address()).await.unwrap();
-        assert_eq!(said(&mut old, b"one").await.unwrap(), b"one");
-        proxy.freeze();
-        let mut new = TcpStream::connect(proxy.address()).await.unwrap();
-        assert_eq!(said(&mut new, b"two").await.unwrap(), b"two");
-        let silent = tokio::time::timeout(Duration::from_millis(100), said(&mut old, b"three"));
-        assert!(silent.await.is_err(), "silent, and not closed");
-        assert_eq!(proxy.opened(), 2);
-    }
-
-    #[tokio::test]
-    async fn flows_are_cut_reset_and_held_back() {
-        let proxy = FaultProxy::start(Target::Tcp(echo().await)).await;
-        let mut held = TcpStream::connect(proxy.address()).await.unwrap();
-        assert_eq!(said(&mut held, b"one").await.unwrap(), b"one");
-        proxy.set(Fault::BlackHole);
-        held.write_all(b"two").await.unwrap();
-        let mut answer = [0; 3];
-        let silent = tokio::time::timeout(Duration::from_millis(100), held.read(&mut answer));
-        assert!(silent.await.is_err());
-        proxy.set(Fault::None);
-        held.read_exact(&mut answer).await.unwrap();
-        assert_eq!(&answer, b"two", "passes once the fault is over");
-
-        proxy.set(Fault::CutAfter(2));
-        let mut cut = TcpStream::connect(proxy.address()).await.unwrap();
-        cut.write_all(b"three").await.unwrap();
-        let mut came = Vec::new();
-        cut.read_to_end(&mut came).await.unwrap();
-        assert_eq!(came, b"th");
-
-        proxy.set(Fault::Reset);
-        let error = said(&mut held, b"four").await.unwrap_err();
-        let reset = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
-        assert!(reset.contains(&error.kind()), "{error}");
     }
 }

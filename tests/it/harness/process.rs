@@ -30,6 +30,8 @@ pub struct Setup {
     pub dir: Arc<TempDir>,
     settings: String,
     environment: Vec<(String, String)>,
+    /// A program and its arguments that run the gateway in their turn.
+    wrapper: Vec<String>,
 }
 
 impl Setup {
@@ -40,6 +42,7 @@ impl Setup {
             dir: Arc::new(dir.unwrap()),
             settings: settings.to_owned(),
             environment: Vec::new(),
+            wrapper: Vec::new(),
         }
     }
 
@@ -62,6 +65,12 @@ impl Setup {
         self
     }
 
+    /// Has another program run the gateway, as `strace` does.
+    pub fn under(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
     pub fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
     }
@@ -71,7 +80,10 @@ impl Setup {
         // Always the same one: a gateway that runs may be told to read it again.
         let file = self.dir.path().join("easel.toml");
         std::fs::write(&file, &self.settings).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_easel"));
+        let wrapper = self.wrapper.iter().map(String::as_str);
+        let mut words = wrapper.chain([env!("CARGO_BIN_EXE_easel")]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words);
         command.env_clear();
         for name in ["PATH", "PG_BIN", "LD_LIBRARY_PATH"] {
             if let Some(value) = std::env::var_os(name) {

@@ -5,6 +5,10 @@ use std::{
     net::TcpListener,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -20,6 +24,8 @@ pub(crate) const SECRET_ACCESS_KEY: &str = "test-secret-key";
 pub(crate) struct S3Server {
     pub(crate) endpoint: String,
     server: Server,
+    /// Of the one in this process: whether it answers everything with 500.
+    pub(crate) failing: Arc<AtomicBool>,
     /// What it keeps its files in; the last to go.
     pub(crate) folder: TempDir,
 }
@@ -41,12 +47,25 @@ impl S3Server {
         let service = builder.build();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let failing = Arc::new(AtomicBool::new(false));
+        let fails = Arc::clone(&failing);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let http = hyper::server::conn::http1::Builder::new();
-                let connection = http.serve_connection(TokioIo::new(stream), service.clone());
+                let (service, fails) = (service.clone(), Arc::clone(&fails));
+                let serve = hyper::service::service_fn(move |request| {
+                    let (service, fails) = (service.clone(), fails.load(Ordering::Relaxed));
+                    async move {
+                        if fails {
+                            let failed = hyper::Response::builder().status(500);
+                            return Ok(failed.body(s3s::Body::empty()).unwrap());
+                        }
+                        hyper::service::Service::call(&service, request).await
+                    }
+                });
+                let connection = http.serve_connection(TokioIo::new(stream), serve);
                 connections.spawn(async move {
                     // A client that goes away is no fault of the store.
                     let _ = connection.await;
@@ -56,6 +75,7 @@ impl S3Server {
         Self {
             endpoint,
             server: Server::InProcess { _tasks: tasks },
+            failing,
             folder,
         }
     }
@@ -73,8 +93,28 @@ impl S3Server {
         Some(Self {
             endpoint,
             server: Server::Process(child),
+            failing: Arc::default(),
             folder,
         })
+    }
+}
+
+impl S3Server {
+    /// Settings of a gateway that keeps its objects here, reached at `endpoint`.
+    pub(crate) fn settings(endpoint: &str) -> String {
+        format!(
+            "[storage]\nurl = \"s3://easel\"\nendpoint = \"{endpoint}\"\n\
+             access_key_id = \"{ACCESS_KEY_ID}\"\nsecret_access_key = \"{SECRET_ACCESS_KEY}\"\n"
+        )
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> std::net::SocketAddr {
+        self.endpoint
+            .strip_prefix("http://")
+            .unwrap()
+            .parse()
+            .unwrap()
     }
 }
 

@@ -124,7 +124,8 @@ async fn of_two_endings_in_one_batch_only_the_latest_claims_is_told() {
     for told in answers.into_iter().flatten() {
         assert_eq!(told.images().len(), 3);
     }
-    let task = tasks(&desk, &ids).await.remove(0);
+    let mut conn = desk.pool.acquire().await.unwrap();
+    let task = store::summaries(&mut conn, &ids).await.unwrap().remove(0);
     assert_eq!(task.images().len(), 3);
     assert_sound(&desk).await;
 }

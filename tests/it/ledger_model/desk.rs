@@ -15,7 +15,7 @@ use easel::{
     },
     money::Cny,
     tasks::{
-        Failure, FailureKind, Image, Outcome, Request, Task,
+        Failure, FailureKind, Image, Outcome, Request, Summary, Task,
         store::{self, Terms},
         wait::Waiters,
     },
@@ -121,7 +121,7 @@ impl Desk {
     }
 
     /// Settles all in one batch.
-    pub async fn settle(&self, batch: Vec<(Task, Outcome)>) -> Vec<Option<Arc<Task>>> {
+    pub async fn settle(&self, batch: Vec<(Task, Outcome)>) -> Vec<Option<Arc<Summary>>> {
         let calls = batch.into_iter().map(|(task, outcome)| {
             let (task, ending) = (Arc::new(task), Arc::new(Ending::of(outcome)));
             self.settler.call(Finished { task, ending })

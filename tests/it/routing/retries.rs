@@ -120,7 +120,10 @@ async fn a_backend_without_a_good_key_rests_and_says_so() {
     assert_eq!(second.received().len(), 3);
     let ready = caller.get("/readyz?verbose").await;
     let backends = json!({"first": "resting", "second": "in_use"});
-    assert_eq!(ready.json(), json!({"status": "ok", "backends": backends}));
+    assert_eq!(
+        ready.json(),
+        json!({"status": "ok", "storage": "ok", "backends": backends})
+    );
     app.finish().await;
 }
 

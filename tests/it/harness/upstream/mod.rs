@@ -25,7 +25,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 
 pub use dialect::Dialect;
 pub use received::{File, Received};
-pub use reply::{Gate, Reply, picture};
+pub use reply::{Gate, Reply, noise, picture};
 
 /// What it wants to be called with.
 pub const KEY: &str = "sk-stand-in-7f3a9c";

@@ -37,6 +37,17 @@ pub fn picture(width: u32, height: u32, index: u8) -> Vec<u8> {
     png
 }
 
+/// A PNG that does not compress: some three bytes a pixel.
+pub fn noise(width: u32, height: u32) -> Vec<u8> {
+    let mut pixels = vec![0; (width * height * 3) as usize];
+    rand::fill(&mut pixels[..]);
+    let mut png = Vec::new();
+    PngEncoder::new(&mut png)
+        .write_image(&pixels, width, height, ExtendedColorType::Rgb8)
+        .unwrap();
+    png
+}
+
 impl Reply {
     /// What was asked for.
     pub fn drawn(received: &Received) -> Self {

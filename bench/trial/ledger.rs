@@ -1,0 +1,102 @@
+//! What the database says in the end, read past everything that could be in the way.
+
+use std::time::{Duration, Instant};
+
+use easel::billing;
+use uuid::Uuid;
+
+use super::{
+    book::{Marker, marker_in},
+    stage::{DEADLINE_S, Stage},
+};
+
+/// From when nothing new comes until everything must have ended: a deadline, and a lease or two.
+const QUIET_WAIT: Duration = Duration::from_secs(DEADLINE_S + 60);
+
+/// A task as it stands.
+#[derive(Clone, Debug)]
+pub(super) struct Task {
+    pub(super) id: Uuid,
+    /// `None`: of a prompt that no client has sent.
+    pub(super) marker: Option<Marker>,
+    pub(super) status: String,
+    pub(super) n: usize,
+    pub(super) unit_price: i64,
+    pub(super) captured: i64,
+    /// The keys of its images in the store.
+    pub(super) objects: Vec<String>,
+    pub(super) attempts: i16,
+    /// From its acceptance to its end.
+    pub(super) took_s: f64,
+}
+
+pub(super) struct Books {
+    pub(super) tasks: Vec<Task>,
+    /// What must always hold, and how often it does not.
+    pub(super) faults: Vec<(&'static str, i64)>,
+    pub(super) open: i64,
+    pub(super) held: i64,
+}
+
+/// Returns when every task has ended, or when they had long enough to.
+pub(super) async fn wait_until_quiet(stage: &Stage) -> anyhow::Result<()> {
+    let mut conn = stage.connect().await?;
+    let began = Instant::now();
+    while began.elapsed() < QUIET_WAIT {
+        let open: i64 = sqlx::query_scalar("SELECT count(*) FROM tasks WHERE ended_at IS NULL")
+            .fetch_one(&mut conn)
+            .await?;
+        if open == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    Ok(())
+}
+
+type Row = (Uuid, String, String, i16, i64, i64, Vec<String>, i16, f64);
+
+impl Books {
+    pub(super) async fn read(stage: &Stage) -> anyhow::Result<Self> {
+        let mut conn = stage.connect().await?;
+        let faults = billing::ledger::faults(&mut conn).await?;
+        let open = sqlx::query_scalar("SELECT count(*) FROM tasks WHERE ended_at IS NULL")
+            .fetch_one(&mut conn)
+            .await?;
+        let held = sqlx::query_scalar("SELECT COALESCE(sum(held), 0)::bigint FROM accounts")
+            .fetch_one(&mut conn)
+            .await?;
+        let rows: Vec<Row> = sqlx::query_as(
+            "SELECT t.id, COALESCE(t.request ->> 'prompt', ''), t.status, t.n, t.unit_price,
+                 COALESCE((SELECT -sum(balance_change) FROM entries e
+                           WHERE e.task_id = t.id AND e.kind = 'capture'), 0)::bigint,
+                 ARRAY(SELECT i ->> 'object' FROM jsonb_array_elements(t.images) i),
+                 t.attempts,
+                 COALESCE(EXTRACT(EPOCH FROM t.ended_at - t.created_at), 0)::float8
+             FROM tasks t",
+        )
+        .fetch_all(&mut conn)
+        .await?;
+        Ok(Self {
+            tasks: rows.into_iter().map(task).collect(),
+            faults,
+            open,
+            held,
+        })
+    }
+}
+
+fn task(row: Row) -> Task {
+    let (id, prompt, status, n, unit_price, captured, objects, attempts, took_s) = row;
+    Task {
+        id,
+        marker: marker_in(prompt.as_bytes()),
+        status,
+        n: usize::try_from(n).unwrap_or_default(),
+        unit_price,
+        captured,
+        objects,
+        attempts,
+        took_s,
+    }
+}

@@ -1,0 +1,214 @@
+//! Whether the store can be written to. What is written says so, and while it fails a small probe every
+//! second does; who depends on the store asks here before anything is begun.
+
+use std::{
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep, timeout},
+};
+
+use super::{StorageError, Store};
+
+/// A write that takes longer raises the suspicion that the store is silent.
+const SLOW_AFTER: Duration = Duration::from_secs(1);
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// After so many failed writes without a good one no probe is waited for.
+const FAILURES_MAX: u32 = 5;
+
+/// Why nothing can be stored, in words for clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    Unreachable,
+    Full,
+}
+
+/// Closed while all is well, open while the store fails.
+pub(super) struct Circuit {
+    state: watch::Sender<Option<Failing>>,
+    /// Writes that have failed since the last good one.
+    failures: AtomicU32,
+    suspicion: Arc<Notify>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Failing {
+    trouble: Trouble,
+    since: Instant,
+}
+
+impl Trouble {
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::Unreachable => "storage cannot be reached",
+            Self::Full => "storage is full",
+        }
+    }
+}
+
+impl Circuit {
+    pub(super) fn new() -> Self {
+        Self {
+            state: watch::Sender::new(None),
+            failures: AtomicU32::new(0),
+            suspicion: Arc::default(),
+        }
+    }
+
+    pub(super) fn trouble(&self) -> Option<Trouble> {
+        self.state.borrow().map(|failing| failing.trouble)
+    }
+
+    /// Resolves once the store does not fail.
+    pub(super) async fn closed(&self) {
+        // The sender is here.
+        let _ = self.state.subscribe().wait_for(Option::is_none).await;
+    }
+
+    /// Waits for a write, and learns from how long it takes and from what comes of it.
+    pub(super) async fn watch<T>(
+        &self,
+        write: impl Future<Output = Result<T, StorageError>>,
+    ) -> Result<T, StorageError> {
+        let mut write = std::pin::pin!(write);
+        let written = match timeout(SLOW_AFTER, write.as_mut()).await {
+            Ok(written) => written,
+            Err(_) => {
+                self.suspicion.notify_one();
+                write.await
+            }
+        };
+        self.record(&written);
+        written
+    }
+
+    /// Learns from a write. One failure is only a suspicion: a probe decides.
+    pub(super) fn record<T>(&self, written: &Result<T, StorageError>) {
+        match written {
+            Ok(_) => self.failures.store(0, Ordering::Relaxed),
+            Err(error) => {
+                let Some(trouble) = error.trouble() else {
+                    return;
+                };
+                let failures = self.failures.fetch_add(1, Ordering::Relaxed);
+                if failures.saturating_add(1) >= FAILURES_MAX {
+                    self.open(trouble, error);
+                } else {
+                    self.suspicion.notify_one();
+                }
+            }
+        }
+    }
+
+    fn open(&self, trouble: Trouble, error: &StorageError) {
+        self.state.send_if_modified(|state| {
+            let was = state.map(|failing| failing.trouble);
+            let since = state.map_or_else(Instant::now, |failing| failing.since);
+            *state = Some(Failing { trouble, since });
+            if was.is_none() {
+                tracing::error!(
+                    error = error as &dyn std::error::Error,
+                    "storage fails: nothing new is begun until it does not"
+                );
+            }
+            was != Some(trouble)
+        });
+    }
+
+    fn close(&self) {
+        self.state.send_if_modified(|state| {
+            let Some(failing) = state.take() else {
+                return false;
+            };
+            let failed_ms = u64::try_from(failing.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+            tracing::info!(failed_ms, "storage can be written to again");
+            true
+        });
+    }
+
+    /// Writes a little to the store, and says what that came to.
+    pub(super) async fn probe(&self, store: &Store) -> Result<(), StorageError> {
+        let probed = timeout(PROBE_TIMEOUT, store.check()).await;
+        let probed = probed.unwrap_or_else(|_| {
+            Err(StorageError::Silent {
+                store: store.describe(),
+                seconds: PROBE_TIMEOUT.as_secs(),
+            })
+        });
+        match &probed {
+            Ok(()) => self.close(),
+            Err(error) => self.open(error.trouble().unwrap_or(Trouble::Unreachable), error),
+        }
+        probed
+    }
+
+    /// Probes while the store fails or is suspected to, and looks how much room is left. Ends with the last
+    /// handle of the circuit.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "it ends with the store; a shutdown has nothing to wait for"
+    )]
+    pub(super) fn start_probing(circuit: &Arc<Self>, store: Store) {
+        let (circuit, suspicion) = (Arc::downgrade(circuit), Arc::clone(&circuit.suspicion));
+        tokio::spawn(async move {
+            loop {
+                let suspected = tokio::select! {
+                    () = suspicion.notified() => true,
+                    () = sleep(PROBE_INTERVAL) => false,
+                };
+                let Some(circuit) = Weak::upgrade(&circuit) else {
+                    return;
+                };
+                let probed = suspected || circuit.trouble().is_some();
+                if probed {
+                    // Told to the log by whom it changes something for.
+                    let _ = circuit.probe(&store).await;
+                } else if let Err(error) = store.check_room().await {
+                    circuit.open(error.trouble().unwrap_or(Trouble::Unreachable), &error);
+                }
+                if suspected {
+                    sleep(PROBE_INTERVAL).await;
+                }
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed() -> Result<(), StorageError> {
+        let source = std::io::Error::other("broken");
+        Err(StorageError::Local {
+            action: "write an object",
+            source,
+        })
+    }
+
+    #[tokio::test]
+    async fn several_failed_writes_open_it_and_a_good_one_makes_them_forgotten() {
+        let circuit = Circuit::new();
+        for _ in 1..FAILURES_MAX {
+            circuit.record(&failed());
+        }
+        assert_eq!(circuit.trouble(), None);
+        circuit.record(&Ok(()));
+        circuit.record(&failed());
+        assert_eq!(circuit.trouble(), None);
+        for _ in 1..FAILURES_MAX {
+            circuit.record(&failed());
+        }
+        assert_eq!(circuit.trouble(), Some(Trouble::Unreachable));
+        circuit.close();
+        circuit.closed().await;
+        assert_eq!(circuit.trouble(), None);
+    }
+}

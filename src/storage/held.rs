@@ -1,0 +1,246 @@
+//! A generated image until it is stored. It has been paid for, so every byte of it is held where it can be
+//! written again: in memory while there is room for it, then in a file on the local disk.
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::sleep,
+};
+
+use super::staging::{StagedFile, blocking};
+use crate::private_files::{self, Access};
+
+/// The unit in which room is shared out, in bytes.
+const UNIT: u64 = 1024;
+/// Memory is taken in such pieces; an image that goes to a file has one that is not counted.
+const BLOCK_BYTES: usize = 64 * 1024;
+/// Between two looks for room, where neither memory nor the disk takes a byte.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Room for images that are not stored yet, shared by all of them.
+pub(super) struct Room {
+    memory: Pool,
+    disk: Pool,
+    folder: PathBuf,
+    naming: Naming,
+}
+
+/// Whether files of held images are published by their names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Naming {
+    Named,
+    Nameless,
+}
+
+struct Pool {
+    units: Arc<Semaphore>,
+    total: u32,
+}
+
+/// An image that is taken in, or waits to be stored.
+pub struct HeldImage {
+    room: Arc<Room>,
+    bytes: u64,
+    /// What is in memory; all of it, unless there is a file.
+    blocks: Vec<Bytes>,
+    last: Vec<u8>,
+    memory: Option<OwnedSemaphorePermit>,
+    spooled: Option<Spooled>,
+}
+
+/// What is in a file.
+struct Spooled {
+    file: Arc<StagedFile>,
+    bytes: u64,
+    /// Held as long as the file.
+    disk: OwnedSemaphorePermit,
+}
+
+/// Where the bytes of a whole image are.
+pub(super) enum Whole {
+    Memory(Vec<Bytes>),
+    File(Arc<StagedFile>, u64),
+}
+
+impl Room {
+    pub(super) fn new(memory_bytes: u64, disk_bytes: u64, folder: PathBuf, naming: Naming) -> Self {
+        Self {
+            memory: Pool::new(memory_bytes),
+            disk: Pool::new(disk_bytes),
+            folder,
+            naming,
+        }
+    }
+
+    pub(super) fn hold(self: &Arc<Self>) -> HeldImage {
+        HeldImage {
+            room: Arc::clone(self),
+            bytes: 0,
+            blocks: Vec::new(),
+            last: Vec::new(),
+            memory: None,
+            spooled: None,
+        }
+    }
+
+    /// Memory for so many bytes at once; waits for it.
+    pub(super) async fn memory(&self, bytes: u64) -> io::Result<OwnedSemaphorePermit> {
+        self.memory.take(self.memory.units_of(bytes)).await
+    }
+
+    fn create(&self) -> io::Result<StagedFile> {
+        private_files::make_dir(&self.folder, Access::Owner)?;
+        match self.naming {
+            Naming::Named => StagedFile::create(&self.folder),
+            Naming::Nameless => StagedFile::create_nameless(&self.folder),
+        }
+    }
+}
+
+impl Pool {
+    fn new(bytes: u64) -> Self {
+        // A semaphore has no more.
+        let most = u32::MAX >> 3;
+        let total = u32::try_from(bytes / UNIT).unwrap_or(most).min(most);
+        Self {
+            units: Arc::new(Semaphore::new(total as usize)),
+            total,
+        }
+    }
+
+    /// One image never waits for more than there is.
+    fn units_of(&self, bytes: u64) -> u32 {
+        u32::try_from(bytes.div_ceil(UNIT)).map_or(self.total, |units| units.min(self.total))
+    }
+
+    fn try_take(&self, units: u32) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.units).try_acquire_many_owned(units).ok()
+    }
+
+    async fn take(&self, units: u32) -> io::Result<OwnedSemaphorePermit> {
+        let taken = Arc::clone(&self.units).acquire_many_owned(units).await;
+        taken.map_err(io::Error::other)
+    }
+}
+
+impl HeldImage {
+    /// Of the image so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Appends. It waits where neither memory nor the disk has room.
+    pub async fn write(&mut self, mut piece: &[u8]) {
+        self.bytes += piece.len() as u64;
+        while !piece.is_empty() {
+            if self.last.len() == BLOCK_BYTES {
+                self.blocks.push(std::mem::take(&mut self.last).into());
+                if self.spooled.is_some() {
+                    self.spool().await;
+                }
+            }
+            let (now, later) = piece.split_at(piece.len().min(BLOCK_BYTES - self.last.len()));
+            self.last.extend_from_slice(now);
+            piece = later;
+        }
+        if self.spooled.is_none() && !self.is_in_memory() {
+            self.spool().await;
+        }
+    }
+
+    /// The image, of which nothing more comes.
+    pub(super) async fn whole(&mut self) -> Whole {
+        if !self.last.is_empty() {
+            self.blocks.push(std::mem::take(&mut self.last).into());
+        }
+        if self.spooled.is_some() && !self.blocks.is_empty() {
+            self.spool().await;
+        }
+        match &self.spooled {
+            Some(spooled) => Whole::File(Arc::clone(&spooled.file), spooled.bytes),
+            None => Whole::Memory(self.blocks.clone()),
+        }
+    }
+
+    pub(super) fn room(&self) -> &Room {
+        &self.room
+    }
+
+    /// Whether there is memory for all of it, taking what is missing.
+    fn is_in_memory(&mut self) -> bool {
+        let pool = &self.room.memory;
+        let has = self
+            .memory
+            .as_ref()
+            .map_or(0, OwnedSemaphorePermit::num_permits);
+        let missing = (pool.units_of(self.bytes) as usize).saturating_sub(has);
+        if missing == 0 {
+            return true;
+        }
+        let Some(more) = u32::try_from(missing)
+            .ok()
+            .and_then(|units| pool.try_take(units))
+        else {
+            return false;
+        };
+        match &mut self.memory {
+            Some(memory) => memory.merge(more),
+            None => self.memory = Some(more),
+        }
+        true
+    }
+
+    /// Writes what is in memory to the file, and gives the memory back. Where the disk fails it stays in memory
+    /// if there is room by then.
+    async fn spool(&mut self) {
+        while let Err(error) = self.try_spool().await {
+            tracing::warn!(%error, "an image that waits to be stored found no room on the disk");
+            // A file that holds nothing yet is given up for memory.
+            if self
+                .spooled
+                .as_ref()
+                .is_none_or(|spooled| spooled.bytes == 0)
+                && self.is_in_memory()
+            {
+                self.spooled = None;
+                return;
+            }
+            sleep(RETRY).await;
+        }
+        self.memory = None;
+    }
+
+    async fn try_spool(&mut self) -> io::Result<()> {
+        if self.spooled.is_none() {
+            let disk = self.room.disk.take(0).await?;
+            let room = Arc::clone(&self.room);
+            let file = blocking(move || Ok(Arc::new(room.create()?))).await?;
+            let bytes = 0;
+            self.spooled = Some(Spooled { file, bytes, disk });
+        }
+        let Some(spooled) = &mut self.spooled else {
+            return Ok(());
+        };
+        let blocks = self.blocks.clone();
+        let more: u64 = blocks.iter().map(|block| block.len() as u64).sum();
+        let pool = &self.room.disk;
+        let missing = pool.units_of(spooled.bytes + more) as usize;
+        let missing = missing.saturating_sub(spooled.disk.num_permits());
+        let units = u32::try_from(missing).map_err(io::Error::other)?;
+        spooled.disk.merge(pool.take(units).await?);
+        let (file, mut at) = (Arc::clone(&spooled.file), spooled.bytes);
+        let write = move || {
+            for block in blocks {
+                file.write_at(&block, at)?;
+                at += block.len() as u64;
+            }
+            Ok(())
+        };
+        blocking(write).await?;
+        spooled.bytes += more;
+        self.blocks.clear();
+        Ok(())
+    }
+}

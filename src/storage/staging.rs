@@ -1,0 +1,115 @@
+//! Files that are being written: under names nobody looks for, until they are whole.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use chrono::{DateTime, Utc};
+use tokio::task::spawn_blocking;
+
+use crate::{ids, private_files};
+
+/// A file that is gone when it is dropped unless it was published.
+pub(super) struct StagedFile {
+    file: File,
+    path: PathBuf,
+    /// Nothing is left at `path` that would have to be removed.
+    published: AtomicBool,
+    /// The system has lost some of its bytes: later syncs would say that all is well.
+    damaged: AtomicBool,
+}
+
+impl StagedFile {
+    pub(super) fn create(folder: &Path) -> io::Result<Self> {
+        let path = folder.join(ids::random_hex());
+        let mut options = private_files::options();
+        let file = options
+            .create_new(true)
+            .read(true)
+            .write(true)
+            .open(&path)?;
+        Ok(Self {
+            file,
+            path,
+            published: AtomicBool::new(false),
+            damaged: AtomicBool::new(false),
+        })
+    }
+
+    /// One that never gets a name: nothing of it is left, however the process ends.
+    pub(super) fn create_nameless(folder: &Path) -> io::Result<Self> {
+        let staged = Self::create(folder)?;
+        fs::remove_file(&staged.path)?;
+        staged.published.store(true, Ordering::Relaxed);
+        Ok(staged)
+    }
+
+    /// May be repeated after a failure.
+    pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    pub(super) fn read(&self, length: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+        self.file.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
+    }
+
+    /// Returns once its bytes outlast a power cut.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        if self.damaged.load(Ordering::Relaxed) {
+            return Err(io::Error::other("an earlier sync had failed"));
+        }
+        let synced = self.file.sync_data();
+        self.damaged.store(synced.is_err(), Ordering::Relaxed);
+        synced
+    }
+
+    pub(super) fn rename(&self, target: &Path) -> io::Result<()> {
+        fs::rename(&self.path, target)?;
+        self.published.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Drop for StagedFile {
+    fn drop(&mut self) {
+        if !self.published.load(Ordering::Relaxed) {
+            // What cannot be removed now goes when the store is opened a day later.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Removes what was last written to before `before`: a process that was killed has left it.
+pub(super) fn remove_old(folder: &Path, before: DateTime<Utc>) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        // Another process may be publishing its files meanwhile.
+        let Ok(modified) = entry.metadata().and_then(|meta| meta.modified()) else {
+            continue;
+        };
+        if DateTime::<Utc>::from(modified) < before {
+            absent_is_fine(fs::remove_file(entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn absent_is_fine(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Runs a file operation where it may block.
+pub(super) async fn blocking<T: Send + 'static>(
+    operation: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    spawn_blocking(operation).await?
+}

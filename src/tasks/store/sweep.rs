@@ -1,0 +1,48 @@
+//! Tasks whose attempts may have left images in storage that nothing refers to.
+
+use std::time::Duration;
+
+use sqlx::{PgConnection, query, types::Json};
+
+use super::interval;
+use crate::{ids::TaskId, tasks::Image};
+
+/// An ended task, and what of it is to stay in storage.
+#[derive(Debug)]
+pub struct Unswept {
+    pub id: TaskId,
+    pub images: Vec<Image>,
+}
+
+/// Ended tasks that were begun more than once or failed by our fault, and whose deadline has passed so long ago
+/// that no worker works on them any more.
+pub async fn unswept(
+    conn: &mut PgConnection,
+    grace: Duration,
+    limit: i64,
+) -> sqlx::Result<Vec<Unswept>> {
+    let rows = query!(
+        r#"SELECT id, images AS "images: Json<Vec<Image>>" FROM tasks
+           WHERE ended_at IS NOT NULL AND swept_at IS NULL
+               AND (fence > 1 OR failure ->> 'kind' IN ('internal', 'deadline'))
+               AND deadline_at < now() - $1::interval
+           ORDER BY deadline_at LIMIT $2"#,
+        interval(grace),
+        limit,
+    )
+    .fetch_all(conn)
+    .await?;
+    let unswept = rows.into_iter().map(|row| Unswept {
+        id: row.id,
+        images: row.images.map(|images| images.0).unwrap_or_default(),
+    });
+    Ok(unswept.collect())
+}
+
+/// Notes that nothing of these tasks is left to be deleted.
+pub async fn mark_swept(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<u64> {
+    let done = query!("UPDATE tasks SET swept_at = now() WHERE id = ANY($1)", ids)
+        .execute(conn)
+        .await?;
+    Ok(done.rows_affected())
+}

@@ -1,0 +1,3 @@
+//! What one request, and one account, may cost the gateway: memory, rows and storage.
+
+mod rows;

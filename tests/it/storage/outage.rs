@@ -1,0 +1,220 @@
+//! Storage that fails while images come: what was generated is stored once it works again, and nothing new is
+//! bought meanwhile.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use serde_json::json;
+
+use crate::harness::{
+    TestApp,
+    caller::Caller,
+    fault_proxy::{Fault, FaultProxy, Target},
+    s3::S3Server,
+    upstream::{Gate, Reply, Upstream, noise},
+};
+
+const WAITING: usize = 6;
+
+/// How a store is broken, and made whole again.
+trait Breakable {
+    fn set_broken(&self, broken: bool);
+}
+
+impl Breakable for FaultProxy {
+    fn set_broken(&self, broken: bool) {
+        self.set(if broken { Fault::Reset } else { Fault::None });
+    }
+}
+
+/// Connections stay open, and nothing passes.
+struct Silence(FaultProxy);
+
+impl Breakable for Silence {
+    fn set_broken(&self, broken: bool) {
+        let fault = if broken {
+            Fault::BlackHole
+        } else {
+            Fault::None
+        };
+        self.0.set(fault);
+    }
+}
+
+impl Breakable for S3Server {
+    fn set_broken(&self, broken: bool) {
+        self.failing.store(broken, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_that_come_while_s3_is_stopped_are_all_delivered_and_bought_once() {
+    let server = S3Server::s3s().await;
+    let proxy = FaultProxy::start(Target::Tcp(server.address())).await;
+    let settings = S3Server::settings(&format!("http://{}", proxy.address()));
+    outage(&settings, &proxy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_that_come_while_s3_is_silent_are_all_delivered_and_bought_once() {
+    let server = S3Server::s3s().await;
+    let proxy = FaultProxy::start(Target::Tcp(server.address())).await;
+    let settings = S3Server::settings(&format!("http://{}", proxy.address()));
+    outage(&settings, &Silence(proxy)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_that_come_while_s3_answers_500_are_all_delivered_and_bought_once() {
+    let server = S3Server::s3s().await;
+    outage(&S3Server::settings(&server.endpoint), &server).await;
+}
+
+/// Images come during an outage, more than memory holds; others wait in the queue or come to be refused.
+async fn outage(storage: &str, store: &impl Breakable) {
+    let upstream = Upstream::start().await;
+    let settings = format!(
+        "[tasks]\nrunning_max = {WAITING}\n{storage}held_bytes_max = 1048576\n{}",
+        upstream.gateway("")
+    )
+    // An upstream's time is over long before the store is back.
+    .replace("[\"up\"]", "[{ backend = \"up\", timeout_ms = 2000 }]");
+    let app = TestApp::with(&settings).await;
+    let caller = app.caller("10").await;
+    let gate = Gate::new(tokio::sync::Semaphore::new(0));
+    let images: Vec<Vec<u8>> = (0..WAITING).map(|_| noise(400, 400)).collect();
+    for image in &images {
+        upstream.next(Reply::pictures(std::slice::from_ref(image)).held_by(&gate));
+    }
+    let waiting: Vec<_> = (0..WAITING).map(|n| drawing(&caller, n)).collect();
+    upstream.wait_for(WAITING).await;
+    let queued = caller
+        .submit(&json!({"model": "gpt-image-2", "prompt": "queued"}))
+        .await;
+
+    store.set_broken(true);
+    gate.add_permits(WAITING);
+    until_ready_says(&caller, 503, "storage cannot be reached").await;
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_secs(3) {
+        for path in ["/v1/images/generations", "/v1/images/edits?async=1"] {
+            let body = json!({"model": "gpt-image-2", "prompt": "refused"});
+            let refused = caller.post(path, &body).await;
+            refused.assert_refused(503, "storage cannot be reached");
+            assert_eq!(refused.header("retry-after"), Some("5"));
+            assert_eq!(refused.header("x-should-retry"), None);
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert_eq!(upstream.received().len(), WAITING, "bought meanwhile");
+    let status = caller
+        .get(&format!("/v1/images/tasks/{queued}"))
+        .await
+        .json()["status"]
+        .clone();
+    assert_eq!(status, "pending");
+    store.set_broken(false);
+
+    let mut stored = Vec::new();
+    for answer in waiting {
+        let answer = answer.await.unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let text = answer.json()["data"][0]["b64_json"].clone();
+        stored.push(
+            base64_simd::STANDARD
+                .decode_to_vec(text.as_str().unwrap())
+                .unwrap(),
+        );
+    }
+    let sorted = |mut images: Vec<Vec<u8>>| {
+        images.sort_unstable();
+        images
+    };
+    assert!(sorted(stored) == sorted(images), "other images");
+    assert_eq!(caller.wait_for(&queued).await["status"], "completed");
+    assert_eq!(upstream.received().len(), WAITING + 1);
+    until_ready_says(&caller, 200, "ok").await;
+    let cost = 0.2 * (WAITING + 1) as f64;
+    assert_eq!(caller.balance().await["balance"], 10.0 - cost);
+    app.finish().await;
+}
+
+/// A request that waits for its image.
+#[expect(clippy::disallowed_methods, reason = "it may end with the test")]
+fn drawing(caller: &Caller, n: usize) -> tokio::task::JoinHandle<crate::harness::caller::Answer> {
+    let caller = caller.clone();
+    tokio::spawn(async move {
+        let prompt = format!("image {n}");
+        let body = json!({"model": "gpt-image-2", "prompt": prompt, "response_format": "b64_json"});
+        caller.post("/v1/images/generations", &body).await
+    })
+}
+
+async fn until_ready_says(caller: &Caller, status: u16, text: &str) {
+    for _ in 0..1_000 {
+        let ready = caller.get("/readyz").await;
+        if ready.status == status && String::from_utf8_lossy(&ready.body).contains(text) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!(
+        "never ready: {status} {text}: {:?}",
+        caller.get("/readyz").await
+    );
+}
+
+#[tokio::test]
+async fn a_disk_without_room_is_told_before_an_upstream_is_called() {
+    let upstream = Upstream::start().await;
+    let settings = format!(
+        "[storage]\nfree_bytes_min = 1125899906842624\n{}",
+        upstream.gateway("")
+    );
+    let app = TestApp::with(&settings).await;
+    let caller = app.caller("1").await;
+    for path in ["/v1/images/generations", "/v1/images/generations/async"] {
+        let body = json!({"model": "gpt-image-2", "prompt": "no room"});
+        let refused = caller.post(path, &body).await;
+        refused.assert_refused(503, "storage is full");
+        assert_eq!(refused.header("retry-after"), Some("5"));
+    }
+    caller
+        .get("/readyz")
+        .await
+        .assert_refused(503, "storage is full");
+    assert_eq!(upstream.received().len(), 0);
+    let balance = caller.balance().await;
+    assert_eq!(
+        (&balance["balance"], &balance["held"]),
+        (&1.0.into(), &0.0.into())
+    );
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_store_that_never_comes_back_costs_nothing() {
+    let upstream = Upstream::start().await;
+    let settings = format!(
+        "[tasks]\ndeadline_ms = 3000\nlease_ms = 1000\n{}",
+        upstream.gateway("")
+    );
+    let app = TestApp::with(&settings).await;
+    let caller = app.caller("1").await;
+    assert_eq!(caller.draw("before").await.status, 200);
+    let objects = app.app.config.data_dir.join("objects");
+    let away = app.app.config.data_dir.join("away");
+    std::fs::rename(&objects, &away).unwrap();
+    std::fs::write(&objects, "in the way").unwrap();
+
+    let failed = caller.draw("meanwhile").await;
+    failed.assert_refused(504, "the task ran past its deadline");
+    assert_eq!(failed.header("x-should-retry"), Some("false"));
+    until_ready_says(&caller, 503, "storage cannot be reached").await;
+    assert_eq!(caller.balance().await["balance"], 0.8);
+
+    std::fs::remove_file(&objects).unwrap();
+    std::fs::rename(&away, &objects).unwrap();
+    until_ready_says(&caller, 200, "ok").await;
+    assert_eq!(caller.draw("after").await.status, 200);
+    assert_eq!(caller.balance().await["balance"], 0.6);
+    app.finish().await;
+}

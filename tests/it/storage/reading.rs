@@ -1,0 +1,58 @@
+//! Images inside an answer: they are read before a status is sent, and to their end though the store fails for a
+//! moment.
+
+use serde_json::json;
+
+use crate::harness::{
+    TestApp,
+    caller::Answer,
+    fault_proxy::{Fault, FaultProxy, Target},
+    s3::S3Server,
+    upstream::{Reply, Upstream, noise},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_whose_images_cannot_be_read_says_where_they_are() {
+    let (server, upstream) = (S3Server::s3s().await, Upstream::start().await);
+    let proxy = FaultProxy::start(Target::Tcp(server.address())).await;
+    let storage = S3Server::settings(&format!("http://{}", proxy.address()));
+    let app = TestApp::with(&(storage + &upstream.gateway(""))).await;
+    let caller = app.caller("1").await;
+    let ask = async || {
+        let body =
+            json!({"model": "gpt-image-2", "prompt": "a tern", "response_format": "b64_json"});
+        let request = caller.request(reqwest::Method::POST, "/v1/images/generations");
+        Answer::of(request.header("idempotency-key", "once").json(&body)).await
+    };
+    let image = noise(600, 500);
+    upstream.next(Reply::pictures(std::slice::from_ref(&image)));
+    let whole = ask().await;
+    assert_eq!(whole.status, 200, "{whole:?}");
+    let task = whole.json()["id"].as_str().unwrap().to_owned();
+
+    // Each connection gives out a part of it.
+    proxy.set(Fault::CutAfter(300_000));
+    let resumed = ask().await;
+    assert_eq!(resumed.status, 200, "{resumed:?}");
+    let text = resumed.json()["data"][0]["b64_json"].clone();
+    let read = base64_simd::STANDARD.decode_to_vec(text.as_str().unwrap());
+    assert!(read.unwrap() == image);
+
+    proxy.set(Fault::Reset);
+    let failed = ask().await;
+    failed.assert_refused(
+        503,
+        &format!(
+            "the image is stored but cannot be read at present: it is at /v1/images/tasks/{task}"
+        ),
+    );
+    assert_eq!(failed.header("x-task-id"), Some(task.as_str()));
+    assert_eq!(failed.header("x-should-retry"), Some("false"));
+    assert_eq!(failed.header("retry-after"), Some("5"));
+    proxy.set(Fault::None);
+
+    assert_eq!(ask().await.status, 200);
+    assert_eq!(upstream.received().len(), 1);
+    assert_eq!(caller.balance().await["balance"], 0.8);
+    app.finish().await;
+}
