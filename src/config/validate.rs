@@ -49,11 +49,19 @@ fn server(config: &Config, found: &mut Found) {
         "must be a name, it is in every error body",
     );
     found.unless(
-        server.json_bytes_max <= server.buffer_bytes_max,
+        server.json_bytes_max <= server.account_buffer_bytes_max,
         "server.json_bytes_max",
         format!(
+            "must be at most server.account_buffer_bytes_max, {}, is {}",
+            server.account_buffer_bytes_max, server.json_bytes_max
+        ),
+    );
+    found.unless(
+        server.account_buffer_bytes_max <= server.buffer_bytes_max,
+        "server.account_buffer_bytes_max",
+        format!(
             "must be at most server.buffer_bytes_max, {}, is {}",
-            server.buffer_bytes_max, server.json_bytes_max
+            server.buffer_bytes_max, server.account_buffer_bytes_max
         ),
     );
 }

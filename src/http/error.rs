@@ -17,7 +17,7 @@ use crate::{
     app::App,
     billing::Refusal,
     image::{InvalidImage, SizeError},
-    images::{intake::IntakeError, submit::SubmitError},
+    images::{admission::Overload, intake::IntakeError, submit::SubmitError},
     storage::StorageError,
     tasks::{Failure, FailureKind},
 };
@@ -226,6 +226,25 @@ impl From<SubmitError> for ApiError {
     }
 }
 
+impl From<Overload> for ApiError {
+    fn from(overload: Overload) -> Self {
+        let seconds = overload.retry_after().as_secs_f64().ceil();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a minute at most"
+        )]
+        let seconds = seconds as u32;
+        if overload.is_own() {
+            Self::new(StatusCode::TOO_MANY_REQUESTS, overload.to_string())
+                .code("concurrency_limit")
+                .retry_after(seconds)
+        } else {
+            Self::unavailable(&overload.to_string(), seconds)
+        }
+    }
+}
+
 /// A picture takes seconds: when some of a key's tasks may have ended.
 const CONCURRENCY_RETRY_S: u32 = 5;
 
@@ -267,7 +286,7 @@ impl From<IntakeError<ApiError>> for ApiError {
     fn from(error: IntakeError<ApiError>) -> Self {
         match error {
             IntakeError::Invalid(invalid) => invalid.into(),
-            IntakeError::TooLarge { .. } => {
+            IntakeError::TooLarge { .. } | IntakeError::Full { .. } => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
             }
             IntakeError::Read(error) => error,

@@ -78,12 +78,11 @@ impl Circuit {
         write: impl Future<Output = Result<T, StorageError>>,
     ) -> Result<T, StorageError> {
         let mut write = std::pin::pin!(write);
-        let written = match timeout(SLOW_AFTER, write.as_mut()).await {
-            Ok(written) => written,
-            Err(_) => {
-                self.suspicion.notify_one();
-                write.await
-            }
+        let written = if let Ok(written) = timeout(SLOW_AFTER, write.as_mut()).await {
+            written
+        } else {
+            self.suspicion.notify_one();
+            write.await
         };
         self.record(&written);
         written

@@ -264,7 +264,7 @@ async fn images_of_a_task(storage: &Storage) {
     .await;
     write(storage, &Key::image(neighbour, 1, 1, Format::Png), b"else").await;
     let mut found = storage.images_of(task).await.unwrap();
-    found.sort_by_key(|key| key.fence_and_seq());
+    found.sort_by_key(Key::fence_and_seq);
     assert_eq!(found, keys);
 }
 

@@ -43,6 +43,8 @@ const POLLS_PER_LOOK: u32 = 10;
 /// So many polls may fail in a row.
 const POLL_FAILURES_MAX: u32 = 5;
 /// Of the option `negative_prompt`; as many as a prompt may have.
+/// The client's parameter that says what is not to be seen.
+const NEGATIVE_PROMPT: &str = "negative_prompt";
 const NEGATIVE_CHARS_MAX: usize = 32_000;
 
 /// A ComfyUI server.
@@ -119,7 +121,7 @@ impl Comfyui {
         id: Uuid,
         images: &mut dyn ImageSink,
     ) -> Result<Uuid, BackendError> {
-        let negative = drawing.options.get("negative_prompt");
+        let negative = drawing.options.get(NEGATIVE_PROMPT);
         let negative = negative.and_then(serde_json::Value::as_str);
         if negative.is_some_and(|text| text.chars().count() > NEGATIVE_CHARS_MAX) {
             let message =
@@ -221,6 +223,10 @@ impl Backend for Comfyui {
             references_max: references.max().unwrap_or_default(),
             mask: self.mask.is_some(),
         }
+    }
+
+    fn reads_option(&self, name: &str) -> bool {
+        name == NEGATIVE_PROMPT
     }
 
     async fn draw(

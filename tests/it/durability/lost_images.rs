@@ -11,7 +11,7 @@ use crate::harness::{
     caller::Caller,
     database::TestDatabase,
     process::{Process, Setup},
-    upstream::{Gate, Reply, Upstream, picture},
+    upstream::{Gate, Received, Reply, Upstream, picture},
 };
 
 const WAITS_TO_SETTLE: &str =
@@ -100,7 +100,7 @@ async fn only_what_was_not_stored_is_bought_again() {
     assert_eq!(task["status"], "completed");
     let received = upstream.received();
     assert_eq!(
-        received.iter().map(|call| call.n()).collect::<Vec<_>>(),
+        received.iter().map(Received::n).collect::<Vec<_>>(),
         [Some(3), Some(1)]
     );
     for (index, shade) in (1..=3).enumerate() {
