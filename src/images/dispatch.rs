@@ -22,7 +22,7 @@ use crate::{
 /// What a look at the queue came to.
 #[derive(Debug)]
 pub enum Dispatched {
-    /// Another worker is looking.
+    /// Another worker is looking, or what came next has just stepped aside: look again in a moment.
     Busy,
     Tasks {
         tasks: Vec<(Task, Assignment)>,
@@ -60,12 +60,16 @@ pub async fn claim(app: &App, limit: usize) -> sqlx::Result<Dispatched> {
     if !aside.is_empty() {
         store::step_aside(&mut tx, &aside, ASIDE).await?;
     }
-    let more = more || !aside.is_empty();
     if assignments.is_empty() {
         tx.commit().await?;
-        let tasks = Vec::new();
-        return Ok(Dispatched::Tasks { tasks, more });
+        return Ok(if aside.is_empty() {
+            let tasks = Vec::new();
+            Dispatched::Tasks { tasks, more: false }
+        } else {
+            Dispatched::Busy
+        });
     }
+    let more = more || !aside.is_empty();
     let claims: Vec<Claim> = assignments
         .iter()
         .map(|(id, assignment)| Claim {

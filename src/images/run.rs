@@ -93,12 +93,7 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
         Ok(found) => found,
         Err(ending) => return Ran::Ended(ending.unless_delivered(adopted)),
     };
-    let inputs = match timeout(task.left, inputs::open_all(app, task)).await {
-        Ok(Ok(inputs)) => Ok(inputs),
-        Ok(Err(failure)) => Err(Ending::of(Outcome::Failed(failure))),
-        Err(_) => Err(Ending::unasked(FailureKind::Deadline, PAST_DEADLINE)),
-    };
-    let inputs = match inputs {
+    let inputs = match open_inputs(app, task).await {
         Ok(inputs) => inputs,
         Err(ending) => return Ran::Ended(ending.unless_delivered(adopted)),
     };
@@ -155,6 +150,14 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
             attempt: Some(attempt),
             usage,
         }),
+    }
+}
+
+async fn open_inputs(app: &App, task: &Task) -> Result<Inputs, Ending> {
+    match timeout(task.left, inputs::open_all(app, task)).await {
+        Ok(Ok(inputs)) => Ok(inputs),
+        Ok(Err(failure)) => Err(Ending::of(Outcome::Failed(failure))),
+        Err(_) => Err(Ending::unasked(FailureKind::Deadline, PAST_DEADLINE)),
     }
 }
 

@@ -209,7 +209,7 @@ impl Worker {
 enum Found {
     /// Maybe more than there were places for.
     More,
-    /// Another worker was looking.
+    /// Look again in a moment.
     Busy,
     Nothing,
 }

@@ -1,9 +1,9 @@
 //! One private PostgreSQL for the whole run, and a database of its own for each test, copied from one
 //! that is migrated.
 
-use std::{fs, path::Path, sync::OnceLock};
+use std::{fs, path::Path, sync::OnceLock, time::Duration};
 
-use easel::{billing::ledger, db, private_postgres::PrivatePostgres};
+use easel::{billing::ledger, db, private_postgres::PrivatePostgres, tasks::store};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, postgres::PgConnectOptions};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, OnceCell};
@@ -144,4 +144,18 @@ impl TestDatabase {
             .unwrap();
         assert_eq!(held, 0, "money is held");
     }
+}
+
+/// The tasks in the queue that come next where nothing is short.
+pub async fn first_in_line(conn: &mut PgConnection, limit: i64) -> Vec<store::Waiting> {
+    let queued = store::queued_classes(conn).await.unwrap().into_iter();
+    let demand = |(pool, (model, needs))| store::Demand {
+        model,
+        needs,
+        pool,
+        capacity: u32::MAX,
+        least: Duration::ZERO,
+    };
+    let demands: Vec<_> = (0..).zip(queued).map(demand).collect();
+    store::waiting(conn, &demands, limit).await.unwrap()
 }

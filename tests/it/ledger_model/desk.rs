@@ -25,7 +25,10 @@ use futures_util::future::join_all;
 use sqlx::PgPool;
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::harness::{self, database::TestDatabase};
+use crate::harness::{
+    self,
+    database::{TestDatabase, first_in_line},
+};
 
 pub const TIME_ZONE: &str = "Asia/Shanghai";
 
@@ -101,7 +104,7 @@ impl Desk {
     pub async fn claim(&self, limit: i64) -> Vec<Task> {
         let mut tx = self.pool.begin().await.unwrap();
         assert!(store::lock_queue(&mut tx).await.unwrap());
-        let waiting = store::waiting(&mut tx, &[], limit).await.unwrap();
+        let waiting = first_in_line(&mut tx, limit).await;
         let claim = |waiting: store::Waiting| store::Claim {
             id: waiting.id,
             route: Some("demo".to_owned()),
