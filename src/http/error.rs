@@ -18,7 +18,7 @@ use crate::{
     billing::Refusal,
     image::{InvalidImage, SizeError},
     images::{intake::IntakeError, submit::SubmitError},
-    storage::StorageError,
+    storage::{StorageError, Trouble},
     tasks::{Failure, FailureKind},
 };
 
@@ -223,6 +223,15 @@ impl From<SubmitError> for ApiError {
             }
             SubmitError::Database(cause) => Self::internal("the task could not be stored", &*cause),
         }
+    }
+}
+
+/// While storage fails it is probed every second.
+const STORAGE_RETRY_S: u32 = 5;
+
+impl From<Trouble> for ApiError {
+    fn from(trouble: Trouble) -> Self {
+        Self::unavailable(&trouble.to_string(), STORAGE_RETRY_S)
     }
 }
 

@@ -32,9 +32,7 @@ pub(super) async fn ready(
     if app.shutdown.has_begun() {
         return Err(not_ready("the gateway is shutting down"));
     }
-    if let Some(trouble) = app.storage.trouble() {
-        return Err(not_ready(trouble.message()));
-    }
+    app.storage.usable()?;
     let checks = async {
         sqlx::Connection::ping(&mut *app.pool.acquire().await.ok().ok_or("database")?)
             .await
@@ -57,7 +55,7 @@ fn verbose(app: &App) -> Value {
         .resting()
         .map(|(name, resting)| (name.to_owned(), state(resting).into()))
         .collect();
-    let storage = if app.storage.trouble().is_some() {
+    let storage = if app.storage.usable().is_err() {
         "failing"
     } else {
         "ok"

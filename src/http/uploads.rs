@@ -22,6 +22,7 @@ pub(super) async fn upload(
     Admitted(caller): Admitted,
     request: Request,
 ) -> Result<Response, ApiError> {
+    app.storage.usable()?;
     let content_type = content_type(&request).ok_or_else(|| ApiError::field("file", NO_FILE))?;
     let mut form = body::form(&app, request, &content_type)?;
     while let Some(part) = form.next_field().await.map_err(body::malformed_form)? {

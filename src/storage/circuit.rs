@@ -24,9 +24,11 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 const FAILURES_MAX: u32 = 5;
 
 /// Why nothing can be stored, in words for clients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Trouble {
+    #[error("storage cannot be reached")]
     Unreachable,
+    #[error("storage is full")]
     Full,
 }
 
@@ -42,15 +44,6 @@ pub(super) struct Circuit {
 struct Failing {
     trouble: Trouble,
     since: Instant,
-}
-
-impl Trouble {
-    pub fn message(self) -> &'static str {
-        match self {
-            Self::Unreachable => "storage cannot be reached",
-            Self::Full => "storage is full",
-        }
-    }
 }
 
 impl Circuit {
@@ -148,7 +141,7 @@ impl Circuit {
         probed
     }
 
-    /// Probes while the store fails or is suspected to, and looks how much room is left. Ends with the last
+    /// Probes while the store fails or is suspected to, and looks how much space is free. Ends with the last
     /// handle of the circuit.
     #[expect(
         clippy::disallowed_methods,
@@ -169,7 +162,7 @@ impl Circuit {
                 if probed {
                     // Told to the log by whom it changes something for.
                     let _ = circuit.probe(&store).await;
-                } else if let Err(error) = store.check_room().await {
+                } else if let Err(error) = store.check_free_space().await {
                     circuit.open(error.trouble().unwrap_or(Trouble::Unreachable), &error);
                 }
                 if suspected {
