@@ -1,10 +1,7 @@
 //! What everything shares: the pool, storage, backends, clock, settings, and the loops that accept and
 //! settle tasks.
 
-use std::sync::{
-    Arc, PoisonError, RwLock,
-    atomic::{AtomicBool, AtomicI64},
-};
+use std::sync::{Arc, PoisonError, RwLock, atomic::AtomicBool};
 
 use sqlx::PgPool;
 use tokio::sync::{Notify, Semaphore, mpsc};
@@ -12,22 +9,23 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use crate::{
     accounts::Doorman,
     backend::Catalog,
+    buffers::Buffers,
     clock::Clock,
     config::Config,
     image::Limits,
-    images::{Claimed, settle, submit},
+    images::{Claimed, admission::SyncWaiters, settle, submit},
     references::Fetcher,
     shutdown::Shutdown,
+    stall::StallWatch,
     storage::Storage,
     tasks::{
+        backlog::Backlog,
         poll::{self, Poller},
         store::Terms,
         wait::Waiters,
     },
+    uploads::Stock,
 };
-
-/// The unit in which memory for request bodies is shared out, in bytes.
-pub const BUFFER_UNIT: usize = 1024;
 
 /// A running gateway, without its doors. Cheap to clone.
 #[derive(Clone)]
@@ -51,12 +49,15 @@ pub struct Inner {
     pub slots: Arc<Semaphore>,
     /// Whether tasks wait for no more than a place here: new ones may not overtake them.
     pub crowded: AtomicBool,
-    /// How many tasks wait in the queue: as last counted, and what this process has added since.
-    pub queued: AtomicI64,
-    /// Memory for request bodies that are held whole, in units of [`BUFFER_UNIT`].
-    pub buffers: Arc<Semaphore>,
+    pub backlog: Backlog,
+    pub sync_waiters: SyncWaiters,
+    /// Memory for request bodies that are held whole.
+    pub buffers: Buffers,
+    /// What the uploads of each account take of storage.
+    pub stock: Stock,
     /// What every link starts with.
     pub public_url: String,
+    pub stalls: StallWatch,
     pub shutdown: Shutdown,
 }
 
@@ -87,7 +88,7 @@ impl App {
             clock.clone(),
         )
         .await?;
-        let catalog = RwLock::new(Arc::new(Catalog::open(&config)?));
+        let catalog = RwLock::new(Arc::new(Catalog::open(&config, None)?));
         let references = Fetcher::new(&config.references, config.uploads.bytes_max, &public_url)?;
         let waiters = Waiters::default();
         let terms = Terms {
@@ -99,7 +100,11 @@ impl App {
         let submitter = submit::start(pool.clone(), claimed, terms, zone.clone());
         let poller = poll::start(pool.clone());
         let settler = settle::start(pool.clone(), waiters.clone(), zone.clone());
-        let buffer_units = config.server.buffer_bytes_max / BUFFER_UNIT;
+        let stock = Stock::new(config.uploads.account_bytes_max);
+        let buffers = Buffers::new(
+            config.server.buffer_bytes_max,
+            config.server.account_buffer_bytes_max,
+        );
         let app = Self(Arc::new(Inner {
             doorman: Doorman::new(pool.clone()),
             slots: Arc::new(Semaphore::new(config.tasks.running_max)),
@@ -111,13 +116,16 @@ impl App {
             reload: Notify::new(),
             references,
             crowded: AtomicBool::new(false),
-            queued: AtomicI64::new(0),
-            buffers: Arc::new(Semaphore::new(buffer_units)),
+            backlog: Backlog::default(),
+            sync_waiters: SyncWaiters::default(),
+            buffers,
+            stock,
             public_url,
             waiters,
             poller,
             submitter,
             settler,
+            stalls: StallWatch::default(),
             shutdown,
         }));
         Ok((app, to_run))

@@ -116,6 +116,16 @@ pub async fn get(
     .await
 }
 
+/// What an account could have held now, without a lock: a hold may find less.
+pub async fn available(conn: &mut PgConnection, id: AccountId) -> sqlx::Result<Option<Cny>> {
+    query_scalar!(
+        r#"SELECT balance - held AS "available!: Cny" FROM accounts WHERE id = $1"#,
+        id
+    )
+    .fetch_optional(conn)
+    .await
+}
+
 /// Whether an account may be used.
 #[derive(Clone, Copy, Debug)]
 pub enum Standing {

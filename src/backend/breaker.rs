@@ -1,11 +1,16 @@
-//! Leaves a backend in peace that keeps failing: after some failures in a row it rests, then one request
-//! is let through, and its end decides.
+//! The circuit of one backend: it opens when the backend keeps failing, and closes when a probe succeeds.
+//! Only failures that no request can cause open it alone; those that a request may cause have to come from
+//! several accounts, so that nobody takes a backend from the others by what he asks for.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
-use crate::{config, failure::Class};
+use crate::{config, failure::Class, ids::AccountId};
 
 /// Of one backend.
 pub struct Breaker {
@@ -14,11 +19,53 @@ pub struct Breaker {
     state: Mutex<State>,
 }
 
+/// How a circuit stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Circuit {
+    Closed,
+    /// Nobody is let through, or only whoever comes next: as a probe.
+    Open,
+    /// One call is let through, and its end decides.
+    Probing,
+}
+
+/// A call that was let through. Dropped without a record, as where no call was made, it changes nothing:
+/// a probe is given back.
+#[must_use]
+pub struct Permit {
+    breaker: Arc<Breaker>,
+    account: AccountId,
+    /// The probe's number, if it is one.
+    probe: Option<u64>,
+}
+
 #[derive(Default)]
 struct State {
-    failures: u32,
-    /// Nobody is let through before.
-    rests_until: Option<Instant>,
+    row: Row,
+    /// The circuit is open, and nobody is let through before.
+    open_until: Option<Instant>,
+    /// The number of the probe that is under way.
+    probe: Option<u64>,
+    probes: u64,
+}
+
+/// The failures since the last success.
+#[derive(Default)]
+struct Row {
+    /// Those that no request can cause.
+    blameless: u32,
+    by_account: HashMap<AccountId, u32>,
+}
+
+impl Circuit {
+    /// As `/readyz?verbose` says it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+            Self::Probing => "probing",
+        }
+    }
 }
 
 impl Breaker {
@@ -30,65 +77,103 @@ impl Breaker {
         }
     }
 
-    /// Whether nobody is let through now.
-    pub fn is_resting(&self) -> bool {
-        self.is_resting_at(Instant::now())
+    /// Lets a call of an account through, or does not. While the circuit is open, one call at a time is let
+    /// through as a probe; another one, if a probe takes longer than the circuit is left open.
+    pub fn try_acquire(self: &Arc<Self>, account: AccountId) -> Option<Permit> {
+        self.try_acquire_at(Instant::now(), account)
     }
 
-    /// Lets a request through, or does not. After a rest the next one has to wait for another rest,
-    /// unless this one ends well.
-    pub fn admit(&self) -> bool {
-        self.admit_at(Instant::now())
+    /// How many calls are let through now; `None`: any number. Only a look: nothing is acquired.
+    pub fn capacity(&self) -> Option<u32> {
+        self.probe_due().map(|wait| u32::from(wait.is_zero()))
     }
 
-    /// How a request ended; `None`: well.
-    pub fn note(&self, class: Option<Class>) {
-        self.note_at(Instant::now(), class);
+    /// How long it takes until the next probe may be made; `None`: the circuit is closed.
+    pub fn probe_due(&self) -> Option<Duration> {
+        let until = self.lock().open_until?;
+        Some(until.saturating_duration_since(Instant::now()))
     }
 
-    fn is_resting_at(&self, now: Instant) -> bool {
-        self.lock().rests_until.is_some_and(|until| now < until)
-    }
-
-    fn admit_at(&self, now: Instant) -> bool {
-        let mut state = self.lock();
-        match state.rests_until {
-            None => true,
-            Some(until) if now < until => false,
-            Some(_) => {
-                state.rests_until = Some(now + self.settings.rest());
-                true
-            }
+    pub fn circuit(&self) -> Circuit {
+        let state = self.lock();
+        match (state.open_until, state.probe) {
+            (None, _) => Circuit::Closed,
+            (Some(_), None) => Circuit::Open,
+            (Some(_), Some(_)) => Circuit::Probing,
         }
     }
 
-    fn note_at(&self, now: Instant, class: Option<Class>) {
+    fn try_acquire_at(self: &Arc<Self>, now: Instant, account: AccountId) -> Option<Permit> {
         let mut state = self.lock();
-        let failures_max = match class {
-            // It works, whatever it thinks of the request.
-            None | Some(Class::Refused | Class::Invalid) => {
-                if state.rests_until.is_some() {
-                    tracing::info!(backend = self.name, "a backend works again");
-                }
-                *state = State::default();
-                return;
-            }
-            // A wait that it asks for concerns the task; the rest says nothing of the backend.
-            Some(Class::RateLimited | Class::Lost | Class::Internal) => return,
-            Some(Class::Credentials) => 1,
-            Some(Class::Unreachable | Class::Failed | Class::Silent | Class::NoImage) => {
-                self.settings.failures_max
+        let probe = match state.open_until {
+            None => None,
+            Some(until) if now < until => return None,
+            Some(_) => {
+                state.probes += 1;
+                state.probe = Some(state.probes);
+                state.open_until = Some(now + self.settings.rest());
+                state.probe
             }
         };
-        state.failures = state.failures.saturating_add(1);
-        // One that was tried after a rest needs no others to fail beside it.
-        if state.failures < failures_max && state.rests_until.is_none() {
-            return;
+        Some(Permit {
+            breaker: Arc::clone(self),
+            account,
+            probe,
+        })
+    }
+
+    fn record_at(&self, now: Instant, permit: &Permit, class: Option<Class>) {
+        let mut state = self.lock();
+        let is_open = state.open_until.is_some();
+        let is_probe = permit.probe.is_some() && permit.probe == state.probe;
+        match class {
+            // It works, whatever it thinks of the request.
+            None | Some(Class::Refused | Class::Invalid) => return self.close(&mut state),
+            // So does one that answers a probe without a picture: what was asked for may be the reason.
+            Some(Class::NoImage) if is_probe => return self.close(&mut state),
+            // These say nothing of the backend.
+            Some(Class::Lost | Class::Internal) => return,
+            // A wait that it asks for concerns the task; the next probe waits, too.
+            Some(Class::RateLimited) if !is_probe => return,
+            // Calls that began before the circuit opened tell nothing new.
+            Some(_) if is_open && !is_probe => return,
+            Some(Class::Unreachable) => state.row.blameless = state.row.blameless.saturating_add(1),
+            Some(Class::Failed | Class::Silent | Class::NoImage) => {
+                let failures = state.row.by_account.entry(permit.account).or_default();
+                *failures = failures.saturating_add(1);
+            }
+            Some(Class::Credentials | Class::RateLimited) => {}
         }
-        let rest = self.settings.rest();
-        if state.rests_until.replace(now + rest).is_none() {
-            let rest_ms = u64::try_from(rest.as_millis()).unwrap_or(u64::MAX);
-            tracing::warn!(backend = self.name, rest_ms, class = ?class, "a backend keeps failing and is left out for a while");
+        let opens =
+            class == Some(Class::Credentials) || state.row.opens(self.settings.failures_max);
+        if is_probe || opens {
+            state.row = Row::default();
+            state.probe = None;
+            let rest = self.settings.rest();
+            if state.open_until.replace(now + rest).is_none() {
+                let rest_ms = u64::try_from(rest.as_millis()).unwrap_or(u64::MAX);
+                tracing::warn!(backend = self.name, rest_ms, class = ?class, "the circuit of a backend that keeps failing opened");
+            }
+        }
+    }
+
+    fn close(&self, state: &mut State) {
+        if state.open_until.is_some() {
+            tracing::info!(
+                backend = self.name,
+                "the circuit of a backend that works again closed"
+            );
+        }
+        state.row = Row::default();
+        state.open_until = None;
+        state.probe = None;
+    }
+
+    fn give_back(&self, now: Instant, probe: u64) {
+        let mut state = self.lock();
+        if state.probe == Some(probe) {
+            state.probe = None;
+            state.open_until = Some(now);
         }
     }
 
@@ -97,54 +182,156 @@ impl Breaker {
     }
 }
 
+impl Permit {
+    /// How the call ended; `None`: well.
+    pub fn record(self, class: Option<Class>) {
+        self.breaker.record_at(Instant::now(), &self, class);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        // After a record that decided, this is no longer the probe that is under way.
+        if let Some(probe) = self.probe {
+            self.breaker.give_back(Instant::now(), probe);
+        }
+    }
+}
+
+impl Row {
+    /// Whether so many failures open the circuit. Of the failures that a request may cause, one account
+    /// makes up no more than half of what it takes, and never all of them.
+    fn opens(&self, failures_max: u32) -> bool {
+        let share = failures_max.div_ceil(2);
+        let counted = self.by_account.values().map(|count| *count.min(&share));
+        let failures = counted.fold(self.blameless, u32::saturating_add);
+        let is_shared = self.blameless > 0 || self.by_account.len() > 1;
+        is_shared && failures >= failures_max
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+    use crate::ids::row_id;
 
     const REST: Duration = Duration::from_secs(1);
 
-    fn breaker() -> Breaker {
-        let settings = toml::from_str(
-            "failures_max = 2\nrest_ms = 1000\nretry_wait_ms = 1\nretry_wait_max_ms = 1",
+    fn breaker(failures_max: u32) -> Arc<Breaker> {
+        let settings = format!(
+            "failures_max = {failures_max}\nrest_ms = 1000\nretry_wait_ms = 1\nretry_wait_max_ms = 1\nsync_wait_ms = 1"
         );
-        Breaker::new("it", settings.unwrap())
+        Arc::new(Breaker::new("it", toml::from_str(&settings).unwrap()))
+    }
+
+    impl Breaker {
+        fn end_at(self: &Arc<Self>, now: Instant, account: AccountId, class: Option<Class>) {
+            let permit = self.try_acquire_at(now, account).unwrap();
+            self.record_at(now, &permit, class);
+            std::mem::forget(permit);
+        }
+
+        fn lets_through_at(self: &Arc<Self>, now: Instant) -> bool {
+            self.try_acquire_at(now, row_id()).is_some()
+        }
     }
 
     #[test]
-    fn rests_after_failures_in_a_row_and_tries_one_request_after_that() {
-        let (breaker, start) = (breaker(), Instant::now());
-        breaker.note_at(start, Some(Class::Failed));
-        breaker.note_at(start, None);
-        breaker.note_at(start, Some(Class::Silent));
-        assert!(breaker.admit_at(start), "not in a row");
-        breaker.note_at(start, Some(Class::Unreachable));
-        assert!(breaker.is_resting_at(start) && !breaker.admit_at(start));
+    fn opens_after_failures_in_a_row_and_lets_one_probe_through_after_that() {
+        let (breaker, start) = (breaker(2), Instant::now());
+        let [one, other] = [row_id(), row_id()];
+        breaker.end_at(start, one, Some(Class::Failed));
+        breaker.end_at(start, one, None);
+        breaker.end_at(start, other, Some(Class::Silent));
+        assert_eq!(breaker.circuit(), Circuit::Closed, "not in a row");
+        breaker.end_at(start, one, Some(Class::Unreachable));
+        assert_eq!(breaker.circuit(), Circuit::Open);
+        assert!(!breaker.lets_through_at(start));
 
         let later = start + REST;
-        assert!(!breaker.is_resting_at(later));
-        assert!(breaker.admit_at(later), "the one that is tried");
-        assert!(!breaker.admit_at(later), "not another");
-        breaker.note_at(later, Some(Class::Failed));
-        assert!(breaker.is_resting_at(later));
+        let probe = breaker.try_acquire_at(later, one).unwrap();
+        assert_eq!(breaker.circuit(), Circuit::Probing);
+        assert!(!breaker.lets_through_at(later), "one at a time");
+        breaker.record_at(later, &probe, Some(Class::Failed));
+        drop(probe);
+        assert!(!breaker.lets_through_at(later), "it failed again");
 
-        // One that never says how it ended keeps nobody out for longer than a rest.
-        assert!(breaker.admit_at(later + REST));
-        assert!(breaker.admit_at(later + 2 * REST));
-        breaker.note_at(later + 2 * REST, None);
-        assert!(breaker.admit_at(later + 2 * REST) && breaker.admit_at(later + 2 * REST));
+        let later = later + REST;
+        let slow = breaker.try_acquire_at(later, one).unwrap();
+        let second = breaker.try_acquire_at(later + REST, other).unwrap();
+        breaker.record_at(later + REST, &slow, Some(Class::Failed));
+        assert_eq!(breaker.circuit(), Circuit::Probing, "the second decides");
+        breaker.record_at(later + REST, &second, None);
+        assert_eq!(breaker.circuit(), Circuit::Closed);
+    }
+
+    #[test]
+    fn a_probe_without_a_call_is_given_back() {
+        let (breaker, start) = (breaker(1), Instant::now() - 2 * REST);
+        breaker.end_at(start, row_id(), Some(Class::Unreachable));
+        for _ in 0..3 {
+            let probe = breaker.try_acquire(row_id());
+            assert_eq!(breaker.capacity(), Some(0), "somebody has it");
+            drop(probe.unwrap());
+            assert_eq!(breaker.capacity(), Some(1));
+        }
+        breaker
+            .try_acquire(row_id())
+            .unwrap()
+            .record(Some(Class::Internal));
+        assert_eq!(breaker.capacity(), Some(1), "our failure says nothing");
+        breaker
+            .try_acquire(row_id())
+            .unwrap()
+            .record(Some(Class::RateLimited));
+        assert_eq!(breaker.capacity(), Some(0), "it asks for patience");
+    }
+
+    #[test]
+    fn one_account_never_opens_a_circuit_with_what_it_asks_for() {
+        let (breaker, now) = (breaker(4), Instant::now());
+        let [one, other, third] = [row_id(), row_id(), row_id()];
+        for class in [Class::Failed, Class::Silent, Class::NoImage] {
+            for _ in 0..10 {
+                breaker.end_at(now, one, Some(class));
+            }
+        }
+        breaker.end_at(now, other, Some(Class::NoImage));
+        assert_eq!(breaker.circuit(), Circuit::Closed, "three of four");
+        breaker.end_at(now, third, Some(Class::Failed));
+        assert_eq!(breaker.circuit(), Circuit::Open);
+    }
+
+    #[test]
+    fn even_where_one_failure_is_enough_it_takes_two_accounts() {
+        let (breaker, now) = (breaker(1), Instant::now());
+        let one = row_id();
+        breaker.end_at(now, one, Some(Class::Failed));
+        breaker.end_at(now, one, Some(Class::Failed));
+        assert_eq!(breaker.circuit(), Circuit::Closed);
+        breaker.end_at(now, row_id(), Some(Class::Failed));
+        assert_eq!(breaker.circuit(), Circuit::Open);
+    }
+
+    #[test]
+    fn calls_from_before_the_circuit_opened_do_not_keep_it_open() {
+        let (breaker, start) = (breaker(1), Instant::now());
+        let before = breaker.try_acquire_at(start, row_id()).unwrap();
+        breaker.end_at(start, row_id(), Some(Class::Unreachable));
+        let later = start + REST;
+        breaker.record_at(later, &before, Some(Class::Unreachable));
+        assert!(breaker.lets_through_at(later));
     }
 
     #[test]
     fn a_bad_key_counts_at_once_and_the_clients_faults_do_not() {
-        let (breaker, now) = (breaker(), Instant::now());
+        let (breaker, now) = (breaker(2), Instant::now());
         for class in [Class::Refused, Class::Invalid, Class::RateLimited] {
-            breaker.note_at(now, Some(class));
-            breaker.note_at(now, Some(class));
-            assert!(breaker.admit_at(now), "{class:?}");
+            breaker.end_at(now, row_id(), Some(class));
+            breaker.end_at(now, row_id(), Some(class));
+            assert_eq!(breaker.circuit(), Circuit::Closed, "{class:?}");
         }
-        breaker.note_at(now, Some(Class::Credentials));
-        assert!(!breaker.admit_at(now));
+        breaker.end_at(now, row_id(), Some(Class::Credentials));
+        assert_eq!(breaker.circuit(), Circuit::Open);
     }
 }

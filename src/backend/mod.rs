@@ -2,18 +2,20 @@
 
 mod breaker;
 pub mod catalog;
+mod choice;
 pub mod comfyui;
 pub mod demo;
 pub mod gemini;
 pub mod json_pictures;
 pub mod openai;
+mod pace;
 pub mod polled;
 pub mod registry;
 pub mod sdapi;
 mod upstream;
 mod whole_input;
 
-pub use breaker::Breaker;
+pub use breaker::{Breaker, Circuit, Permit};
 pub use catalog::Catalog;
 pub use registry::{Registry, RegistryError};
 
@@ -35,6 +37,12 @@ use crate::{
 pub trait Backend: Send + Sync {
     /// What may be asked of it.
     fn abilities(&self) -> Abilities;
+
+    /// Whether it makes something of the client's parameter of this name (`background`, `seed`, …). Those
+    /// that no backend of a model reads are not kept with its tasks.
+    fn reads_option(&self, _name: &str) -> bool {
+        false
+    }
 
     /// Draws what is asked for and hands each picture over, piece by piece, as it comes in.
     ///

@@ -108,8 +108,8 @@ async fn check_gateway(config: &Config, report: &mut Report) {
     for (name, state) in backends {
         let subject = format!("gateway, backend {name}");
         match state.as_str() {
-            "in_use" => report.good(&subject, "in use"),
-            _ => report.bad(&subject, "left out for a while, for it keeps failing"),
+            "closed" => report.good(&subject, "in use"),
+            state => report.bad(&subject, &format!("circuit {state}: it keeps failing")),
         }
     }
 }

@@ -39,7 +39,7 @@ pub(super) fn keep_reloading(
 
 fn reload(app: &App, sources: &Sources) -> anyhow::Result<()> {
     let config = Config::load(sources)?;
-    app.replace_catalog(Catalog::open(&config)?);
+    app.replace_catalog(Catalog::open(&config, Some(&app.catalog()))?);
     let changed: Vec<&str> = app
         .config
         .sections_unlike(&config)

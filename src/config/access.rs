@@ -16,6 +16,11 @@ impl Config {
             .map(|(name, _)| name.as_str())
     }
 
+    /// Differs where the settings of a backend differ, secrets and routing included.
+    pub fn backend_fingerprint(&self, name: &str) -> [u8; 32] {
+        self.fingerprints.get(name).copied().unwrap_or_default()
+    }
+
     /// The settings in force as TOML that `--config` takes, with `***` in place of every secret.
     pub fn to_toml(&self) -> String {
         self.in_force.to_string()
@@ -46,6 +51,11 @@ impl Server {
             None => format!("http://{}", self.listen),
         }
     }
+    /// A quarter of the connections is left to those who don't wait: health checks, polls and files.
+    pub fn sync_waiters_max(&self) -> usize {
+        self.sync_waiters_max
+            .min(self.connections_max - self.connections_max / 4)
+    }
     pub fn header_timeout(&self) -> Duration {
         Duration::from_millis(self.header_timeout_ms)
     }
@@ -57,6 +67,9 @@ impl Server {
     }
     pub fn body_timeout(&self) -> Duration {
         Duration::from_millis(self.body_timeout_ms)
+    }
+    pub fn write_timeout(&self) -> Duration {
+        Duration::from_millis(self.write_timeout_ms)
     }
     pub fn drain_timeout(&self) -> Duration {
         Duration::from_millis(self.drain_timeout_ms)
@@ -112,6 +125,9 @@ impl Routing {
     pub fn retry_wait_max(&self) -> Duration {
         Duration::from_millis(self.retry_wait_max_ms)
     }
+    pub fn sync_wait(&self) -> Duration {
+        Duration::from_millis(self.sync_wait_ms)
+    }
 }
 
 impl PolledBackend {
@@ -126,6 +142,9 @@ impl Tasks {
     }
     pub fn lease(&self) -> Duration {
         Duration::from_millis(self.lease_ms)
+    }
+    pub fn sync_wait_max(&self) -> Duration {
+        Duration::from_millis(self.sync_wait_max_ms)
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 use url::Url;
 
@@ -101,8 +102,23 @@ impl Config {
             .collect();
         config.backends.retain(|name, _| used.contains(name));
         config.in_force = without_secrets(&table, &used);
+        config.fingerprints = fingerprints(&table);
         Ok((config, faults))
     }
+}
+
+/// Of each backend's settings, with those of the routing that hold for it.
+fn fingerprints(table: &Table) -> BTreeMap<String, [u8; 32]> {
+    let backends = table.get("backends").and_then(Value::as_table);
+    let routing = table.get("routing").map(ToString::to_string);
+    let fingerprint = |settings: &Value| {
+        let text = format!("{settings}\n{}", routing.as_deref().unwrap_or_default());
+        Sha256::digest(text).into()
+    };
+    let backends = backends.into_iter().flatten();
+    backends
+        .map(|(name, settings)| (name.clone(), fingerprint(settings)))
+        .collect()
 }
 
 fn read_file(path: &Path) -> Result<Table, ConfigError> {

@@ -17,10 +17,11 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
 };
 
+use ipnet::IpNet;
 use secrecy::SecretString;
 use serde::Deserialize;
 use url::Url;
@@ -51,6 +52,9 @@ pub struct Config {
     /// The same as text knows it, its secrets hidden: see [`Config::to_toml`].
     #[serde(skip)]
     in_force: toml::Table,
+    /// See [`Config::backend_fingerprint`].
+    #[serde(skip)]
+    fingerprints: BTreeMap<String, [u8; 32]>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -63,12 +67,22 @@ pub struct Server {
     public_url: Option<Url>,
     pub provider: String,
     pub connections_max: usize,
+    pub connections_reserved: usize,
+    pub connections_per_address_max: usize,
+    /// Networks, or single addresses, of the operator's own proxies.
+    #[serde(deserialize_with = "networks")]
+    pub trusted_proxies: Vec<IpNet>,
+    pub failures_per_minute_max: u32,
+    sync_waiters_max: usize,
     header_timeout_ms: u64,
     idle_timeout_ms: u64,
     body_idle_timeout_ms: u64,
     body_timeout_ms: u64,
+    write_timeout_ms: u64,
     pub json_bytes_max: usize,
     pub buffer_bytes_max: usize,
+    pub account_buffer_bytes_max: usize,
+    pub body_bytes_per_s_min: usize,
     drain_timeout_ms: u64,
 }
 
@@ -107,6 +121,7 @@ pub struct Storage {
 #[serde(deny_unknown_fields)]
 pub struct Uploads {
     pub bytes_max: u64,
+    pub account_bytes_max: u64,
     ttl_s: u64,
     pub pixels_max: u64,
     pub side_px_max: u32,
@@ -135,7 +150,12 @@ pub struct Tasks {
     lease_ms: u64,
     pub attempts_max: u16,
     pub running_max: usize,
-    pub queued_max: i64,
+    pub queued_max: u64,
+    /// Of one account.
+    pub account_queued_max: u64,
+    /// Of one account, in this process.
+    pub account_sync_waiters_max: usize,
+    sync_wait_max_ms: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -145,6 +165,7 @@ pub struct Routing {
     rest_ms: u64,
     retry_wait_ms: u64,
     retry_wait_max_ms: u64,
+    sync_wait_ms: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -349,4 +370,14 @@ where
     T::deserialize(IntoDeserializer::<serde::de::value::Error>::into_deserializer(text))
         .map(Some)
         .map_err(D::Error::custom)
+}
+
+fn networks<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    let network = |text: String| {
+        let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
+        let network = text.parse().ok().or_else(address);
+        network.ok_or_else(|| serde::de::Error::custom(format!("{text:?} is no network")))
+    };
+    texts.into_iter().map(network).collect()
 }

@@ -17,12 +17,19 @@ const GIB: i64 = 1 << 30;
 
 const RANGES: &[(&str, RangeInclusive<i64>)] = &[
     ("server.connections_max", 1..=1_000_000),
+    ("server.connections_reserved", 1..=1_000_000),
+    ("server.connections_per_address_max", 1..=1_000_000),
+    ("server.failures_per_minute_max", 1..=1_000_000),
+    ("server.sync_waiters_max", 1..=1_000_000),
     ("server.header_timeout_ms", 1..=DAY_MS),
     ("server.idle_timeout_ms", 1..=DAY_MS),
     ("server.body_idle_timeout_ms", 1..=DAY_MS),
     ("server.body_timeout_ms", 1..=DAY_MS),
+    ("server.write_timeout_ms", 1..=DAY_MS),
     ("server.json_bytes_max", 1..=4 * GIB),
     ("server.buffer_bytes_max", 1..=1024 * GIB),
+    ("server.account_buffer_bytes_max", 1..=1024 * GIB),
+    ("server.body_bytes_per_s_min", 0..=GIB),
     ("server.drain_timeout_ms", 1..=DAY_MS),
     ("database.connections_max", 1..=10_000),
     ("database.connect_timeout_ms", 1..=DAY_MS),
@@ -33,6 +40,7 @@ const RANGES: &[(&str, RangeInclusive<i64>)] = &[
     ("storage.spool_bytes_max", 1 << 20..=1024 * GIB),
     // One PUT of S3 takes no more.
     ("uploads.bytes_max", 1..=5 * GIB),
+    ("uploads.account_bytes_max", 1..=1024 * 1024 * GIB),
     ("uploads.ttl_s", 1..=315_360_000),
     ("uploads.pixels_max", 1..=1_000_000_000),
     ("uploads.side_px_max", 1..=1_000_000),
@@ -52,10 +60,14 @@ const RANGES: &[(&str, RangeInclusive<i64>)] = &[
     ("tasks.attempts_max", 1..=100),
     ("tasks.running_max", 1..=100_000),
     ("tasks.queued_max", 1..=1_000_000_000),
-    ("routing.failures_max", 1..=1_000_000),
+    ("tasks.account_queued_max", 1..=1_000_000_000),
+    ("tasks.account_sync_waiters_max", 1..=1_000_000),
+    ("tasks.sync_wait_max_ms", 1..=DAY_MS),
+    ("routing.failures_max", 1..=10_000),
     ("routing.rest_ms", 1..=DAY_MS),
     ("routing.retry_wait_ms", 1..=DAY_MS),
     ("routing.retry_wait_max_ms", 1..=DAY_MS),
+    ("routing.sync_wait_ms", 0..=DAY_MS),
     ("log.buffer_bytes_max", 1024..=GIB),
     ("backends.*.delay_ms", 0..=DAY_MS),
     ("backends.*.failure_percent", 0..=100),
@@ -68,7 +80,7 @@ const RANGES: &[(&str, RangeInclusive<i64>)] = &[
 ];
 
 /// How the parsed texts look.
-const FORMS: [(&str, &str); 6] = [
+const FORMS: [(&str, &str); 7] = [
     (
         "server.listen",
         "an address and a port, like 127.0.0.1:8080 or [::]:8080, or a port alone",
@@ -76,6 +88,10 @@ const FORMS: [(&str, &str); 6] = [
     (
         "server.public_url",
         "a URL, like https://images.example.com",
+    ),
+    (
+        "server.trusted_proxies",
+        "networks or addresses, like 10.0.0.0/8 or 192.0.2.7",
     ),
     ("storage.url", "a URL, file:///path or s3://bucket"),
     ("storage.endpoint", "a URL, like https://s3.example.com"),

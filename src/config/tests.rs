@@ -294,7 +294,7 @@ fn every_fault_is_reported_at_once() {
     tasks.deadline_ms: must be a whole number (from EASEL_TASKS__DEADLINE_MS)
     data_dir: must be the path of a directory
     server.public_url: must be an http:// or https:// URL without user, password, query and fragment
-    server.json_bytes_max: must be at most server.buffer_bytes_max, 268435456, is 500000000
+    server.json_bytes_max: must be at most server.account_buffer_bytes_max, 67108864, is 500000000
     database.url: must be a postgres:// URL, like postgres://user:password@host/name
     storage.url: must be file:///path or s3://bucket, without anything after it
     storage.secret_access_key: is missing, though storage.access_key_id is set

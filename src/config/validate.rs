@@ -49,11 +49,19 @@ fn server(config: &Config, found: &mut Found) {
         "must be a name, it is in every error body",
     );
     found.unless(
-        server.json_bytes_max <= server.buffer_bytes_max,
+        server.json_bytes_max <= server.account_buffer_bytes_max,
         "server.json_bytes_max",
         format!(
+            "must be at most server.account_buffer_bytes_max, {}, is {}",
+            server.account_buffer_bytes_max, server.json_bytes_max
+        ),
+    );
+    found.unless(
+        server.account_buffer_bytes_max <= server.buffer_bytes_max,
+        "server.account_buffer_bytes_max",
+        format!(
             "must be at most server.buffer_bytes_max, {}, is {}",
-            server.buffer_bytes_max, server.json_bytes_max
+            server.buffer_bytes_max, server.account_buffer_bytes_max
         ),
     );
 }
@@ -256,7 +264,10 @@ fn polled(name: &str, backend: &PolledBackend, found: &mut Found) {
 
 fn hosts(key: &str, hosts: &[String], found: &mut Found) {
     for host in hosts {
-        let sound = url::Host::parse(host.strip_prefix("*.").unwrap_or(host)).is_ok();
+        let name = host.strip_prefix("*.").unwrap_or(host);
+        let with_port = name.rsplit_once(':');
+        let with_port = with_port.filter(|(_, port)| port.parse::<u16>().is_ok());
+        let sound = url::Host::parse(with_port.map_or(name, |(name, _)| name)).is_ok();
         let message = format!("{host:?} is no host, one is like images.example.com");
         found.unless(sound, key, message);
     }

@@ -5,37 +5,42 @@ use std::{error::Error, time::Duration};
 use axum::{body::Body, http::StatusCode};
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, stream};
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 
-use super::error::ApiError;
+use super::{error::ApiError, form::Form};
 use crate::{
-    app::{App, BUFFER_UNIT},
+    accounts::Caller,
+    app::App,
+    buffers::{Exhausted, Share},
     config::Server,
 };
 
 /// How much of a body that is too large is still read, so that its sender gets to read the answer.
 const OVERSIZE_READ_MAX: usize = 256 << 20;
+/// So much of a body needs no share of the memory and no pace: a connection has one body at a time, so the
+/// number of connections bounds it.
+const FREE_BYTES: usize = 64 << 10;
+/// A share grows by so much, as a body comes in.
+const STEP_BYTES: usize = 256 << 10;
+/// When some of what others hold may be free.
+const MEMORY_RETRY_S: u32 = 1;
 
-/// A body that is held whole, with its share of the memory.
-pub(super) struct Held {
-    pub bytes: Bytes,
-    _share: OwnedSemaphorePermit,
-}
-
-/// The pieces of a body. A sender that falls silent, or takes too long in all, ends it with an error.
+/// The pieces of a body. A sender that falls silent, is too slow or takes too long in all ends it with
+/// an error.
 pub(super) fn pieces(
     body: Body,
     limits: &Server,
 ) -> impl Stream<Item = Result<Bytes, ApiError>> + Send + use<> {
     let deadline = Instant::now() + limits.body_timeout();
     let idle = limits.body_idle_timeout();
-    stream::unfold(Some(body.into_data_stream()), move |body| async move {
-        let mut body = body?;
-        let piece = next_piece(&mut body, deadline.min(Instant::now() + idle)).await?;
-        let rest = piece.is_ok().then_some(body);
+    let pace = Pace::new(limits);
+    let reading = Some((body.into_data_stream(), pace));
+    stream::unfold(reading, move |reading| async move {
+        let (mut body, mut pace) = reading?;
+        let asked = Instant::now();
+        let piece = next_piece(&mut body, deadline.min(asked + idle)).await?;
+        let piece = piece.and_then(|piece| pace.kept(piece, asked.elapsed()));
+        let rest = piece.is_ok().then_some((body, pace));
         Some((piece, rest))
     })
 }
@@ -60,38 +65,110 @@ async fn next_piece(
     }
 }
 
-/// Reads a body whole, once there is memory for it.
-pub(super) async fn hold(app: &App, body: Body, declared: Option<usize>) -> Result<Held, ApiError> {
+/// How fast a body comes, while it is waited for. What has begun to hold memory must go on.
+struct Pace {
+    bytes_per_s_min: usize,
+    window: Duration,
+    /// Of the window that is under way: how long was waited, and what came.
+    waited: Duration,
+    bytes: usize,
+    /// Of the whole body.
+    bytes_in_all: usize,
+}
+
+impl Pace {
+    fn new(limits: &Server) -> Self {
+        Self {
+            bytes_per_s_min: limits.body_bytes_per_s_min,
+            window: limits.body_idle_timeout(),
+            waited: Duration::ZERO,
+            bytes: 0,
+            bytes_in_all: 0,
+        }
+    }
+
+    fn kept(&mut self, piece: Bytes, waited: Duration) -> Result<Bytes, ApiError> {
+        self.waited += waited;
+        self.bytes += piece.len();
+        self.bytes_in_all += piece.len();
+        if self.waited < self.window {
+            return Ok(piece);
+        }
+        let came_in_ms = self.bytes as u128 * 1000;
+        let least = self.bytes_per_s_min as u128 * self.waited.as_millis();
+        if self.bytes_in_all > FREE_BYTES && came_in_ms < least {
+            let message = format!(
+                "the body arrives too slowly: a large one must bring {} bytes a second",
+                self.bytes_per_s_min
+            );
+            return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, message));
+        }
+        (self.waited, self.bytes) = (Duration::ZERO, 0);
+        Ok(piece)
+    }
+}
+
+/// Memory for what a request sends and has to be held, taken from its account's share as it comes in.
+pub(super) struct Holding {
+    share: Share,
+    bytes: usize,
+}
+
+impl Holding {
+    pub(super) fn new(app: &App, caller: &Caller) -> Self {
+        Self {
+            share: app.buffers.share(caller.account_id),
+            bytes: 0,
+        }
+    }
+
+    /// How much is held.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Puts a piece to what is held already, if there is memory for it.
+    pub(super) fn push(&mut self, held: &mut BytesMut, piece: &[u8]) -> Result<(), ApiError> {
+        self.bytes += piece.len();
+        let above = self.bytes.saturating_sub(FREE_BYTES);
+        self.share.grow_to(above.next_multiple_of(STEP_BYTES))?;
+        held.extend_from_slice(piece);
+        Ok(())
+    }
+}
+
+impl From<Exhausted> for ApiError {
+    fn from(exhausted: Exhausted) -> Self {
+        let message = exhausted.to_string();
+        match exhausted {
+            Exhausted::Account { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, message)
+                .code("concurrency_limit")
+                .retry_after(MEMORY_RETRY_S),
+            Exhausted::All => Self::unavailable(&message, MEMORY_RETRY_S),
+        }
+    }
+}
+
+/// Reads a body whole, as far as there is memory for it. The memory is taken for as long as the
+/// [`Holding`] lasts.
+pub(super) async fn hold(
+    app: &App,
+    caller: &Caller,
+    body: Body,
+) -> Result<(Bytes, Holding), ApiError> {
     let limits = &app.config.server;
     let bytes_max = limits.json_bytes_max;
-    let expected = declared.unwrap_or(bytes_max).min(bytes_max);
-    let share = share(app, expected).await?;
     let mut pieces = Box::pin(pieces(body, limits));
-    let mut held = BytesMut::with_capacity(declared.unwrap_or(0).min(bytes_max));
+    let (mut held, mut holding) = (BytesMut::new(), Holding::new(app, caller));
     while let Some(piece) = pieces.next().await {
         let piece = piece?;
         if held.len() + piece.len() > bytes_max {
             return Err(too_large(pieces, held.len() + piece.len(), bytes_max).await);
         }
-        held.extend_from_slice(&piece);
+        holding.push(&mut held, &piece)?;
     }
-    Ok(Held {
-        bytes: held.freeze(),
-        _share: share,
-    })
+    Ok((held.freeze(), holding))
 }
-
-async fn share(app: &App, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
-    let units = u32::try_from(bytes.div_ceil(BUFFER_UNIT)).unwrap_or(u32::MAX);
-    let wait = app.buffers.clone().acquire_many_owned(units);
-    match tokio::time::timeout(BUFFER_WAIT, wait).await {
-        Ok(Ok(share)) => Ok(share),
-        Ok(Err(_)) | Err(_) => Err(ApiError::unavailable("too many large requests at once", 1)),
-    }
-}
-
-/// For memory that other bodies have.
-const BUFFER_WAIT: Duration = Duration::from_secs(10);
 
 async fn too_large(
     mut rest: impl Stream<Item = Result<Bytes, ApiError>> + Unpin,
@@ -113,21 +190,24 @@ pub(super) fn form(
     app: &App,
     request: axum::extract::Request,
     content_type: &str,
-) -> Result<multer::Multipart<'static>, ApiError> {
-    let boundary = multer::parse_boundary(content_type)
-        .ok()
-        .ok_or_else(|| ApiError::bad_request("malformed multipart body: it has no boundary"))?;
-    let pieces = pieces(request.into_body(), &app.config.server);
-    Ok(multer::Multipart::new(pieces, boundary))
+) -> Result<Form, ApiError> {
+    Form::new(
+        content_type,
+        pieces(request.into_body(), &app.config.server),
+    )
 }
 
-/// What a form that cannot be read is answered with: its own error, if reading its body failed.
-#[expect(clippy::needless_pass_by_value, reason = "made for map_err")]
-pub(super) fn malformed_form(error: multer::Error) -> ApiError {
-    if let multer::Error::StreamReadFailed(cause) = &error
-        && let Some(error) = cause.downcast_ref::<ApiError>()
-    {
-        return error.clone();
+/// More than this is parsed on a thread that may be kept busy: elsewhere, others wait meanwhile.
+const PARSED_IN_PLACE_BYTES_MAX: usize = 16 << 10;
+
+/// Does work that takes as long as so many bytes need.
+pub(super) async fn parse<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    if bytes <= PARSED_IN_PLACE_BYTES_MAX {
+        return work();
     }
-    ApiError::bad_request(format!("malformed multipart body: {error}"))
+    let parsed = tokio::task::spawn_blocking(work).await;
+    parsed.unwrap_or_else(|error| Err(ApiError::internal("the body could not be parsed", &error)))
 }

@@ -17,7 +17,7 @@ use crate::{
     app::App,
     billing::Refusal,
     image::{InvalidImage, SizeError},
-    images::{intake::IntakeError, submit::SubmitError},
+    images::{admission::Overload, intake::IntakeError, submit::SubmitError},
     storage::{StorageError, Trouble},
     tasks::{Failure, FailureKind},
 };
@@ -226,12 +226,31 @@ impl From<SubmitError> for ApiError {
     }
 }
 
+impl From<Overload> for ApiError {
+    fn from(overload: Overload) -> Self {
+        let seconds = overload.retry_after().as_secs_f64().ceil();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a minute at most"
+        )]
+        let seconds = seconds as u32;
+        if overload.is_own() {
+            Self::new(StatusCode::TOO_MANY_REQUESTS, overload.to_string())
+                .code("concurrency_limit")
+                .retry_after(seconds)
+        } else {
+            Self::unavailable(&overload.to_string(), seconds)
+        }
+    }
+}
+
 /// While storage fails it is probed every second.
 const STORAGE_RETRY_S: u32 = 5;
 
 impl From<Trouble> for ApiError {
     fn from(trouble: Trouble) -> Self {
-        Self::unavailable(&trouble.to_string(), STORAGE_RETRY_S)
+        Self::unavailable(trouble.message(), STORAGE_RETRY_S)
     }
 }
 
@@ -276,7 +295,7 @@ impl From<IntakeError<ApiError>> for ApiError {
     fn from(error: IntakeError<ApiError>) -> Self {
         match error {
             IntakeError::Invalid(invalid) => invalid.into(),
-            IntakeError::TooLarge { .. } => {
+            IntakeError::TooLarge { .. } | IntakeError::Full { .. } => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
             }
             IntakeError::Read(error) => error,

@@ -9,7 +9,7 @@ use axum::{
 use secrecy::SecretString;
 use serde::de::DeserializeOwned;
 
-use super::error::ApiError;
+use super::{error::ApiError, request::Known};
 use crate::{
     accounts::{self, Caller},
     app::App,
@@ -40,9 +40,11 @@ impl FromRequestParts<App> for Authenticated {
             ));
         };
         let caller = app.doorman.recognise(&key).await?;
-        caller
-            .map(Self)
-            .ok_or_else(|| ApiError::unauthorized("invalid API key"))
+        let caller = caller.ok_or_else(|| ApiError::unauthorized("invalid API key"))?;
+        if let Some(known) = parts.extensions.get::<Known>() {
+            known.set();
+        }
+        Ok(Self(caller))
     }
 }
 

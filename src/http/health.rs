@@ -1,20 +1,34 @@
 //! `GET /healthz` and `/readyz`, for load balancers and orchestrators.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
-use axum::{extract::State, response::Response};
+use axum::{Extension, extract::State, http::HeaderMap, response::Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use tokio::{sync::watch, time::timeout};
 
-use super::{error::ApiError, extract::Query, page};
-use crate::app::App;
+use super::{address, error::ApiError, extract::Query, page, server::Connection};
+use crate::{app::App, storage::Trouble};
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
+/// A check costs a query and an object written, and anybody may ask: all who ask share one for so long.
+const CHECKED_FOR: Duration = Duration::from_secs(2);
 const RETRY_AFTER_S: u32 = 2;
 
-/// The process answers.
-pub(super) async fn live() -> Response {
-    page::json(&json!({ "status": "ok" }))
+/// What keeps the gateway from its work, in words for an operator.
+type Outcome = Result<(), &'static str>;
+
+/// The last check of what is outside of this process, or the one under way.
+#[derive(Clone, Default)]
+pub(super) struct Probe(Arc<Mutex<Option<Check>>>);
+
+#[derive(Clone)]
+struct Check {
+    began: Instant,
+    outcome: watch::Receiver<Option<Outcome>>,
 }
 
 #[derive(Deserialize)]
@@ -22,38 +36,90 @@ pub(super) struct Detail {
     verbose: Option<String>,
 }
 
-/// It can do its work: the database and storage answer, and no shutdown has begun. `?verbose` tells how
-/// the backends fare, too.
+/// The process answers.
+pub(super) async fn live() -> Response {
+    page::json(&json!({ "status": "ok" }))
+}
+
+/// It can do its work. On this machine `?verbose` tells how the backends fare, too.
 pub(super) async fn ready(
     State(app): State<App>,
+    Extension(probe): Extension<Probe>,
+    connection: Option<Extension<Arc<Connection>>>,
     Query(detail): Query<Detail>,
+    headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let not_ready = |what: &str| ApiError::unavailable(what, RETRY_AFTER_S);
+    is_ready(&app, &probe)
+        .await
+        .map_err(|why| ApiError::unavailable(why, RETRY_AFTER_S))?;
+    let is_local = connection.is_some_and(|one| address::is_local(one.peer, &headers));
+    if detail.verbose.is_some() && is_local {
+        return Ok(page::json(&verbose(&app)));
+    }
+    Ok(page::json(&json!({ "status": "ok" })))
+}
+
+/// All that must be so for the gateway to be ready; the first that is not says why.
+async fn is_ready(app: &App, probe: &Probe) -> Outcome {
     if app.shutdown.has_begun() {
-        return Err(not_ready("the gateway is shutting down"));
+        return Err("the gateway is shutting down");
     }
-    app.storage.usable()?;
-    let checks = async {
-        sqlx::Connection::ping(&mut *app.pool.acquire().await.ok().ok_or("database")?)
-            .await
-            .ok()
-            .ok_or("database")?;
-        app.storage.check().await.ok().ok_or("storage")
-    };
-    match tokio::time::timeout(CHECK_TIMEOUT, checks).await {
-        Ok(Ok(())) if detail.verbose.is_some() => Ok(page::json(&verbose(&app))),
-        Ok(Ok(())) => Ok(page::json(&json!({ "status": "ok" }))),
-        Ok(Err(what)) => Err(not_ready(&format!("the {what} cannot be reached"))),
-        Err(_) => Err(not_ready("the database or storage does not answer")),
+    app.storage.usable().map_err(Trouble::message)?;
+    probe.outcome(app).await
+}
+
+impl Probe {
+    async fn outcome(&self, app: &App) -> Outcome {
+        let mut outcome = self.check(app).outcome;
+        let told = outcome.wait_for(Option::is_some).await;
+        let outcome = told.ok().and_then(|outcome| *outcome);
+        outcome.unwrap_or(Err("the gateway could not be checked"))
     }
+
+    /// The check whose outcome counts now: a new one if the last is over and too long ago. It goes on
+    /// whatever becomes of who asked for it.
+    fn check(&self, app: &App) -> Check {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(check) = &*last {
+            let is_over = check.outcome.borrow().is_some() || check.outcome.has_changed().is_err();
+            if !is_over || check.began.elapsed() < CHECKED_FOR {
+                return check.clone();
+            }
+        }
+        let (told, outcome) = watch::channel(None);
+        let checking = app.clone();
+        app.shutdown.spawn_background(async move {
+            told.send_replace(Some(reach(&checking).await));
+        });
+        let check = Check {
+            began: Instant::now(),
+            outcome,
+        };
+        last.insert(check).clone()
+    }
+}
+
+/// Whether the database and storage answer.
+async fn reach(app: &App) -> Outcome {
+    let ping = async { sqlx::Connection::ping(&mut *app.pool.acquire().await?).await };
+    let (database, storage) = tokio::join!(
+        timeout(CHECK_TIMEOUT, ping),
+        timeout(CHECK_TIMEOUT, app.storage.check())
+    );
+    if !matches!(database, Ok(Ok(()))) {
+        return Err("the database cannot be reached");
+    }
+    if !matches!(storage, Ok(Ok(()))) {
+        return Err("storage cannot be reached");
+    }
+    Ok(())
 }
 
 fn verbose(app: &App) -> Value {
     let catalog = app.catalog();
-    let state = |resting| if resting { "resting" } else { "in_use" };
     let backends: Map<String, Value> = catalog
-        .resting()
-        .map(|(name, resting)| (name.to_owned(), state(resting).into()))
+        .circuits()
+        .map(|(name, circuit)| (name.to_owned(), circuit.as_str().into()))
         .collect();
     let storage = if app.storage.usable().is_err() {
         "failing"

@@ -1,10 +1,13 @@
 //! The door that clients come through: every route in one list, and what all requests pass.
 
+mod address;
 mod balance;
 mod body;
 mod content;
 mod error;
 mod extract;
+mod failures;
+mod form;
 mod health;
 mod images;
 mod models;
@@ -15,8 +18,10 @@ pub mod server;
 mod uploads;
 mod usage;
 
+use std::sync::Arc;
+
 use axum::{
-    Router,
+    Extension, Router,
     extract::DefaultBodyLimit,
     middleware,
     routing::{get, post},
@@ -28,7 +33,10 @@ use crate::app::App;
 pub fn router(app: App) -> Router {
     let mut routes = Router::new()
         .route("/healthz", get(health::live))
-        .route("/readyz", get(health::ready))
+        .route(
+            "/readyz",
+            get(health::ready).layer(Extension(health::Probe::default())),
+        )
         .route("/f/image/{name}", get(content::upload))
         .route("/f/object/{*path}", get(content::local_object))
         .route("/v1/images/files/{*path}", get(content::file))
@@ -51,11 +59,14 @@ pub fn router(app: App) -> Router {
             .route(&path("/images/edits"), post(images::generate))
             .route(&path("/images/edits/async"), post(images::generate_async));
     }
+    let failures = Arc::new(failures::Failures::new(&app.config.server));
     routes
         // Handlers count the bytes themselves, each by its own limit.
         .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn(request::admit))
+        .layer(middleware::from_fn_with_state(failures, failures::limit))
         .layer(middleware::from_fn_with_state(app.clone(), error::render))
-        .layer(middleware::from_fn_with_state(app.clone(), request::drain))
-        .layer(middleware::from_fn(request::trace))
+        .layer(middleware::from_fn(request::drain))
+        .layer(middleware::from_fn_with_state(app.clone(), request::trace))
         .with_state(app)
 }

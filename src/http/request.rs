@@ -3,33 +3,55 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use axum::{
     body::{Body, HttpBody},
     extract::{MatchedPath, Request, State},
-    http::{HeaderName, HeaderValue, header},
+    http::{HeaderName, HeaderValue, StatusCode, Version, header},
     middleware::Next,
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use hyper::body::{Frame, SizeHint};
 use tracing::Instrument;
 
-use super::body;
+use super::{error::ApiError, server::Connection};
 use crate::{app::App, ids};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_CHARS_MAX: usize = 128;
-/// Of a body that nobody wanted.
-const DRAINED_BYTES_MAX: usize = 64 << 20;
+/// Load balancers ask these every other second.
+const PROBES: [&str; 2] = ["/healthz", "/readyz"];
+/// For a place that is not one of the reserve.
+const RESERVE_RETRY_S: u32 = 1;
+
+/// What is read of a body that nobody wanted, before its answer.
+struct Rest {
+    bytes_max: usize,
+    time_max: Duration,
+}
+
+/// Of callers with a good key.
+const REST_OF_KNOWN: Rest = Rest {
+    bytes_max: 64 << 20,
+    time_max: Duration::from_secs(30),
+};
+/// Of anybody else: enough for a body that is here already.
+const REST_OF_STRANGERS: Rest = Rest {
+    bytes_max: 64 << 10,
+    time_max: Duration::from_secs(1),
+};
 
 /// Gives the request an id, the client's own if it is a sane one, and logs it by its route.
-pub(super) async fn trace(request: Request, next: Next) -> Response {
+pub(super) async fn trace(State(app): State<App>, request: Request, next: Next) -> Response {
     let id = request
         .headers()
         .get(&REQUEST_ID)
@@ -37,6 +59,7 @@ pub(super) async fn trace(request: Request, next: Next) -> Response {
         .cloned();
     let id = id.or_else(|| HeaderValue::try_from(ids::credential_id().to_string()).ok());
     let method = request.method().clone();
+    let connection = connection(&request);
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("(none)", MatchedPath::as_str);
     let shown = id
@@ -50,18 +73,54 @@ pub(super) async fn trace(request: Request, next: Next) -> Response {
         .instrument(span.clone())
         .await
         .unwrap_or_else(|_| crashed());
-    let duration_ms = began.elapsed().as_millis();
-    span.in_scope(|| tracing::info!(status = response.status().as_u16(), duration_ms, "answered"));
+    let (status, duration_ms) = (response.status().as_u16(), began.elapsed().as_millis());
+    let is_probe = PROBES.contains(&route) && response.status().is_success();
+    let is_worth_it = !is_probe && connection.as_ref().is_none_or(|one| one.may_log());
+    span.in_scope(|| {
+        if is_worth_it {
+            tracing::info!(status, duration_ms, "answered");
+        } else {
+            tracing::debug!(status, duration_ms, "answered");
+        }
+    });
     if let Some(id) = id {
         response.headers_mut().insert(REQUEST_ID, id);
+    }
+    // The next request belongs to another gateway, or to a place that others do not wait for.
+    if app.shutdown.has_begun() || connection.is_some_and(|one| one.is_reserve) {
+        close_after(&mut response);
     }
     response
 }
 
+/// The connection that a request came by; none in a test that calls the router.
+pub(super) fn connection(request: &Request) -> Option<Arc<Connection>> {
+    request.extensions().get().cloned()
+}
+
+fn close_after(response: &mut Response) {
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(header::CONNECTION, close);
+}
+
+/// Refuses what others on the way could take for somebody else's, and, on a connection of the reserve,
+/// whatever may take its time.
+pub(super) async fn admit(request: Request, next: Next) -> Response {
+    let hosts = request.headers().get_all(header::HOST).iter().count();
+    let (is_new, method) = (request.version() >= Version::HTTP_11, request.method());
+    let is_reserve = connection(&request).is_some_and(|one| one.is_reserve);
+    if hosts > 1 || hosts == 0 && is_new {
+        return ApiError::bad_request("a request must have one Host header").into_response();
+    }
+    if is_reserve && !method.is_safe() {
+        return ApiError::unavailable("too many connections", RESERVE_RETRY_S).into_response();
+    }
+    next.run(request).await
+}
+
 /// A bug of ours: the panic's message is in the log already.
 fn crashed() -> Response {
-    use axum::response::IntoResponse;
-    axum::http::StatusCode::INTERNAL_SERVER_ERROR.into_response()
+    StatusCode::INTERNAL_SERVER_ERROR.into_response()
 }
 
 fn is_sane(id: &HeaderValue) -> bool {
@@ -69,31 +128,64 @@ fn is_sane(id: &HeaderValue) -> bool {
     (1..=REQUEST_ID_CHARS_MAX).contains(&id.len()) && id.as_bytes().iter().all(visible)
 }
 
+/// Whether a request turned out to come with a good key.
+#[derive(Clone, Default)]
+pub(super) struct Known(Arc<AtomicBool>);
+
+impl Known {
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Before the answer, reads what the client is still sending; but one that waits to be told to begin
-/// is not told so.
-pub(super) async fn drain(State(app): State<App>, request: Request, next: Next) -> Response {
-    let (parts, body) = request.into_parts();
+/// is not told so, and one that sends on and on is answered all the same and its connection closed.
+pub(super) async fn drain(request: Request, next: Next) -> Response {
+    let (mut parts, body) = request.into_parts();
     if body.is_end_stream() {
         return next.run(Request::from_parts(parts, body)).await;
     }
+    let known = Known::default();
+    parts.extensions.insert(known.clone());
     let waits = parts.headers.contains_key(header::EXPECT);
     let shared = Shared(Arc::new(Mutex::new(Reading {
         body,
         begun: !waits,
     })));
     let request = Request::from_parts(parts, Body::new(shared.clone()));
-    let response = next.run(request).await;
-    if shared.lock().begun && !shared.is_end_stream() {
-        let mut rest = Box::pin(body::pieces(Body::new(shared), &app.config.server));
-        let mut drained = 0;
-        while let Some(Ok(piece)) = rest.next().await {
-            drained += piece.len();
-            if drained > DRAINED_BYTES_MAX {
-                break;
-            }
-        }
+    let mut response = next.run(request).await;
+    let rest = if known.0.load(Ordering::Relaxed) {
+        REST_OF_KNOWN
+    } else {
+        REST_OF_STRANGERS
+    };
+    // A body that has had its time gets no more of it.
+    let is_readable = shared.lock().begun && response.status() != StatusCode::REQUEST_TIMEOUT;
+    let has_ended = shared.is_end_stream() || is_readable && rest.read(shared).await;
+    if !has_ended {
+        close_after(&mut response);
     }
     response
+}
+
+impl Rest {
+    /// Whether the body came to its end.
+    async fn read(&self, body: Shared) -> bool {
+        let mut pieces = Body::new(body).into_data_stream();
+        let mut left = self.bytes_max;
+        let to_the_end = async {
+            while let Some(piece) = pieces.next().await {
+                let read = piece.map_or(usize::MAX, |piece| piece.len());
+                if read > left {
+                    return false;
+                }
+                left -= read;
+            }
+            true
+        };
+        let read = tokio::time::timeout(self.time_max, to_the_end).await;
+        read.unwrap_or(false)
+    }
 }
 
 /// A body that can still be read after whoever was given it has dropped it.

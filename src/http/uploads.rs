@@ -5,13 +5,15 @@ use axum::{
     http::header,
     response::Response,
 };
-use futures_util::StreamExt;
 use serde_json::json;
 
 use super::{body, error::ApiError, extract::Admitted, page};
 use crate::{
     app::App,
-    images::intake::{self, IntakeError, Origin, Reach},
+    images::{
+        intake::{self, IntakeError, Origin, Reach},
+        stored_inputs::StoredInputs,
+    },
     uploads::Upload,
 };
 
@@ -25,20 +27,20 @@ pub(super) async fn upload(
     app.storage.usable()?;
     let content_type = content_type(&request).ok_or_else(|| ApiError::field("file", NO_FILE))?;
     let mut form = body::form(&app, request, &content_type)?;
-    while let Some(part) = form.next_field().await.map_err(body::malformed_form)? {
-        if part.name() != Some("file") || part.file_name().is_none() {
+    let mut inputs = StoredInputs::default();
+    while let Some(part) = form.next_part().await? {
+        if part.name != "file" || part.file_name.is_none() {
             continue;
         }
-        let file_name = part.file_name().map(str::to_owned);
         let origin = Origin {
             account_id: caller.account_id,
-            file_name: file_name.as_deref(),
+            file_name: part.file_name.as_deref(),
             reach: Reach::Linked,
         };
-        let pieces = part.map(|piece| piece.map_err(body::malformed_form));
-        let taken = intake::take_in(&app, origin, pieces)
+        let taken = intake::take_in(&app, origin, form.content(), &mut inputs)
             .await
             .map_err(refusal)?;
+        inputs.keep();
         return Ok(page::json(&object(&app, &taken.upload)));
     }
     Err(ApiError::field("file", NO_FILE))

@@ -1,7 +1,7 @@
 //! Taking tasks off the queue: which come next, and over which route each is drawn. One short transaction
 //! at a time among all replicas, so that what a route may do at once is never exceeded.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ptr, time::Duration};
 
 use sqlx::PgConnection;
 
@@ -10,12 +10,12 @@ use crate::{
     app::App,
     backend::{
         Catalog,
-        catalog::{Model, Pick, Route},
+        catalog::{Ask, Model, Needs, Pick, Route},
     },
     ids::TaskId,
     tasks::{
         Assignment, Request, Task,
-        store::{self, Claim, Room, Waiting},
+        store::{self, Claim, Demand, Waiting},
     },
 };
 
@@ -31,6 +31,9 @@ pub enum Dispatched {
     },
 }
 
+/// For so long others pass a task that waits for a route of its own.
+const ASIDE: Duration = Duration::from_secs(1);
+
 /// Claims up to `limit` tasks for this process.
 pub async fn claim(app: &App, limit: usize) -> sqlx::Result<Dispatched> {
     let catalog = app.catalog();
@@ -39,18 +42,29 @@ pub async fn claim(app: &App, limit: usize) -> sqlx::Result<Dispatched> {
         tx.rollback().await?;
         return Ok(Dispatched::Busy);
     }
-    let mut rooms = Rooms::read(&mut tx, &catalog).await?;
-    let most = i64::try_from(limit).unwrap_or(i64::MAX);
-    let waiting = store::waiting(&mut tx, &rooms.of_models(&catalog), most).await?;
-    let found = waiting.len();
-    let mut assignments: HashMap<TaskId, Assignment> = waiting
-        .into_iter()
-        .filter_map(|waiting| rooms.assign(&catalog, waiting))
-        .collect();
+    let most = u32::try_from(limit).unwrap_or(u32::MAX);
+    let queued = store::queued_classes(&mut tx).await?;
+    let mut capacity = Capacity::read(&mut tx, &catalog, most).await?;
+    let demands = capacity.demands(queued);
+    let waiting = store::waiting(&mut tx, &demands, i64::from(most)).await?;
+    let more = waiting.len() == limit;
+    let (mut assignments, mut left) = (HashMap::new(), Vec::new());
+    for waiting in waiting {
+        match capacity.assign(&waiting) {
+            Some(assignment) => drop(assignments.insert(waiting.id, assignment)),
+            None => left.push(waiting),
+        }
+    }
+    let left = left.iter().filter(|waiting| capacity.is_left_for(waiting));
+    let aside: Vec<TaskId> = left.map(|waiting| waiting.id).collect();
+    if !aside.is_empty() {
+        store::step_aside(&mut tx, &aside, ASIDE).await?;
+    }
+    let more = more || !aside.is_empty();
     if assignments.is_empty() {
-        tx.rollback().await?;
+        tx.commit().await?;
         let tasks = Vec::new();
-        return Ok(Dispatched::Tasks { tasks, more: false });
+        return Ok(Dispatched::Tasks { tasks, more });
     }
     let claims: Vec<Claim> = assignments
         .iter()
@@ -65,102 +79,170 @@ pub async fn claim(app: &App, limit: usize) -> sqlx::Result<Dispatched> {
         .into_iter()
         .filter_map(|task| assignments.remove(&task.id).map(|with| (task, with)))
         .collect();
-    let more = found == limit;
     Ok(Dispatched::Tasks { tasks, more })
 }
 
 /// Who draws a task that has not been tried yet, where no route of its model is limited: then there is
-/// nothing to look up.
+/// nothing to look up. `None`: it has to wait, or to be told so by who looks at the queue.
 pub fn route_at_once(model: &Model, request: &Request) -> Option<String> {
-    match model.pick(needs(request), &[], |_| true) {
+    let ask = Ask {
+        needs: needs(request),
+        tried: &[],
+        left: Duration::MAX,
+    };
+    // A probe is for the queue to hand out: not everybody who comes now can have it.
+    match model.pick(ask, |route| route.breaker.capacity().map(|_| 0)) {
         Pick::Route(route) => Some(route.name.clone()),
-        Pick::Full | Pick::Nobody => None,
+        Pick::Wait | Pick::Nobody => None,
     }
 }
 
-/// How many more tasks the limited routes may draw, by model and route.
-struct Rooms(HashMap<(String, String), u32>);
+/// What the routes may begin now: by their limits, counted over all replicas, and by their circuits.
+struct Capacity<'a> {
+    catalog: &'a Catalog,
+    /// Of each model's routes; any number for those that are not in it.
+    free: HashMap<(&'a str, &'a str), u32>,
+    /// How many tasks are claimed at most.
+    limit: u32,
+}
 
-impl Rooms {
-    async fn read(conn: &mut PgConnection, catalog: &Catalog) -> sqlx::Result<Self> {
-        let limited: Vec<&Model> = catalog
-            .models()
-            .filter(|model| model.is_limited())
+impl<'a> Capacity<'a> {
+    async fn read(conn: &mut PgConnection, catalog: &'a Catalog, limit: u32) -> sqlx::Result<Self> {
+        let limited = catalog.models().filter(|model| model.is_limited());
+        // A model that was renamed has tasks under its old name, too.
+        let names: Vec<String> = limited
+            .flat_map(|model| model.settings.aliases.iter().chain([&model.name]))
+            .cloned()
             .collect();
-        if limited.is_empty() {
-            return Ok(Self(HashMap::new()));
-        }
-        let names: Vec<String> = limited.iter().map(|model| model.name.clone()).collect();
-        let running: HashMap<(String, String), i64> = store::running(conn, &names)
-            .await?
-            .into_iter()
-            .map(|(model, route, running)| ((model, route), running))
-            .collect();
-        let mut rooms = HashMap::new();
-        for model in limited {
-            for route in model.routes() {
-                let key = (model.name.clone(), route.name.clone());
-                let running = running.get(&key).copied().unwrap_or_default();
-                if let Some(room) = route.room(u32::try_from(running).unwrap_or(u32::MAX)) {
-                    rooms.insert(key, room);
+        let mut running: HashMap<(&str, String), u32> = HashMap::new();
+        if !names.is_empty() {
+            for (model, route, tasks) in store::running(conn, &names).await? {
+                if let Some(model) = catalog.model(&model) {
+                    let tasks = u32::try_from(tasks).unwrap_or(u32::MAX);
+                    *running.entry((&model.name, route)).or_default() += tasks;
                 }
             }
         }
-        Ok(Self(rooms))
+        let mut free = HashMap::new();
+        for model in catalog.models() {
+            for route in model.routes() {
+                let name = (model.name.as_str(), route.name.clone());
+                let running = running.get(&name).copied().unwrap_or_default();
+                if let Some(capacity) = route.capacity(running) {
+                    free.insert((model.name.as_str(), route.name.as_str()), capacity);
+                }
+            }
+        }
+        Ok(Self {
+            catalog,
+            free,
+            limit,
+        })
     }
 
-    /// For each model that cannot take any number of tasks: how many.
-    fn of_models(&self, catalog: &Catalog) -> Vec<Room> {
-        let limited = catalog.models().filter(|model| model.is_limited());
-        limited
-            .filter_map(|model| {
-                let usable = model.routes().iter().filter(|r| !r.breaker.is_resting());
-                let rooms: Option<Vec<u32>> = usable.map(|r| self.of_route(model, r)).collect();
-                // Where all routes rest, tasks need not wait to be told so.
-                let rooms = rooms.filter(|rooms| !rooms.is_empty())?;
-                let tasks = rooms.into_iter().fold(0, u32::saturating_add);
-                Some(Room {
-                    model: model.name.clone(),
-                    tasks,
-                })
-            })
+    /// Of these models and needs those of which something may be claimed. Tasks whose model is gone, or that
+    /// no route takes, are claimed to be told so.
+    fn demands(&self, queued: Vec<(String, i16)>) -> Vec<Demand> {
+        let mut pools: Vec<Vec<&Route>> = Vec::new();
+        let mut demands = Vec::new();
+        for (model, needs) in queued {
+            let routes = self.takers(&model, needs);
+            let same = |pool: &Vec<&Route>| {
+                pool.len() == routes.len() && pool.iter().zip(&routes).all(|(a, b)| ptr::eq(*a, *b))
+            };
+            let (capacity, least) = self.of_routes(self.catalog.model(&model), &routes);
+            let pool = pools.iter().position(same).unwrap_or_else(|| {
+                pools.push(routes);
+                pools.len() - 1
+            });
+            if capacity > 0 {
+                demands.push(Demand {
+                    model,
+                    needs,
+                    pool: i32::try_from(pool).unwrap_or(i32::MAX),
+                    capacity,
+                    least,
+                });
+            }
+        }
+        demands
+    }
+
+    fn takers(&self, model: &str, needs: i16) -> Vec<&'a Route> {
+        let routes = self
+            .catalog
+            .model(model)
+            .into_iter()
+            .flat_map(Model::routes);
+        routes
+            .filter(|route| route.can(Needs::of_column(needs)))
             .collect()
+    }
+
+    /// How many tasks these routes may begin now, and how much time the quickest of those that may needs.
+    fn of_routes(&self, model: Option<&Model>, routes: &[&Route]) -> (u32, Duration) {
+        let (Some(model), [_, ..]) = (model, routes) else {
+            return (self.limit, Duration::ZERO);
+        };
+        let free = |route: &&&Route| self.of_route(model, route) != Some(0);
+        let capacity = routes
+            .iter()
+            .map(|route| self.of_route(model, route).unwrap_or(self.limit))
+            .fold(0, u32::saturating_add);
+        let least = routes
+            .iter()
+            .filter(free)
+            .map(|route| route.pace.least())
+            .min();
+        (capacity.min(self.limit), least.unwrap_or_default())
     }
 
     /// `None`: any number.
     fn of_route(&self, model: &Model, route: &Route) -> Option<u32> {
-        let key = (model.name.clone(), route.name.clone());
-        self.0.get(&key).copied()
+        let name = (model.name.as_str(), route.name.as_str());
+        self.free.get(&name).copied()
     }
 
-    /// Says over which route a task is drawn; `None`: it has to wait for a place.
-    fn assign(&mut self, catalog: &Catalog, waiting: Waiting) -> Option<(TaskId, Assignment)> {
-        let mut assignment = waiting.assignment;
-        let Some(model) = catalog.model(&waiting.model) else {
+    /// Whether some route that takes the task may begin more.
+    fn is_left_for(&self, waiting: &Waiting) -> bool {
+        let routes = self.takers(&waiting.model, waiting.needs);
+        self.of_routes(self.catalog.model(&waiting.model), &routes)
+            .0
+            > 0
+    }
+
+    /// Says over which route a task is drawn; `None`: it has to wait.
+    fn assign(&mut self, waiting: &Waiting) -> Option<Assignment> {
+        let mut assignment = waiting.assignment.clone();
+        let Some(model) = self.catalog.model(&waiting.model) else {
             // It is claimed to be told that its model is gone.
             assignment.route = None;
-            return Some((waiting.id, assignment));
+            return Some(assignment);
         };
         let pinned = assignment
             .route
             .as_deref()
             .and_then(|name| model.route(name));
-        let has_room = |route: &Route| self.of_route(model, route) != Some(0);
+        let capacity = |route: &Route| self.of_route(model, route);
         let picked = match pinned {
-            Some(route) if has_room(route) => Pick::Route(route),
-            Some(_) => Pick::Full,
+            Some(route) if capacity(route) != Some(0) => Pick::Route(route),
+            Some(_) => Pick::Wait,
             None => {
-                let tried = verdict::tried(&assignment, None);
-                model.pick(needs(&waiting.request), &tried, has_room)
+                let ask = Ask {
+                    needs: Needs::of_column(waiting.needs),
+                    tried: &verdict::tried(&waiting.assignment, None),
+                    left: waiting.left,
+                };
+                model.pick(ask, capacity)
             }
         };
         let route = match picked {
-            Pick::Full => return None,
+            Pick::Wait => return None,
             Pick::Nobody => None,
             Pick::Route(route) => {
-                let key = (model.name.clone(), route.name.clone());
-                if let Some(room) = self.0.get_mut(&key) {
-                    *room -= 1;
+                let name = (model.name.as_str(), route.name.as_str());
+                if let Some(free) = self.free.get_mut(&name) {
+                    *free -= 1;
                 }
                 Some(route.name.clone())
             }
@@ -169,6 +251,6 @@ impl Rooms {
             assignment.jobs.clear();
         }
         assignment.route = route;
-        Some((waiting.id, assignment))
+        Some(assignment)
     }
 }

@@ -8,6 +8,7 @@ use url::Url;
 
 use super::{
     intake::{self, IntakeError, Origin, Reach},
+    stored_inputs::StoredInputs,
     verdict::failed,
 };
 use crate::{
@@ -72,14 +73,19 @@ async fn fetch(
     };
     let fetched = app.references.fetch(url, allowance).await;
     let stream = fetched.map_err(IntakeError::Read)?.stream;
-    Ok(intake::take_in(app, origin, stream).await?.into_reference())
+    let mut inputs = StoredInputs::default();
+    let taken = intake::take_in(app, origin, stream, &mut inputs).await?;
+    inputs.keep();
+    Ok(taken.into_reference())
 }
 
 /// Says what is wrong with the image, but nothing about the network.
 fn failure(name: &str, error: &IntakeError<FetchError>) -> Failure {
     let (kind, message) = match error {
         IntakeError::Invalid(invalid) => (FailureKind::Reference, format!("{name}: {invalid}")),
-        IntakeError::TooLarge { .. } => (FailureKind::Reference, format!("{name}: {error}")),
+        IntakeError::TooLarge { .. } | IntakeError::Full { .. } => {
+            (FailureKind::Reference, format!("{name}: {error}"))
+        }
         IntakeError::Read(error) => (FailureKind::Reference, format!("{name} {error}")),
         IntakeError::Storage(_) | IntakeError::Database(_) => {
             (FailureKind::Internal, format!("{name} could not be stored"))

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use sha2::{Digest, Sha256};
 
+use super::stored_inputs::StoredInputs;
 use crate::{
     app::App,
     db,
@@ -14,7 +15,7 @@ use crate::{
     image::{Filter, InvalidImage, Metadata},
     storage::{Key, ObjectWriter, StorageError},
     tasks::StoredReference,
-    uploads::{self, Upload, store},
+    uploads::{self, StockError, Upload, store},
 };
 
 /// How much of a file that is too large is still read, to say how large it is.
@@ -42,6 +43,9 @@ pub enum IntakeError<E> {
     Invalid(#[from] InvalidImage),
     #[error("file size {size} exceeds maximum {bytes_max} bytes")]
     TooLarge { size: u64, bytes_max: u64 },
+    /// The account's other images leave no room for it.
+    #[error("{stock}: they are deleted after {hours} hours")]
+    Full { stock: StockError, hours: u64 },
     #[error("the image could not be read")]
     Read(#[source] E),
     #[error("the image could not be stored")]
@@ -68,16 +72,24 @@ impl Taken {
     }
 }
 
-/// Streams an image into storage. Nothing of it is left if it is not taken.
+/// Streams an image into storage. It is one of `inputs` from its first byte on: nothing is left of it if
+/// those are not kept.
 pub async fn take_in<S, E>(
     app: &App,
     origin: Origin<'_>,
     pieces: S,
+    inputs: &mut StoredInputs,
 ) -> Result<Taken, IntakeError<E>>
 where
     S: Stream<Item = Result<Bytes, E>> + Unpin + Send,
     E: Error + Send,
 {
+    let stock = &app.stock;
+    let full = |error| IntakeError::of_stock(app, error);
+    stock
+        .check(&app.pool, origin.account_id)
+        .await
+        .map_err(full)?;
     let mut taking = Taking::new(app, origin.reach);
     let mut pieces = pieces;
     while let Some(piece) = pieces.next().await {
@@ -86,15 +98,29 @@ where
         if taking.size > app.config.uploads.bytes_max {
             return Err(taking.too_large(pieces).await);
         }
-        taking.push(piece).await?;
+        taking.push(piece, inputs).await?;
     }
     let kept = taking.finish().await?;
     let upload = kept.upload(app, origin);
+    let added = stock.add(&app.pool, origin.account_id, kept.bytes).await;
+    added.map_err(full)?;
     store::insert(&mut *db::acquire(&app.pool).await?, &upload).await?;
     Ok(Taken {
         upload,
         digest: kept.digest,
     })
+}
+
+impl<E> IntakeError<E> {
+    fn of_stock(app: &App, error: StockError) -> Self {
+        match error {
+            StockError::Full { .. } => Self::Full {
+                stock: error,
+                hours: app.config.uploads.ttl().as_secs().div_ceil(3600),
+            },
+            StockError::Database(error) => error.into(),
+        }
+    }
 }
 
 struct Taking<'a> {
@@ -130,7 +156,11 @@ impl<'a> Taking<'a> {
         }
     }
 
-    async fn push<E>(&mut self, piece: Bytes) -> Result<(), IntakeError<E>> {
+    async fn push<E>(
+        &mut self,
+        piece: Bytes,
+        inputs: &mut StoredInputs,
+    ) -> Result<(), IntakeError<E>> {
         if let Some(digest) = &mut self.digest {
             digest.update(&piece);
         }
@@ -139,6 +169,7 @@ impl<'a> Taking<'a> {
             && let Some(format) = self.filter.format()
         {
             let key = Key::upload(self.app.clock.now(), self.id, format);
+            inputs.add(self.app, self.id, key.clone());
             let writer = self.app.storage.writer(&key);
             self.object = Some((key, writer));
         }
@@ -192,6 +223,11 @@ impl Kept {
         let created_at = app.clock.now();
         let file_name = uploads::safe_file_name(origin.file_name, self.format);
         let linked = origin.reach == Reach::Linked;
+        let life = match origin.reach {
+            Reach::Linked => app.config.uploads.ttl(),
+            // Until its request has been read and its task has ended.
+            Reach::Unlinked => app.config.server.body_timeout() + app.config.tasks.deadline(),
+        };
         Upload {
             id: self.id,
             account_id: origin.account_id,
@@ -201,7 +237,7 @@ impl Kept {
             bytes: i64::try_from(self.bytes).unwrap_or(i64::MAX),
             file_name,
             created_at,
-            expires_at: created_at + app.config.uploads.ttl(),
+            expires_at: created_at + life,
         }
     }
 }

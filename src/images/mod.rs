@@ -1,6 +1,7 @@
 //! Drawing images for callers who pay: the only place that joins accounts, tasks, billing, storage and
 //! backends. `submit` accepts a task, `run` draws it, `settle` ends it.
 
+pub mod admission;
 mod adopt;
 pub mod dispatch;
 mod inputs;
@@ -8,6 +9,7 @@ pub mod intake;
 pub mod run;
 pub mod settle;
 mod sink;
+pub mod stored_inputs;
 pub mod submit;
 pub mod sweep;
 pub mod usage;

@@ -16,9 +16,10 @@ use super::{
 use crate::{
     app::App,
     backend::{
-        BackendError, Catalog, Drawing,
+        BackendError, Catalog, Drawing, Permit,
         catalog::{Model, Needs, Route},
     },
+    failure::Class,
     tasks::{Assignment, Attempt, FailureKind, Image, Outcome, Request, Task},
 };
 
@@ -36,6 +37,8 @@ pub enum Ran {
         attempt: Attempt,
         wait: Duration,
     },
+    /// No call was made: its time or its route's circuit does not allow one now.
+    NotBegun,
 }
 
 #[derive(Debug)]
@@ -101,13 +104,21 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
     };
     let began = Instant::now();
     let left = deadline.saturating_duration_since(began);
+    let Some(permit) = may_call(task, route, assignment, left) else {
+        return if adopted.is_empty() {
+            Ran::NotBegun
+        } else {
+            Ran::Ended(Ending::of(delivered(adopted)))
+        };
+    };
     let limit = route.settings.timeout().min(left);
     let mut calls = calls(app, task, route, assignment, &inputs, &adopted);
     let drawn = join_all(calls.iter_mut().map(|call| call.draw(app, route, limit))).await;
+    let took = began.elapsed();
     let mut attempt = Attempt {
         route: route.name.clone(),
         jobs: Vec::new(),
-        duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         class: None,
     };
     let until = deadline.checked_sub(SETTLE_TIME).unwrap_or(deadline);
@@ -122,7 +133,13 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
     }
     let error = verdict::decisive(errors.into_iter()).filter(|_| images.is_empty());
     attempt.class = error.as_ref().map(BackendError::class);
-    route.breaker.note(attempt.class);
+    let calls = Called {
+        began,
+        took,
+        left,
+        class: attempt.class,
+    };
+    calls.tell(app, route, permit);
     let circumstances = Circumstances {
         model,
         needs: needs(&task.request),
@@ -138,6 +155,39 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
             attempt: Some(attempt),
             usage,
         }),
+    }
+}
+
+/// Whether a call can end in time, or goes on with what was begun, and the circuit of its route lets it through.
+fn may_call(task: &Task, route: &Route, assignment: &Assignment, left: Duration) -> Option<Permit> {
+    let is_resumed = !assignment.jobs.is_empty();
+    let ends_in_time = left >= route.pace.least() || is_resumed;
+    if left.is_zero() || !ends_in_time {
+        return None;
+    }
+    route.breaker.try_acquire(task.account_id)
+}
+
+/// How the calls of an attempt went, all in all.
+struct Called {
+    began: Instant,
+    took: Duration,
+    /// Until the task's deadline, when they began.
+    left: Duration,
+    class: Option<Class>,
+}
+
+impl Called {
+    /// Tells the route's circuit, and how long it took; but nothing of a backend that our deadline or a stall
+    /// of this process left no chance: then the permit is given back.
+    fn tell(&self, app: &App, route: &Route, permit: Permit) {
+        match self.class {
+            None => route.pace.delivered_in(self.took),
+            Some(_) if self.took >= self.left => return route.pace.cut_off_after(self.left),
+            Some(_) if app.stalls.since(self.began) => return,
+            Some(_) => {}
+        }
+        permit.record(self.class);
     }
 }
 

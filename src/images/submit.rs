@@ -6,7 +6,7 @@ use std::{collections::HashMap, slice, sync::Arc};
 use sqlx::{PgConnection, PgPool};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use super::Claimed;
+use super::{Claimed, stored_inputs::StoredInputs};
 use crate::{
     accounts::Caller,
     batch::Batcher,
@@ -29,6 +29,8 @@ pub struct Submission {
     pub id: TaskId,
     pub caller: Arc<Caller>,
     pub request: Request,
+    /// What of the request is in storage: kept if it becomes a task.
+    pub inputs: StoredInputs,
     pub unit_price: Cny,
     pub repeat: Repeat,
     /// Where this process's worker can begin it at once, if it can.
@@ -39,7 +41,7 @@ pub struct Submission {
 #[derive(Debug)]
 pub struct Place {
     pub slot: OwnedSemaphorePermit,
-    /// `None`: no route can be used, as the worker is to tell the client.
+    /// Over which it is drawn.
     pub route: Option<String>,
 }
 
@@ -108,6 +110,7 @@ struct Desk {
 /// A submission on its way through the transaction.
 struct Candidate {
     task: NewTask,
+    inputs: StoredInputs,
     repeat: Repeat,
     concurrent_requests: Option<u32>,
     verdict: Verdict,
@@ -206,10 +209,17 @@ impl Desk {
     ) -> Result<Submitted, SubmitError> {
         let id = candidate.task.id;
         match candidate.verdict {
-            Verdict::Refused(error) => return Err(error),
+            Verdict::Refused(error) => {
+                // The commit may have gone through all the same.
+                if matches!(error, SubmitError::Database(_)) {
+                    candidate.inputs.keep();
+                }
+                return Err(error);
+            }
             Verdict::Joined(id) => return Ok(Submitted::Joined(id)),
             Verdict::Undecided | Verdict::Granted => {}
         }
+        candidate.inputs.keep();
         let not_inserted = || SubmitError::Database(Arc::new(sqlx::Error::RowNotFound));
         let task = tasks.remove(&id).ok_or_else(not_inserted)?;
         // After an ambiguous commit another worker may have found the task meanwhile.
@@ -245,6 +255,7 @@ impl Candidate {
             id,
             caller,
             request,
+            inputs,
             unit_price,
             repeat,
             ..
@@ -266,6 +277,7 @@ impl Candidate {
         let concurrent_requests = caller.concurrent_requests;
         Self {
             task,
+            inputs,
             repeat,
             concurrent_requests,
             verdict: Verdict::Undecided,

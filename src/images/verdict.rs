@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::{
     backend::{
         BackendError,
-        catalog::{Model, Needs},
+        catalog::{Ask, Model, Needs},
     },
     config::Routing,
     failure::Class,
@@ -63,7 +63,16 @@ pub(super) fn wait(
     {
         return None;
     }
-    if circumstances.model.has_other(circumstances.needs, &tried) {
+    let ask = Ask {
+        needs: circumstances.needs,
+        tried: &tried,
+        left: circumstances.left,
+    };
+    let others = circumstances.model.candidates(ask);
+    let mut others = others.filter(|route| route.is_fresh(&tried)).peekable();
+    // One whose circuit is open is waited for in the queue, where there is nothing else to do.
+    let waits_for_other = remedy == Remedy::Elsewhere && others.peek().is_some();
+    if waits_for_other || others.any(|route| route.breaker.capacity() != Some(0)) {
         return Some(Duration::ZERO);
     }
     if remedy == Remedy::Elsewhere {
@@ -168,7 +177,7 @@ mod tests {
     #[test]
     fn waits_double_up_to_the_most_and_are_never_alike() {
         let routing: Routing = toml::from_str(
-            "failures_max = 1\nrest_ms = 1\nretry_wait_ms = 100\nretry_wait_max_ms = 1000",
+            "failures_max = 1\nrest_ms = 1\nretry_wait_ms = 100\nretry_wait_max_ms = 1000\nsync_wait_ms = 1",
         )
         .unwrap();
         for (attempts, most) in [(1, 100), (2, 200), (3, 400), (9, 1000), (u16::MAX, 1000)] {

@@ -2,33 +2,31 @@
 //! addresses that the guard lets through, sends nothing that identifies the caller, and is bounded in
 //! bytes and in time whatever the other side does.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream, stream::BoxStream};
-use reqwest::{
-    Certificate, Client, ClientBuilder, Response, StatusCode,
-    header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue, LOCATION},
-    redirect,
+use hyper::{
+    StatusCode,
+    header::{CONTENT_ENCODING, LOCATION},
 };
+use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
+use rustls_platform_verifier::BuilderVerifierExt;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use url::Url;
 
 use super::{
     allowance::Allowance,
-    guard::{AddressRefused, Guard, UrlError},
+    connection::{Answer, Connector, RequestFault},
+    guard::{Guard, UrlError},
     resolve::GuardedResolver,
 };
 use crate::{config, tls};
 
-/// Fetches references. Clones share one client.
+/// Fetches references.
 #[derive(Clone, Debug)]
 pub struct Fetcher {
-    client: Client,
+    connector: Arc<Connector>,
     guard: Guard,
     config: config::References,
     bytes_max: u64,
@@ -58,12 +56,8 @@ pub enum FetchError {
 pub enum FetchFault {
     #[error("its URL, or one that it redirects to, is refused")]
     Url(#[from] UrlError),
-    #[error("its host is refused")]
-    Address(#[from] AddressRefused),
     #[error("the request failed")]
-    Request(#[source] reqwest::Error),
-    #[error("the connection's address is unknown")]
-    NoPeer,
+    Request(#[from] RequestFault),
     #[error("it redirects to no readable URL")]
     Location,
     #[error("it redirects more than {redirects_max} times")]
@@ -81,7 +75,7 @@ pub enum FetchFault {
 #[error(
     "the client for references could not be set up: are the system's CA certificates installed?"
 )]
-pub struct BuildError(#[source] reqwest::Error);
+pub struct BuildError(#[source] rustls::Error);
 
 /// What takes the internet's place in a trial: one server, the name server that leads to it, and the
 /// certificate that it is trusted by. Every other address is treated as always. No setting leads here.
@@ -89,7 +83,7 @@ pub struct BuildError(#[source] reqwest::Error);
 pub struct StandIn {
     pub address: SocketAddr,
     pub name_server: SocketAddr,
-    pub root: Certificate,
+    pub root: CertificateDer<'static>,
 }
 
 impl Fetcher {
@@ -105,7 +99,10 @@ impl Fetcher {
             name_server: None,
             connect_timeout: config.connect_timeout(),
         };
-        Self::build(config, bytes_max, resolver, Client::builder())
+        tls::install_crypto_provider();
+        let tls = ClientConfig::builder().with_platform_verifier();
+        let tls = tls.map_err(BuildError)?.with_no_client_auth();
+        Ok(Self::build(config, bytes_max, resolver, tls))
     }
 
     /// For trials without an internet.
@@ -120,41 +117,35 @@ impl Fetcher {
             name_server: Some(stand_in.name_server),
             connect_timeout: config.connect_timeout(),
         };
-        let client = Client::builder().tls_certs_only([stand_in.root]);
-        Self::build(config, bytes_max, resolver, client)
+        tls::install_crypto_provider();
+        let mut roots = RootCertStore::empty();
+        roots.add(stand_in.root).map_err(BuildError)?;
+        let tls = ClientConfig::builder().with_root_certificates(roots);
+        let tls = tls.with_no_client_auth();
+        Ok(Self::build(config, bytes_max, resolver, tls))
     }
 
     fn build(
         config: &config::References,
         bytes_max: u64,
         resolver: GuardedResolver,
-        client: ClientBuilder,
-    ) -> Result<Self, BuildError> {
-        tls::install_crypto_provider();
+        mut tls: ClientConfig,
+    ) -> Self {
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let guard = resolver.guard.clone();
-        let client = client
-            .dns_resolver(resolver)
-            // A proxy would resolve names itself, and connect wherever they lead.
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .https_only(true)
-            // Every hop is resolved and checked anew, and no stranger's connection is kept.
-            .pool_max_idle_per_host(0)
-            .connect_timeout(config.connect_timeout())
-            .read_timeout(config.idle_timeout())
-            .user_agent(concat!("easel/", env!("CARGO_PKG_VERSION")))
-            .default_headers(HeaderMap::from_iter([
-                (ACCEPT, HeaderValue::from_static("image/*")),
-                (ACCEPT_ENCODING, HeaderValue::from_static("identity")),
-            ]))
-            .build()
-            .map_err(BuildError)?;
-        Ok(Self {
-            client,
+        let connector = Connector {
+            resolver,
+            tls: Arc::new(tls),
+            connect_timeout: config.connect_timeout(),
+            idle_timeout: config.idle_timeout(),
+            bytes_max,
+        };
+        Self {
+            connector: Arc::new(connector),
             guard,
             config: config.clone(),
             bytes_max,
-        })
+        }
     }
 
     /// Reads a client's URL and checks what can be seen of it without the network.
@@ -179,16 +170,16 @@ impl Fetcher {
         let (deadline, timeout) =
             (begin + timeout, timeout).min((allowance.deadline, allowance.timeout));
         let opened = timeout_at(deadline, self.open(url.clone())).await;
-        let response = match opened.unwrap_or(Err(FetchFault::Timeout(timeout))) {
-            Ok(response) => response,
+        let answer = match opened.unwrap_or(Err(FetchFault::Timeout(timeout))) {
+            Ok(answer) => answer,
             Err(fault) => {
                 sleep_until(next_step(begin, self.config.failure_step())).await;
                 return Err(FetchError::Failed(fault));
             }
         };
-        let length = response.content_length();
+        let length = answer.content_length();
         let body = Body {
-            response,
+            answer,
             deadline,
             timeout,
             bytes_max: self.bytes_max,
@@ -208,37 +199,25 @@ impl Fetcher {
         })
     }
 
-    async fn open(&self, mut url: Url) -> Result<Response, FetchFault> {
+    async fn open(&self, mut url: Url) -> Result<Answer, FetchFault> {
         let redirects_max = self.config.redirects_max;
         for _ in 0..=redirects_max {
-            let response = self.get(&url).await?;
-            if !is_redirect(response.status()) {
-                return accept(response);
+            // Every hop is checked, resolved and connected to anew.
+            self.guard.check_parsed_url(&url)?;
+            let answer = self.connector.get(&url).await?;
+            if !is_redirect(answer.response.status()) {
+                return accept(answer);
             }
-            url = location(&response, &url)?;
+            url = location(&answer, &url)?;
         }
         Err(FetchFault::Redirects { redirects_max })
     }
-
-    /// One hop. The resolver is never asked about a literal address, so the URL is checked here; and the
-    /// address that was connected to is checked again, should the two ever part.
-    async fn get(&self, url: &Url) -> Result<Response, FetchFault> {
-        self.guard.check_parsed_url(url)?;
-        if let Some(address) = literal(url) {
-            self.guard.check_address(address)?;
-        }
-        let response = self.client.get(url.clone()).send().await;
-        let response = response.map_err(request_fault)?;
-        let peer = response.remote_addr().ok_or(FetchFault::NoPeer)?;
-        self.guard.check_address(peer.ip())?;
-        Ok(response)
-    }
 }
 
-/// A body under way, and what is left of its limits. Its pieces come without the framing of chunks, and
-/// nothing is ever decompressed, so a piece has as many bytes here as it had on the wire.
+/// A body under way, and what is left of its limits. Nothing is ever decompressed, so a piece has as many
+/// bytes here as it had on the wire.
 struct Body {
-    response: Response,
+    answer: Answer,
     deadline: Instant,
     timeout: Duration,
     bytes_max: u64,
@@ -248,10 +227,10 @@ struct Body {
 
 impl Body {
     async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
-        let piece = timeout_at(self.deadline, self.response.chunk())
+        let piece = timeout_at(self.deadline, self.answer.piece())
             .await
             .map_err(|_elapsed| FetchFault::Timeout(self.timeout))
-            .and_then(|piece| piece.map_err(request_fault))
+            .and_then(|piece| Ok(piece?))
             .map_err(FetchError::Failed)?;
         let bytes = piece.as_ref().map_or(0, Bytes::len) as u64;
         self.bytes_left = self
@@ -280,7 +259,8 @@ fn next_step(begin: Instant, step: Duration) -> Instant {
     begin + Duration::from_millis(u64::try_from(wait_ms).unwrap_or(u64::MAX))
 }
 
-fn accept(response: Response) -> Result<Response, FetchFault> {
+fn accept(answer: Answer) -> Result<Answer, FetchFault> {
+    let response = &answer.response;
     if response.status() != StatusCode::OK {
         return Err(FetchFault::Status(response.status()));
     }
@@ -288,29 +268,17 @@ fn accept(response: Response) -> Result<Response, FetchFault> {
     if encodings.any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
         return Err(FetchFault::Encoding);
     }
-    Ok(response)
+    Ok(answer)
 }
 
 fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-fn location(response: &Response, url: &Url) -> Result<Url, FetchFault> {
-    let location = response.headers().get(LOCATION);
+fn location(answer: &Answer, url: &Url) -> Result<Url, FetchFault> {
+    let location = answer.response.headers().get(LOCATION);
     location
         .and_then(|location| std::str::from_utf8(location.as_bytes()).ok())
         .and_then(|location| url.join(location).ok())
         .ok_or(FetchFault::Location)
-}
-
-fn literal(url: &Url) -> Option<IpAddr> {
-    match url.host()? {
-        url::Host::Ipv4(address) => Some(address.into()),
-        url::Host::Ipv6(address) => Some(address.into()),
-        url::Host::Domain(_) => None,
-    }
-}
-
-fn request_fault(error: reqwest::Error) -> FetchFault {
-    FetchFault::Request(error.without_url())
 }

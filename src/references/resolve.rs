@@ -13,9 +13,8 @@ use hickory_resolver::{
     },
     net::{NetError, runtime::TokioRuntimeProvider},
 };
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
-use super::guard::Guard;
+use super::{connection::RequestFault, guard::Guard};
 
 /// A name with a thousand addresses must not become a thousand connections.
 const ADDRESSES_MAX: usize = 8;
@@ -31,22 +30,17 @@ pub(super) struct GuardedResolver {
     pub(super) connect_timeout: Duration,
 }
 
-impl Resolve for GuardedResolver {
-    fn resolve(&self, name: Name) -> Resolving {
-        let (resolver, guard) = (self.clone(), self.guard.clone());
-        Box::pin(async move {
-            let addresses = resolver.look_up(name.as_str().to_owned()).await?;
-            for address in &addresses {
-                guard.check_address(*address)?;
-            }
-            // Port 0 stands for the URL's own port.
-            let addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, 0));
-            Ok(Box::new(addresses.take(ADDRESSES_MAX)) as Addrs)
-        })
-    }
-}
-
 impl GuardedResolver {
+    /// The addresses of a name, all of them checked.
+    pub(super) async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, RequestFault> {
+        let mut addresses = self.clone().look_up(name.to_owned()).await?;
+        for address in &addresses {
+            self.guard.check_address(*address)?;
+        }
+        addresses.truncate(ADDRESSES_MAX);
+        Ok(addresses)
+    }
+
     /// Asks anew each time, as nothing here may rest on what a name meant before. The system's resolver
     /// would keep a thread for every name server that stalls.
     async fn look_up(self, name: String) -> Result<Vec<IpAddr>, NetError> {

@@ -24,11 +24,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 const FAILURES_MAX: u32 = 5;
 
 /// Why nothing can be stored, in words for clients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    #[error("storage cannot be reached")]
     Unreachable,
-    #[error("storage is full")]
     Full,
 }
 
@@ -44,6 +42,15 @@ pub(super) struct Circuit {
 struct Failing {
     trouble: Trouble,
     since: Instant,
+}
+
+impl Trouble {
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::Unreachable => "storage cannot be reached",
+            Self::Full => "storage is full",
+        }
+    }
 }
 
 impl Circuit {

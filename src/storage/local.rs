@@ -34,7 +34,7 @@ pub(super) struct Local {
     root: PathBuf,
     /// Where files are until they are whole.
     pub(super) drafts: PathBuf,
-    pub(super) publisher: Publisher,
+    pub(super) publisher: Arc<Publisher>,
     links: LinkSigner,
     free_bytes_min: u64,
 }
@@ -72,7 +72,7 @@ impl Local {
         )
         .map_err(StorageError::local("read or make the signing key"))?;
         Ok(Self {
-            publisher: Publisher::start(&root, options.durability),
+            publisher: Publisher::new(&root, options.durability),
             root,
             drafts,
             links,

@@ -1,5 +1,6 @@
 //! A task: one accepted request, from its commit to its one end. What it is, and its states.
 
+pub mod backlog;
 pub mod poll;
 pub mod repeats;
 pub mod store;

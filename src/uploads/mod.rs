@@ -1,10 +1,12 @@
 //! Uploads: images that clients send to work from, kept for 72 hours. Those that come inside a
-//! request are kept the same way, but have no URL.
+//! request are kept the same way, but have no URL, and go once their task must have ended.
 
 mod names;
+mod stock;
 pub mod store;
 
 pub use names::{safe_file_name, url_name};
+pub use stock::{Stock, StockError};
 
 use chrono::{DateTime, Utc};
 

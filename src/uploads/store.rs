@@ -1,10 +1,10 @@
 //! Uploads in the database.
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, query, query_as};
+use sqlx::{PgConnection, query, query_as, query_scalar};
 
 use super::Upload;
-use crate::ids::UploadId;
+use crate::ids::{AccountId, UploadId};
 
 pub async fn insert(conn: &mut PgConnection, upload: &Upload) -> sqlx::Result<()> {
     query!(
@@ -59,6 +59,25 @@ pub async fn expired(
     )
     .fetch_all(conn)
     .await
+}
+
+/// The bytes of an account's uploads that are not deleted.
+pub async fn stored_bytes(conn: &mut PgConnection, account_id: AccountId) -> sqlx::Result<i64> {
+    query_scalar!(
+        r#"SELECT COALESCE(sum(bytes), 0)::bigint AS "bytes!"
+           FROM uploads WHERE account_id = $1 AND deleted_at IS NULL"#,
+        account_id,
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// Deletes the rows of uploads that were not kept.
+pub async fn delete(conn: &mut PgConnection, ids: &[UploadId]) -> sqlx::Result<u64> {
+    let done = query!("DELETE FROM uploads WHERE id = ANY($1)", ids)
+        .execute(conn)
+        .await?;
+    Ok(done.rows_affected())
 }
 
 /// Notes that their bytes are gone. How many had not been noted before.

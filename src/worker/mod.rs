@@ -67,6 +67,7 @@ impl Worker {
             self.renew(),
             self.listen(),
             app.waiters.keep_looking(&app.pool),
+            app.stalls.run(),
         );
     }
 
@@ -157,6 +158,7 @@ impl Worker {
         match run::run(&self.app, &task, &assignment).await {
             Ran::Ended(ending) => self.settle(task, ending).await,
             Ran::Again { attempt, wait } => self.put_back(&task, &attempt, wait).await,
+            Ran::NotBegun => self.requeue(&task).await,
         }
     }
 

@@ -17,8 +17,12 @@ use crate::{
     images::{
         Claimed,
         dispatch::{self, Dispatched},
+        run,
     },
-    tasks::{Attempt, Task, store},
+    tasks::{
+        Attempt, Task,
+        store::{self, Line},
+    },
 };
 
 /// How often the queue is looked at, notified or not; and by how much at most that is put off, so that
@@ -66,7 +70,7 @@ impl Worker {
         }
         if !store::is_any_waiting(&mut *db::acquire(&app.pool).await?).await? {
             app.crowded.store(false, Ordering::Relaxed);
-            app.queued.store(0, Ordering::Relaxed);
+            app.backlog.clear();
             return Ok(Found::Nothing);
         }
         let mut slots = Vec::new();
@@ -85,6 +89,11 @@ impl Worker {
         };
         app.crowded.store(more, Ordering::Relaxed);
         for ((task, assignment), slot) in tasks.into_iter().zip(slots) {
+            app.backlog.remove(&Line {
+                model: task.request.model.clone(),
+                needs: run::needs(&task.request).column(),
+                account_id: task.account_id,
+            });
             self.begin(Claimed {
                 task,
                 assignment,
@@ -99,10 +108,10 @@ impl Worker {
 
     /// What is left waits: for a place here, for room on its route, or for its time.
     async fn count(&self) -> sqlx::Result<Found> {
-        let at_most = self.app.config.tasks.queued_max.saturating_add(1);
+        let most = self.app.config.tasks.queued_max.saturating_add(1);
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
         let mut conn = db::acquire(&self.app.pool).await?;
-        let queued = store::count_queued(&mut conn, at_most).await?;
-        self.app.queued.store(queued, Ordering::Relaxed);
+        self.app.backlog.count(&mut conn, most).await?;
         Ok(Found::Nothing)
     }
 
@@ -124,6 +133,20 @@ impl Worker {
             }
             Err(error) => {
                 tracing::error!(task.id = %id, error = &error as &dyn Error, "a task could not be put back; its lease will run out");
+            }
+        }
+    }
+
+    /// Leaves a task to the queue as if it had not been begun. If that fails, its lease runs out.
+    pub(super) async fn requeue(&self, task: &Task) {
+        let requeued = async {
+            let mut conn = db::acquire(&self.app.pool).await?;
+            store::unclaim(&mut conn, &[(task.id, task.fence)]).await
+        };
+        match requeued.await {
+            Ok(_) => tracing::debug!(task.id = %task.id, "a task waits for its route"),
+            Err(error) => {
+                tracing::error!(task.id = %task.id, error = &error as &dyn Error, "a task could not be requeued; its lease will run out");
             }
         }
     }

@@ -223,7 +223,8 @@ async fn probes_need_no_key_and_tell_when_the_gateway_drains() {
     app.begin_shutdown();
     let router = easel::http::router(app.app.clone());
     for (path, status) in [("/healthz", 200), ("/readyz", 503)] {
-        let request = axum::extract::Request::get(path).body(axum::body::Body::empty());
+        let request = axum::extract::Request::get(path).header("host", "x");
+        let request = request.body(axum::body::Body::empty());
         let answer = router.clone().oneshot(request.unwrap()).await.unwrap();
         assert_eq!(answer.status().as_u16(), status, "{path}");
         assert_eq!(answer.headers().contains_key("retry-after"), status == 503);

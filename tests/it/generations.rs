@@ -13,6 +13,17 @@ use crate::harness::{TestApp, caller::Caller};
 /// Accepted tasks end without a picture, at once and at no cost.
 const FAILING: &str = "[backends.demo]\nkind = 'demo'\nfailure_percent = 100";
 
+/// As [`FAILING`], with a second route whose backend reads some of the client's options.
+const READING: &str = "
+    [backends]
+    demo = { kind = 'demo', failure_percent = 100 }
+    real = { kind = 'openai', base_url = 'http://127.0.0.1:1/v1', api_key = 'k', forward = ['background', 'output_compression',
+        'seed', 'user', 'x', 'model'] }
+    [models.gpt-image-2]
+    routes = ['demo', { backend = 'real', priority = 1 }]
+    [tasks]
+    attempts_max = 1";
+
 /// A good request with other fields laid over it.
 fn body(fields: Value) -> Value {
     let mut body = json!({"model": "gpt-image-2", "prompt": "a cat"});

@@ -12,7 +12,9 @@ use std::{
 use crate::harness::{
     caller::{Answer, Caller, http_client},
     database::TestDatabase,
+    pictures::png,
     process::{Setup, signal},
+    upstream::{self, Reply, Upstream},
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -221,4 +223,57 @@ async fn commands_end_quietly_when_their_reader_is_gone_and_say_so_when_the_disk
     let mut command = setup.command(&["accounts", "show", "nobody"]);
     let ended = command.stdout(full_disk()).stderr(full_disk()).status();
     assert_eq!(ended.unwrap().code(), Some(1));
+}
+
+#[tokio::test]
+async fn the_log_at_its_most_talkative_holds_no_key_prompt_or_link() {
+    let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
+    let setup = Setup::on(&database, &upstream.gateway(""));
+    let gateway = setup.spawn(&["--log", "trace", "serve", "--listen", "127.0.0.1:0"]);
+    gateway.wait_ready();
+    let caller = database.caller(&gateway.url(), "5").await;
+    let last = |link: &str| link.rsplit('/').next().unwrap().to_owned();
+
+    let upload = caller.upload(png(), "private-name.png").await.json();
+    let upload = upload["url"].as_str().unwrap().to_owned();
+    let body = serde_json::json!({"model": "gpt-image-2", "prompt": "a-prompt-nobody-may-see",
+        "image_urls": [upload, format!("data:image/png;base64,{}", base64_simd::STANDARD.encode_to_string(png()))]});
+    let drawn = caller.post("/v1/images/generations", &body).await;
+    assert_eq!(drawn.status, 200, "{drawn:?}");
+    let link = drawn.json()["data"][0]["url"].as_str().unwrap().to_owned();
+    let stored = caller
+        .get(&link)
+        .await
+        .header("location")
+        .unwrap()
+        .to_owned();
+    assert_eq!(caller.get(&stored).await.status, 200);
+    upstream.always(Some(Reply::error(400, "bad", "It is so.")));
+    assert_eq!(
+        caller.draw("another-prompt-nobody-may-see").await.status,
+        400
+    );
+    assert_eq!(caller.get("/v1/images/tasks").await.status, 200);
+    let mut stranger = caller.clone();
+    stranger.key = format!("{}x", caller.key);
+    assert_eq!(stranger.draw("a-prompt-of-a-stranger").await.status, 401);
+    gateway.end();
+
+    let log = gateway.stderr();
+    assert!(log.contains("TRACE"), "it is not at trace level");
+    let base64 = base64_simd::STANDARD.encode_to_string(png());
+    for secret in [
+        caller.key.as_str(),
+        upstream::KEY,
+        "prompt-nobody-may-see",
+        "prompt-of-a-stranger",
+        "private-name",
+        &last(&upload),
+        &last(&link),
+        &last(&stored),
+        &base64[..40],
+    ] {
+        let line = log.lines().find(|line| line.contains(secret));
+        assert!(line.is_none(), "{secret:?} is in the log: {line:?}");
+    }
 }

@@ -42,7 +42,16 @@ async fn tasks_of_the_first_version_are_gone_on_with() {
 
     let mut tx = pool.begin().await.unwrap();
     assert_eq!(store::requeue_lost(&mut tx, 3).await.unwrap(), 1);
-    let waiting = store::waiting(&mut tx, &[], 10).await.unwrap();
+    let classes = store::queued_classes(&mut tx).await.unwrap();
+    assert_eq!(classes, [("gpt-image-2".to_owned(), 0)]);
+    let demand = store::Demand {
+        model: "gpt-image-2".to_owned(),
+        needs: 0,
+        pool: 0,
+        capacity: 10,
+        least: std::time::Duration::ZERO,
+    };
+    let waiting = store::waiting(&mut tx, &[demand], 10).await.unwrap();
     assert_eq!(waiting.len(), 2);
     for task in &waiting {
         assert_eq!(task.model, "gpt-image-2");

@@ -21,7 +21,9 @@ const FLOORS: [&[&str]; 5] = [
         "clock",
         "telemetry",
         "shutdown",
+        "stall",
         "batch",
+        "buffers",
         "tls",
     ],
     &[

@@ -1,11 +1,14 @@
 //! The calls of ComfyUI's own API.
 
 use reqwest::{Response, StatusCode, multipart::Form};
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::history::{Ended, Picture};
+use super::{
+    history::{Ended, Picture},
+    queue::{Found, QueueScanner},
+};
 use crate::backend::{
     BackendError, Input,
     upstream::{
@@ -17,7 +20,7 @@ use crate::backend::{
 
 /// The history of one prompt holds the workflow and what its nodes said, but no pictures.
 const HISTORY_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// The queue holds the workflow of everything in it.
+/// The queue holds the workflow of everything in it; it is read as it comes in, and not kept.
 const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// Where references are put, below ComfyUI's temporary folder.
@@ -48,14 +51,6 @@ struct Uploaded {
 #[derive(Deserialize)]
 struct Submitted {
     prompt_id: Uuid,
-}
-
-#[derive(Default, Deserialize)]
-struct Queue {
-    #[serde(default)]
-    queue_running: Vec<Value>,
-    #[serde(default)]
-    queue_pending: Vec<Value>,
 }
 
 impl Api {
@@ -106,30 +101,39 @@ impl Api {
     }
 
     pub(super) async fn ended(&self, id: Uuid) -> Result<Option<Ended>, BackendError> {
-        let path = format!("history/{id}");
-        let answer = self.get(&path, HISTORY_BYTES_MAX).await?;
-        Ended::of(answer, &id.to_string())
+        let mut response = self.get(&format!("history/{id}")).await?;
+        let body = read(&mut response, HISTORY_BYTES_MAX).await?;
+        Ended::of(&body, &id.to_string())
     }
 
     pub(super) async fn stage(&self, id: Uuid) -> Result<Stage, BackendError> {
         if let Some(ended) = self.ended(id).await? {
             return Ok(Stage::Ended(ended));
         }
-        let answer = self.get("queue", QUEUE_BYTES_MAX).await?;
-        let queue = Queue::deserialize(answer).map_err(|error| foreign(&error))?;
-        let is_there = |entries: &[Value]| {
-            let id = id.to_string();
-            entries.iter().any(|entry| entry[1] == id.as_str())
-        };
-        if is_there(&queue.queue_running) {
-            return Ok(Stage::Running);
-        }
-        if is_there(&queue.queue_pending) {
-            return Ok(Stage::Queued);
+        match self.queued(id).await? {
+            Found::Running => return Ok(Stage::Running),
+            Found::Pending => return Ok(Stage::Queued),
+            Found::Nowhere => {}
         }
         // It may have ended between the two.
         let ended = self.ended(id).await?;
         Ok(ended.map_or(Stage::Unknown, Stage::Ended))
+    }
+
+    async fn queued(&self, id: Uuid) -> Result<Found, BackendError> {
+        let mut response = self.get("queue").await?;
+        let mut scanner = QueueScanner::new(&id.to_string());
+        let mut bytes = 0;
+        while let Some(piece) = response.chunk().await.map_err(error::interrupted)? {
+            bytes += piece.len();
+            if bytes > QUEUE_BYTES_MAX {
+                return Err(too_long(QUEUE_BYTES_MAX));
+            }
+            if !scanner.take(&piece) {
+                return Err(foreign(&"it is no queue"));
+            }
+        }
+        scanner.finish().ok_or_else(|| foreign(&"it breaks off"))
     }
 
     pub(super) async fn unqueue(&self, id: Uuid) -> Result<(), BackendError> {
@@ -158,14 +162,12 @@ impl Api {
     ) -> Result<(), BackendError> {
         let request = self.endpoint.get("system_stats").timeout(timeout);
         let response = request.send().await.map_err(error::not_reached)?;
-        self.answer::<Value>(response).await.map(drop)
+        self.answer::<IgnoredAny>(response).await.map(drop)
     }
 
-    async fn get(&self, path: &str, bytes_max: usize) -> Result<Value, BackendError> {
+    async fn get(&self, path: &str) -> Result<Response, BackendError> {
         let sent = self.endpoint.get(path).send().await;
-        let mut response = self.good(sent.map_err(error::interrupted)?).await?;
-        let body = read(&mut response, bytes_max).await?;
-        serde_json::from_slice(&body).map_err(|error| foreign(&error))
+        self.good(sent.map_err(error::interrupted)?).await
     }
 
     async fn tell(&self, path: &str, body: &Value) -> Result<(), BackendError> {
@@ -214,17 +216,21 @@ async fn read(response: &mut Response, bytes_max: usize) -> Result<Vec<u8>, Back
     let mut body = Vec::new();
     while let Some(piece) = response.chunk().await.map_err(error::interrupted)? {
         if body.len() + piece.len() > bytes_max {
-            return Err(BackendError::Failed {
-                detail: format!("an answer is longer than {bytes_max} bytes"),
-            });
+            return Err(too_long(bytes_max));
         }
         body.extend_from_slice(&piece);
     }
     Ok(body)
 }
 
-fn foreign(error: &serde_json::Error) -> BackendError {
+fn too_long(bytes_max: usize) -> BackendError {
     BackendError::Failed {
-        detail: format!("the answer is not ComfyUI's: {error}"),
+        detail: format!("an answer is longer than {bytes_max} bytes"),
+    }
+}
+
+fn foreign(fault: &dyn std::fmt::Display) -> BackendError {
+    BackendError::Failed {
+        detail: format!("the answer is not ComfyUI's: {fault}"),
     }
 }

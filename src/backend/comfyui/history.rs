@@ -3,26 +3,52 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 
+use super::workflow::Workflow;
 use crate::backend::{BackendError, upstream::message};
 
-/// One entry of `/history`.
+/// What cannot be loaded though it is there is the client's; a file that is gone is not.
+const MISSING_FILE: &str = "FileNotFoundError";
+
+/// One entry of `/history`, as it came: parsed into values, it would have many times its size.
+#[derive(Debug)]
+pub(super) struct Ended(Box<RawValue>);
+
 #[derive(Debug, Deserialize)]
-pub(super) struct Ended {
-    #[serde(default)]
-    outputs: BTreeMap<String, Value>,
-    #[serde(default)]
-    status: Option<Status>,
+struct Entry<'a> {
+    #[serde(borrow, default)]
+    outputs: BTreeMap<String, &'a RawValue>,
+    #[serde(borrow, default)]
+    status: Option<Status<'a>>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Status {
+struct Status<'a> {
     #[serde(default)]
     status_str: String,
     /// Pairs of an event and what it says.
-    #[serde(default)]
-    messages: Vec<Value>,
+    #[serde(borrow, default)]
+    messages: Vec<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Output<'a> {
+    #[serde(borrow, default)]
+    images: Vec<&'a RawValue>,
+}
+
+/// Of the event `execution_error`.
+#[derive(Default, Deserialize)]
+struct Failed<'a> {
+    #[serde(borrow)]
+    node_id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    node_type: Option<&'a RawValue>,
+    #[serde(borrow)]
+    exception_type: Option<&'a RawValue>,
+    #[serde(borrow)]
+    exception_message: Option<&'a RawValue>,
 }
 
 /// A picture on ComfyUI's disk. Its words are only ever handed back to it.
@@ -37,79 +63,123 @@ pub(super) struct Picture {
 
 impl Ended {
     /// Reads the answer to `/history/{id}`; `None`: it has not ended, or is not known.
-    pub(super) fn of(mut answer: Value, id: &str) -> Result<Option<Self>, BackendError> {
-        match answer.get_mut(id).map(Value::take) {
-            None => Ok(None),
-            Some(entry) => {
-                serde_json::from_value(entry)
-                    .map(Some)
-                    .map_err(|error| BackendError::Failed {
-                        detail: format!("the history is not ComfyUI's: {error}"),
-                    })
-            }
-        }
+    pub(super) fn of(answer: &[u8], id: &str) -> Result<Option<Self>, BackendError> {
+        let entries: BTreeMap<String, &RawValue> =
+            serde_json::from_slice(answer).map_err(|error| foreign(&error))?;
+        let Some(entry) = entries.get(id) else {
+            return Ok(None);
+        };
+        let ended = Self((*entry).to_owned());
+        ended.entry()?;
+        Ok(Some(ended))
     }
 
-    /// The pictures of these nodes, unless it has failed.
-    pub(super) fn pictures<'a>(
+    fn entry(&self) -> Result<Entry<'_>, BackendError> {
+        serde_json::from_str(self.0.get()).map_err(|error| foreign(&error))
+    }
+
+    /// The pictures of the workflow's results, unless it has failed.
+    pub(super) fn pictures(
         &self,
-        nodes: impl Iterator<Item = &'a str>,
+        workflow: &Workflow,
         api_key: &str,
     ) -> Result<Vec<Picture>, BackendError> {
-        if let Some(detail) = self.failure(api_key) {
-            return Err(BackendError::Failed { detail });
+        let entry = self.entry()?;
+        if let Some(failure) = entry.failure(workflow, api_key) {
+            return Err(failure);
         }
-        let images = nodes
-            .filter_map(|node| self.outputs.get(node)?.get("images")?.as_array())
-            .flatten();
+        let outputs = workflow.outputs().filter_map(|node| {
+            let output = entry.outputs.get(node)?.get();
+            serde_json::from_str::<Output<'_>>(output).ok()
+        });
         // What is no picture, such as a latent, is passed over.
-        Ok(images
-            .filter_map(|image| Picture::deserialize(image).ok())
+        Ok(outputs
+            .flat_map(|output| output.images)
+            .filter_map(|image| serde_json::from_str(image.get()).ok())
             .collect())
     }
+}
 
-    fn failure(&self, api_key: &str) -> Option<String> {
+impl Entry<'_> {
+    fn failure(&self, workflow: &Workflow, api_key: &str) -> Option<BackendError> {
         let status = self.status.as_ref().filter(|s| s.status_str == "error")?;
         let event = |name: &str| {
-            let mut pairs = status.messages.iter().rev();
-            pairs.find(|pair| pair[0] == name).map(|pair| &pair[1])
-        };
-        let text = |said: &Value, name: &str| {
-            let text = said[name].as_str().unwrap_or_default();
-            message::clean(text, api_key)
+            let pairs = status.messages.iter().rev();
+            let mut pairs = pairs
+                .filter_map(|pair| serde_json::from_str::<(String, &RawValue)>(pair.get()).ok());
+            pairs.find(|(event, _)| event == name).map(|(_, said)| said)
         };
         if let Some(said) = event("execution_error") {
-            return Some(format!(
-                "node {} ({}): {}: {}",
-                text(said, "node_id"),
-                text(said, "node_type"),
-                text(said, "exception_type"),
-                text(said, "exception_message"),
-            ));
+            let failed = serde_json::from_str(said.get()).unwrap_or_default();
+            return Some(judge(&failed, workflow, api_key));
         }
         let interrupted = event("execution_interrupted").is_some();
         let reason = if interrupted { "interrupted" } else { "error" };
-        Some(reason.to_owned())
+        Some(BackendError::Failed {
+            detail: reason.to_owned(),
+        })
+    }
+}
+
+/// A node that could not load what a client has sent fails for every attempt and through no fault of
+/// ComfyUI's.
+fn judge(failed: &Failed<'_>, workflow: &Workflow, api_key: &str) -> BackendError {
+    let (node, class) = (text(failed.node_id), text(failed.node_type));
+    let exception = text(failed.exception_type);
+    if workflow.loads_inputs(&node, &class) && !exception.ends_with(MISSING_FILE) {
+        return BackendError::Invalid {
+            message: "a reference image could not be loaded".to_owned(),
+        };
+    }
+    let said = [node, class, exception, text(failed.exception_message)];
+    let [node, class, exception, said] = said.map(|text| message::clean(&text, api_key));
+    BackendError::Failed {
+        detail: format!("node {node} ({class}): {exception}: {said}"),
+    }
+}
+
+/// Empty if it is no text.
+fn text(said: Option<&RawValue>) -> String {
+    said.and_then(|said| serde_json::from_str(said.get()).ok())
+        .unwrap_or_default()
+}
+
+fn foreign(error: &serde_json::Error) -> BackendError {
+    BackendError::Failed {
+        detail: format!("the history is not ComfyUI's: {error}"),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
-    use super::*;
+    use super::{super::workflow::Source, *};
+    use crate::failure::Class;
+
+    fn of(answer: &Value) -> Result<Option<Ended>, BackendError> {
+        Ended::of(answer.to_string().as_bytes(), "id-1")
+    }
 
     fn pictures(entry: &Value) -> Result<Vec<Picture>, BackendError> {
-        let ended = Ended::of(json!({"id-1": entry}), "id-1").unwrap().unwrap();
-        ended.pictures(["9", "10"].into_iter(), "")
+        let places = [
+            "prompt=6.text",
+            "seed=3.seed",
+            "output=9",
+            "reference=10.image",
+        ];
+        let places = places.map(str::to_owned);
+        let workflow = Workflow::open(Source::Images, "builtin:image-to-image", &places);
+        let ended = of(&json!({"id-1": entry})).unwrap().unwrap();
+        ended.pictures(&workflow.unwrap().unwrap(), "")
     }
 
     #[test]
     fn what_is_not_in_the_history_has_not_ended() {
-        assert!(Ended::of(json!({}), "id-1").unwrap().is_none());
-        assert!(Ended::of(json!({"id-2": {}}), "id-1").unwrap().is_none());
-        assert!(Ended::of(json!([]), "id-1").unwrap().is_none());
-        assert!(Ended::of(json!({"id-1": 3}), "id-1").is_err());
+        assert!(of(&json!({})).unwrap().is_none());
+        assert!(of(&json!({"id-2": {}})).unwrap().is_none());
+        assert!(of(&json!([])).is_err());
+        assert!(of(&json!({"id-1": 3})).is_err());
     }
 
     #[test]
@@ -148,5 +218,25 @@ mod tests {
             "messages": [["execution_interrupted", {"node_id": "3"}], "odd"]}});
         let failed = pictures(&entry);
         assert!(matches!(failed, Err(BackendError::Failed { detail }) if detail == "interrupted"));
+    }
+
+    #[test]
+    fn an_input_that_can_not_be_loaded_is_the_clients_and_one_that_is_gone_is_not() {
+        let failed = |node: &str, class: &str, exception: &str| {
+            let said = json!({"node_id": node, "node_type": class, "exception_type": exception,
+                "exception_message": "cannot identify image file '/comfy/temp/x.png'"});
+            let status = json!({"status_str": "error", "messages": [["execution_error", said]]});
+            pictures(&json!({"status": status})).unwrap_err().class()
+        };
+        let unreadable = "PIL.UnidentifiedImageError";
+        assert_eq!(failed("10", "LoadImage", unreadable), Class::Invalid);
+        // By its place, whatever it is called, and by its class, wherever it is.
+        assert_eq!(failed("10", "LoadFromAnywhere", unreadable), Class::Invalid);
+        assert_eq!(failed("77", "LoadImageMask", "OSError"), Class::Invalid);
+        assert_eq!(failed("3", "KSampler", "ValueError"), Class::Failed);
+        assert_eq!(
+            failed("10", "LoadImage", "FileNotFoundError"),
+            Class::Failed
+        );
     }
 }

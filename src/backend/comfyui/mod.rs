@@ -7,6 +7,7 @@
 mod api;
 mod history;
 mod place;
+mod queue;
 mod workflow;
 
 use std::time::Duration;
@@ -42,6 +43,8 @@ const POLLS_PER_LOOK: u32 = 10;
 /// So many polls may fail in a row.
 const POLL_FAILURES_MAX: u32 = 5;
 /// Of the option `negative_prompt`; as many as a prompt may have.
+/// The client's parameter that says what is not to be seen.
+const NEGATIVE_PROMPT: &str = "negative_prompt";
 const NEGATIVE_CHARS_MAX: usize = 32_000;
 
 /// A ComfyUI server.
@@ -118,7 +121,7 @@ impl Comfyui {
         id: Uuid,
         images: &mut dyn ImageSink,
     ) -> Result<Uuid, BackendError> {
-        let negative = drawing.options.get("negative_prompt");
+        let negative = drawing.options.get(NEGATIVE_PROMPT);
         let negative = negative.and_then(serde_json::Value::as_str);
         if negative.is_some_and(|text| text.chars().count() > NEGATIVE_CHARS_MAX) {
             let message =
@@ -222,6 +225,10 @@ impl Backend for Comfyui {
         }
     }
 
+    fn reads_option(&self, name: &str) -> bool {
+        name == NEGATIVE_PROMPT
+    }
+
     async fn draw(
         &self,
         drawing: &Drawing,
@@ -245,7 +252,7 @@ impl Backend for Comfyui {
                 self.follow(id).await?
             }
         };
-        let pictures = ended.pictures(workflow.outputs(), self.api.endpoint.secret())?;
+        let pictures = ended.pictures(workflow, self.api.endpoint.secret())?;
         let mut delivery = Delivery::new(images, drawing.n);
         for picture in pictures.iter().take(usize::from(drawing.n)) {
             let response = self.api.view(picture).await?;

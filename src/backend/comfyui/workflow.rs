@@ -152,6 +152,15 @@ impl Workflow {
         outputs.map(|place| place.target.node.as_str())
     }
 
+    /// Whether the node, of this class, loads what a client has sent.
+    pub(super) fn loads_inputs(&self, node: &str, class: &str) -> bool {
+        let mut places = self.places.iter();
+        class.starts_with("LoadImage")
+            || places.any(|place| {
+                matches!(place.role, Role::Reference | Role::Mask) && place.target.node == node
+            })
+    }
+
     /// What is submitted. The operator's own values go over all others; the error says which of them
     /// has no place.
     pub(super) fn fill(

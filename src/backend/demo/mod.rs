@@ -30,6 +30,8 @@ use chance::Chance;
 use scene::{Scene, Strength};
 
 const PIECE_BYTES: usize = 64 * 1024;
+/// So many references are read or decoded at a time.
+const INPUTS_PER_CORE: usize = 2;
 
 /// A backend without an upstream.
 pub struct Demo {
@@ -39,6 +41,9 @@ pub struct Demo {
     begun: AtomicU64,
     /// A permit per core: drawing keeps one busy.
     cores: Arc<Semaphore>,
+    /// A permit for each reference that is held whole. They are not those of the cores: one that comes
+    /// slowly holds up no drawing.
+    inputs: Semaphore,
 }
 
 impl Demo {
@@ -49,6 +54,7 @@ impl Demo {
             failure_percent: settings.failure_percent,
             begun: AtomicU64::new(0),
             cores: Arc::new(Semaphore::new(cores)),
+            inputs: Semaphore::new(INPUTS_PER_CORE * cores),
         }
     }
 
@@ -91,6 +97,7 @@ impl Backend for Demo {
         let start = match drawing.references.first() {
             None => None,
             Some(input) => {
+                let _permit = self.inputs.acquire().await.map_err(failed)?;
                 let bytes = whole_input::read(input, reference::NAME).await?;
                 let fitted = self.on_core(move || reference::fit(&bytes, size)).await?;
                 Some(Arc::new(fitted))

@@ -182,3 +182,35 @@ async fn as_many_fail_as_the_settings_say() {
     assert!(matches!(drawn, Err(BackendError::Failed { .. })));
     assert!(sink.pictures.is_empty());
 }
+
+/// References that never come: no more of them are begun than may be held, and text is drawn meanwhile.
+#[tokio::test]
+async fn slow_references_are_bounded_and_hold_up_no_drawing() {
+    let demo = Arc::new(Demo::new(&settings(0)));
+    let most = demo.inputs.available_permits();
+    let begun = Arc::new(AtomicU64::new(0));
+    let mut slow = drawing("a cat", 1, 8, 8);
+    let counted = Arc::clone(&begun);
+    slow.references.push(Input {
+        format: Format::Png,
+        length: 100,
+        open: Arc::new(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+            std::future::pending().boxed()
+        }),
+        link: None,
+    });
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..most + 5 {
+        let (demo, slow) = (Arc::clone(&demo), slow.clone());
+        waiting.spawn(async move { demo.draw(&slow, &mut Sink::default()).await.is_ok() });
+    }
+    while begun.load(Ordering::Relaxed) < most as u64 {
+        tokio::task::yield_now().await;
+    }
+    let (dog, mut sink) = (drawing("a dog", 1, 8, 8), Sink::default());
+    let drawn = demo.draw(&dog, &mut sink);
+    let drawn = tokio::time::timeout(Duration::from_secs(10), drawn).await;
+    drawn.unwrap().unwrap();
+    assert_eq!(begun.load(Ordering::Relaxed), most as u64);
+}

@@ -68,6 +68,10 @@ impl Backend for Openai {
         self.profile.abilities
     }
 
+    fn reads_option(&self, name: &str) -> bool {
+        self.forwards().any(|forwarded| forwarded == name)
+    }
+
     async fn draw(
         &self,
         drawing: &Drawing,

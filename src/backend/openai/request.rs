@@ -62,6 +62,12 @@ impl Openai {
         Ok(body.on(request, &Value::Object(fields)))
     }
 
+    /// The client's parameters that are sent on.
+    pub(super) fn forwards(&self) -> impl Iterator<Item = &str> {
+        let names = self.forward.iter().map(String::as_str);
+        names.filter(|name| !RESERVED.contains(name))
+    }
+
     fn fields(&self, drawing: &Drawing) -> Map<String, Value> {
         let size = self.size(drawing);
         let quality = drawing.quality.map(|quality| match quality {
@@ -88,10 +94,9 @@ impl Openai {
                 self.profile.response_format.map(Value::from),
             ),
         ];
-        let options = self.forward.iter().filter_map(|name| {
+        let options = self.forwards().filter_map(|name| {
             let value = drawing.options.get(name)?;
-            let sent = !value.is_null() && !RESERVED.contains(&name.as_str());
-            sent.then(|| (name.clone(), value.clone()))
+            (!value.is_null()).then(|| (name.to_owned(), value.clone()))
         });
         own.into_iter()
             .filter_map(|(name, value)| Some((name.to_owned(), value?)))

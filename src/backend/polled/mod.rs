@@ -177,6 +177,10 @@ impl Backend for Polled {
         }
     }
 
+    fn reads_option(&self, name: &str) -> bool {
+        self.protocol.reads_option(name)
+    }
+
     async fn draw(
         &self,
         drawing: &Drawing,

@@ -184,6 +184,17 @@ impl Protocol {
         body.placeholders().contains(&&Placeholder::Mask)
     }
 
+    /// Whether the client's parameter of this name has a place in the body.
+    pub(super) fn reads_option(&self, name: &str) -> bool {
+        let bodies = [self.submit(false), self.submit(true)].map(|submit| &submit.body);
+        let mut placeholders = bodies.into_iter().flat_map(Template::placeholders);
+        placeholders.any(|placeholder| match placeholder {
+            Placeholder::Seed => name == "seed",
+            Placeholder::Option(option) => option == name,
+            _ => false,
+        })
+    }
+
     fn check(&self) -> Result<(), String> {
         let is = |sound: bool, fault: &str| if sound { Ok(()) } else { Err(fault.to_owned()) };
         is((1..=10).contains(&self.n_max), "n_max must be from 1 to 10")?;

@@ -1,5 +1,5 @@
 //! Fetches pictures that an upstream answers as URLs: at once, because such links die within minutes,
-//! without the key, and from no host that the settings don't name.
+//! without the key, and from no host and port that the settings don't name.
 
 use reqwest::{Client, Response, StatusCode, header::LOCATION};
 use url::Url;
@@ -8,19 +8,21 @@ use super::{BackendError, delivery::Delivery, error};
 
 /// Links that are meant to last lead on to the stored bytes; each step may go to allowed hosts only.
 const REDIRECTS_MAX: usize = 3;
+const HTTPS_PORT: u16 = 443;
 
 /// Which URLs of an upstream's are called.
 pub(in crate::backend) struct DownloadRule {
     base_url: Url,
-    hosts: Vec<String>,
+    /// Names, and the port of each.
+    hosts: Vec<(String, u16)>,
 }
 
 impl DownloadRule {
-    /// `hosts` are names, or `*.` and a name for all below it.
+    /// `hosts` are names, or `*.` and a name for all below it, and may have a port.
     pub(in crate::backend) fn new(base_url: &Url, hosts: &[String]) -> Self {
         Self {
             base_url: base_url.clone(),
-            hosts: hosts.iter().map(|host| host.to_lowercase()).collect(),
+            hosts: hosts.iter().map(|host| place(host)).collect(),
         }
     }
 
@@ -40,10 +42,16 @@ impl DownloadRule {
         if !url.username().is_empty() || url.password().is_some() {
             return Err(format!("on {host} carries a user name"));
         }
-        if !self.allows_scheme(&url) {
+        // The very server that is spoken to anyway, even without encryption.
+        if url.origin() == self.base_url.origin() {
+            return Ok(url);
+        }
+        if url.scheme() != "https" {
             return Err(format!("on {host} is not https"));
         }
-        if !self.allows_host(host) {
+        let port = url.port().unwrap_or(HTTPS_PORT);
+        if !self.names(host, port) {
+            let host = host_and_port(host, port);
             return Err(format!(
                 "is on {host}, which is not among the allowed hosts"
             ));
@@ -51,31 +59,32 @@ impl DownloadRule {
         Ok(url)
     }
 
-    /// Plain http only to the very server that is spoken to without encryption anyway.
-    fn allows_scheme(&self, url: &Url) -> bool {
-        let base = &self.base_url;
-        match url.scheme() {
-            "https" => true,
-            "http" => {
-                base.scheme() == "http"
-                    && base.host_str() == url.host_str()
-                    && base.port() == url.port()
-            }
-            _ => false,
-        }
+    fn names(&self, host: &str, port: u16) -> bool {
+        let is_own = self.base_url.host_str() == Some(host) && port == HTTPS_PORT;
+        let mut others = self.hosts.iter().filter(|(_, allowed)| *allowed == port);
+        is_own
+            || others.any(|(allowed, _)| match allowed.strip_prefix("*.") {
+                None => allowed == host,
+                Some(parent) => host
+                    .strip_suffix(parent)
+                    .is_some_and(|below| below.len() > 1 && below.ends_with('.')),
+            })
     }
+}
 
-    fn allows_host(&self, host: &str) -> bool {
-        self.base_url.host_str() == Some(host)
-            || self
-                .hosts
-                .iter()
-                .any(|allowed| match allowed.strip_prefix("*.") {
-                    None => allowed == host,
-                    Some(parent) => host
-                        .strip_suffix(parent)
-                        .is_some_and(|below| below.len() > 1 && below.ends_with('.')),
-                })
+/// A host as the settings have it. What else a host has on its other ports is nobody's business.
+fn place(host: &str) -> (String, u16) {
+    let host = host.to_lowercase();
+    let with_port = host.rsplit_once(':');
+    with_port
+        .and_then(|(name, port)| Some((name.to_owned(), port.parse().ok()?)))
+        .unwrap_or((host, HTTPS_PORT))
+}
+
+fn host_and_port(host: &str, port: u16) -> String {
+    match port {
+        HTTPS_PORT => host.to_owned(),
+        port => format!("{host}:{port}"),
     }
 }
 
@@ -139,7 +148,7 @@ mod tests {
     use super::*;
 
     fn allows(base_url: &str, url: &str) -> bool {
-        let hosts = ["cdn.example".to_owned(), "*.Pictures.example".to_owned()];
+        let hosts = ["cdn.example", "*.Pictures.example", "odd.example:9443"].map(str::to_owned);
         let rule = DownloadRule::new(&Url::parse(base_url).unwrap(), &hosts);
         rule.allow(url).is_ok()
     }
@@ -172,6 +181,28 @@ mod tests {
         ] {
             assert!(!allows(base, url), "{url}");
         }
+    }
+
+    #[test]
+    fn other_ports_only_where_the_server_itself_is() {
+        let base = "https://api.example:8443/v1";
+        assert!(allows(base, "https://api.example:8443/1.png"));
+        assert!(allows(base, "https://api.example/1.png"));
+        assert!(allows(base, "https://cdn.example:443/1.png"));
+        assert!(allows(base, "https://odd.example:9443/1.png"));
+        for url in [
+            "https://api.example:9443/1.png",
+            "https://cdn.example:8443/1.png",
+            "https://odd.example/1.png",
+            "https://a.pictures.example:22/1.png",
+            "http://api.example:8443/1.png",
+        ] {
+            assert!(!allows(base, url), "{url}");
+        }
+        assert!(!allows(
+            "https://api.example/v1",
+            "https://api.example:8443/1.png"
+        ));
     }
 
     #[test]

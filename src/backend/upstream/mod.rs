@@ -9,6 +9,7 @@ pub(super) mod error;
 pub(super) mod extra;
 mod google;
 pub(super) mod inputs;
+mod mask;
 pub(super) mod message;
 pub(super) mod native_size;
 pub(super) mod prompt;

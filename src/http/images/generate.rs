@@ -20,6 +20,7 @@ use crate::{
     },
     ids::{self, TaskId},
     images::{
+        admission::{self, Mode},
         dispatch,
         submit::{Place, Repeat, Submission, Submitted},
     },
@@ -27,10 +28,9 @@ use crate::{
 };
 
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
-const QUEUE_FULL_RETRY_S: u32 = 10;
 
 #[derive(Deserialize)]
-pub(in crate::http) struct Mode {
+pub(in crate::http) struct Wanted {
     #[serde(rename = "async")]
     is_async: Option<String>,
 }
@@ -39,12 +39,15 @@ pub(in crate::http) struct Mode {
 pub(in crate::http) async fn generate(
     State(app): State<App>,
     Admitted(caller): Admitted,
-    Query(mode): Query<Mode>,
+    Query(wanted): Query<Wanted>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let wanted = mode.is_async.unwrap_or_default().to_ascii_lowercase();
+    let wanted = wanted.is_async.unwrap_or_default().to_ascii_lowercase();
     if matches!(wanted.as_str(), "1" | "true" | "yes") {
         return generate_async(State(app), Admitted(caller), request).await;
+    }
+    if app.shutdown.has_begun() {
+        return Err(ending());
     }
     let repeat = repeat(request.headers())?;
     app.storage.usable()?;
@@ -64,7 +67,7 @@ pub(in crate::http) async fn generate_async(
     app.storage.usable()?;
     let asked = read::read(&app, &caller, request).await?;
     let (Submitted::New(id) | Submitted::Joined(id)) =
-        submit(&app, &caller, asked, repeat, ids::row_id()).await?;
+        submit(&app, &caller, asked, repeat, ids::row_id(), Mode::Async).await?;
     Ok(answer::ticket(&app, id))
 }
 
@@ -74,16 +77,20 @@ async fn submit_and_wait(
     asked: Asked,
     repeat: Repeat,
 ) -> Result<Arc<Summary>, ApiError> {
-    let gone = || ApiError::unavailable("the gateway is shutting down", 1);
     let id = ids::row_id();
+    let all_max = app.config.server.sync_waiters_max();
+    let own_max = app.config.tasks.account_sync_waiters_max;
+    let _waits = app
+        .sync_waiters
+        .enter(caller.account_id, own_max, all_max)?;
     // Before it can end.
     let subscription = app.waiters.subscribe(id);
-    match submit(app, caller, asked, repeat, id).await? {
-        Submitted::New(_) => subscription.ended().await.ok_or_else(gone),
+    match submit(app, caller, asked, repeat, id, Mode::Sync).await? {
+        Submitted::New(_) => subscription.ended().await.ok_or_else(ending),
         Submitted::Joined(earlier) => {
             let subscription = app.waiters.subscribe(earlier);
             app.waiters.look_at(&app.pool, &[earlier]).await?;
-            subscription.ended().await.ok_or_else(gone)
+            subscription.ended().await.ok_or_else(ending)
         }
     }
 }
@@ -94,46 +101,58 @@ async fn submit(
     asked: Asked,
     repeat: Repeat,
     id: TaskId,
+    mode: Mode,
 ) -> Result<Submitted, ApiError> {
-    if app.shutdown.has_begun() {
-        return Err(ApiError::unavailable("the gateway is shutting down", 1));
+    // A shared database may have another gateway that takes the task; a private one ends with this process.
+    if app.shutdown.has_begun() && app.config.database.url.is_none() {
+        return Err(ending());
     }
     let Asked {
         request,
+        inputs,
         unit_price,
         ..
     } = asked;
     let place = place(app, &request);
-    if place.is_none() {
-        if app.queued.load(Ordering::Relaxed) >= app.config.tasks.queued_max {
-            let message = "the queue is full";
-            return Err(ApiError::unavailable(message, QUEUE_FULL_RETRY_S));
-        }
-        app.queued.fetch_add(1, Ordering::Relaxed);
-    }
+    let queued = match &place {
+        Some(_) => None,
+        None => Some(admission::enqueue(app, caller.account_id, &request, mode)?),
+    };
     let caller = Arc::clone(caller);
     let submission = Submission {
         id,
         caller,
         request,
+        inputs,
         unit_price,
         repeat,
         place,
     };
     let submitted = app.submitter.call(submission).await;
-    Ok(submitted.map_err(|closed| ApiError::unavailable(&closed.to_string(), 1))??)
+    let submitted = submitted.map_err(|closed| ApiError::unavailable(&closed.to_string(), 1))?;
+    if let (Some(line), false) = (queued, matches!(submitted, Ok(Submitted::New(_)))) {
+        app.backlog.remove(&line);
+    }
+    Ok(submitted?)
 }
 
-/// Where it can be begun at once: nobody waits before it, and its model has no limit that the queue has
-/// to keep.
+fn ending() -> ApiError {
+    ApiError::unavailable("the gateway is shutting down", 1)
+}
+
+/// Where it can be begun at once: nobody waits before it, its model has no limit that the queue has to keep,
+/// and some route's circuit is closed.
 fn place(app: &App, request: &tasks::Request) -> Option<Place> {
+    if app.shutdown.has_begun() {
+        return None;
+    }
     let catalog = app.catalog();
     let model = catalog.model(&request.model)?;
     if model.is_limited() || app.crowded.load(Ordering::Relaxed) {
         return None;
     }
     let slot = Arc::clone(&app.slots).try_acquire_owned().ok()?;
-    let route = dispatch::route_at_once(model, request);
+    let route = Some(dispatch::route_at_once(model, request)?);
     Some(Place { slot, route })
 }
 

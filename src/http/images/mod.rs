@@ -2,10 +2,13 @@
 
 mod answer;
 mod generate;
+mod inline;
+mod options;
 mod own_links;
 mod read;
 mod render;
 mod resolve;
+mod sources;
 mod tasks;
 mod wire;
 

@@ -4,23 +4,28 @@ use axum::{
     extract::Request,
     http::{StatusCode, header},
 };
-use futures_util::StreamExt;
+use bytes::BytesMut;
 
 use super::{
-    resolve::Asked,
-    wire::{self, Fields},
+    resolve::{self, Asked},
+    wire::{self, Fields, Part},
 };
 use crate::{
     accounts::Caller,
     app::App,
-    http::{body, error::ApiError},
-    images::intake::{self, Origin, Reach},
+    http::{
+        body::{self, Holding},
+        error::ApiError,
+        form::Form,
+    },
+    images::{
+        intake::{self, Origin, Reach},
+        stored_inputs::StoredInputs,
+    },
 };
 
 /// Of a form: beside the images, clients send about twenty fields.
 const PARTS_MAX: usize = 64;
-/// Of one text part. A prompt has at most 32000 characters of four bytes; a data URL may stand here too.
-const TEXT_BYTES_MAX: usize = 32 << 20;
 
 /// Reads and checks a request; images that came inside it are stored.
 pub(super) async fn read(app: &App, caller: &Caller, request: Request) -> Result<Asked, ApiError> {
@@ -31,22 +36,19 @@ pub(super) async fn read(app: &App, caller: &Caller, request: Request) -> Result
         .unwrap_or("application/json")
         .to_owned();
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
-    if media_type.eq_ignore_ascii_case("multipart/form-data") {
-        let fields = form(app, caller, request, &content_type).await?;
-        return Asked::resolve(app, caller, fields).await;
-    }
-    if !is_json(media_type) {
+    let mut inputs = StoredInputs::default();
+    // What is held is held until the images in it are stored.
+    let (fields, _holding) = if media_type.eq_ignore_ascii_case("multipart/form-data") {
+        form(app, caller, request, &content_type, &mut inputs).await?
+    } else if is_json(media_type) {
+        json(app, caller, request).await?
+    } else {
         return Err(ApiError::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "unsupported content type, allowed: application/json, multipart/form-data",
         ));
-    }
-    let declared = request
-        .headers()
-        .get(header::CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse().ok());
-    let held = body::hold(app, request.into_body(), declared).await?;
-    Asked::resolve(app, caller, Fields::from_json(&held.bytes)?).await
+    };
+    Asked::resolve(app, caller, fields, inputs).await
 }
 
 /// `curl -d` without a header says that JSON is a form.
@@ -58,53 +60,76 @@ fn is_json(media_type: &str) -> bool {
         || media_type == "text/plain"
 }
 
+async fn json(app: &App, caller: &Caller, request: Request) -> Result<(Fields, Holding), ApiError> {
+    let (bytes, holding) = body::hold(app, caller, request.into_body()).await?;
+    let references_max = app.config.references.count_max;
+    let read = move || Fields::from_json(&bytes, references_max);
+    let fields = body::parse(holding.bytes(), read).await?;
+    Ok((fields, holding))
+}
+
 async fn form(
     app: &App,
     caller: &Caller,
     request: Request,
     content_type: &str,
-) -> Result<Fields<'static>, ApiError> {
+    inputs: &mut StoredInputs,
+) -> Result<(Fields, Holding), ApiError> {
     let mut form = body::form(app, request, content_type)?;
-    let mut fields = Fields::default();
+    let mut fields = Fields::new(app.config.references.count_max);
+    let mut holding = Holding::new(app, caller);
     let mut parts = 0;
-    while let Some(part) = form.next_field().await.map_err(body::malformed_form)? {
+    while let Some(part) = form.next_part().await? {
         parts += 1;
         if parts > PARTS_MAX {
             return Err(ApiError::bad_request(format!(
                 "a form may have {PARTS_MAX} parts"
             )));
         }
-        let name = part.name().unwrap_or_default().to_owned();
-        if part.file_name().is_some() || wire::takes_file(&name) && part.content_type().is_some() {
-            if wire::takes_file(&name) {
-                let file_name = part.file_name().map(str::to_owned);
+        let name = part.name;
+        let takes_file = wire::takes_file(&name);
+        if part.file_name.is_some() || takes_file && part.is_typed {
+            if takes_file {
+                resolve::before_file(app, caller, &fields, &name).await?;
                 let origin = Origin {
                     account_id: caller.account_id,
-                    file_name: file_name.as_deref(),
+                    file_name: part.file_name.as_deref(),
                     reach: Reach::Unlinked,
                 };
-                let pieces = part.map(|piece| piece.map_err(body::malformed_form));
-                let taken = intake::take_in(app, origin, pieces).await;
+                let taken = intake::take_in(app, origin, form.content(), inputs).await;
                 let taken = taken.map_err(|error| ApiError::from(error).param(&name))?;
                 fields.set_file(&name, taken.into_reference());
             }
             continue;
         }
-        fields.set_form(&name, text(part).await?)?;
+        let part = text(app, &mut form, &mut holding, wire::part_bytes_max(&name)).await?;
+        fields = body::parse(part.length(), move || {
+            fields.set_form(&name, part)?;
+            Ok(fields)
+        })
+        .await?;
     }
-    Ok(fields)
+    Ok((fields, holding))
 }
 
-async fn text(mut part: multer::Field<'_>) -> Result<String, ApiError> {
-    let mut bytes = Vec::new();
-    while let Some(piece) = part.chunk().await.map_err(body::malformed_form)? {
-        if bytes.len() + piece.len() > TEXT_BYTES_MAX {
-            let message = format!("a text part exceeds maximum {TEXT_BYTES_MAX} bytes");
+/// A text part, as far as it may be long: what comes behind that is passed over.
+async fn text(
+    app: &App,
+    form: &mut Form,
+    holding: &mut Holding,
+    bytes_max: Option<usize>,
+) -> Result<Part, ApiError> {
+    let all_bytes_max = app.config.server.json_bytes_max;
+    let mut bytes = BytesMut::new();
+    while let Some(piece) = form.chunk().await? {
+        if bytes_max.is_some_and(|bytes_max| bytes.len() + piece.len() > bytes_max) {
+            return Ok(Part::TooLong);
+        }
+        if holding.bytes() + piece.len() > all_bytes_max {
+            let message = format!("the text parts exceed maximum {all_bytes_max} bytes in all");
             return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message));
         }
-        bytes.extend_from_slice(&piece);
+        holding.push(&mut bytes, &piece)?;
     }
-    String::from_utf8(bytes)
-        .ok()
-        .ok_or_else(|| ApiError::bad_request("a text part is not UTF-8"))
+    Ok(Part::Whole(bytes.freeze()))
 }

@@ -1,37 +1,41 @@
 //! From what was sent to what is to be drawn: every field checked once, images that came inside the
 //! request stored, our own links turned into what they stand for.
 
-use std::borrow::Cow;
-
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 
 use super::{
+    inline,
     own_links::{self, OwnLink},
-    wire::{Count, Fields, Source},
+    sources::{Source, Text, URL_BYTES_MAX},
+    wire::{self, Count, Fields, PROMPT_CHARS_MAX},
 };
 use crate::{
-    accounts::Caller,
+    accounts::{self, Caller},
     app::App,
     backend::{
         Catalog,
         catalog::{Model, Needs},
     },
+    billing::Refusal,
+    db,
     http::error::ApiError,
     image::{self, Quality},
     images::{
         intake::{self, Origin, Reach},
+        stored_inputs::StoredInputs,
+        submit::SubmitError,
         unit_price,
     },
     money::Cny,
     tasks::{Reference, Request},
 };
 
-const PROMPT_CHARS_MAX: usize = 32_000;
-
 /// A valid request, and how its answer is wanted.
 #[derive(Debug)]
 pub(super) struct Asked {
     pub request: Request,
+    /// What of it is in storage, and is deleted unless the request is accepted.
+    pub inputs: StoredInputs,
     pub unit_price: Cny,
     pub response_format: ResponseFormat,
 }
@@ -48,10 +52,12 @@ impl Asked {
     pub(super) async fn resolve(
         app: &App,
         caller: &Caller,
-        fields: Fields<'_>,
+        fields: Fields,
+        mut inputs: StoredInputs,
     ) -> Result<Self, ApiError> {
         let catalog = app.catalog();
-        let model = model(&catalog, fields.model)?;
+        let model = model(&catalog, fields.model.as_deref())?;
+        no_stream(&fields)?;
         let prompt = prompt(fields.prompt)?;
         let n = count(fields.n.as_ref(), model.settings.n_max)?;
         let (ratio, resolution, size) = image::resolve_size(
@@ -60,25 +66,24 @@ impl Asked {
         )?;
         let quality = Quality::parse(given(fields.quality.as_ref()))?;
         let response_format = response_format(fields.response_format.as_deref())?;
-        let count_max = app.config.references.count_max;
-        if fields.references.len() > count_max {
-            let message = format!(
-                "{} reference images given, allowed are {count_max}",
-                fields.references.len()
-            );
-            return Err(ApiError::field("image_urls", message));
-        }
+        few_enough(app, fields.references.given)?;
         let needs = Needs {
-            references: fields.references.len(),
+            references: fields.references.given,
             mask: fields.mask.is_some(),
         };
         able(model, needs)?;
-        let mut references = Vec::with_capacity(fields.references.len());
-        for source in fields.references {
-            references.push(reference(app, caller, "image_urls", source).await?);
+        let options = fields.options.read_by(model)?;
+        let unit_price = unit_price(&model.settings, quality);
+        let sources = fields.references.list.iter().chain(&fields.mask);
+        if sources.into_iter().any(Source::is_inline) {
+            affordable(app, caller, unit_price * u32::from(n)).await?;
+        }
+        let mut references = Vec::with_capacity(fields.references.list.len());
+        for source in fields.references.list {
+            references.push(reference(app, caller, "image_urls", source, &mut inputs).await?);
         }
         let mask = match fields.mask {
-            Some(source) => Some(reference(app, caller, "mask", source).await?),
+            Some(source) => Some(reference(app, caller, "mask", source, &mut inputs).await?),
             None => None,
         };
         let request = Request {
@@ -91,14 +96,79 @@ impl Asked {
             quality,
             references,
             mask,
-            options: fields.options,
+            options,
         };
         Ok(Self {
             request,
-            unit_price: unit_price(&model.settings, quality),
+            inputs,
+            unit_price,
             response_format,
         })
     }
+}
+
+/// What can be told of a form before one more of its files is stored: its other fields may still come.
+pub(super) async fn before_file(
+    app: &App,
+    caller: &Caller,
+    fields: &Fields,
+    name: &str,
+) -> Result<(), ApiError> {
+    no_stream(fields)?;
+    let is_first = fields.references.given == 0 && fields.mask.is_none();
+    if !wire::is_mask(name) {
+        few_enough(app, fields.references.given + 1)?;
+    }
+    let catalog = app.catalog();
+    let cheapest = |model: &Model| {
+        let settings = &model.settings;
+        let prices = [
+            settings.price_low,
+            settings.price_medium,
+            settings.price_high,
+        ];
+        prices.into_iter().min().unwrap_or_default()
+    };
+    let price = match &fields.model {
+        Some(name) => cheapest(model(&catalog, Some(name))?),
+        None => catalog.models().map(cheapest).min().unwrap_or_default(),
+    };
+    if is_first {
+        affordable(app, caller, price).await?;
+    }
+    Ok(())
+}
+
+/// A look at the balance, so that nothing is stored for a request that cannot be paid. What is granted is
+/// decided at the hold.
+async fn affordable(app: &App, caller: &Caller, cost: Cny) -> Result<(), ApiError> {
+    let available = {
+        let mut conn = db::acquire(&app.pool).await?;
+        accounts::store::available(&mut conn, caller.account_id).await?
+    };
+    match available {
+        Some(available) if cost > available => {
+            Err(SubmitError::Refused(Refusal::Balance { cost, available }).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn no_stream(fields: &Fields) -> Result<(), ApiError> {
+    if fields.wants_stream {
+        let message = "stream is not available yet: leave it out, or send false";
+        return Err(ApiError::field("stream", message));
+    }
+    Ok(())
+}
+
+fn few_enough(app: &App, given: usize) -> Result<(), ApiError> {
+    let count_max = app.config.references.count_max;
+    if given > count_max {
+        let message = format!("{given} reference images given, allowed are {count_max}");
+        return Err(ApiError::field("image_urls", message));
+    }
+    Ok(())
 }
 
 /// Forms send fields that were left empty.
@@ -128,7 +198,7 @@ fn able(model: &Model, needs: Needs) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn model(catalog: &Catalog, name: Option<String>) -> Result<&Model, ApiError> {
+fn model<'a>(catalog: &'a Catalog, name: Option<&str>) -> Result<&'a Model, ApiError> {
     let configured = || {
         let names: Vec<&str> = catalog.models().map(|model| model.name.as_str()).collect();
         names.join(", ")
@@ -139,7 +209,7 @@ fn model(catalog: &Catalog, name: Option<String>) -> Result<&Model, ApiError> {
             format!("model is required, allowed: {}", configured()),
         )
     })?;
-    catalog.model(&name).ok_or_else(|| {
+    catalog.model(name).ok_or_else(|| {
         let shown: String = name
             .chars()
             .filter(|char| !char.is_control())
@@ -194,25 +264,29 @@ async fn reference(
     app: &App,
     caller: &Caller,
     param: &str,
-    source: Source<'_>,
+    source: Source,
+    inputs: &mut StoredInputs,
 ) -> Result<Reference, ApiError> {
     let text = match source {
         Source::File(file) => return Ok(Reference::Stored(file)),
         Source::Text(text) => text,
     };
-    if text
-        .get(..5)
-        .is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
-    {
-        return inline(app, caller, param, &text).await;
+    if text.is_data_url() {
+        return inline(app, caller, param, &text, inputs).await;
     }
-    if let Some(own) = OwnLink::parse(&app.config.server.public_url(), &text) {
+    let address = text.address().ok_or_else(|| {
+        ApiError::field(
+            param,
+            format!("{param} must be an https:// URL of at most {URL_BYTES_MAX} bytes"),
+        )
+    })?;
+    if let Some(own) = OwnLink::parse(&app.config.server.public_url(), &address) {
         return own_links::reference(app, own)
             .await
             .map_err(|error| error.param(param));
     }
     app.references
-        .check_url(&text)
+        .check_url(&address)
         .map(Reference::Foreign)
         .map_err(|error| ApiError::field(param, format!("{param} {error}")))
 }
@@ -222,7 +296,8 @@ async fn inline(
     app: &App,
     caller: &Caller,
     param: &str,
-    text: &str,
+    url: &Text,
+    inputs: &mut StoredInputs,
 ) -> Result<Reference, ApiError> {
     let invalid = || {
         ApiError::field(
@@ -230,53 +305,19 @@ async fn inline(
             "a data URL must be data:image/…;base64, followed by valid base64",
         )
     };
-    let (kind, data) = text.split_once(',').ok_or_else(invalid)?;
-    let kind = kind.to_ascii_lowercase();
-    if !kind.starts_with("data:image/") || !kind.ends_with(";base64") {
-        return Err(invalid());
-    }
-    let pieces = stream::iter(base64_pieces(data).map(|piece| piece.ok_or_else(invalid)));
+    let pieces = inline::pieces(url).ok_or_else(invalid)?;
+    let pieces = pieces.map(|piece| piece.ok_or_else(invalid));
+    let pieces = stream::iter(pieces).then(async |piece| {
+        // Decoding is work: others have their turn in between.
+        tokio::task::consume_budget().await;
+        piece
+    });
     let origin = Origin {
         account_id: caller.account_id,
         file_name: None,
         reach: Reach::Unlinked,
     };
-    let taken = intake::take_in(app, origin, pieces).await;
+    let taken = intake::take_in(app, origin, Box::pin(pieces), inputs).await;
     let taken = taken.map_err(|error| ApiError::from(error).param(param))?;
     Ok(Reference::Stored(taken.into_reference()))
-}
-
-/// A multiple of four: each piece decodes by itself.
-const BASE64_PIECE: usize = 64 << 10;
-
-/// Decodes piece by piece. Line breaks and spaces between the characters are passed over, padding may
-/// be missing, and both alphabets are read, as lenient decoders of other gateways do.
-fn base64_pieces(data: &str) -> impl Iterator<Item = Option<bytes::Bytes>> + Send {
-    let clean = if data
-        .bytes()
-        .any(|byte| byte.is_ascii_whitespace() || byte == b'-' || byte == b'_')
-    {
-        let plain = data.chars().filter(|char| !char.is_ascii_whitespace());
-        Cow::Owned(
-            plain
-                .map(|char| match char {
-                    '-' => '+',
-                    '_' => '/',
-                    char => char,
-                })
-                .collect::<String>(),
-        )
-    } else {
-        Cow::Borrowed(data)
-    };
-    let length = clean.trim_end_matches('=').len();
-    (0..length).step_by(BASE64_PIECE).map(move |start| {
-        let piece = clean
-            .as_bytes()
-            .get(start..(start + BASE64_PIECE).min(length))?;
-        base64_simd::STANDARD_NO_PAD
-            .decode_to_vec(piece)
-            .ok()
-            .map(bytes::Bytes::from)
-    })
 }

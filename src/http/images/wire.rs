@@ -1,15 +1,29 @@
 //! What clients ask for, field by field, before it is valid: the same fields from JSON and from forms.
+//! Nothing is parsed before its length is bounded, and what is kept is where it stands in the body.
 
-use std::borrow::Cow;
+use bytes::Bytes;
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
 
-use serde::Deserialize;
-use serde_json::{Map, Value, value::RawValue};
-
+use super::{
+    options::{Given, Options, VALUE_BYTES_MAX},
+    sources::{Source, Sources},
+};
 use crate::{http::error::ApiError, tasks::StoredReference};
 
-/// The fields of a request, as far as they were sent. Texts borrow from the body.
-#[derive(Debug, Default)]
-pub(super) struct Fields<'a> {
+pub(super) const PROMPT_CHARS_MAX: usize = 32_000;
+/// A character has four bytes at most, and twelve where JSON writes it as two escapes.
+const PROMPT_BYTES_MAX: usize = PROMPT_CHARS_MAX * 4;
+const PROMPT_JSON_BYTES_MAX: usize = PROMPT_CHARS_MAX * 12 + 2;
+/// Of a JSON body. Clients send about twenty.
+const FIELDS_MAX: usize = 256;
+
+/// The fields of a request, as far as they were sent.
+#[derive(Debug)]
+pub(super) struct Fields {
     pub model: Option<String>,
     pub prompt: Option<String>,
     pub n: Option<Count>,
@@ -17,19 +31,11 @@ pub(super) struct Fields<'a> {
     pub resolution: Option<String>,
     pub quality: Option<String>,
     pub response_format: Option<String>,
-    pub references: Vec<Source<'a>>,
-    pub mask: Option<Source<'a>>,
+    pub wants_stream: bool,
+    pub references: Sources,
+    pub mask: Option<Source>,
     /// What is left: for backends that know it.
-    pub options: Map<String, Value>,
-}
-
-/// Where an image comes from.
-#[derive(Debug)]
-pub(super) enum Source<'a> {
-    /// A URL, or a `data:` URL.
-    Text(Cow<'a, str>),
-    /// A file of the form, stored already.
-    File(StoredReference),
+    pub options: Options,
 }
 
 /// `n`, or what stands in its place.
@@ -39,76 +45,124 @@ pub(super) enum Count {
     NotANumber,
 }
 
-/// A text that borrows from the body where it has no escapes.
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+/// A text part of a form, as far as it may be long.
+#[derive(Debug)]
+pub(super) enum Part {
+    Whole(Bytes),
+    TooLong,
+}
 
-impl<'a> Fields<'a> {
+impl Part {
+    pub(super) fn length(&self) -> usize {
+        match self {
+            Self::Whole(bytes) => bytes.len(),
+            Self::TooLong => 0,
+        }
+    }
+}
+
+impl Fields {
+    /// None yet. So many references may be given.
+    pub(super) fn new(references_max: usize) -> Self {
+        Self {
+            model: None,
+            prompt: None,
+            n: None,
+            size: None,
+            resolution: None,
+            quality: None,
+            response_format: None,
+            wants_stream: false,
+            references: Sources::new(references_max),
+            mask: None,
+            options: Options::default(),
+        }
+    }
+
     /// Reads a JSON body.
-    pub(super) fn from_json(body: &'a [u8]) -> Result<Self, ApiError> {
-        let malformed = |error: serde_json::Error| {
-            ApiError::bad_request(format!("malformed JSON: {error}")).code("invalid_json")
-        };
-        let object: Object<'a> = serde_json::from_slice(body).map_err(malformed)?;
-        let mut fields = Self::default();
+    pub(super) fn from_json(body: &Bytes, references_max: usize) -> Result<Self, ApiError> {
+        let object: Object<'_> = serde_json::from_slice(body).map_err(malformed)?;
+        let mut fields = Self::new(references_max);
         for (name, value) in object.0 {
-            fields.set_json(&name, value)?;
+            // No field that anybody reads is longer.
+            if name.get().len() <= VALUE_BYTES_MAX
+                && let Ok(name) = serde_json::from_str::<String>(name.get())
+            {
+                fields.set_json(&name, body, value)?;
+            }
         }
         Ok(fields)
     }
 
-    fn set_json(&mut self, name: &str, value: &'a RawValue) -> Result<(), ApiError> {
-        if value.get() == "null" {
+    fn set_json(&mut self, name: &str, body: &Bytes, value: &RawValue) -> Result<(), ApiError> {
+        let text = value.get();
+        if text == "null" {
             return Ok(());
         }
         match name {
-            "n" => {
-                let count = serde_json::from_str(value.get());
-                self.n = Some(count.map_or(Count::NotANumber, Count::Given));
-            }
+            "n" => self.n = Some(Count::parse(text.trim_matches('"'))),
+            "stream" => self.wants_stream = is_true(text.trim_matches('"')),
             "image_urls" | "image_input" | "images" | "image" => {
-                collect(name, value, &mut self.references)?;
+                self.references.take_json(name, body, value)?;
             }
-            "mask" => self.mask = single(name, value)?,
-            _ => {
-                if let Some(field) = self.text(name) {
-                    let text: Text<'_> = serde_json::from_str(value.get())
-                        .ok()
-                        .ok_or_else(|| ApiError::field(name, format!("{name} must be a string")))?;
-                    *field = Some(text.0.into_owned());
-                } else if let Ok(value) = serde_json::from_str(value.get()) {
-                    self.set_option(name, value);
+            "mask" => {
+                let mut masks = Sources::new(1);
+                masks.take_json(name, body, value)?;
+                self.mask = one_mask(masks)?.or(self.mask.take());
+            }
+            _ => match self.text(name) {
+                Some((field, limit)) => {
+                    let bytes_max = limit.of_json();
+                    if text.len() > bytes_max {
+                        return Err(limit.exceeded(name));
+                    }
+                    let text = serde_json::from_str(text).ok();
+                    let no_string = || ApiError::field(name, format!("{name} must be a string"));
+                    *field = Some(text.ok_or_else(no_string)?);
                 }
-            }
+                None => {
+                    let value = body.slice_ref(text.as_bytes());
+                    self.options.push(name, Given::json(value));
+                }
+            },
         }
         Ok(())
     }
 
     /// Takes one text part of a form.
-    pub(super) fn set_form(&mut self, name: &str, text: String) -> Result<(), ApiError> {
-        match base_name(name) {
-            "n" => {
-                let count = text.trim().parse();
-                self.n = Some(count.map_or(Count::NotANumber, Count::Given));
-            }
-            name @ ("image_urls" | "image_input" | "images" | "image") => {
-                for source in form_sources(name, text)? {
-                    self.references.push(source);
+    pub(super) fn set_form(&mut self, name: &str, part: Part) -> Result<(), ApiError> {
+        let name = base_name(name);
+        let Part::Whole(bytes) = part else {
+            return match self.text(name) {
+                Some((_, limit)) => Err(limit.exceeded(name)),
+                None => {
+                    self.options.push(name, Given::TooLong);
+                    Ok(())
                 }
+            };
+        };
+        let no_text = || ApiError::bad_request("a text part is not UTF-8");
+        let text = std::str::from_utf8(&bytes).ok().ok_or_else(no_text)?;
+        match name {
+            "n" => self.n = Some(Count::parse(text)),
+            "stream" => self.wants_stream = is_true(text),
+            "image_urls" | "image_input" | "images" | "image" => {
+                self.references.take_form(name, bytes)?;
             }
-            name @ "mask" => self.mask = form_sources(name, text)?.pop(),
-            name => {
-                if let Some(field) = self.text(name) {
-                    *field = Some(text);
-                } else {
-                    self.set_option(name, plain_value(text));
-                }
+            "mask" => {
+                let mut masks = Sources::new(1);
+                masks.take_form(name, bytes)?;
+                self.mask = one_mask(masks)?.or(self.mask.take());
             }
+            _ => match self.text(name) {
+                Some((field, _)) => *field = Some(text.to_owned()),
+                None => self.options.push(name, Given::Text(bytes)),
+            },
         }
         Ok(())
     }
 
-    /// Takes one file part of a form. `false` if no such file is known.
+    /// Takes one file part of a form.
     pub(super) fn set_file(&mut self, name: &str, file: StoredReference) {
         if is_mask(name) {
             self.mask = Some(Source::File(file));
@@ -117,24 +171,60 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// PostgreSQL's JSON has no character NUL: an option that holds one is worth no error, nor a task.
-    fn set_option(&mut self, name: &str, value: Value) {
-        let storable = !name.contains('\0') && !value.to_string().contains("\\u0000");
-        if storable {
-            self.options.insert(name.to_owned(), value);
+    /// The field of this name, if it is a text, and how long that may be.
+    fn text(&mut self, name: &str) -> Option<(&mut Option<String>, Limit)> {
+        let field = match name {
+            "model" => &mut self.model,
+            "prompt" => return Some((&mut self.prompt, Limit::Prompt)),
+            "size" => &mut self.size,
+            "resolution" => &mut self.resolution,
+            "quality" => &mut self.quality,
+            "response_format" => &mut self.response_format,
+            _ => return None,
+        };
+        Some((field, Limit::Value))
+    }
+}
+
+impl Count {
+    /// Clients send `2`, `2.0` and `"2"` for the same number.
+    fn parse(text: &str) -> Self {
+        let text = text.trim();
+        let whole = text.trim_end_matches('0').strip_suffix('.').unwrap_or(text);
+        whole.parse().map_or(Self::NotANumber, Self::Given)
+    }
+}
+
+/// How long a text field may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Limit {
+    Prompt,
+    Value,
+}
+
+impl Limit {
+    fn of_json(self) -> usize {
+        match self {
+            Self::Prompt => PROMPT_JSON_BYTES_MAX,
+            Self::Value => VALUE_BYTES_MAX,
         }
     }
 
-    fn text(&mut self, name: &str) -> Option<&mut Option<String>> {
-        match name {
-            "model" => Some(&mut self.model),
-            "prompt" => Some(&mut self.prompt),
-            "size" => Some(&mut self.size),
-            "resolution" => Some(&mut self.resolution),
-            "quality" => Some(&mut self.quality),
-            "response_format" => Some(&mut self.response_format),
-            _ => None,
-        }
+    fn exceeded(self, name: &str) -> ApiError {
+        let allowed = match self {
+            Self::Prompt => format!("{PROMPT_CHARS_MAX} characters"),
+            Self::Value => format!("{VALUE_BYTES_MAX} bytes"),
+        };
+        ApiError::field(name, format!("{name} must have at most {allowed}"))
+    }
+}
+
+/// How much of a text part is worth keeping; `None`: it may hold images, and be as long as any body.
+pub(super) fn part_bytes_max(name: &str) -> Option<usize> {
+    match base_name(name) {
+        "prompt" => Some(PROMPT_BYTES_MAX),
+        name if takes_file(name) => None,
+        _ => Some(VALUE_BYTES_MAX),
     }
 }
 
@@ -147,173 +237,79 @@ pub(super) fn takes_file(name: &str) -> bool {
         )
 }
 
+pub(super) fn is_mask(name: &str) -> bool {
+    matches!(name, "mask" | "mask[]")
+}
+
 /// `image` of `image[]` and `image[0]`.
 fn base_name(name: &str) -> &str {
     name.split('[').next().unwrap_or(name)
 }
 
-fn is_mask(name: &str) -> bool {
-    matches!(name, "mask" | "mask[]")
+fn is_true(text: &str) -> bool {
+    matches!(text.trim(), "1") || text.trim().eq_ignore_ascii_case("true")
 }
 
-/// The fields of a JSON object, their values not yet read.
-struct Object<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+fn one_mask(mut masks: Sources) -> Result<Option<Source>, ApiError> {
+    match masks.given {
+        0 | 1 => Ok(masks.list.pop()),
+        _ => Err(ApiError::field("mask", "mask must be one image")),
+    }
+}
+
+/// The fields of a JSON object, neither their names nor their values read yet.
+struct Object<'a>(Vec<(&'a RawValue, &'a RawValue)>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor<'a>(std::marker::PhantomData<&'a ()>);
-        impl<'de: 'a, 'a> serde::de::Visitor<'de> for Visitor<'a> {
-            type Value = Object<'a>;
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Object<'de>;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<M: serde::de::MapAccess<'de>>(
-                self,
-                mut map: M,
-            ) -> Result<Object<'a>, M::Error> {
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Object<'de>, M::Error> {
                 let mut fields = Vec::new();
-                while let Some((Text(name), value)) = map.next_entry()? {
-                    fields.push((name, value));
+                while let Some(field) = map.next_entry()? {
+                    if fields.len() == FIELDS_MAX {
+                        return Err(M::Error::custom(TOO_MANY_FIELDS));
+                    }
+                    fields.push(field);
                 }
                 Ok(Object(fields))
             }
         }
-        deserializer.deserialize_map(Visitor(std::marker::PhantomData))
+        deserializer.deserialize_map(Entries)
     }
 }
 
-/// A string, a list, or objects with `url` or `image_url`, in any mixture.
-fn collect<'a>(
-    name: &str,
-    value: &'a RawValue,
-    sources: &mut Vec<Source<'a>>,
-) -> Result<(), ApiError> {
-    let text = value.get();
-    match text.as_bytes().first() {
-        Some(b'"') => {
-            let Text(text) = serde_json::from_str(text)
-                .ok()
-                .ok_or_else(|| not_an_image(name))?;
-            // Clients send an empty string where there is no image.
-            if !text.is_empty() {
-                sources.push(Source::Text(text));
-            }
-            Ok(())
-        }
-        Some(b'[') => {
-            let list: Vec<&RawValue> = serde_json::from_str(text)
-                .ok()
-                .ok_or_else(|| not_an_image(name))?;
-            list.into_iter()
-                .try_for_each(|value| collect_one(name, value, sources))
-        }
-        _ => collect_one(name, value, sources),
-    }
-}
+const TOO_MANY_FIELDS: &str = "a body may have 256 fields";
 
-fn collect_one<'a>(
-    name: &str,
-    value: &'a RawValue,
-    sources: &mut Vec<Source<'a>>,
-) -> Result<(), ApiError> {
-    #[derive(Deserialize)]
-    struct Linked<'a> {
-        #[serde(borrow)]
-        url: Option<&'a RawValue>,
-        #[serde(borrow)]
-        image_url: Option<&'a RawValue>,
+#[expect(clippy::needless_pass_by_value, reason = "made for map_err")]
+fn malformed(error: serde_json::Error) -> ApiError {
+    let text = error.to_string();
+    if text.starts_with(TOO_MANY_FIELDS) {
+        return ApiError::bad_request(TOO_MANY_FIELDS);
     }
-    match value.get().as_bytes().first() {
-        Some(b'"') => collect(name, value, sources),
-        Some(b'{') => {
-            let linked: Linked<'a> = serde_json::from_str(value.get())
-                .ok()
-                .ok_or_else(|| not_an_image(name))?;
-            let inner = linked
-                .url
-                .or(linked.image_url)
-                .ok_or_else(|| not_an_image(name))?;
-            // One level of {"image_url": {"url": …}} is as deep as any client goes.
-            let inner = match serde_json::from_str::<Linked<'a>>(inner.get()) {
-                Ok(Linked { url: Some(url), .. }) => url,
-                _ => inner,
-            };
-            if inner.get().starts_with('"') {
-                collect(name, inner, sources)
-            } else {
-                Err(not_an_image(name))
-            }
-        }
-        _ => Err(not_an_image(name)),
-    }
-}
-
-fn single<'a>(name: &str, value: &'a RawValue) -> Result<Option<Source<'a>>, ApiError> {
-    let mut sources = Vec::new();
-    collect(name, value, &mut sources)?;
-    match sources.len() {
-        0 | 1 => Ok(sources.pop()),
-        _ => Err(ApiError::field(name, format!("{name} must be one image"))),
-    }
-}
-
-/// A form's text may hold what JSON would: a list, or an object.
-fn form_sources(name: &str, text: String) -> Result<Vec<Source<'static>>, ApiError> {
-    if text.trim_start().starts_with(['[', '{']) {
-        let value: &RawValue = serde_json::from_str(&text)
-            .ok()
-            .ok_or_else(|| not_an_image(name))?;
-        let mut sources = Vec::new();
-        collect(name, value, &mut sources)?;
-        return Ok(sources.into_iter().map(Source::into_owned).collect());
-    }
-    let given = !text.is_empty();
-    Ok(given
-        .then(|| Source::Text(text.into()))
-        .into_iter()
-        .collect())
-}
-
-impl Source<'_> {
-    fn into_owned(self) -> Source<'static> {
-        match self {
-            Source::Text(text) => Source::Text(text.into_owned().into()),
-            Source::File(file) => Source::File(file),
-        }
-    }
-}
-
-/// Forms have no types: what reads as a number or a boolean is one.
-fn plain_value(text: String) -> Value {
-    match serde_json::from_str(&text) {
-        Ok(value @ (Value::Number(_) | Value::Bool(_))) => value,
-        _ => Value::String(text),
-    }
-}
-
-fn not_an_image(name: &str) -> ApiError {
-    ApiError::field(
-        name,
-        format!("{name} must be an https:// or data: URL, a list of them, or of objects with url"),
-    )
+    ApiError::bad_request(format!("malformed JSON: {text}")).code("invalid_json")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn urls(body: &str) -> Vec<String> {
-        let fields = Fields::from_json(body.as_bytes()).unwrap();
-        fields
-            .references
-            .into_iter()
-            .map(|source| match source {
-                Source::Text(text) => text.into_owned(),
-                Source::File(_) => unreachable!(),
-            })
-            .collect()
+    fn json(body: &str) -> Result<Fields, ApiError> {
+        Fields::from_json(&Bytes::copy_from_slice(body.as_bytes()), 16)
+    }
+
+    fn urls(fields: &Fields) -> Vec<String> {
+        let texts = fields.references.list.iter().map(|source| match source {
+            Source::Text(text) => text.address().unwrap().into_owned(),
+            Source::File(_) => unreachable!(),
+        });
+        texts.collect()
     }
 
     #[test]
@@ -326,8 +322,11 @@ mod tests {
             r#"{"image":["a","b"]}"#,
             r#"{"image":{"url":"a","type":"image_url"},"images":[{"url":"b"}]}"#,
             r#"{"image_urls":null,"image":["","a"],"image_input":[{"url":"b"}]}"#,
+            r#"{"image_url\u0073":["\u0061","b"]}"#,
         ] {
-            assert_eq!(urls(body), ["a", "b"], "{body}");
+            let fields = json(body).unwrap();
+            assert_eq!(urls(&fields), ["a", "b"], "{body}");
+            assert_eq!(fields.references.given, 2, "{body}");
         }
     }
 
@@ -337,46 +336,101 @@ mod tests {
             r#"{"image":5}"#,
             r#"{"image":[["a"]]}"#,
             r#"{"image":[{"file_id":"x"}]}"#,
+            r#"{"image":{"url":7}}"#,
         ] {
-            let error = Fields::from_json(body.as_bytes()).unwrap_err();
+            let error = json(body).unwrap_err();
             assert_eq!(error.fault().param, "image", "{body}");
         }
     }
 
     #[test]
-    fn a_json_body_is_not_copied_to_find_its_images() {
-        let body = br#"{"image":"data:image/png;base64,AAAA"}"#.to_vec();
-        let fields = Fields::from_json(&body).unwrap();
-        assert!(matches!(
-            &fields.references[0],
-            Source::Text(Cow::Borrowed(_))
-        ));
+    fn images_beyond_the_limit_are_counted_and_not_kept() {
+        let list = vec!["\"a\""; 1000].join(",");
+        let fields = json(&format!(r#"{{"image_urls":[{list}],"image":"b"}}"#)).unwrap();
+        assert_eq!(fields.references.given, 1001);
+        assert_eq!(fields.references.list.len(), 16);
+    }
+
+    #[test]
+    fn a_flood_of_fields_is_refused_whatever_they_are_called() {
+        let body = |field: &dyn Fn(usize) -> String, count: usize| {
+            let fields: Vec<String> = (0..count).map(field).collect();
+            format!("{{{}}}", fields.join(","))
+        };
+        let same = |_| r#""a":1"#.to_owned();
+        let different = |index| format!(r#""a{index}":1"#);
+        let fields: [&dyn Fn(usize) -> String; 2] = [&same, &different];
+        for field in fields {
+            assert!(json(&body(field, 256)).is_ok());
+            let error = json(&body(field, 257)).unwrap_err();
+            assert_eq!(error.fault().message, TOO_MANY_FIELDS);
+        }
+    }
+
+    #[test]
+    fn texts_are_as_long_as_their_fields_may_be() {
+        let long = "x".repeat(VALUE_BYTES_MAX);
+        let error = json(&format!(r#"{{"size":"{long}"}}"#)).unwrap_err();
+        let message = "size must have at most 4096 bytes";
+        assert_eq!(error.fault().message, message);
+        let escapes = r"\ud83d\udc08".repeat(PROMPT_CHARS_MAX);
+        let prompt = json(&format!(r#"{{"prompt":"{escapes}"}}"#))
+            .unwrap()
+            .prompt;
+        assert_eq!(prompt.unwrap().chars().count(), PROMPT_CHARS_MAX);
+        let error = json(&format!(r#"{{"prompt":"{escapes}x"}}"#)).unwrap_err();
+        let message = "prompt must have at most 32000 characters";
+        assert_eq!(error.fault().message, message);
+        let error = Fields::new(16).set_form("prompt", Part::TooLong);
+        assert_eq!(error.unwrap_err().fault().message, message);
     }
 
     #[test]
     fn forms_say_the_same_as_json() {
-        let mut fields = Fields::default();
+        let mut fields = Fields::new(16);
         for (name, text) in [
             ("n", " 2 "),
             ("image_urls", r#"["a",{"url":"b"}]"#),
             ("image_urls[]", "c"),
-            ("output_compression", "80"),
-            ("background", "opaque"),
+            ("image", " "),
+            ("stream", "1"),
         ] {
-            fields.set_form(name, text.to_owned()).unwrap();
+            let part = Part::Whole(Bytes::from_static(text.as_bytes()));
+            fields.set_form(name, part).unwrap();
         }
         assert!(matches!(fields.n, Some(Count::Given(2))));
-        assert_eq!(fields.references.len(), 3);
-        assert_eq!(fields.options["output_compression"], 80);
-        assert_eq!(fields.options["background"], "opaque");
+        assert_eq!(urls(&fields), ["a", "b", "c"]);
+        assert!(fields.wants_stream);
     }
 
     #[test]
     fn counts_are_integers() {
-        for bad in ["1.5", "\"2\"", "-1", "1e9", "[]", "true"] {
-            let body = format!(r#"{{"n":{bad}}}"#);
-            let fields = Fields::from_json(body.as_bytes()).unwrap();
+        for (text, expected) in [("2", 2), ("\"2\"", 2), ("2.0", 2), ("10", 10), ("100", 100)] {
+            let fields = json(&format!(r#"{{"n":{text}}}"#)).unwrap();
+            assert!(
+                matches!(fields.n, Some(Count::Given(n)) if n == expected),
+                "{text}"
+            );
+        }
+        for bad in [
+            "1.5", "-1", "1e9", "[]", "true", "\"two\"", "\"\"", "\"2.5\"",
+        ] {
+            let fields = json(&format!(r#"{{"n":{bad}}}"#)).unwrap();
             assert!(matches!(fields.n, Some(Count::NotANumber)), "{bad}");
+        }
+    }
+
+    #[test]
+    fn streams_are_heard_of_in_all_spellings() {
+        for (body, wanted) in [
+            (r#"{"stream":true}"#, true),
+            (r#"{"stream":"true"}"#, true),
+            (r#"{"stream":"1"}"#, true),
+            (r#"{"stream":false}"#, false),
+            (r#"{"stream":null}"#, false),
+            (r#"{"stream":"","partial_images":2}"#, false),
+        ] {
+            assert_eq!(json(body).unwrap().wants_stream, wanted, "{body}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The queue: who works on which task next. Claims are made one after the other, by all replicas together,
+//! Taking tasks off the queue, and putting them back. Claims are made one after the other, by all replicas together,
 //! so that what a route may do at once is never exceeded and accounts take turns.
 
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::{
     failure::Class,
     ids::TaskId,
     money::Cny,
-    tasks::{Assignment, Attempt, Failure, Image, Request, Status, Task},
+    tasks::{Attempt, Failure, Image, Request, Status, Task},
 };
 
 /// Of the lock that who claims holds until the transaction ends.
@@ -69,84 +69,6 @@ pub async fn running(
     Ok(counts
         .map(|row| (row.model, row.route, row.running))
         .collect())
-}
-
-/// How many tasks of a model may be claimed now. Models without it are not limited.
-#[derive(Clone, Debug)]
-pub struct Room {
-    pub model: String,
-    pub tasks: u32,
-}
-
-/// A task in the queue that may be claimed.
-#[derive(Debug)]
-pub struct Waiting {
-    pub id: TaskId,
-    pub model: String,
-    pub request: Request,
-    pub assignment: Assignment,
-}
-
-/// The tasks that come next, `limit` at most. Accounts take turns: whose tasks run already, or come
-/// before in the queue, waits longer; and then, who was served last.
-pub async fn waiting(
-    conn: &mut PgConnection,
-    rooms: &[Room],
-    limit: i64,
-) -> sqlx::Result<Vec<Waiting>> {
-    let models: Vec<String> = rooms.iter().map(|room| room.model.clone()).collect();
-    let tasks: Vec<i64> = rooms.iter().map(|room| i64::from(room.tasks)).collect();
-    let rows = query!(
-        r#"WITH RECURSIVE line AS (
-               (SELECT model, account_id FROM tasks WHERE status = 'queued'
-                ORDER BY model, account_id LIMIT 1)
-               UNION ALL
-               SELECT next.model, next.account_id FROM line CROSS JOIN LATERAL (
-                   SELECT t.model, t.account_id FROM tasks t
-                   WHERE t.status = 'queued' AND (t.model, t.account_id) > (line.model, line.account_id)
-                   ORDER BY t.model, t.account_id LIMIT 1) AS next
-           ), at_work AS (
-               SELECT account_id, count(*) AS tasks FROM tasks WHERE status = 'running' GROUP BY account_id
-           ), head AS (
-               SELECT next.id, line.model, next.run_at, turns.served_at, COALESCE(room.tasks, $3) AS room,
-                   COALESCE(at_work.tasks, 0)
-                       + row_number() OVER (PARTITION BY line.account_id ORDER BY next.run_at, next.id) AS turn
-               FROM line
-               LEFT JOIN at_work USING (account_id)
-               LEFT JOIN turns USING (account_id)
-               LEFT JOIN UNNEST($1::text[], $2::bigint[]) AS room (model, tasks) ON room.model = line.model
-               CROSS JOIN LATERAL (
-                   SELECT t.id, t.run_at FROM tasks t
-                   WHERE t.status = 'queued' AND t.model = line.model AND t.account_id = line.account_id
-                       AND t.run_at <= now() AND t.deadline_at > now()
-                   ORDER BY t.run_at, t.id LIMIT LEAST(COALESCE(room.tasks, $3), $3)) AS next
-           ), ranked AS (
-               SELECT id, run_at, turn, served_at, room, row_number() OVER (
-                   PARTITION BY model ORDER BY turn, served_at NULLS FIRST, run_at, id) AS place
-               FROM head
-           )
-           SELECT t.id, t.model, t.request AS "request: Json<Request>", t.route,
-               t.jobs AS "jobs: Vec<Option<String>>", t.tried AS "tried: Json<Vec<Attempt>>"
-           FROM ranked JOIN tasks t ON t.id = ranked.id
-           WHERE place <= room
-           ORDER BY turn, served_at NULLS FIRST, ranked.run_at, t.id LIMIT $3"#,
-        &models,
-        &tasks,
-        limit,
-    )
-    .fetch_all(conn)
-    .await?;
-    let waiting = rows.into_iter().map(|row| Waiting {
-        id: row.id,
-        model: row.model,
-        request: row.request.0,
-        assignment: Assignment {
-            route: row.route,
-            jobs: row.jobs,
-            tried: row.tried.0,
-        },
-    });
-    Ok(waiting.collect())
 }
 
 /// One that is to be claimed, over a route if there is one. `jobs` go on only over the same route.
@@ -278,14 +200,4 @@ pub async fn requeue_lost(conn: &mut PgConnection, attempts_max: i16) -> sqlx::R
     .execute(conn)
     .await?;
     Ok(done.rows_affected())
-}
-
-/// How many tasks wait for a worker, counted to `at_most`.
-pub async fn count_queued(conn: &mut PgConnection, at_most: i64) -> sqlx::Result<i64> {
-    query_scalar!(
-        r#"SELECT count(*) AS "count!" FROM (SELECT FROM tasks WHERE status = 'queued' LIMIT $1) q"#,
-        at_most,
-    )
-    .fetch_one(conn)
-    .await
 }

@@ -4,10 +4,11 @@ mod dispatch;
 mod lookup;
 mod queue;
 mod sweep;
+mod waiting;
 
 pub use dispatch::{
-    Claim, Room, Waiting, claim, count_queued, is_any_waiting, lock_queue, note_job, notify_queued,
-    notify_reload, put_back, requeue_lost, running, unclaim, waiting,
+    Claim, claim, is_any_waiting, lock_queue, note_job, notify_queued, notify_reload, put_back,
+    requeue_lost, running, unclaim,
 };
 pub use lookup::{by_file_id, ended_among, list, list_ended, present, summaries};
 pub use queue::{
@@ -15,6 +16,7 @@ pub use queue::{
     renew,
 };
 pub use sweep::{Unswept, mark_swept, unswept};
+pub use waiting::{Demand, Line, Waiting, count_queued, queued_classes, step_aside, waiting};
 
 use std::time::Duration;
 

@@ -6,7 +6,7 @@ use super::{accepted, drawn_by, gate, hold, left, submit, waiting};
 use crate::harness::{database::TestDatabase, process::Setup, upstream::Upstream};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_under_way_are_answered_and_nothing_new_is_taken() {
+async fn requests_under_way_are_answered_and_new_ones_left_to_other_gateways() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
     // It takes longer than a lease, which another would take over.
     let settings = drawn_by(&upstream, "[tasks]\nlease_ms = 1000");
@@ -29,9 +29,14 @@ async fn requests_under_way_are_answered_and_nothing_new_is_taken() {
         not_ready.json()["error"]["message"],
         "the gateway is shutting down"
     );
-    let refused = submit(&caller, "too late").await;
+    let refused = caller.draw("too late").await;
     assert_eq!(refused.status, 503);
     assert_eq!(refused.header("retry-after"), Some("1"));
+    // Behind a balancer of connections, the next request is to go to another gateway.
+    assert_eq!(refused.header("connection"), Some("close"));
+    let late = submit(&caller, "late").await;
+    assert_eq!(late.status, 202, "{late:?}");
+    let late = late.json()["task_id"].as_str().unwrap().to_owned();
     assert_eq!(caller.get("/healthz").await.status, 200);
     let polled = caller.get(&format!("/v1/images/tasks/{id}")).await;
     assert_eq!(polled.json()["status"], "pending");
@@ -48,7 +53,8 @@ async fn requests_under_way_are_answered_and_nothing_new_is_taken() {
     );
     let caller = caller.at(&other.url());
     assert_eq!(caller.wait_for(&id).await["status"], "completed");
-    assert_eq!(left(&caller).await, 0.6);
+    assert_eq!(caller.wait_for(&late).await["status"], "completed");
+    assert_eq!(left(&caller).await, 0.4);
     other.end();
     database.assert_at_rest().await;
 }

@@ -6,7 +6,7 @@ use reqwest::{
 };
 use serde_json::json;
 
-use super::{FAILING, body, understood};
+use super::{FAILING, READING, body, understood};
 use crate::harness::{
     TestApp,
     caller::{Answer, Caller},
@@ -71,7 +71,7 @@ async fn what_is_no_json_object_is_refused() {
 
 #[tokio::test]
 async fn a_form_says_the_same_as_json_in_any_order() {
-    let app = TestApp::with(FAILING).await;
+    let app = TestApp::with(READING).await;
     let caller = app.caller("9").await;
     let file = || Part::bytes(png()).file_name("a.png");
     let form = Form::new()

@@ -1,9 +1,10 @@
 //! The fields of a request: what is taken, as what, and what is refused in which words.
 
+use reqwest::{Method, multipart::Form};
 use serde_json::json;
 
-use super::{FAILING, accepted, body};
-use crate::harness::TestApp;
+use super::{FAILING, READING, accepted, body};
+use crate::harness::{TestApp, caller::Answer};
 
 const SIZES: &str = "size must be auto, one of 1:1, 3:2, 2:3, 4:3, 3:4, 5:4, 4:5, 16:9, 9:16, 2:1, 1:2, \
                      21:9, 9:21, or pixels like 1536x1024 within 3 % of one of these ratios";
@@ -172,17 +173,86 @@ async fn quality_sets_the_price() {
 }
 
 #[tokio::test]
-async fn unknown_fields_are_never_refused() {
-    let app = TestApp::with(FAILING).await;
+async fn fields_that_no_backend_reads_are_ignored_and_not_stored() {
+    let app = TestApp::with(READING).await;
     let caller = app.caller("9").await;
     let fields = json!({"background": "transparent", "moderation": "low", "output_format": "webp",
         "output_compression": 80, "input_fidelity": "high", "style": "vivid", "user": "u-1",
-        "stream": false, "x": {"y": [1, null]}});
-    let request = accepted(&app, &caller, fields.clone()).await;
-    assert_eq!(request["options"], fields);
+        "stream": false, "x": {"y": [1, null]}, "z": "z".repeat(10_000)});
+    let request = accepted(&app, &caller, fields).await;
+    let read = json!({"background": "transparent", "output_compression": 80, "user": "u-1",
+        "x": {"y": [1, null]}});
+    assert_eq!(request["options"], read);
 
-    let odd = json!({"user": "a\0b", "a\0b": {"c": ["d\0"]}, "seed": 1e300});
-    accepted(&app, &caller, odd).await;
+    let odd = json!({"user": "a\0b", "a\0b": {"c": ["d\0"]}, "x": [{"a\0": 1}], "seed": 1e300});
+    let request = accepted(&app, &caller, odd).await;
+    assert_eq!(request["options"], json!({"seed": 1e300}));
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn fields_that_a_backend_reads_have_a_length() {
+    let app = TestApp::with(READING).await;
+    let caller = app.caller("9").await;
+    let message = "user must have at most 4096 bytes";
+    let long = "u".repeat(4095);
+    let asked = body(json!({ "user": long }));
+    let answer = caller.post("/v1/images/generations", &asked).await;
+    answer.assert_refused_field(400, "user", message);
+    let form = Form::new()
+        .text("user", format!("{long}uu"))
+        .text("model", "gpt-image-2")
+        .text("prompt", "a cat");
+    let answer = caller.post_form("/v1/images/generations", form).await;
+    answer.assert_refused_field(400, "user", message);
+
+    let most = accepted(&app, &caller, json!({ "user": &long[1..] })).await;
+    assert_eq!(most["options"]["user"], &long[1..]);
+    // The last of a name counts, but each of them was read.
+    let many = vec![format!("\"user\":\"{}\"", &long[1..]); 17].join(",");
+    let asked = format!("{{\"model\":\"gpt-image-2\",\"prompt\":\"a cat\",{many}}}");
+    let request = caller.request(Method::POST, "/v1/images/generations");
+    let answer = Answer::of(request.body(asked)).await;
+    let message = "the fields beside prompt and references must have at most 65536 bytes in all";
+    answer.assert_refused_field(400, "user", message);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_stream_is_refused_before_anything_is_held() {
+    let app = TestApp::start().await;
+    let caller = app.caller("9").await;
+    let message = "stream is not available yet: leave it out, or send false";
+    for fields in [
+        json!({"stream": true}),
+        json!({"stream": "true", "partial_images": 2}),
+    ] {
+        let answer = caller.post("/v1/images/generations", &body(fields)).await;
+        answer.assert_refused_field(400, "stream", message);
+    }
+    for text in ["true", "1"] {
+        let form = Form::new()
+            .text("model", "gpt-image-2")
+            .text("prompt", "a cat")
+            .text("stream", text);
+        let answer = caller.post_form("/v1/images/edits", form).await;
+        answer.assert_refused_field(400, "stream", message);
+    }
+    for fields in [json!({"stream": false}), json!({"stream": null})] {
+        let answer = caller.post("/v1/images/generations", &body(fields)).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_number_of_images_may_be_spelt_as_clients_spell_it() {
+    let app = TestApp::with(FAILING).await;
+    let caller = app.caller("9").await;
+    for n in [json!(2), json!(2.0), json!("2"), json!("2.0")] {
+        let request = accepted(&app, &caller, json!({ "n": n })).await;
+        assert_eq!(request["n"], 2, "{n}");
+    }
     app.finish().await;
 }
 

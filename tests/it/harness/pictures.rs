@@ -23,6 +23,16 @@ pub fn png_of(bytes: usize) -> Vec<u8> {
     filled(&png(), bytes)
 }
 
+/// A PNG that no compression makes smaller.
+pub fn noise(width: u32, height: u32) -> Vec<u8> {
+    let pixels = RgbImage::from_fn(width, height, |_, _| image::Rgb(rand::random()));
+    let mut bytes = Cursor::new(Vec::new());
+    DynamicImage::from(pixels)
+        .write_to(&mut bytes, ImageFormat::Png)
+        .unwrap();
+    bytes.into_inner()
+}
+
 /// A mask of 8x6 pixels, clear in its left half, in so many bytes.
 pub fn mask_of(bytes: usize) -> Vec<u8> {
     let pixels = RgbaImage::from_fn(8, 6, |x, _| {

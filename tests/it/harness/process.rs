@@ -218,6 +218,10 @@ impl Process {
         self.wait_until(text, || self.stderr().contains(text));
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.lock().unwrap().id()
+    }
+
     pub fn url(&self) -> String {
         let said = self.stdout();
         let (_, rest) = said.split_once("Easel is ready at ").unwrap();

@@ -1,8 +1,13 @@
 //! What a request leaves in the database, and who reads it again.
 
+use reqwest::Method;
+use serde_json::json;
+
+use super::asked;
 use crate::harness::{
     TestApp,
     caller::{Answer, http_client},
+    pictures::png,
 };
 
 /// A request is megabytes where all its fields are as long as they may be: what clients ask as often as
@@ -29,5 +34,64 @@ async fn polls_lists_usage_and_links_never_read_the_request() {
     }
     let followed = Answer::of(http_client().get(link.as_str().unwrap())).await;
     assert_eq!(followed.status, 302, "{followed:?}");
+    app.finish().await;
+}
+
+/// Nine bodies of 24 MB made the table 224 MB, and all who looked at it slow.
+#[tokio::test]
+async fn bodies_full_of_fields_that_nobody_reads_leave_small_rows() {
+    let app = TestApp::with("[backends.demo]\nkind = 'demo'\nfailure_percent = 100").await;
+    let caller = app.caller("9").await;
+    let filling = "x".repeat(3 << 20);
+    for index in 0..9 {
+        let field = format!("field-{index}");
+        let fields = json!({ field: filling, "user": filling, "style": [filling] });
+        caller.submit(&asked(fields)).await;
+    }
+
+    let bytes: i64 = sqlx::query_scalar("SELECT sum(pg_column_size(t))::bigint FROM tasks AS t")
+        .fetch_one(&app.app.pool)
+        .await
+        .unwrap();
+    assert!(bytes < 9 * 2048, "{bytes} bytes for nine tasks");
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn an_address_that_would_fill_a_row_is_refused() {
+    let app = TestApp::start().await;
+    let caller = app.caller("9").await;
+    let address = |bytes: usize| format!("{:x<bytes$}", "https://images.invalid/");
+    let refused = asked(json!({"image_urls": [address(8193)]}));
+    let answer = caller.post("/v1/images/generations", &refused).await;
+    let message = "image_urls must be an https:// URL of at most 8192 bytes";
+    answer.assert_refused_field(400, "image_urls", message);
+    caller
+        .submit(&asked(json!({"image_urls": [address(8192)]})))
+        .await;
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn no_text_of_a_client_is_one_that_the_database_refuses() {
+    let app = TestApp::with("[backends.demo]\nkind = 'demo'\nfailure_percent = 100").await;
+    let caller = app.caller("9").await;
+    let message = "prompt must not contain the character NUL";
+    let answer = caller
+        .post("/v1/images/generations", &asked(json!({"prompt": "a\0b"})))
+        .await;
+    answer.assert_refused_field(400, "prompt", message);
+    for (body, status) in [
+        (r#""prompt":"a\ud800b""#, 400),
+        (r#""prompt":"a","user":"\ud800","a\u0000":"\u0000""#, 202),
+        (r#""prompt":"\ufffe\uffff\u0001""#, 202),
+    ] {
+        let body = format!("{{\"model\":\"gpt-image-2\",{body}}}");
+        let request = caller.request(Method::POST, "/v1/images/generations?async=1");
+        let answer = Answer::of(request.body(body.clone())).await;
+        assert_eq!(answer.status, status, "{body} {answer:?}");
+    }
+    let named = caller.upload(png(), "a\0b\u{1}.png").await;
+    assert_eq!(named.status, 200, "{named:?}");
     app.finish().await;
 }

@@ -145,6 +145,22 @@ async fn a_length_that_lies_adds_nothing_and_hides_no_cut() {
     }
 }
 
+#[tokio::test]
+async fn interim_answers_without_end_are_counted_and_cut() {
+    let web = Web::start().await;
+    let begin = Instant::now();
+    let fault = web.fault("https://public.test/continues").await;
+    assert!(matches!(fault, FetchFault::Request(_)), "{fault:?}");
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begin.elapsed()
+    );
+    // What the fetcher lets in, and what is under way between the two.
+    let sent = web.flooded();
+    assert!(sent < 16 << 20, "{sent} bytes were sent");
+}
+
 /// As the gateway has it: 20 MiB. The server tells another length than it sends, or none.
 #[tokio::test]
 async fn twenty_mebibytes_are_the_most() {

@@ -53,6 +53,8 @@ struct Seen {
     /// Of `/slow-png`: under way, and the most at one time.
     slow: AtomicUsize,
     slow_max: AtomicUsize,
+    /// Bytes of interim answers.
+    flooded: AtomicUsize,
 }
 
 impl Web {
@@ -136,6 +138,10 @@ impl Web {
         self.seen.slow_max.load(Ordering::SeqCst)
     }
 
+    pub(super) fn flooded(&self) -> usize {
+        self.seen.flooded.load(Ordering::SeqCst)
+    }
+
     pub(super) fn heads(&self) -> Vec<String> {
         self.seen.heads.lock().unwrap().clone()
     }
@@ -163,7 +169,7 @@ fn fetcher(
     let stand_in = StandIn {
         address,
         name_server,
-        root: reqwest::Certificate::from_der(root.der()).unwrap(),
+        root: root.der().clone(),
     };
     let public_url = format!("https://own.test:{}", address.port());
     Fetcher::with_stand_in(config, bytes_max, &public_url, stand_in).unwrap()
@@ -214,6 +220,9 @@ async fn connection(socket: TcpStream, acceptor: TlsAcceptor, seen: Arc<Seen>) -
             seen.slow_max.fetch_max(now, Ordering::SeqCst);
             tokio::time::sleep(Duration::from_millis(100)).await;
             seen.slow.fetch_sub(1, Ordering::SeqCst);
+        }
+        if path == "/continues" {
+            return flood(&mut stream, &seen.flooded).await;
         }
         answer(path, query, port, &mut stream).await?;
         // These invite the client to use the connection again.
@@ -284,6 +293,16 @@ async fn answer(
     };
     stream.write_all(text.as_bytes()).await?;
     stream.flush().await
+}
+
+/// Interim answers, and never the one that counts.
+async fn flood(stream: &mut (impl AsyncWrite + Unpin), flooded: &AtomicUsize) -> io::Result<()> {
+    let interim = "HTTP/1.1 100 Continue\r\n\r\n".repeat(1000);
+    loop {
+        stream.write_all(interim.as_bytes()).await?;
+        stream.flush().await?;
+        flooded.fetch_add(interim.len(), Ordering::SeqCst);
+    }
 }
 
 fn redirect(status: &str, location: &str) -> String {

@@ -1,9 +1,11 @@
 //! Several ways to have a model drawn: who is asked, who is asked next, and what it costs.
 
+mod circuits;
 mod failover;
 mod queue;
 mod reload;
 mod retries;
+mod shedding;
 
 use serde_json::{Value, json};
 

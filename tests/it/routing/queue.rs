@@ -1,13 +1,16 @@
 //! The queue: what a route may do at once, over all replicas, and whose turn it is.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use easel::backend::Catalog;
+use reqwest::multipart::{Form, Part};
 use tokio::sync::Semaphore;
 
 use super::{routed, submitted};
 use crate::harness::{
-    TestApp,
-    upstream::{Gate, Reply, Upstream},
+    self, TestApp,
+    caller::Caller,
+    upstream::{Gate, Reply, Upstream, picture},
 };
 
 fn hold(upstream: &Upstream, gate: &Gate, times: usize) {
@@ -162,5 +165,177 @@ async fn what_waits_for_a_route_counts_for_the_length_of_the_queue() {
     for task in tasks {
         assert_eq!(caller.wait_for(&task).await["status"], "completed");
     }
+    app.finish().await;
+}
+
+/// Asks for an edit with a mask, without waiting; the task's id.
+async fn submitted_edit(caller: &Caller, prompt: &str) -> String {
+    let file = |name: &str| {
+        Part::bytes(picture(16, 16, 0))
+            .file_name(format!("{name}.png"))
+            .mime_str("image/png")
+            .unwrap()
+    };
+    let form = Form::new()
+        .text("model", "gpt-image-2")
+        .text("prompt", prompt.to_owned())
+        .part("image", file("image"))
+        .part("mask", file("mask"));
+    let ticket = caller.post_form("/v1/images/edits/async", form).await;
+    assert_eq!(ticket.status, 202, "{ticket:?}");
+    ticket.json()["id"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn what_waits_for_the_only_route_with_masks_holds_up_nothing_else() {
+    let masks = Upstream::start().await;
+    let gate = Gate::new(Semaphore::new(0));
+    hold(&masks, &gate, 40);
+    // The demo takes no masks.
+    let settings = format!(
+        "[backends.plain]\nkind = 'demo'\n{}",
+        routed(
+            &[("masks", &masks)],
+            r#"{ backend = "masks", priority = 1, max_concurrency = 1 }, { backend = "plain", max_concurrency = 1 }"#,
+            "",
+        )
+    );
+    let app = TestApp::with(&settings).await;
+    let (crowd, one) = (app.caller("100").await, app.caller("10").await);
+    let mut edits = Vec::new();
+    for index in 0..30 {
+        edits.push(submitted_edit(&crowd, &format!("edit {index}")).await);
+    }
+    masks.wait_for(1).await;
+    for caller in [&crowd, &one] {
+        let began = Instant::now();
+        for index in 0..5 {
+            assert_eq!(caller.draw(&format!("text {index}")).await.status, 200);
+        }
+        assert!(
+            began.elapsed() < Duration::from_secs(8),
+            "the crowd holds them up"
+        );
+    }
+    assert_eq!(masks.received().len(), 1, "one at once");
+    gate.add_permits(40);
+    for task in edits {
+        assert_eq!(crowd.wait_for(&task).await["status"], "completed");
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn what_can_only_go_where_there_is_no_capacity_steps_aside() {
+    let (first, second) = (Upstream::start().await, Upstream::start().await);
+    let [gate_1, gate_2] = [0, 0].map(|permits| Gate::new(Semaphore::new(permits)));
+    hold(&first, &gate_1, 1);
+    hold(&second, &gate_2, 1);
+    let settings = routed(
+        &[("first", &first), ("second", &second)],
+        r#"{ backend = "first", max_concurrency = 1 }, { backend = "second", priority = 1, max_concurrency = 1 }"#,
+        "",
+    );
+    let app = TestApp::with(&settings).await;
+    let caller = app.caller("10").await;
+    let mut tasks = Vec::new();
+    for index in 0..8 {
+        tasks.push(submitted(&caller, &format!("picture {index}")).await);
+    }
+    first.wait_for(1).await;
+    second.wait_for(1).await;
+    // As after a worker was lost: the jobs of these go on over the second route, and nowhere else.
+    let mut conn = app.database.connect().await;
+    sqlx::query("UPDATE tasks SET route = 'second', jobs = '{a}' WHERE status = 'queued'")
+        .execute(&mut conn)
+        .await
+        .unwrap();
+    gate_1.add_permits(1);
+    let began = Instant::now();
+    assert_eq!(caller.draw("free to go").await.status, 200);
+    assert!(began.elapsed() < Duration::from_secs(10));
+    assert_eq!(second.received().len(), 1);
+    gate_2.add_permits(1);
+    for task in tasks {
+        assert_eq!(caller.wait_for(&task).await["status"], "completed");
+    }
+    drop(conn);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_renamed_model_counts_what_runs_under_its_old_name() {
+    let upstream = Upstream::start().await;
+    let gate = Gate::new(Semaphore::new(0));
+    hold(&upstream, &gate, 4);
+    let model = |name: &str, aliases: &str| {
+        format!(
+            "[backends.up]\n{}[models.{name}]\naliases = [{aliases}]\n\
+             routes = [{{ backend = 'up', upstream_model = 'gpt-image-2', max_concurrency = 1 }}]\n",
+            upstream.settings("")
+        )
+    };
+    let app = TestApp::with(&model("old", "")).await;
+    let caller = app.caller("2").await;
+    let body = |model: &str| serde_json::json!({"model": model, "prompt": "a bridge"});
+    let mut tasks = vec![
+        caller.submit(&body("old")).await,
+        caller.submit(&body("old")).await,
+    ];
+    upstream.wait_for(1).await;
+    let dir = tempfile::tempdir().unwrap();
+    let renamed = harness::config(&dir, &model("new", "'old'"), &[]);
+    let catalog = Catalog::open(&renamed, Some(&app.app.catalog())).unwrap();
+    app.app.replace_catalog(catalog);
+    tasks.push(caller.submit(&body("new")).await);
+    tasks.push(caller.submit(&body("old")).await);
+    // Long enough to look at the queue again, and again.
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    assert_eq!(upstream.received().len(), 1);
+    for running in 2..=4 {
+        gate.add_permits(1);
+        upstream.wait_for(running).await;
+        assert_eq!(upstream.received().len(), running);
+    }
+    gate.add_permits(1);
+    for task in tasks {
+        assert_eq!(caller.wait_for(&task).await["status"], "completed");
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn what_cannot_end_in_time_is_not_begun() {
+    let upstream = Upstream::start().await;
+    let slow = Reply::a_picture().after(Duration::from_millis(1_500));
+    upstream.always(Some(slow));
+    let routes = r#"{ backend = "up", max_concurrency = 2 }"#;
+    let more = "[tasks]\ndeadline_ms = 4000\nlease_ms = 2000\n";
+    let app = TestApp::with(&routed(&[("up", &upstream)], routes, more)).await;
+    let caller = app.caller("10").await;
+    let mut tasks = Vec::new();
+    for index in 0..12 {
+        tasks.push(submitted(&caller, &format!("picture {index}")).await);
+    }
+    let mut delivered = 0;
+    for task in &tasks {
+        let ended = loop {
+            let task = caller.get(&format!("/v1/images/tasks/{task}")).await.json();
+            if task["status"] != "pending" {
+                break task;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        match ended["status"].as_str().unwrap() {
+            "completed" => delivered += 1,
+            _ => assert_eq!(ended["error"]["code"], "deadline_exceeded", "{ended}"),
+        }
+    }
+    assert!(delivered >= 4, "{delivered} were delivered");
+    assert_eq!(
+        upstream.received().len(),
+        delivered,
+        "all that was bought was delivered"
+    );
     app.finish().await;
 }

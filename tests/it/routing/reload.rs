@@ -92,7 +92,7 @@ async fn doctor_says_which_backend_a_running_gateway_leaves_out() {
     assert_eq!(drawing(&caller, "it").await.unwrap().status, 502);
     let said = doctor.run(&["doctor"]);
     assert_eq!(said.code, Some(1));
-    let left_out = "FAIL  gateway, backend up: left out for a while";
+    let left_out = "FAIL  gateway, backend up: circuit open";
     assert!(said.stdout.contains(left_out), "{}", said.stdout);
     gateway.end();
     database.assert_at_rest().await;

@@ -297,3 +297,35 @@ async fn begin(server: &Comfyui) -> String {
     }
     collected.jobs.pop().unwrap()
 }
+
+/// Parsed into values, this queue takes some gigabytes.
+#[tokio::test]
+async fn a_queue_of_many_megabytes_takes_no_memory() {
+    let server = Comfyui::start().await;
+    let id = ids::credential_id().to_string();
+    let mut queue = b"{\"queue_running\": [[1, \"other\", [".to_vec();
+    while queue.len() < 32 << 20 {
+        queue.extend_from_slice(&b"[],".repeat(10_000));
+    }
+    queue.extend_from_slice(format!("[]]]], \"queue_pending\": [[2, \"{id}\"]]}}").as_bytes());
+    server.server().queue = Some(queue.into());
+    let backend = backend_of(&server.settings());
+    let before = memory_at_most();
+
+    backend.cancel(&id).await.unwrap();
+
+    let more = memory_at_most() - before;
+    assert!(more < 100 << 20, "{more} bytes");
+    assert!(server.server().cancelled.is_empty(), "it was not running");
+    // What is cut off says nothing of a prompt.
+    server.server().queue = Some("{\"queue_running\": [[1".into());
+    assert!(backend.cancel(&id).await.is_err());
+}
+
+/// The most memory that this process has had, in bytes.
+fn memory_at_most() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    let kib = line.unwrap().split_whitespace().nth(1).unwrap();
+    kib.parse::<usize>().unwrap() * 1024
+}

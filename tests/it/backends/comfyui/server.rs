@@ -40,6 +40,8 @@ pub struct Server {
     pub ignores_ids: bool,
     /// So many of the next polls fail.
     pub polls_to_fail: u32,
+    /// Takes the place of the answer to `/queue`.
+    pub queue: Option<Bytes>,
     /// Takes the place of the pictures in the history.
     pub pictures: Option<Value>,
     /// Of the bodies of `/prompt`, in order.
@@ -74,6 +76,7 @@ impl Comfyui {
             scene: Scene::Draws,
             ignores_ids: false,
             polls_to_fail: 0,
+            queue: None,
             pictures: None,
             submitted: Vec::new(),
             cancelled: Vec::new(),
@@ -379,6 +382,9 @@ async fn queue(state: Shared, headers: HeaderMap) -> Response<Body> {
         Ok(server) => server,
         Err(status) => return empty(status),
     };
+    if let Some(queue) = &server.queue {
+        return Response::new(Body::from(queue.clone()));
+    }
     let entry = |prompt: &Prompt| json!([1, prompt.id, prompt.nodes, {}, ["9"]]);
     let all: Vec<Value> = server.waiting().map(entry).collect();
     let (running, pending) = all.split_at(all.len().min(1));

@@ -127,7 +127,7 @@ async fn links_elsewhere_are_not_followed() {
 #[tokio::test]
 async fn a_link_that_fails_may_have_been_paid_for() {
     let upstream = Upstream::start().await;
-    let backend = backend(&upstream, r#"download_hosts = ["localhost"]"#);
+    let backend = backend(&upstream, r#"download_hosts = ["localhost:1"]"#);
     let good = format!("{}/files/picture.png", upstream.url);
     for bad in [
         format!("{}/files/broken.png", upstream.url),

@@ -414,7 +414,7 @@ async fn settings_that_cannot_work_are_named() {
     assert_eq!(fault(&[("protocol_file", "\"x.toml\"")]), known);
     assert_eq!(
         fault(&[("api_key", "\" \"")]),
-        "backends.a: api_key must be set"
+        "backends.a: api_key is missing, set it or api_key_file"
     );
     let easel = [("profile", "\"easel\""), ("base_url", "\"\"")];
     assert_eq!(

@@ -1,0 +1,229 @@
+//! Finds a prompt in the answer to `/queue` while that comes in. It holds the whole workflow of everything
+//! that waits, tens of megabytes of it; of each entry only the id is looked at, and nothing is kept.
+//!
+//! `{"queue_running": [[number, "id", {…}, …], …], "queue_pending": […]}`
+
+use memchr::memchr2;
+
+/// Longer texts are neither an id nor a key.
+const TEXT_BYTES_MAX: usize = 64;
+/// Of the list, of an entry, and of its id within.
+const LIST_DEPTH: usize = 2;
+const ENTRY_DEPTH: usize = 3;
+const ID_INDEX: usize = 1;
+
+/// What the pieces so far have said of one prompt.
+#[derive(Debug)]
+pub(super) struct QueueScanner {
+    id: String,
+    depth: usize,
+    /// Whether the text under way is one, and its last byte a backslash.
+    in_text: bool,
+    is_escaped: bool,
+    text: Vec<u8>,
+    /// The latest text of the outermost object: the list's name, while one is open.
+    list: Vec<u8>,
+    /// Of the part under way in an entry.
+    index: usize,
+    has_begun: bool,
+    is_running: bool,
+    is_pending: bool,
+}
+
+/// Where the prompt is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    Running,
+    Pending,
+    Nowhere,
+}
+
+impl QueueScanner {
+    pub(super) fn new(id: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            depth: 0,
+            in_text: false,
+            is_escaped: false,
+            text: Vec::new(),
+            list: Vec::new(),
+            index: 0,
+            has_begun: false,
+            is_running: false,
+            is_pending: false,
+        }
+    }
+
+    /// Takes the next piece of the answer. False: it is not ComfyUI's.
+    pub(super) fn take(&mut self, mut piece: &[u8]) -> bool {
+        while let Some((&byte, rest)) = piece.split_first() {
+            if self.in_text {
+                piece = self.take_text(piece);
+                continue;
+            }
+            piece = rest;
+            let is_sound = match byte {
+                b' ' | b'\n' | b'\r' | b'\t' => true,
+                b'{' if !self.has_begun => self.open(),
+                _ if self.depth == 0 => false,
+                b'{' | b'[' => self.open(),
+                b'}' | b']' => {
+                    self.depth -= 1;
+                    true
+                }
+                b'"' => {
+                    self.in_text = true;
+                    self.text.clear();
+                    true
+                }
+                b',' if self.depth == ENTRY_DEPTH => {
+                    self.index += 1;
+                    true
+                }
+                _ => true,
+            };
+            if !is_sound {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Where the prompt is, once the answer has ended; `None`: it has broken off.
+    pub(super) fn finish(&self) -> Option<Found> {
+        if !self.has_begun || self.depth > 0 {
+            return None;
+        }
+        Some(match (self.is_running, self.is_pending) {
+            (true, _) => Found::Running,
+            (_, true) => Found::Pending,
+            _ => Found::Nowhere,
+        })
+    }
+
+    fn open(&mut self) -> bool {
+        self.has_begun = true;
+        self.depth += 1;
+        if self.depth == ENTRY_DEPTH {
+            self.index = 0;
+        }
+        true
+    }
+
+    /// Goes on with a text; what of the piece is behind it.
+    fn take_text<'a>(&mut self, piece: &'a [u8]) -> &'a [u8] {
+        if self.is_escaped {
+            self.is_escaped = false;
+            self.keep(&piece[..1]);
+            return &piece[1..];
+        }
+        let Some(end) = memchr2(b'"', b'\\', piece) else {
+            self.keep(piece);
+            return &[];
+        };
+        self.keep(&piece[..end]);
+        if piece[end] == b'\\' {
+            self.is_escaped = true;
+        } else {
+            self.in_text = false;
+            self.judge();
+        }
+        &piece[end + 1..]
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        // One more than is allowed tells it from a text that is as long as allowed.
+        let left = TEXT_BYTES_MAX + 1 - self.text.len();
+        self.text.extend_from_slice(&bytes[..bytes.len().min(left)]);
+    }
+
+    /// Looks at a text that is whole.
+    fn judge(&mut self) {
+        if self.depth < LIST_DEPTH {
+            self.list.clone_from(&self.text);
+        }
+        let is_id =
+            self.depth == ENTRY_DEPTH && self.index == ID_INDEX && self.text == self.id.as_bytes();
+        match self.list.as_slice() {
+            b"queue_running" => self.is_running |= is_id,
+            b"queue_pending" => self.is_pending |= is_id,
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn find(answer: &str, piece_bytes: usize) -> Option<Found> {
+        let mut scanner = QueueScanner::new("id-1");
+        let mut pieces = answer.as_bytes().chunks(piece_bytes);
+        pieces
+            .all(|piece| scanner.take(piece))
+            .then(|| scanner.finish())?
+    }
+
+    #[test]
+    fn only_the_id_of_an_entry_counts() {
+        let answer = |running: serde_json::Value, pending: serde_json::Value| {
+            json!({"queue_running": running, "queue_pending": pending}).to_string()
+        };
+        let entry = json!([3, "id-1", {"6": {"inputs": {"text": "a \"cat\\"}}}, {}, ["9"]]);
+        // What clients write is in there, too.
+        let other = json!([4, "id-2", {"id-1": ["x", "id-1", ["x", "id-1"]], "queue_running": 1},
+            {"x": "id-1"}, ["id-1"], "id-1", 5]);
+        for (answer, found) in [
+            (answer(json!([entry]), json!([])), Found::Running),
+            (answer(json!([]), json!([other, entry])), Found::Pending),
+            (
+                answer(json!([other]), json!([entry, other])),
+                Found::Pending,
+            ),
+            (answer(json!([other]), json!([other])), Found::Nowhere),
+            ("{}".to_owned(), Found::Nowhere),
+            (
+                r#" {"a": {"queue_running": [[1, "id-1"]]}, "b": [[1, "id-1"]]} "#.to_owned(),
+                Found::Nowhere,
+            ),
+        ] {
+            for piece_bytes in [1, 2, 7, 1000] {
+                assert_eq!(find(&answer, piece_bytes), Some(found), "{answer}");
+            }
+        }
+        for foreign in [
+            "",
+            "[]",
+            "<html>",
+            "{",
+            "{}{",
+            "7",
+            "{\"queue_running\": [[1, \"id-1\"",
+        ] {
+            assert_eq!(find(foreign, 3), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn long_texts_are_not_kept() {
+        let mut scanner = QueueScanner::new("id-1");
+        assert!(scanner.take(b"{\"queue_pending\": [[1, \"id-1"));
+        for _ in 0..1000 {
+            assert!(scanner.take(&[b'x'; 1000]));
+        }
+        assert!(scanner.text.capacity() <= 2 * TEXT_BYTES_MAX);
+        assert!(scanner.take(b"\"]]}"));
+        assert_eq!(scanner.finish(), Some(Found::Nowhere));
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_is_too_odd(answer in proptest::collection::vec(any::<u8>(), 0..200), bytes in 1_usize..9) {
+            let answer = String::from_utf8_lossy(&answer);
+            let _ = find(&format!("{{{answer}"), bytes);
+        }
+    }
+}

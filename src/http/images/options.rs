@@ -1,0 +1,143 @@
+//! The fields of a request that only some backends know (`background`, `style`, `negative_prompt`, …).
+//! Those that no backend of the model reads are ignored and kept nowhere.
+
+use bytes::Bytes;
+use serde_json::{Map, Value};
+
+use crate::{backend::catalog::Model, http::error::ApiError};
+
+/// Of the value of one field. Prompts and references have limits of their own.
+pub(super) const VALUE_BYTES_MAX: usize = 4096;
+/// Of all that is kept of one request.
+const OPTIONS_BYTES_MAX: usize = 64 << 10;
+
+/// The fields that the gateway itself does not know, in the order they came.
+#[derive(Debug, Default)]
+pub(super) struct Options(Vec<(String, Given)>);
+
+/// A value, not yet read.
+#[derive(Debug)]
+pub(super) enum Given {
+    Json(Bytes),
+    /// Of a form.
+    Text(Bytes),
+    TooLong,
+}
+
+impl Given {
+    pub(super) fn json(value: Bytes) -> Self {
+        if value.len() > VALUE_BYTES_MAX {
+            Self::TooLong
+        } else {
+            Self::Json(value)
+        }
+    }
+
+    /// `None` if it is nothing that can be stored: no error is worth a task.
+    fn read(&self) -> Option<Value> {
+        let value = match self {
+            Self::Json(value) => serde_json::from_slice(value).ok()?,
+            Self::Text(text) => plain_value(std::str::from_utf8(text).ok()?),
+            Self::TooLong => return None,
+        };
+        (!has_nul(&value)).then_some(value)
+    }
+
+    fn length(&self) -> usize {
+        match self {
+            Self::Json(bytes) | Self::Text(bytes) => bytes.len(),
+            Self::TooLong => 0,
+        }
+    }
+}
+
+impl Options {
+    pub(super) fn push(&mut self, name: &str, given: Given) {
+        self.0.push((name.to_owned(), given));
+    }
+
+    /// Those that some backend of the model reads.
+    pub(super) fn read_by(&self, model: &Model) -> Result<Map<String, Value>, ApiError> {
+        let mut options = Map::new();
+        let mut length = 0;
+        let read = self.0.iter().filter(|(name, _)| model.reads_option(name));
+        for (name, given) in read {
+            if matches!(given, Given::TooLong) {
+                let message = format!("{name} must have at most {VALUE_BYTES_MAX} bytes");
+                return Err(ApiError::field(name, message));
+            }
+            length += given.length();
+            if length > OPTIONS_BYTES_MAX {
+                let message = format!(
+                    "the fields beside prompt and references must have at most \
+                     {OPTIONS_BYTES_MAX} bytes in all"
+                );
+                return Err(ApiError::field(name, message));
+            }
+            if let Some(value) = given.read() {
+                options.insert(name.clone(), value);
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// Forms have no types: what reads as a number or a boolean is one.
+fn plain_value(text: &str) -> Value {
+    match serde_json::from_str(text) {
+        Ok(value @ (Value::Number(_) | Value::Bool(_))) => value,
+        _ => Value::String(text.to_owned()),
+    }
+}
+
+/// PostgreSQL's JSON has no character NUL.
+fn has_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(items) => items.iter().any(has_nul),
+        Value::Object(fields) => fields
+            .iter()
+            .any(|(name, value)| name.contains('\0') || has_nul(value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn text(text: &'static str) -> Option<Value> {
+        Given::Text(Bytes::from_static(text.as_bytes())).read()
+    }
+
+    fn json(text: &'static str) -> Option<Value> {
+        Given::json(Bytes::from_static(text.as_bytes())).read()
+    }
+
+    #[test]
+    fn forms_and_json_mean_the_same_values() {
+        assert_eq!(text("80"), Some(json!(80)));
+        assert_eq!(text("true"), Some(json!(true)));
+        assert_eq!(text("opaque"), Some(json!("opaque")));
+        assert_eq!(text("[1]"), Some(json!("[1]")));
+        assert_eq!(json("[1]"), Some(json!([1])));
+        assert_eq!(json("80"), Some(json!(80)));
+    }
+
+    #[test]
+    fn what_cannot_be_stored_is_left_out() {
+        for value in [
+            r#""a\u0000b""#,
+            r#"{"a":["\u0000"]}"#,
+            r#"{"\u0000":1}"#,
+            r#""\ud800""#,
+            "1e999",
+        ] {
+            assert_eq!(json(value), None, "{value}");
+        }
+        assert_eq!(text("a\0b"), None);
+        assert_eq!(json(r#""a\\u0000b""#), Some(json!("a\\u0000b")));
+    }
+}

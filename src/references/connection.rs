@@ -1,0 +1,224 @@
+//! One connection for one request. HTTP libraries bound what they hand on, not what they pass over, such as
+//! interim answers without end: here the connection's bytes are counted as they come in.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use hickory_resolver::net::NetError;
+use http_body_util::{BodyExt, Empty};
+use hyper::{
+    Request, Response,
+    body::{Body, Incoming},
+    client::conn::http1,
+    header::{ACCEPT, ACCEPT_ENCODING, HOST, USER_AGENT},
+};
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use url::{Position, Url};
+
+use super::{guard::AddressRefused, resolve::GuardedResolver};
+
+/// What an answer may have beside its body: its head, its framing, and TLS.
+const OVERHEAD_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Makes connections, to addresses that the guard lets through.
+#[derive(Debug)]
+pub(super) struct Connector {
+    pub(super) resolver: GuardedResolver,
+    pub(super) tls: Arc<ClientConfig>,
+    pub(super) connect_timeout: Duration,
+    pub(super) idle_timeout: Duration,
+    /// Of a body.
+    pub(super) bytes_max: u64,
+}
+
+/// What became of a request.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestFault {
+    #[error("its name has no address")]
+    Name(#[from] NetError),
+    #[error("its address is refused")]
+    Address(#[from] AddressRefused),
+    #[error("its URL is none that can be asked for")]
+    Url,
+    #[error("no connection was made")]
+    Connect(#[source] io::Error),
+    #[error("it did not answer in order")]
+    Http(#[from] hyper::Error),
+    #[error("it was silent for {} ms", .0.as_millis())]
+    Silent(Duration),
+}
+
+impl RequestFault {
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            Self::Silent(_) => true,
+            Self::Connect(error) => error.kind() == io::ErrorKind::TimedOut,
+            _ => false,
+        }
+    }
+}
+
+/// An answer whose body comes in. The connection ends with it.
+pub(super) struct Answer {
+    pub(super) response: Response<Incoming>,
+    idle_timeout: Duration,
+    _connection: JoinSet<()>,
+}
+
+impl Answer {
+    pub(super) fn content_length(&self) -> Option<u64> {
+        self.response.body().size_hint().exact()
+    }
+
+    /// The next piece of the body, without the framing of chunks.
+    pub(super) async fn piece(&mut self) -> Result<Option<Bytes>, RequestFault> {
+        loop {
+            let frame = timeout(self.idle_timeout, self.response.body_mut().frame()).await;
+            let frame = frame.map_err(|_elapsed| RequestFault::Silent(self.idle_timeout))?;
+            match frame.transpose()?.map(hyper::body::Frame::into_data) {
+                None => return Ok(None),
+                Some(Ok(piece)) => return Ok(Some(piece)),
+                // What stands behind the body.
+                Some(Err(_trailers)) => {}
+            }
+        }
+    }
+}
+
+impl Connector {
+    /// Asks for a URL that the guard has let through, and gives the answer once its head is there.
+    pub(super) async fn get(&self, url: &Url) -> Result<Answer, RequestFault> {
+        let request = request(url)?;
+        let stream = timeout(self.connect_timeout, self.connect(url)).await;
+        let stream = stream.unwrap_or_else(|_elapsed| {
+            Err(RequestFault::Connect(io::ErrorKind::TimedOut.into()))
+        })?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        // The answer's body is read from it, for as long as that is wanted.
+        let mut running = JoinSet::new();
+        running.spawn(async move {
+            // How it ended, the answer tells.
+            let _ = connection.await;
+        });
+        let response = timeout(self.idle_timeout, sender.send_request(request)).await;
+        let response = response.map_err(|_elapsed| RequestFault::Silent(self.idle_timeout))?;
+        Ok(Answer {
+            response: response?,
+            idle_timeout: self.idle_timeout,
+            _connection: running,
+        })
+    }
+
+    async fn connect(&self, url: &Url) -> Result<TlsStream<Metered>, RequestFault> {
+        let port = url.port_or_known_default().ok_or(RequestFault::Url)?;
+        let (addresses, name) = match url.host().ok_or(RequestFault::Url)? {
+            url::Host::Ipv4(address) => (vec![address.into()], IpAddr::from(address).into()),
+            url::Host::Ipv6(address) => (vec![address.into()], IpAddr::from(address).into()),
+            url::Host::Domain(name) => {
+                let known = ServerName::try_from(name.trim_end_matches('.').to_owned());
+                let known = known.map_err(|_invalid| RequestFault::Url)?;
+                (self.resolver.resolve(name).await?, known)
+            }
+        };
+        let tcp = self.reach(&addresses, port).await?;
+        let metered = Metered {
+            stream: tcp,
+            bytes_left: self.bytes_max.saturating_add(OVERHEAD_BYTES_MAX),
+        };
+        let tls = TlsConnector::from(Arc::clone(&self.tls));
+        let stream = tls.connect(name, metered).await;
+        stream.map_err(RequestFault::Connect)
+    }
+
+    /// The first of the addresses that answers; each has its share of the time for connecting.
+    async fn reach(&self, addresses: &[IpAddr], port: u16) -> Result<TcpStream, RequestFault> {
+        let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        let share = self.connect_timeout / u32::try_from(addresses.len()).unwrap_or(1).max(1);
+        for address in addresses {
+            self.resolver.guard.check_address(*address)?;
+            let connecting = TcpStream::connect(SocketAddr::new(*address, port));
+            match timeout(share, connecting).await {
+                Ok(Ok(stream)) => {
+                    // Should what was connected to and what was checked ever part.
+                    let peer = stream.peer_addr().map_err(RequestFault::Connect)?;
+                    self.resolver.guard.check_address(peer.ip())?;
+                    return Ok(stream);
+                }
+                Ok(Err(error)) => failed = error,
+                Err(_elapsed) => failed = io::ErrorKind::TimedOut.into(),
+            }
+        }
+        Err(RequestFault::Connect(failed))
+    }
+}
+
+/// Nothing in it tells who asks.
+fn request(url: &Url) -> Result<Request<Empty<Bytes>>, RequestFault> {
+    let host = url.host_str().ok_or(RequestFault::Url)?;
+    let host = match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    };
+    Request::get(&url[Position::BeforePath..Position::AfterQuery])
+        .header(ACCEPT, "image/*")
+        .header(USER_AGENT, concat!("easel/", env!("CARGO_PKG_VERSION")))
+        .header(ACCEPT_ENCODING, "identity")
+        .header(HOST, host)
+        .body(Empty::new())
+        .map_err(|_invalid| RequestFault::Url)
+}
+
+/// A connection that fails rather than let in more bytes than it may.
+#[derive(Debug)]
+struct Metered {
+    stream: TcpStream,
+    bytes_left: u64,
+}
+
+impl AsyncRead for Metered {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        let bytes = (buffer.filled().len() - before) as u64;
+        let left = self.bytes_left.checked_sub(bytes);
+        self.bytes_left = left.ok_or_else(|| io::Error::other("it sends more than it may"))?;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Metered {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

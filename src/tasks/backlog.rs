@@ -1,0 +1,176 @@
+//! How many tasks wait in the queue, by account and by what they need: as last counted, and what this
+//! process has added and taken since. What other processes add and take shows at the next count.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::store::{self, Line};
+use crate::ids::AccountId;
+
+/// Between two counts at least; and a count that took long is repeated so many times more seldom.
+const COUNT_WAIT_MIN: Duration = Duration::from_millis(500);
+const COUNT_SHARE: u32 = 20;
+
+#[derive(Default)]
+pub struct Backlog(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    /// Models with needs; their place in the list is their number.
+    classes: Vec<(String, i16)>,
+    /// Of each account the tasks by the number of their class.
+    accounts: HashMap<AccountId, HashMap<usize, u64>>,
+    total: u64,
+    /// How many tasks run, in all processes.
+    running: u64,
+    next_count: Option<Instant>,
+}
+
+impl Backlog {
+    /// A task of this process's is about to wait.
+    pub fn add(&self, line: &Line) {
+        self.lock().add(line, 1);
+    }
+
+    /// A task was claimed here, or was not accepted after all.
+    pub fn remove(&self, line: &Line) {
+        let mut state = self.lock();
+        let class = state.class(&line.model, line.needs);
+        let count = state.accounts.get_mut(&line.account_id);
+        if let Some(count) = count.and_then(|classes| classes.get_mut(&class))
+            && *count > 0
+        {
+            *count -= 1;
+            state.total -= 1;
+        }
+    }
+
+    /// Nothing waits.
+    pub fn clear(&self) {
+        *self.lock() = State::default();
+    }
+
+    /// Counts anew, unless that was done a moment ago. `at_most`: so many are looked at.
+    pub async fn count(&self, conn: &mut sqlx::PgConnection, at_most: i64) -> sqlx::Result<()> {
+        let began = Instant::now();
+        if self.lock().next_count.is_some_and(|next| began < next) {
+            return Ok(());
+        }
+        let (lines, running) = store::count_queued(conn, at_most).await?;
+        let wait = (began.elapsed() * COUNT_SHARE).max(COUNT_WAIT_MIN);
+        let mut state = State {
+            running,
+            next_count: Some(Instant::now() + wait),
+            ..State::default()
+        };
+        for (line, tasks) in lines {
+            state.add(&line, tasks);
+        }
+        *self.lock() = state;
+        Ok(())
+    }
+
+    pub fn total(&self) -> u64 {
+        self.lock().total
+    }
+
+    /// How many tasks run, in all processes, as last counted.
+    pub fn running(&self) -> u64 {
+        self.lock().running
+    }
+
+    pub fn of_account(&self, account: AccountId) -> u64 {
+        let state = self.lock();
+        let classes = state.accounts.get(&account);
+        classes.map_or(0, |classes| classes.values().sum())
+    }
+
+    /// How many tasks come before the next one of an account, among those that compete with it. Accounts take
+    /// turns: of each other one no more than the account has itself, and one.
+    pub fn before(&self, account: AccountId, competes: impl Fn(&str, i16) -> bool) -> u64 {
+        let state = self.lock();
+        let classes = state.classes.iter();
+        let competing: Vec<bool> = classes
+            .map(|(model, needs)| competes(model, *needs))
+            .collect();
+        let of = |classes: &HashMap<usize, u64>| -> u64 {
+            let competing = classes.iter().filter(|(class, _)| competing[**class]);
+            competing.map(|(_, tasks)| *tasks).sum()
+        };
+        let own = state.accounts.get(&account).map_or(0, of);
+        let others = state
+            .accounts
+            .iter()
+            .filter(|(other, _)| **other != account);
+        let before: u64 = others.map(|(_, classes)| of(classes).min(own + 1)).sum();
+        before + own
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn add(&mut self, line: &Line, tasks: u64) {
+        let class = self.class(&line.model, line.needs);
+        let account = self.accounts.entry(line.account_id).or_default();
+        *account.entry(class).or_default() += tasks;
+        self.total += tasks;
+    }
+
+    /// The number of a class, which is new if need be.
+    fn class(&mut self, model: &str, needs: i16) -> usize {
+        let known = self.classes.iter();
+        let known = known
+            .clone()
+            .position(|(name, other)| name == model && *other == needs);
+        known.unwrap_or_else(|| {
+            self.classes.push((model.to_owned(), needs));
+            self.classes.len() - 1
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::row_id;
+
+    #[test]
+    fn a_crowd_of_one_account_is_no_wait_for_another() {
+        let backlog = Backlog::default();
+        let [crowd, one, new] = [row_id(), row_id(), row_id()];
+        let line = |account_id, model: &str, needs| Line {
+            account_id,
+            model: model.to_owned(),
+            needs,
+        };
+        for _ in 0..1000 {
+            backlog.add(&line(crowd, "m", 0));
+        }
+        for _ in 0..3 {
+            backlog.add(&line(one, "m", 100));
+            backlog.add(&line(one, "other", 0));
+        }
+        backlog.remove(&line(one, "other", 0));
+        backlog.remove(&line(new, "other", 0));
+        assert_eq!(backlog.total(), 1005);
+        assert_eq!(backlog.of_account(one), 5);
+        let of_m = |model: &str, _| model == "m";
+        assert_eq!(backlog.before(new, of_m), 2);
+        assert_eq!(backlog.before(one, of_m), 4 + 3);
+        assert_eq!(
+            backlog.before(one, |model, needs| model == "m" && needs > 0),
+            3
+        );
+        assert_eq!(backlog.before(crowd, of_m), 1003);
+        backlog.clear();
+        assert_eq!((backlog.total(), backlog.before(crowd, of_m)), (0, 0));
+    }
+}

@@ -1,0 +1,193 @@
+//! More connections than there may be: who makes room, and what is answered all the same.
+
+use std::time::{Duration, Instant};
+
+use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
+
+use super::{
+    HEALTH, PATIENCE, answer, connect, drawing, exchange, generation, is_closed, sent, status,
+    until_closed,
+};
+use crate::harness::{TestApp, database::TestDatabase, process::Setup};
+
+/// Images take their time.
+const SLOW: &str =
+    "[backends.demo]\nkind = 'demo'\ndelay_ms = 3000\n[models.gpt-image-2]\nroutes = ['demo']\n";
+
+fn limits(of_server: &str) -> String {
+    format!("[server]\n{of_server}\n{SLOW}")
+}
+
+/// Returns once so many tasks are there, which somebody waits for.
+async fn wait_for_tasks(app: &TestApp, count: i64) {
+    let query = "SELECT count(*) FROM tasks WHERE status = 'running'";
+    app.database.wait_for(query, count).await;
+}
+
+#[tokio::test]
+async fn the_connection_that_is_idle_for_longest_makes_room() {
+    let app = TestApp::with("[server]\nconnections_max = 2\nconnections_reserved = 1").await;
+    let (mut first, mut second) = (sent(&app.url, HEALTH).await, sent(&app.url, HEALTH).await);
+    answer(&mut first).await;
+    answer(&mut second).await;
+    let mut third = sent(&app.url, HEALTH).await;
+    assert_eq!(status(&answer(&mut third).await), 200);
+    let (rest, _) = until_closed(&mut first).await;
+    assert_eq!(rest, "");
+    for stream in [&mut second, &mut third] {
+        stream.write_all(HEALTH.as_bytes()).await.unwrap();
+        let answer = answer(stream).await;
+        assert!(!answer.contains("connection: close"), "{answer}");
+    }
+    drop((second, third));
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_body_that_drips_makes_room() {
+    let app = TestApp::with("[server]\nconnections_max = 1\nconnections_reserved = 1").await;
+    let caller = app.caller("1").await;
+    let mut dripping = sent(&app.url, &(generation(&caller, 9999) + "{")).await;
+    let began = Instant::now();
+    while !is_closed(&mut dripping).await {
+        assert!(began.elapsed() < PATIENCE);
+        assert_eq!(
+            status(&answer(&mut sent(&app.url, HEALTH).await).await),
+            200
+        );
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn where_all_wait_for_images_health_polls_and_files_are_answered_still() {
+    let app = TestApp::with(&limits("connections_max = 2\nconnections_reserved = 2")).await;
+    let caller = app.caller("1").await;
+    let mut waiting = [
+        sent(&app.url, &drawing(&caller)).await,
+        sent(&app.url, &drawing(&caller)).await,
+    ];
+    wait_for_tasks(&app, 2).await;
+
+    for path in ["/healthz", "/readyz", "/v1/images/tasks", "/v1/balance"] {
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n",
+            caller.key
+        );
+        // Closed after the answer, for the next.
+        let answer = exchange(&app.url, &request).await;
+        assert_eq!(status(&answer), 200, "{path} {answer}");
+    }
+    let file = "GET /f/image/nowhere HTTP/1.1\r\nHost: x\r\n\r\n";
+    assert_eq!(status(&exchange(&app.url, file).await), 404);
+    let refused = exchange(&app.url, &drawing(&caller)).await;
+    assert_eq!(status(&refused), 503, "{refused}");
+    assert!(refused.contains("\r\nretry-after: 1\r\n"), "{refused}");
+    assert!(
+        refused.contains(r#""message":"too many connections""#),
+        "{refused}"
+    );
+
+    for stream in &mut waiting {
+        assert_eq!(status(&answer(stream).await), 200);
+    }
+    drop(waiting);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn one_address_has_no_more_than_its_share() {
+    let settings = limits("connections_per_address_max = 2\ntrusted_proxies = []");
+    let app = TestApp::with(&settings).await;
+    let caller = app.caller("1").await;
+    let mut waiting = sent(&app.url, &drawing(&caller)).await;
+    wait_for_tasks(&app, 1).await;
+    let mut idle = connect(&app.url).await;
+    // Its own idle connection makes room.
+    let mut second = sent(&app.url, &drawing(&caller)).await;
+    assert_eq!(until_closed(&mut idle).await.0, "");
+    wait_for_tasks(&app, 2).await;
+
+    let refused = exchange(&app.url, HEALTH).await;
+
+    assert_eq!(status(&refused), 503, "{refused}");
+    assert!(refused.contains("\r\nretry-after: 1\r\n"), "{refused}");
+    assert!(refused.contains(r#""type":"server_error""#), "{refused}");
+    for stream in [&mut waiting, &mut second] {
+        assert_eq!(status(&answer(stream).await), 200);
+    }
+    drop((waiting, second));
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_trusted_proxy_has_no_share_of_its_own() {
+    let settings = limits("connections_per_address_max = 1\ntrusted_proxies = ['127.0.0.1']");
+    let app = TestApp::with(&settings).await;
+    let caller = app.caller("1").await;
+    let mut waiting = sent(&app.url, &drawing(&caller)).await;
+    wait_for_tasks(&app, 1).await;
+    assert_eq!(
+        status(&answer(&mut sent(&app.url, HEALTH).await).await),
+        200
+    );
+    assert_eq!(status(&answer(&mut waiting).await), 200);
+    drop(waiting);
+    app.finish().await;
+}
+
+/// A few thousand clients who all want an image at once, and idle ones besides.
+#[tokio::test(flavor = "multi_thread")]
+async fn health_is_answered_within_a_second_while_thousands_come() {
+    let database = TestDatabase::create().await;
+    let of_server = "connections_max = 300\nconnections_reserved = 50";
+    // Who has to be drawn for would keep the machine busy long after.
+    let settings = limits(of_server).replace("3000", "3000\nfailure_percent = 100");
+    let gateway = Setup::on(&database, &settings).serve();
+    let url = gateway.url();
+    let caller = database.caller(&url, "1000").await;
+    let clients: Vec<_> = (0..1_500)
+        .map(|n| {
+            let (url, request) = (url.clone(), drawing(&caller));
+            tokio::spawn(async move {
+                let request = if n % 3 == 0 { "" } else { &request };
+                let mut stream = connect(&url).await;
+                let _ = stream.write_all(request.as_bytes()).await;
+                tokio::time::sleep(Duration::from_secs(4)).await;
+                drop(stream);
+            })
+        })
+        .collect();
+    let began = Instant::now();
+    let mut slowest = Duration::ZERO;
+    while began.elapsed() < Duration::from_secs(3) {
+        let asked = Instant::now();
+        let one = async { answer(&mut sent(&url, HEALTH).await).await };
+        let answer = timeout(Duration::from_secs(5), one).await.unwrap();
+        assert_eq!(status(&answer), 200, "{answer}");
+        slowest = slowest.max(asked.elapsed());
+    }
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    for client in clients {
+        client.await.unwrap();
+    }
+    gateway.end();
+    database.wait_for_all().await;
+}
+
+/// Five connections' worth of room and a hundred that only take it.
+#[tokio::test]
+async fn those_that_open_connections_and_say_nothing_shut_nobody_out() {
+    let app = TestApp::with("[server]\nconnections_max = 5\nconnections_reserved = 1").await;
+    let mut silent: Vec<TcpStream> = Vec::new();
+    for n in 0..100 {
+        let text = if n % 2 == 0 { "" } else { "GET /healthz HT" };
+        silent.push(sent(&app.url, text).await);
+        if n % 10 == 9 {
+            let answer = answer(&mut sent(&app.url, HEALTH).await).await;
+            assert_eq!(status(&answer), 200);
+        }
+    }
+    drop(silent);
+    app.finish().await;
+}

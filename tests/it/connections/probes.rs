@@ -1,0 +1,110 @@
+//! `/readyz` as load balancers, strangers and the machine itself ask it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use axum::{Router, extract::Request, http::Method};
+use futures_util::future::join_all;
+use serde_json::json;
+use sqlx::{Connection, PgConnection};
+
+use crate::harness::{
+    TestApp,
+    caller::{Answer, http_client},
+};
+
+/// A store that takes everything, and how often something was written to it.
+async fn counting_store() -> (String, Arc<AtomicUsize>) {
+    let writes: Arc<AtomicUsize> = Arc::default();
+    let counted = Arc::clone(&writes);
+    let store = Router::new().fallback(async move |request: Request| {
+        if request.method() == Method::PUT {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+        [("etag", "\"0\"")]
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, store).await });
+    (endpoint, writes)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_who_ask_whether_it_is_ready_share_one_look() {
+    let (endpoint, writes) = counting_store().await;
+    let app = TestApp::with(&format!(
+        "[storage]\nurl = 's3://easel'\nendpoint = '{endpoint}'\naccess_key_id = 'a'\n\
+         secret_access_key = 'b'\n"
+    ))
+    .await;
+    let before = writes.load(Ordering::Relaxed);
+    let http = http_client();
+    let began = Instant::now();
+    for _ in 0..5 {
+        let ask = || Answer::of(http.get(format!("{}/readyz", app.url)));
+        for answer in join_all((0..20).map(|_| ask())).await {
+            assert_eq!(answer.status, 200, "{answer:?}");
+        }
+    }
+    let looks = 1 + usize::try_from(began.elapsed().as_secs() / 2).unwrap();
+    let written = writes.load(Ordering::Relaxed) - before;
+    assert!((1..=looks).contains(&written), "{written} in {looks}");
+    app.finish().await;
+}
+
+/// Lets nobody into the test's database any more, or everybody again.
+async fn close_database(app: &TestApp, is_closed: bool) {
+    let options = app.database.options();
+    let name = options.get_database().unwrap().to_owned();
+    let mut conn = PgConnection::connect_with(&options.database("postgres"))
+        .await
+        .unwrap();
+    for sql in [
+        format!("ALTER DATABASE {name} ALLOW_CONNECTIONS {}", !is_closed),
+        format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"),
+    ] {
+        let sql = sqlx::AssertSqlSafe(sql);
+        sqlx::raw_sql(sql).execute(&mut conn).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_is_gone_is_told_within_seconds_and_so_is_its_return() {
+    let app = TestApp::start().await;
+    let ready = || Answer::of(http_client().get(format!("{}/readyz", app.url)));
+    assert_eq!(ready().await.status, 200);
+
+    close_database(&app, true).await;
+    let began = Instant::now();
+    while ready().await.status == 200 {
+        assert!(began.elapsed() < Duration::from_secs(5));
+    }
+    ready()
+        .await
+        .assert_refused(503, "the database cannot be reached");
+
+    close_database(&app, false).await;
+    let began = Instant::now();
+    while ready().await.status != 200 {
+        assert!(began.elapsed() < Duration::from_secs(10));
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn only_this_machine_is_told_how_the_backends_fare() {
+    let app = TestApp::start().await;
+    let verbose = || http_client().get(format!("{}/readyz?verbose", app.url));
+    let local = Answer::of(verbose()).await.json();
+    assert_eq!(local["backends"], json!({"demo": "in_use"}));
+    for header in ["x-forwarded-for", "forwarded", "x-real-ip", "via"] {
+        let proxied = Answer::of(verbose().header(header, "127.0.0.1")).await;
+        assert_eq!(proxied.json(), json!({"status": "ok"}), "{header}");
+    }
+    app.finish().await;
+}

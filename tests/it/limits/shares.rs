@@ -1,0 +1,138 @@
+//! Memory for bodies: taken as they come in, with a share for each account, and lost by who is too slow.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tokio::time::sleep;
+
+use super::{Sending, asked};
+use crate::harness::{TestApp, caller::Caller};
+
+const SETTINGS: &str = "
+    [backends.demo]
+    kind = 'demo'
+    failure_percent = 100
+    [server]
+    json_bytes_max = 1_048_576
+    account_buffer_bytes_max = 1_048_576
+    buffer_bytes_max = 4_194_304";
+const JSON: &str = "application/json";
+const FORM: &str = "multipart/form-data; boundary=x";
+
+/// A body of so many bytes.
+fn body(bytes: usize) -> Vec<u8> {
+    let empty = asked(json!({"x": ""})).to_string().len();
+    asked(json!({"x": "x".repeat(bytes - empty)}))
+        .to_string()
+        .into_bytes()
+}
+
+/// Waits until bodies hold so much.
+async fn wait_for(app: &TestApp, bytes: usize) {
+    let began = Instant::now();
+    while app.app.buffers.held() != bytes {
+        let held = app.app.buffers.held();
+        assert!(
+            began.elapsed() < Duration::from_secs(10),
+            "{held} bytes are held"
+        );
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn sent(caller: &Caller, body: &[u8]) -> String {
+    let mut sending = Sending::begin(caller, JSON, body.len()).await;
+    sending.send(body).await;
+    sending.answer().await
+}
+
+#[tokio::test]
+async fn slow_bodies_of_one_key_shut_out_nobody_else() {
+    let app = TestApp::with(SETTINGS).await;
+    let (greedy, other) = (app.caller("9").await, app.caller("9").await);
+    let (large, small) = (body(900_000), body(60_000));
+    let mut slow = Vec::new();
+    for _ in 0..4 {
+        slow.push(Sending::begin(&greedy, JSON, large.len()).await);
+    }
+    // Nothing of them has come, and so they hold nothing.
+    let answer = sent(&greedy, &large).await;
+    assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
+
+    // With half of each of two the account's share is used up. Others are told so at once.
+    let half = &large[..large.len() / 2];
+    slow.truncate(2);
+    for sending in &mut slow {
+        sending.send(half).await;
+    }
+    wait_for(&app, 1_048_576).await;
+    let answer = sent(&greedy, &large).await;
+    assert!(answer.starts_with("HTTP/1.1 429 "), "{answer}");
+    let message = "this account's request bodies hold 1048576 bytes of memory, as much as they may";
+    assert!(answer.contains(message), "{answer}");
+    assert!(answer.contains("retry-after: 1\r\n"), "{answer}");
+    for (caller, body) in [(&greedy, &small), (&other, &large), (&other, &small)] {
+        let answer = sent(caller, body).await;
+        assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
+    }
+
+    // And it is the account's again when they have gone.
+    drop(slow);
+    wait_for(&app, 0).await;
+    assert!(sent(&greedy, &large).await.starts_with("HTTP/1.1 202 "));
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn the_text_parts_of_a_form_take_from_the_same_share() {
+    let app = TestApp::with(SETTINGS).await;
+    let (greedy, other) = (app.caller("9").await, app.caller("9").await);
+    let mut slow = Sending::begin(&greedy, FORM, 10_000_000).await;
+    slow.send(b"--x\r\ncontent-disposition: form-data; name=image\r\n\r\n")
+        .await;
+    slow.send(&vec![b'x'; 900_000]).await;
+    let large = body(900_000);
+    wait_for(&app, 1_048_576).await;
+    let answer = sent(&greedy, &large).await;
+    assert!(answer.starts_with("HTTP/1.1 429 "), "{answer}");
+    assert!(sent(&other, &large).await.starts_with("HTTP/1.1 202 "));
+
+    // And they have the limit of a JSON body, all together.
+    drop(slow);
+    let disposition = "content-disposition: form-data; name=image\r\n\r\n";
+    let part = format!("--x\r\n{disposition}{}\r\n", "x".repeat(400_000));
+    let mut over = Sending::begin(&other, FORM, part.len() * 3).await;
+    over.send(part.repeat(3).as_bytes()).await;
+    let answer = over.answer().await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    let message = "the text parts exceed maximum 1048576 bytes in all";
+    assert!(answer.contains(message), "{answer}");
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_large_body_that_drips_loses_its_share_and_a_small_one_may_drip() {
+    let timeouts = "body_idle_timeout_ms = 500\nbody_bytes_per_s_min = 100_000";
+    let app = TestApp::with(&format!("{SETTINGS}\n{timeouts}")).await;
+    let caller = app.caller("9").await;
+    let drip = async |body: Vec<u8>, at_once: usize| {
+        let mut sending = Sending::begin(&caller, JSON, body.len()).await;
+        sending.send(&body[..at_once]).await;
+        let began = Instant::now();
+        for byte in body[at_once..].chunks(1) {
+            if began.elapsed() > Duration::from_secs(2) {
+                break;
+            }
+            sending.send(byte).await;
+            sleep(Duration::from_millis(50)).await;
+        }
+        sending.answer().await
+    };
+    let answer = drip(body(900_000), 300_000).await;
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    let message = "the body arrives too slowly: a large one must bring 100000 bytes a second";
+    assert!(answer.contains(message), "{answer}");
+    let answer = drip(body(60_000), 59_980).await;
+    assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
+    app.finish().await;
+}

@@ -1,0 +1,217 @@
+//! Overload: who is turned away at once, with which answer, and that nothing is held for it.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use serde_json::json;
+use tokio::sync::Semaphore;
+
+use super::{routed, submitted};
+use crate::harness::{
+    TestApp,
+    caller::{Answer, Caller},
+    upstream::{Gate, Reply, Upstream},
+};
+
+fn retry_after(answer: &Answer) -> u64 {
+    answer.header("retry-after").unwrap().parse().unwrap()
+}
+
+async fn ticket(caller: &Caller) -> Answer {
+    let body = json!({"model": "gpt-image-2", "prompt": "one more"});
+    caller.post("/v1/images/generations?async=1", &body).await
+}
+
+/// A request that waits for its images.
+#[expect(clippy::disallowed_methods, reason = "the test waits for it")]
+fn waiting(caller: &Caller, prompt: &str) -> tokio::task::JoinHandle<Answer> {
+    let (caller, prompt) = (caller.clone(), prompt.to_owned());
+    tokio::spawn(async move { caller.draw(&prompt).await })
+}
+
+#[tokio::test]
+async fn an_account_that_fills_its_share_of_the_queue_is_told_and_others_are_not() {
+    let upstream = Upstream::start().await;
+    let gate = Gate::new(Semaphore::new(0));
+    upstream.next(Reply::a_picture().held_by(&gate));
+    let routes = r#"{ backend = "up", max_concurrency = 1 }"#;
+    let more = "[tasks]\naccount_queued_max = 3\n";
+    let app = TestApp::with(&routed(&[("up", &upstream)], routes, more)).await;
+    let (crowd, one) = (app.caller("10").await, app.caller("10").await);
+    let mut tasks = vec![submitted(&crowd, "running").await];
+    upstream.wait_for(1).await;
+    let refused = loop {
+        assert!(tasks.len() < 10, "the queue takes any number");
+        let answer = ticket(&crowd).await;
+        if answer.status != 202 {
+            break answer;
+        }
+        tasks.push(answer.json()["id"].as_str().unwrap().to_owned());
+    };
+    let error = refused.assert_refused(
+        429,
+        "the account has 3 tasks in the queue already, as many as it may",
+    );
+    assert_eq!(error["code"], "concurrency_limit");
+    assert_eq!(retry_after(&refused), 5);
+    assert_eq!(refused.header("x-should-retry"), None);
+    let other = submitted(&one, "of another account").await;
+    gate.add_permits(1);
+    for task in tasks {
+        assert_eq!(crowd.wait_for(&task).await["status"], "completed");
+    }
+    assert_eq!(one.wait_for(&other).await["status"], "completed");
+    assert_eq!(ticket(&crowd).await.status, 202);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn those_who_wait_for_their_images_have_shares() {
+    let upstream = Upstream::start().await;
+    let gate = Gate::new(Semaphore::new(0));
+    upstream.always(Some(Reply::a_picture().held_by(&gate)));
+    let more = "[server]\nsync_waiters_max = 3\n[tasks]\naccount_sync_waiters_max = 2\n";
+    let app = TestApp::with(&routed(&[("up", &upstream)], r#""up""#, more)).await;
+    let [one, other] = [app.caller("10").await, app.caller("10").await];
+    let mut waits = vec![waiting(&one, "first"), waiting(&one, "second")];
+    upstream.wait_for(2).await;
+    let refused = one.draw("third").await;
+    refused.assert_refused(
+        429,
+        "the account has 2 requests waiting already, as many as it may",
+    );
+    assert_eq!(retry_after(&refused), 5);
+    // What does not wait is not counted.
+    let task = submitted(&one, "third").await;
+    waits.push(waiting(&other, "first"));
+    upstream.wait_for(4).await;
+    let refused = other.draw("second").await;
+    refused.assert_refused(503, "too many requests are waiting for their images");
+    assert_eq!(refused.header("x-should-retry"), None);
+    assert_eq!(one.get("/healthz").await.status, 200);
+
+    gate.add_permits(4);
+    for wait in waits {
+        assert_eq!(wait.await.unwrap().status, 200);
+    }
+    assert_eq!(one.wait_for(&task).await["status"], "completed");
+    upstream.always(None);
+    assert_eq!(one.draw("third").await.status, 200, "the others are gone");
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_crowd_is_answered_in_time_whether_it_is_served_or_not() {
+    let upstream = Upstream::start().await;
+    let slow = Reply::a_picture().after(Duration::from_millis(250));
+    upstream.always(Some(slow));
+    let settings = routed(
+        &[("up", &upstream)],
+        r#""up""#,
+        "[tasks]\nrunning_max = 4\nsync_wait_max_ms = 2000\n",
+    );
+    let app = TestApp::with(&settings).await;
+    let crowd = app.caller("1000").await;
+    assert_eq!(
+        crowd
+            .draw("so that it is known how long it takes")
+            .await
+            .status,
+        200
+    );
+    let began = Instant::now();
+    let answers = join_all((0..200).map(|index| {
+        let crowd = crowd.clone();
+        async move { crowd.draw(&format!("picture {index}")).await }
+    }))
+    .await;
+    // Two seconds of work were let in, and what the estimate is wrong by.
+    assert!(
+        began.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        began.elapsed()
+    );
+    let (served, shed): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 200);
+    assert!(served.len() >= 20, "{} were served", served.len());
+    assert!(shed.len() >= 100, "{} were turned away", shed.len());
+    for answer in shed {
+        answer.assert_refused(
+            503,
+            "the queue is too long for the images to be ready in time",
+        );
+        assert!((1..=60).contains(&retry_after(answer)));
+    }
+    assert_eq!(upstream.received().len(), served.len() + 1);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_crowd_of_one_account_has_no_other_turned_away() {
+    let upstream = Upstream::start().await;
+    let slow = Reply::a_picture().after(Duration::from_millis(250));
+    upstream.always(Some(slow));
+    let settings = routed(
+        &[("up", &upstream)],
+        r#"{ backend = "up", max_concurrency = 2 }"#,
+        "[tasks]\nsync_wait_max_ms = 2000\n",
+    );
+    let app = TestApp::with(&settings).await;
+    let (crowd, one) = (app.caller("1000").await, app.caller("10").await);
+    assert_eq!(
+        crowd
+            .draw("so that it is known how long it takes")
+            .await
+            .status,
+        200
+    );
+    let mut tasks = Vec::new();
+    for index in 0..40 {
+        tasks.push(submitted(&crowd, &format!("picture {index}")).await);
+    }
+    let refused = crowd.draw("one too many").await;
+    refused.assert_refused(
+        503,
+        "the queue is too long for the images to be ready in time",
+    );
+    assert_eq!(one.draw("in turn").await.status, 200);
+    for task in tasks {
+        assert_eq!(crowd.wait_for(&task).await["status"], "completed");
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn where_no_probe_is_due_in_time_a_request_is_told_at_once_and_nothing_is_held() {
+    let upstream = Upstream::start().await;
+    let more = "[routing]\nrest_ms = 20000\nsync_wait_ms = 1000\n";
+    let app = TestApp::with(&routed(&[("up", &upstream)], r#""up""#, more)).await;
+    let caller = app.caller("0.2").await;
+    upstream.next(Reply::error(401, "invalid_api_key", "Who?"));
+    let found_out = caller.draw("a bridge").await;
+    found_out.assert_refused(502, "the upstream cannot be used at present");
+    let began = Instant::now();
+    let refused = caller.draw("a bridge").await;
+    refused.assert_refused(503, "no upstream of this model can be used at present");
+    assert!(began.elapsed() < Duration::from_secs(2));
+    assert!((15..=20).contains(&retry_after(&refused)), "{refused:?}");
+    assert_eq!(refused.header("x-should-retry"), None);
+    assert_eq!(caller.balance().await["held"], 0.0);
+    // One that does not wait is taken, and waits in the queue.
+    let task = submitted(&caller, "a bridge").await;
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    let pending = caller.get(&format!("/v1/images/tasks/{task}")).await.json();
+    assert_eq!(pending["status"], "pending");
+    assert_eq!(upstream.received().len(), 1);
+    // Not until the next probe, for the sake of the test.
+    let mut conn = app.database.connect().await;
+    sqlx::query("UPDATE tasks SET deadline_at = now() WHERE status = 'queued'")
+        .execute(&mut conn)
+        .await
+        .unwrap();
+    drop(conn);
+    assert_eq!(
+        caller.wait_for(&task).await["error"]["code"],
+        "deadline_exceeded"
+    );
+    app.finish().await;
+}
