@@ -15,7 +15,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates tzdata \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin easel \
-    && install -d -o easel -g easel -m 0750 /data
+    && install -d -o easel -g easel -m 0700 /data
 COPY --from=build /usr/local/bin/easel /usr/local/bin/easel
 
 # There is no PostgreSQL in here for a private database: DATABASE_URL is expected. Pictures go to /data

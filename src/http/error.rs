@@ -18,7 +18,7 @@ use crate::{
     billing::Refusal,
     image::{InvalidImage, SizeError},
     images::{admission::Overload, intake::IntakeError, submit::SubmitError},
-    storage::StorageError,
+    storage::{StorageError, Trouble},
     tasks::{Failure, FailureKind},
 };
 
@@ -242,6 +242,15 @@ impl From<Overload> for ApiError {
         } else {
             Self::unavailable(&overload.to_string(), seconds)
         }
+    }
+}
+
+/// While storage fails it is probed every second.
+const STORAGE_RETRY_S: u32 = 5;
+
+impl From<Trouble> for ApiError {
+    fn from(trouble: Trouble) -> Self {
+        Self::unavailable(trouble.message(), STORAGE_RETRY_S)
     }
 }
 

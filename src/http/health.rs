@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use tokio::{sync::watch, time::timeout};
 
 use super::{address, error::ApiError, extract::Query, page, server::Connection};
-use crate::app::App;
+use crate::{app::App, storage::Trouble};
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 /// A check costs a query and an object written, and anybody may ask: all who ask share one for so long.
@@ -64,9 +64,7 @@ async fn is_ready(app: &App, probe: &Probe) -> Outcome {
     if app.shutdown.has_begun() {
         return Err("the gateway is shutting down");
     }
-    if let Some(trouble) = app.storage.trouble() {
-        return Err(trouble.message());
-    }
+    app.storage.usable().map_err(Trouble::message)?;
     probe.outcome(app).await
 }
 
@@ -123,7 +121,7 @@ fn verbose(app: &App) -> Value {
         .circuits()
         .map(|(name, circuit)| (name.to_owned(), circuit.as_str().into()))
         .collect();
-    let storage = if app.storage.trouble().is_some() {
+    let storage = if app.storage.usable().is_err() {
         "failing"
     } else {
         "ok"

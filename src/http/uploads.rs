@@ -24,6 +24,7 @@ pub(super) async fn upload(
     Admitted(caller): Admitted,
     request: Request,
 ) -> Result<Response, ApiError> {
+    app.storage.usable()?;
     let content_type = content_type(&request).ok_or_else(|| ApiError::field("file", NO_FILE))?;
     let mut form = body::form(&app, request, &content_type)?;
     let mut inputs = StoredInputs::default();

@@ -12,7 +12,7 @@ use crate::{
     tasks::{Image, Task, store},
 };
 
-/// Images by their places among the task's, from 1.
+/// Images by their positions in the task, from 1.
 pub(super) type Adopted = BTreeMap<u8, Image>;
 
 /// The whole images of a task's earlier attempts. Costs nothing where there was none.
@@ -43,7 +43,7 @@ async fn find(app: &App, task: &Task) -> Result<Adopted, StorageError> {
         .filter_map(|key| key.fence_and_seq().map(|(fence, seq)| (fence, seq, key)))
         .filter(|(fence, seq, _)| *fence < task.fence && (1..=task.request.n).contains(seq))
         .collect();
-    // Of several for one place the latest is taken.
+    // Of several for one position the latest is taken.
     keys.sort_unstable_by_key(|(fence, seq, _)| (*seq, *fence));
     let mut adopted = Adopted::new();
     for (_, seq, key) in keys {

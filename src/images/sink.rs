@@ -40,7 +40,7 @@ pub(super) struct StorageSink<'a> {
 pub(super) struct Kept {
     pub(super) job: Option<String>,
     pub(super) usage: Option<Value>,
-    /// Whole and stored, with their places among the task's.
+    /// Whole and stored, with their positions in the task.
     pub(super) images: Vec<(u8, Image)>,
     /// Why some are missing, though they were whole.
     pub(super) not_stored: Option<SinkError>,

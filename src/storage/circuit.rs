@@ -148,7 +148,7 @@ impl Circuit {
         probed
     }
 
-    /// Probes while the store fails or is suspected to, and looks how much room is left. Ends with the last
+    /// Probes while the store fails or is suspected to, and looks how much space is free. Ends with the last
     /// handle of the circuit.
     #[expect(
         clippy::disallowed_methods,
@@ -169,7 +169,7 @@ impl Circuit {
                 if probed {
                     // Told to the log by whom it changes something for.
                     let _ = circuit.probe(&store).await;
-                } else if let Err(error) = store.check_room().await {
+                } else if let Err(error) = store.check_free_space().await {
                     circuit.open(error.trouble().unwrap_or(Trouble::Unreachable), &error);
                 }
                 if suspected {

@@ -1,5 +1,5 @@
 //! A generated image until it is stored. It has been paid for, so every byte of it is held where it can be
-//! written again: in memory while there is room for it, then in a file on the local disk.
+//! written again: in memory while there is enough of it, then in a file on the local disk.
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -12,15 +12,15 @@ use tokio::{
 use super::staging::{StagedFile, blocking};
 use crate::private_files::{self, Access};
 
-/// The unit in which room is shared out, in bytes.
+/// The unit in which capacity is shared out, in bytes.
 const UNIT: u64 = 1024;
 /// Memory is taken in such pieces; an image that goes to a file has one that is not counted.
 const BLOCK_BYTES: usize = 64 * 1024;
-/// Between two looks for room, where neither memory nor the disk takes a byte.
+/// Between two tries, where neither memory nor the disk takes a byte.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Room for images that are not stored yet, shared by all of them.
-pub(super) struct Room {
+/// Capacity for images that are not stored yet, shared by all of them.
+pub(super) struct Capacity {
     memory: Pool,
     disk: Pool,
     folder: PathBuf,
@@ -41,7 +41,7 @@ struct Pool {
 
 /// An image that is taken in, or waits to be stored.
 pub struct HeldImage {
-    room: Arc<Room>,
+    capacity: Arc<Capacity>,
     bytes: u64,
     /// What is in memory; all of it, unless there is a file.
     blocks: Vec<Bytes>,
@@ -64,7 +64,7 @@ pub(super) enum Whole {
     File(Arc<StagedFile>, u64),
 }
 
-impl Room {
+impl Capacity {
     pub(super) fn new(memory_bytes: u64, disk_bytes: u64, folder: PathBuf, naming: Naming) -> Self {
         Self {
             memory: Pool::new(memory_bytes),
@@ -76,7 +76,7 @@ impl Room {
 
     pub(super) fn hold(self: &Arc<Self>) -> HeldImage {
         HeldImage {
-            room: Arc::clone(self),
+            capacity: Arc::clone(self),
             bytes: 0,
             blocks: Vec::new(),
             last: Vec::new(),
@@ -131,7 +131,7 @@ impl HeldImage {
         self.bytes
     }
 
-    /// Appends. It waits where neither memory nor the disk has room.
+    /// Appends. It waits where neither memory nor the disk has capacity left.
     pub async fn write(&mut self, mut piece: &[u8]) {
         self.bytes += piece.len() as u64;
         while !piece.is_empty() {
@@ -164,13 +164,13 @@ impl HeldImage {
         }
     }
 
-    pub(super) fn room(&self) -> &Room {
-        &self.room
+    pub(super) fn capacity(&self) -> &Capacity {
+        &self.capacity
     }
 
     /// Whether there is memory for all of it, taking what is missing.
     fn is_in_memory(&mut self) -> bool {
-        let pool = &self.room.memory;
+        let pool = &self.capacity.memory;
         let has = self
             .memory
             .as_ref()
@@ -193,10 +193,10 @@ impl HeldImage {
     }
 
     /// Writes what is in memory to the file, and gives the memory back. Where the disk fails it stays in memory
-    /// if there is room by then.
+    /// if there is enough by then.
     async fn spool(&mut self) {
         while let Err(error) = self.try_spool().await {
-            tracing::warn!(%error, "an image that waits to be stored found no room on the disk");
+            tracing::warn!(%error, "an image that waits to be stored could not be written to the local disk");
             // A file that holds nothing yet is given up for memory.
             if self
                 .spooled
@@ -214,9 +214,9 @@ impl HeldImage {
 
     async fn try_spool(&mut self) -> io::Result<()> {
         if self.spooled.is_none() {
-            let disk = self.room.disk.take(0).await?;
-            let room = Arc::clone(&self.room);
-            let file = blocking(move || Ok(Arc::new(room.create()?))).await?;
+            let disk = self.capacity.disk.take(0).await?;
+            let capacity = Arc::clone(&self.capacity);
+            let file = blocking(move || Ok(Arc::new(capacity.create()?))).await?;
             let bytes = 0;
             self.spooled = Some(Spooled { file, bytes, disk });
         }
@@ -225,7 +225,7 @@ impl HeldImage {
         };
         let blocks = self.blocks.clone();
         let more: u64 = blocks.iter().map(|block| block.len() as u64).sum();
-        let pool = &self.room.disk;
+        let pool = &self.capacity.disk;
         let missing = pool.units_of(spooled.bytes + more) as usize;
         let missing = missing.saturating_sub(spooled.disk.num_permits());
         let units = u32::try_from(missing).map_err(io::Error::other)?;

@@ -13,7 +13,7 @@ const WAIT_MAX: Duration = Duration::from_secs(5);
 impl Storage {
     /// Begins an image that must not be lost.
     pub fn hold(&self) -> HeldImage {
-        self.room.hold()
+        self.capacity.hold()
     }
 
     /// Stores an image, in place of one with the same key. While the store fails it waits and tries again: it
@@ -41,7 +41,7 @@ impl Storage {
         let whole = image.whole().await;
         match &self.store {
             Store::Local(local) => local.keep(key, whole).await,
-            Store::S3(s3) => s3.keep(key, whole, image.room()).await,
+            Store::S3(s3) => s3.keep(key, whole, image.capacity()).await,
         }
     }
 }

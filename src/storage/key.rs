@@ -52,7 +52,7 @@ impl Key {
         (format!("images/{folder:03x}"), format!("{task}-"))
     }
 
-    /// Of an image: the fence of the try that has stored it, and its place among the task's images, from 1.
+    /// Of an image: the fence of the try that has stored it, and its position in the task, from 1.
     pub fn fence_and_seq(&self) -> Option<(i64, u8)> {
         let name = self.text.strip_prefix("images/")?;
         let (name, _) = name.rsplit_once('.')?;

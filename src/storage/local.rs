@@ -34,7 +34,7 @@ pub(super) struct Local {
     root: PathBuf,
     /// Where files are until they are whole.
     pub(super) drafts: PathBuf,
-    pub(super) publisher: Publisher,
+    pub(super) publisher: Arc<Publisher>,
     links: LinkSigner,
     free_bytes_min: u64,
 }
@@ -72,7 +72,7 @@ impl Local {
         )
         .map_err(StorageError::local("read or make the signing key"))?;
         Ok(Self {
-            publisher: Publisher::start(&root, options.durability),
+            publisher: Publisher::new(&root, options.durability),
             root,
             drafts,
             links,
@@ -193,17 +193,17 @@ impl Local {
         self.links.verify(path)
     }
 
-    /// Writes a file, removes it, and looks whether there is room.
+    /// Writes a file, removes it, and looks whether enough space is free.
     pub(super) async fn check(&self) -> Result<(), StorageError> {
         let drafts = self.drafts.clone();
         blocking(move || StagedFile::create(&drafts)?.write_at(b"check", 0))
             .await
             .map_err(StorageError::local("write a file"))?;
-        self.check_room().await
+        self.check_free_space().await
     }
 
-    /// Whether the disk has as much room left as it is to have.
-    pub(super) async fn check_room(&self) -> Result<(), StorageError> {
+    /// Whether as much of the disk is free as is to be.
+    pub(super) async fn check_free_space(&self) -> Result<(), StorageError> {
         let (root, least) = (self.root.clone(), self.free_bytes_min);
         let look = move || {
             let disk = rustix::fs::statvfs(&root)?;
@@ -216,7 +216,7 @@ impl Local {
         };
         blocking(look)
             .await
-            .map_err(StorageError::local("see how much room is left"))
+            .map_err(StorageError::local("see how much space is free"))
     }
 
     fn path(&self, key: &Key) -> PathBuf {

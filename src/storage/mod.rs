@@ -34,7 +34,7 @@ pub use steady::SteadyRead;
 
 use crate::{clock::Clock, config, ids::TaskId, private_files};
 use circuit::Circuit;
-use held::{Naming, Room};
+use held::{Capacity, Naming};
 use local::Local;
 use local_writer::LocalWriter;
 use publish::Durability;
@@ -47,7 +47,7 @@ pub struct Storage {
     store: Store,
     circuit: Arc<Circuit>,
     /// For images that are not stored yet.
-    room: Arc<Room>,
+    capacity: Arc<Capacity>,
 }
 
 #[derive(Clone)]
@@ -144,13 +144,13 @@ impl Storage {
         Self {
             store,
             circuit,
-            room: Arc::new(Room::new(memory, disk, spool, naming)),
+            capacity: Arc::new(Capacity::new(memory, disk, spool, naming)),
         }
     }
 
-    /// Why nothing can be stored at present, if that is so. Costs nothing.
-    pub fn trouble(&self) -> Option<Trouble> {
-        self.circuit.trouble()
+    /// Whether anything can be stored at present: for who would begin what must be stored. Costs nothing.
+    pub fn usable(&self) -> Result<(), Trouble> {
+        self.circuit.trouble().map_or(Ok(()), Err)
     }
 
     /// Starts an object; the key decides its content type.
@@ -238,9 +238,9 @@ impl Store {
         }
     }
 
-    async fn check_room(&self) -> Result<(), StorageError> {
+    async fn check_free_space(&self) -> Result<(), StorageError> {
         match self {
-            Self::Local(local) => local.check_room().await,
+            Self::Local(local) => local.check_free_space().await,
             Self::S3(_) => Ok(()),
         }
     }

@@ -1,32 +1,23 @@
 //! Gives whole files their names, so that they outlast a power cut: first the bytes are synced, then the
-//! file is renamed, then its directory is synced. Files that are whole at the same time share the last step.
+//! file is renamed, then its directory is synced. Each does so in a thread of its own: the file system commits
+//! together what is synced at the same time.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::HashSet,
     fs::File,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::staging::{StagedFile, blocking};
-use crate::{
-    batch::Batcher,
-    private_files::{self, Access},
-};
-
-/// How many files may share a sync of their directories.
-const BATCH_MAX: usize = 256;
+use crate::private_files::{self, Access};
 
 pub(super) struct Publisher {
-    root: Arc<PathBuf>,
-    /// `None`: nothing is synced.
-    batches: Option<Batcher<Whole, io::Result<()>>>,
-}
-
-struct Whole {
-    staged: Arc<StagedFile>,
-    target: PathBuf,
+    root: PathBuf,
+    durability: Durability,
+    /// Directories whose own names outlast a power cut: their parents were synced since they were made.
+    rooted: Mutex<HashSet<PathBuf>>,
 }
 
 /// Whether files are to outlast a power cut.
@@ -38,77 +29,59 @@ pub(super) enum Durability {
 
 impl Publisher {
     /// All targets lie below `root`.
-    pub(super) fn start(root: &Path, durability: Durability) -> Self {
-        let root = Arc::new(root.to_path_buf());
-        let batches = (durability == Durability::Synced).then(|| {
-            let root = Arc::clone(&root);
-            Batcher::start(BATCH_MAX, move |batch| {
-                let root = Arc::clone(&root);
-                async move {
-                    let published = blocking(move || Ok(publish_all(&root, &batch))).await;
-                    published.unwrap_or_default()
-                }
-            })
-        });
-        Self { root, batches }
+    pub(super) fn new(root: &Path, durability: Durability) -> Arc<Self> {
+        Arc::new(Self {
+            root: root.to_path_buf(),
+            durability,
+            rooted: Mutex::default(),
+        })
     }
 
     /// Has a file written and gives it its name. When this returns, nothing short of the disk's end takes it away.
     pub(super) async fn publish(
-        &self,
+        self: &Arc<Self>,
         target: PathBuf,
         write: impl FnOnce() -> io::Result<Arc<StagedFile>> + Send + 'static,
     ) -> io::Result<()> {
-        let Some(batches) = &self.batches else {
-            let root = Arc::clone(&self.root);
-            return blocking(move || rename(&*write()?, &target, &root).map(drop)).await;
-        };
-        // Each in a thread of its own: the file system commits together what is synced at the same time.
-        let staged = blocking(move || {
-            let staged = write()?;
-            staged.sync()?;
-            Ok(staged)
-        });
-        let staged = staged.await?;
-        let published = batches.call(Whole { staged, target }).await;
-        published.unwrap_or_else(|closed| Err(io::Error::other(closed)))
+        let publisher = Arc::clone(self);
+        blocking(move || publisher.publish_now(&target, &*write()?)).await
+    }
+
+    fn publish_now(&self, target: &Path, staged: &StagedFile) -> io::Result<()> {
+        let folder = target.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        if self.durability == Durability::Unsynced {
+            return rename(staged, target, folder);
+        }
+        staged.sync()?;
+        rename(staged, target, folder)?;
+        sync_dir(folder)?;
+        if self.rooted().contains(folder) {
+            return Ok(());
+        }
+        let parents = folder.ancestors().skip(1);
+        for dir in parents.take_while(|dir| dir.starts_with(&self.root)) {
+            sync_dir(dir)?;
+        }
+        self.rooted().insert(folder.to_path_buf());
+        Ok(())
+    }
+
+    fn rooted(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        self.rooted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Renames all of them, then syncs each directory that has changed once.
-fn publish_all(root: &Path, batch: &[Whole]) -> Vec<io::Result<()>> {
-    let renamed: Vec<io::Result<BTreeSet<PathBuf>>> = batch
-        .iter()
-        .map(|whole| rename(&whole.staged, &whole.target, root))
-        .collect();
-    let changed: BTreeSet<&PathBuf> = renamed.iter().flatten().flatten().collect();
-    let synced: BTreeMap<PathBuf, io::Result<()>> = changed
-        .into_iter()
-        .map(|dir| (dir.clone(), File::open(dir).and_then(|dir| dir.sync_all())))
-        .collect();
-    let outcome = |renamed: io::Result<BTreeSet<PathBuf>>| {
-        for dir in renamed? {
-            if let Some(Err(error)) = synced.get(&dir) {
-                return Err(io::Error::new(error.kind(), error.to_string()));
-            }
-        }
-        Ok(())
-    };
-    renamed.into_iter().map(outcome).collect()
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
 }
 
-/// Returns the directories that have changed: more than one where some had to be made.
-fn rename(staged: &StagedFile, target: &Path, root: &Path) -> io::Result<BTreeSet<PathBuf>> {
-    let Some(folder) = target.parent() else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
+/// Makes the folder if it is missing.
+fn rename(staged: &StagedFile, target: &Path, folder: &Path) -> io::Result<()> {
     match staged.rename(target) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             private_files::make_dir(folder, Access::Owner)?;
-            staged.rename(target)?;
-            let made = folder.ancestors().take_while(|dir| dir.starts_with(root));
-            Ok(made.map(Path::to_path_buf).collect())
+            staged.rename(target)
         }
-        renamed => renamed.map(|()| BTreeSet::from([folder.to_path_buf()])),
+        renamed => renamed,
     }
 }

@@ -18,7 +18,7 @@ use url::Url;
 
 use super::{
     Disposition, Link, ObjectInfo, ObjectRead, StorageError,
-    held::{Room, Whole},
+    held::{Capacity, Whole},
     key::Key,
     s3_requests::{Bucket, Direct, http_client},
     s3_writer::attributes,
@@ -124,13 +124,13 @@ impl S3 {
         &self,
         key: &Key,
         image: Whole,
-        room: &Room,
+        capacity: &Capacity,
     ) -> Result<(), StorageError> {
         let (payload, _memory) = match image {
             Whole::Memory(blocks) => (PutPayload::from_iter(blocks), None),
             Whole::File(file, bytes) => {
                 let read = async {
-                    let memory = room.memory(bytes).await?;
+                    let memory = capacity.memory(bytes).await?;
                     let read = blocking(move || file.read(bytes)).await?;
                     io::Result::Ok((PutPayload::from(read), Some(memory)))
                 };

@@ -69,9 +69,12 @@ impl StagedFile {
         synced
     }
 
+    /// May be repeated: what follows it may have failed.
     pub(super) fn rename(&self, target: &Path) -> io::Result<()> {
-        fs::rename(&self.path, target)?;
-        self.published.store(true, Ordering::Relaxed);
+        if !self.published.load(Ordering::Relaxed) {
+            fs::rename(&self.path, target)?;
+            self.published.store(true, Ordering::Relaxed);
+        }
         Ok(())
     }
 }

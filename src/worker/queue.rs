@@ -64,7 +64,7 @@ impl Worker {
 
     async fn claim_some(&self) -> sqlx::Result<Found> {
         let app = &self.app;
-        if app.storage.trouble().is_some() {
+        if app.storage.usable().is_err() {
             // What could not be stored is not to be bought.
             return Ok(Found::Nothing);
         }

@@ -28,7 +28,6 @@ use crate::{
 };
 
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
-const STORAGE_RETRY_S: u32 = 5;
 
 #[derive(Deserialize)]
 pub(in crate::http) struct Wanted {
@@ -51,7 +50,7 @@ pub(in crate::http) async fn generate(
         return Err(ending());
     }
     let repeat = repeat(request.headers())?;
-    can_store(&app)?;
+    app.storage.usable()?;
     let asked = read::read(&app, &caller, request).await?;
     let response_format = asked.response_format;
     let task = submit_and_wait(&app, &caller, asked, repeat).await?;
@@ -65,19 +64,11 @@ pub(in crate::http) async fn generate_async(
     request: Request,
 ) -> Result<Response, ApiError> {
     let repeat = repeat(request.headers())?;
-    can_store(&app)?;
+    app.storage.usable()?;
     let asked = read::read(&app, &caller, request).await?;
     let (Submitted::New(id) | Submitted::Joined(id)) =
         submit(&app, &caller, asked, repeat, ids::row_id(), Mode::Async).await?;
     Ok(answer::ticket(&app, id))
-}
-
-/// What an upstream generates must be stored: while that cannot be done nothing is taken on.
-fn can_store(app: &App) -> Result<(), ApiError> {
-    match app.storage.trouble() {
-        Some(trouble) => Err(ApiError::unavailable(trouble.message(), STORAGE_RETRY_S)),
-        None => Ok(()),
-    }
 }
 
 async fn submit_and_wait(

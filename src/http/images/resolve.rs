@@ -1,6 +1,7 @@
 //! From what was sent to what is to be drawn: every field checked once, images that came inside the
 //! request stored, our own links turned into what they stand for.
 
+use axum::http::StatusCode;
 use futures_util::{StreamExt, stream};
 
 use super::{
@@ -216,7 +217,9 @@ fn model<'a>(catalog: &'a Catalog, name: Option<&str>) -> Result<&'a Model, ApiE
             .take(100)
             .collect();
         let message = format!("no such model: {shown}, allowed: {}", configured());
-        ApiError::field("model", message).code("model_not_found")
+        ApiError::new(StatusCode::NOT_FOUND, message)
+            .param("model")
+            .code("model_not_found")
     })
 }
 

@@ -74,6 +74,27 @@ async fn a_link_leads_to_the_bytes_without_a_key() {
 }
 
 #[tokio::test]
+async fn links_may_be_cached_for_less_time_than_they_live() {
+    let app = TestApp::start().await;
+    let link = link_of(&app.caller("1").await).await;
+    let max_age = |answer: &Answer| -> u64 {
+        let cache = answer.header("cache-control").unwrap();
+        let age = cache.strip_prefix("private, max-age=");
+        age.unwrap_or_else(|| panic!("{cache}")).parse().unwrap()
+    };
+    let redirect = Answer::of(http_client().get(&link)).await;
+    // Whoever is led on from a cache still has half of the ten minutes.
+    assert!((290..=300).contains(&max_age(&redirect)), "{redirect:?}");
+    let shown = redirect.header("location").unwrap();
+    let picture = Answer::of(http_client().get(shown)).await;
+    assert!((590..=600).contains(&max_age(&picture)), "{picture:?}");
+    app.app.clock.advance(std::time::Duration::from_secs(400));
+    let later = Answer::of(http_client().get(shown)).await;
+    assert!((190..=200).contains(&max_age(&later)), "{later:?}");
+    app.finish().await;
+}
+
+#[tokio::test]
 async fn a_link_with_anything_else_in_it_leads_nowhere() {
     let app = TestApp::start().await;
     let caller = app.caller("1").await;

@@ -9,9 +9,6 @@ use super::{Sending, asked};
 use crate::harness::{TestApp, caller::Caller};
 
 const SETTINGS: &str = "
-    [backends.demo]
-    kind = 'demo'
-    failure_percent = 100
     [server]
     json_bytes_max = 1_048_576
     account_buffer_bytes_max = 1_048_576

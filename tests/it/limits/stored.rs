@@ -79,7 +79,7 @@ async fn a_refused_form_leaves_nothing_behind() {
     }
     let broken = Part::bytes(png()[..40].to_vec()).file_name("b.png");
     for (form, status) in [
-        (form().text("model", "no-such"), 400),
+        (form().text("model", "no-such"), 404),
         (form().text("n", "11"), 400),
         (form().text("stream", "true"), 400),
         (form().part("mask", file()), 400),

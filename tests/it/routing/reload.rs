@@ -49,7 +49,7 @@ async fn models_change_without_a_request_being_dropped() {
     assert_eq!(price(&caller, "new").await, json!(0.5));
     assert_eq!(price(&caller, "best").await, json!(0.5));
     let gone = drawing(&caller, "old").await.unwrap();
-    gone.assert_refused_field(400, "model", "no such model: old, allowed: new");
+    gone.assert_refused_field(404, "model", "no such model: old, allowed: new");
     let answer = drawing(&caller, "best").await.unwrap();
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(

@@ -178,6 +178,11 @@ async fn a_disk_without_room_is_told_before_an_upstream_is_called() {
         refused.assert_refused(503, "storage is full");
         assert_eq!(refused.header("retry-after"), Some("5"));
     }
+    // What is free is for images that are paid for.
+    let upload = caller
+        .upload(crate::harness::pictures::png(), "a.png")
+        .await;
+    upload.assert_refused(503, "storage is full");
     caller
         .get("/readyz")
         .await
