@@ -63,7 +63,9 @@ async fn what_two_replicas_run_is_not_bought_again_when_it_is_back() {
     behind.proxy.set(Fault::None);
     // Time enough for whoever would take them for lost.
     tokio::time::sleep(Duration::from_millis(2500)).await;
-    gates.iter().for_each(|gate| gate.add_permits(1));
+    for gate in &gates {
+        gate.add_permits(1);
+    }
 
     for request in requests {
         let answer = request.await.unwrap();

@@ -64,7 +64,9 @@ async fn four_calls_that_are_each_retried_get_four_images() {
     let retries = join_all([&here, &there, &here, &there].map(|at| retry(at, 1)));
     let release = async {
         tokio::time::sleep(BACKOFF).await;
-        gates.iter().for_each(|gate| gate.add_permits(1));
+        for gate in &gates {
+            gate.add_permits(1);
+        }
     };
     let (answers, ()) = tokio::join!(retries, release);
 
