@@ -197,7 +197,7 @@ mod tests {
         let [a, b] = ["a", "b"].map(|name| model.route(name).unwrap());
         a.pace.delivered_in(Duration::from_secs(61));
         assert_eq!(chosen(model, ask(&[])), ["b"]);
-        b.pace.delivered_in(Duration::from_mins(1));
+        b.pace.delivered_in(Duration::from_secs(59));
         assert_eq!(chosen(model, ask(&[])), ["b"]);
         b.pace.delivered_in(Duration::from_secs(61));
         assert_eq!(chosen(model, ask(&[])), ["wait"]);

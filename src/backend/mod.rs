@@ -17,6 +17,7 @@ mod whole_input;
 
 pub use breaker::{Breaker, Circuit, Permit};
 pub use catalog::Catalog;
+pub use pace::SETTLE_TIME;
 pub use registry::{Registry, RegistryError};
 
 use std::{sync::Arc, time::Duration};

@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+/// Of a task's time, what is left to store and settle what came: what comes later is not delivered.
+pub const SETTLE_TIME: Duration = Duration::from_secs(1);
 /// So many attempts are remembered.
 const REMEMBERED: usize = 32;
 
@@ -38,7 +40,7 @@ impl Pace {
     /// An attempt was cut off by its task's deadline after so long: how much longer it would have taken is
     /// not known.
     pub fn cut_off_after(&self, duration: Duration) {
-        self.delivered_in(duration.saturating_mul(2));
+        self.delivered_in(duration.saturating_mul(2).min(self.least_max));
     }
 
     /// How long it takes, as a rule; `None`: nothing is known.
@@ -46,9 +48,10 @@ impl Pace {
         self.quantile(5)
     }
 
-    /// How much time a task must have left to be begun: what was enough for nine of ten.
+    /// How much time a task must have left to be begun: what was enough for nine of ten, and to settle.
     pub fn least(&self) -> Duration {
-        self.quantile(9).unwrap_or_default().min(self.least_max)
+        let least = self.quantile(9).map(|took| took + SETTLE_TIME);
+        least.unwrap_or_default().min(self.least_max)
     }
 
     /// The duration that so many of ten attempts did not exceed.
@@ -74,15 +77,25 @@ mod tests {
         let pace = Pace::new(100 * S);
         assert_eq!((pace.typical(), pace.least()), (None, Duration::ZERO));
         pace.delivered_in(4 * S);
-        assert_eq!((pace.typical(), pace.least()), (Some(4 * S), 4 * S));
+        assert_eq!(
+            (pace.typical(), pace.least()),
+            (Some(4 * S), 4 * S + SETTLE_TIME)
+        );
         for seconds in 1..=10 {
             pace.delivered_in(seconds * S);
         }
-        assert_eq!((pace.typical(), pace.least()), (Some(5 * S), 9 * S));
+        assert_eq!(
+            (pace.typical(), pace.least()),
+            (Some(5 * S), 9 * S + SETTLE_TIME)
+        );
         for _ in 0..REMEMBERED {
             pace.delivered_in(S);
         }
-        assert_eq!(pace.least(), S, "what was long ago is forgotten");
+        assert_eq!(
+            pace.least(),
+            S + SETTLE_TIME,
+            "what was long ago is forgotten"
+        );
     }
 
     #[test]
@@ -94,7 +107,7 @@ mod tests {
         for _ in 0..4 {
             pace.cut_off_after(5 * S);
         }
-        assert_eq!(pace.least(), 10 * S);
+        assert_eq!(pace.least(), 10 * S + SETTLE_TIME);
         for _ in 0..REMEMBERED {
             pace.cut_off_after(95 * S);
         }

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     app::App,
     backend::{
-        BackendError, Catalog, Drawing, Permit,
+        BackendError, Catalog, Drawing, Permit, SETTLE_TIME,
         catalog::{Model, Needs, Route},
     },
     failure::Class,
@@ -25,8 +25,6 @@ use crate::{
 
 /// For telling an upstream that nobody waits any more.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Before its deadline a task gives up what is not stored, so that what is can still be settled.
-const SETTLE_TIME: Duration = Duration::from_secs(1);
 
 /// What came of an attempt.
 #[derive(Debug)]
@@ -127,6 +125,7 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
         duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         class: None,
     };
+    // What is not stored by then is given up, so that what is can still be settled.
     let until = deadline.checked_sub(SETTLE_TIME).unwrap_or(deadline);
     let kept = join_all(calls.into_iter().map(|call| call.sink.into_kept(until))).await;
     let (mut images, mut usage) = (adopted, Vec::new());
@@ -197,7 +196,9 @@ impl Called {
     fn tell(&self, app: &App, route: &Route, permit: Permit) {
         match self.class {
             None => route.pace.delivered_in(self.took),
-            Some(_) if self.took >= self.left => return route.pace.cut_off_after(self.left),
+            Some(_) if self.took + SETTLE_TIME >= self.left => {
+                return route.pace.cut_off_after(self.left);
+            }
             Some(_) if app.stalls.since(self.began) => return,
             Some(_) => {}
         }

@@ -310,12 +310,12 @@ async fn what_cannot_end_in_time_is_not_begun() {
     let slow = Reply::a_picture().after(Duration::from_secs(2));
     upstream.always(Some(slow));
     let routes = r#"{ backend = "up", max_concurrency = 2 }"#;
-    // For the third pair less is left than one takes.
-    let more = "[tasks]\ndeadline_ms = 5000\nlease_ms = 2000\n";
+    // For the third pair less is left than one takes and settling needs.
+    let more = "[tasks]\ndeadline_ms = 6000\nlease_ms = 2000\n";
     let app = TestApp::with(&routed(&[("up", &upstream)], routes, more)).await;
     let caller = app.caller("10").await;
     let mut tasks = Vec::new();
-    for index in 0..6 {
+    for index in 0..8 {
         tasks.push(submitted(&caller, &format!("picture {index}")).await);
     }
     let mut delivered = 0;
