@@ -36,6 +36,10 @@ const ASIDE: Duration = Duration::from_secs(1);
 
 /// Claims up to `limit` tasks for this process.
 pub async fn claim(app: &App, limit: usize) -> sqlx::Result<Dispatched> {
+    app.pool.in_time(claim_some(app, limit)).await
+}
+
+async fn claim_some(app: &App, limit: usize) -> sqlx::Result<Dispatched> {
     let catalog = app.catalog();
     let mut tx = app.pool.begin().await?;
     if !store::lock_queue(&mut tx).await? {

@@ -20,7 +20,7 @@ use crate::{
         catalog::{Model, Needs, Route},
     },
     failure::Class,
-    tasks::{Assignment, Attempt, FailureKind, Image, Outcome, Request, Task},
+    tasks::{Assignment, Attempt, FailureKind, Image, Outcome, Request, Task, storable},
 };
 
 /// For telling an upstream that nobody waits any more.
@@ -53,6 +53,17 @@ pub struct Ending {
 impl Ending {
     fn unasked(kind: FailureKind, message: &str) -> Self {
         Self::of(Outcome::Failed(failed(kind, message)))
+    }
+
+    /// As the database takes it: much of it is an upstream's.
+    #[must_use]
+    pub fn storable(mut self) -> Self {
+        self.usage.iter_mut().for_each(storable::value);
+        Self {
+            outcome: self.outcome.storable(),
+            attempt: self.attempt.map(Attempt::storable),
+            usage: self.usage,
+        }
     }
 
     pub fn of(outcome: Outcome) -> Self {
@@ -194,7 +205,7 @@ impl Called {
     }
 }
 
-const PAST_DEADLINE: &str = "the task ran past its deadline";
+pub(super) const PAST_DEADLINE: &str = "the task ran past its deadline";
 
 fn find<'a>(
     catalog: &'a Catalog,

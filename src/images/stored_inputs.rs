@@ -68,7 +68,8 @@ impl Drop for StoredInputs {
 async fn discard(app: &App, stored: &[(UploadId, Key)]) -> Result<(), DiscardError> {
     let (ids, keys): (Vec<UploadId>, Vec<Key>) = stored.iter().cloned().unzip();
     app.storage.delete(&keys).await?;
-    store::delete(&mut *db::acquire(&app.pool).await?, &ids).await?;
+    let deleted = async { store::delete(&mut *db::acquire(&app.pool).await?, &ids).await };
+    app.pool.in_time(deleted).await?;
     Ok(())
 }
 

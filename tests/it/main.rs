@@ -19,6 +19,7 @@ mod clients;
 mod commands;
 mod connections;
 mod data_directories;
+mod database;
 mod durability;
 mod errors;
 mod fault_proxy;

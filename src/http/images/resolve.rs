@@ -143,11 +143,11 @@ pub(super) async fn before_file(
 /// A look at the balance, so that nothing is stored for a request that cannot be paid. What is granted is
 /// decided at the hold.
 async fn affordable(app: &App, caller: &Caller, cost: Cny) -> Result<(), ApiError> {
-    let available = {
+    let available = async {
         let mut conn = db::acquire(&app.pool).await?;
-        accounts::store::available(&mut conn, caller.account_id).await?
+        accounts::store::available(&mut conn, caller.account_id).await
     };
-    match available {
+    match app.pool.in_time(available).await? {
         Some(available) if cost > available => {
             Err(SubmitError::Refused(Refusal::Balance { cost, available }).into())
         }

@@ -50,7 +50,7 @@ async fn idle_connections_are_closed_while_new_ones_are_still_answered() {
 async fn nobody_who_keeps_asking_finds_a_broken_connection() {
     let app = TestApp::start().await;
     let url = app.url.clone();
-    let asking = tokio::spawn(async move {
+    let asking = super::spawn(async move {
         let mut stream = connect(&url).await;
         loop {
             stream.write_all(HEALTH.as_bytes()).await.unwrap();

@@ -156,7 +156,7 @@ async fn health_is_answered_while_far_more_come_than_there_is_room_for() {
     let clients: Vec<_> = (0..800)
         .map(|n| {
             let (url, request) = (url.clone(), drawing(&caller));
-            tokio::spawn(async move {
+            super::spawn(async move {
                 let request = if n % 3 == 0 { "" } else { &request };
                 let mut stream = connect(&url).await;
                 let _ = stream.write_all(request.as_bytes()).await;

@@ -4,9 +4,14 @@
 use std::{fs, path::Path, sync::OnceLock, time::Duration};
 
 use easel::{billing::ledger, db, private_postgres::PrivatePostgres, tasks::store};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, postgres::PgConnectOptions};
+use sqlx::{
+    AssertSqlSafe, Connection, Executor, PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgSslMode},
+};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, OnceCell};
+
+use super::fault_proxy::{FaultProxy, Target};
 
 struct Server {
     postgres: PrivatePostgres,
@@ -95,6 +100,22 @@ impl TestDatabase {
 
     pub fn options(&self) -> PgConnectOptions {
         self.options.clone()
+    }
+
+    /// A proxy in front of it.
+    pub async fn proxy(&self) -> FaultProxy {
+        let file = format!(".s.PGSQL.{}", self.options.get_port());
+        let socket = self.options.get_socket().unwrap().join(file);
+        FaultProxy::start(Target::Unix(socket)).await
+    }
+
+    pub fn options_through(&self, proxy: &FaultProxy) -> PgConnectOptions {
+        PgConnectOptions::new_without_pgpass()
+            .host("127.0.0.1")
+            .port(proxy.address().port())
+            .username(self.options.get_username())
+            .database(&self.name)
+            .ssl_mode(PgSslMode::Disable)
     }
 
     /// The same as a URL, for processes.

@@ -33,7 +33,7 @@ fn form() -> Form {
 
 async fn rows(app: &TestApp) -> i64 {
     sqlx::query_scalar("SELECT count(*) FROM uploads")
-        .fetch_one(&app.app.pool)
+        .fetch_one(&*app.app.pool)
         .await
         .unwrap()
 }
@@ -155,7 +155,7 @@ async fn what_is_refused_at_the_hold_or_joins_another_leaves_nothing_behind() {
         "SELECT u.object FROM uploads u, tasks t
          WHERE t.request #>> '{references,0,stored,object}' = u.object",
     )
-    .fetch_one(&app.app.pool)
+    .fetch_one(&*app.app.pool)
     .await
     .unwrap();
     assert!(
