@@ -101,7 +101,7 @@ async fn only_this_machine_is_told_how_the_backends_fare() {
     let app = TestApp::start().await;
     let verbose = || http_client().get(format!("{}/readyz?verbose", app.url));
     let local = Answer::of(verbose()).await.json();
-    assert_eq!(local["backends"], json!({"demo": "in_use"}));
+    assert_eq!(local["backends"], json!({"demo": "closed"}));
     for header in ["x-forwarded-for", "forwarded", "x-real-ip", "via"] {
         let proxied = Answer::of(verbose().header(header, "127.0.0.1")).await;
         assert_eq!(proxied.json(), json!({"status": "ok"}), "{header}");
