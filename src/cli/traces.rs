@@ -3,12 +3,14 @@
 
 use std::{
     fs::{self, File, TryLockError},
-    io,
+    io::{self, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
+
+use crate::private_files;
 
 const FILE: &str = "gateway.toml";
 /// Held by each gateway for its life: a file alone would tell of one that was killed.
@@ -32,7 +34,9 @@ impl Traces {
         let text = toml::to_string(self).map_err(io::Error::other)?;
         // In one step: a command never reads half of it.
         let draft = data_dir.join(format!("{FILE}.new"));
-        fs::write(&draft, text)?;
+        let mut options = private_files::options();
+        let options = options.create(true).truncate(true).write(true);
+        options.open(&draft)?.write_all(text.as_bytes())?;
         fs::rename(draft, data_dir.join(FILE))?;
         Ok(Running(lock))
     }
@@ -52,7 +56,7 @@ impl Traces {
 }
 
 fn lock_file(data_dir: &Path) -> io::Result<File> {
-    let mut options = File::options();
+    let mut options = private_files::options();
     let options = options.create(true).truncate(false).write(true);
     options.open(data_dir.join(LOCK))
 }
