@@ -3,7 +3,6 @@
 
 use std::sync::{Arc, PoisonError, RwLock, atomic::AtomicBool};
 
-use sqlx::PgPool;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::{
@@ -12,8 +11,10 @@ use crate::{
     buffers::Buffers,
     clock::Clock,
     config::Config,
+    db,
     image::Limits,
     images::{Claimed, admission::SyncWaiters, settle, submit},
+    progress::Progress,
     references::Fetcher,
     shutdown::Shutdown,
     stall::StallWatch,
@@ -34,7 +35,7 @@ pub struct App(Arc<Inner>);
 pub struct Inner {
     pub config: Config,
     pub clock: Clock,
-    pub pool: PgPool,
+    pub pool: db::Pool,
     pub storage: Storage,
     catalog: RwLock<Arc<Catalog>>,
     /// Somebody wants the configuration to be read again.
@@ -45,6 +46,8 @@ pub struct Inner {
     pub poller: Poller,
     pub submitter: submit::Submitter,
     pub settler: settle::Settler,
+    /// Whether these and the worker get on.
+    pub progress: Progress,
     /// The places of this process's worker: whoever has a permit may have a task run here.
     pub slots: Arc<Semaphore>,
     /// Whether tasks wait for no more than a place here: new ones may not overtake them.
@@ -76,7 +79,7 @@ impl App {
     /// Sets everything up over a migrated database. The receiver is for the worker.
     pub async fn open(
         config: Config,
-        pool: PgPool,
+        pool: db::Pool,
         clock: Clock,
         shutdown: Shutdown,
     ) -> Result<(Self, mpsc::UnboundedReceiver<Claimed>), OpenError> {
@@ -97,9 +100,22 @@ impl App {
         };
         let zone = &config.billing.time_zone;
         let (claimed, to_run) = mpsc::unbounded_channel();
-        let submitter = submit::start(pool.clone(), claimed, terms, zone.clone());
-        let poller = poll::start(pool.clone());
-        let settler = settle::start(pool.clone(), waiters.clone(), zone.clone());
+        let progress = Progress::default();
+        let submitter = submit::start(submit::Desk {
+            pool: pool.clone(),
+            waiters: waiters.clone(),
+            progress: progress.clone(),
+            claimed,
+            terms,
+            time_zone: zone.clone(),
+        });
+        let poller = poll::start(pool.clone(), progress.clone());
+        let settler = settle::start(settle::Desk {
+            pool: pool.clone(),
+            waiters: waiters.clone(),
+            progress: progress.clone(),
+            time_zone: zone.clone(),
+        });
         let stock = Stock::new(config.uploads.account_bytes_max);
         let buffers = Buffers::new(
             config.server.buffer_bytes_max,
@@ -125,6 +141,7 @@ impl App {
             poller,
             submitter,
             settler,
+            progress,
             stalls: StallWatch::default(),
             shutdown,
         }));

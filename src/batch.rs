@@ -1,14 +1,29 @@
 //! Lets callers that come at the same time share one piece of work, as a transaction: while one
 //! batch is under way the next one gathers. Nobody waits for company.
+//!
+//! What goes wrong for a whole batch because of one item must not go wrong for the others: the batch is taken
+//! apart, and each account's items go on in a line of their own, as does what comes for that account meanwhile.
 
-use std::{future::Future, panic::AssertUnwindSafe};
+use std::{
+    collections::HashMap,
+    future::Future,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::ids::AccountId;
+
+/// A line of its own whose batches take less than this is not needed any more.
+const BRIEF: Duration = Duration::from_millis(200);
+
 /// Hands items to a loop that works on all that wait, in batches.
 pub struct Batcher<T, R> {
-    queue: mpsc::Sender<(T, oneshot::Sender<R>)>,
+    shared: Queue<T, R>,
+    own: Arc<OwnLines<T, R>>,
 }
 
 /// The loop has ended, or lost the item.
@@ -16,39 +31,71 @@ pub struct Batcher<T, R> {
 #[error("the gateway is shutting down")]
 pub struct Closed;
 
+/// Whom a batch's items come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// From anybody.
+    Shared,
+    /// From one account, whose items kept others waiting.
+    Own,
+}
+
+/// The answers to the items of a batch, in order; or the items, to be taken apart: from a shared line only.
+pub type Worked<T, R> = Result<Vec<R>, Vec<T>>;
+
+type Queue<T, R> = mpsc::UnboundedSender<(T, oneshot::Sender<R>)>;
+type Waiting<T, R> = mpsc::UnboundedReceiver<(T, oneshot::Sender<R>)>;
+
 impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
-    /// Starts the loop. An item that was taken is worked on whatever becomes of its caller.
+    /// Starts the loop, which has no lines but the shared one.
     ///
     /// `work` answers each item of a batch, in order.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "it ends with its last handle; who must finish before a shutdown waits for an answer"
-    )]
     pub fn start<F, Fut>(size_max: usize, work: F) -> Self
     where
-        F: Fn(Vec<T>) -> Fut + Send + 'static,
-        Fut: Future<Output = Vec<R>> + Send,
+        F: Fn(Vec<T>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Vec<R>> + Send + 'static,
     {
-        let (queue, mut waiting) = mpsc::channel::<(T, oneshot::Sender<R>)>(size_max);
-        tokio::spawn(async move {
-            let mut batch = Vec::new();
-            while waiting.recv_many(&mut batch, size_max).await > 0 {
-                let (items, replies): (Vec<T>, Vec<_>) = batch.drain(..).unzip();
-                // A bug that one batch meets must not be the end of all: its callers see it closed.
-                let worked = AssertUnwindSafe(work(items)).catch_unwind().await;
-                for (reply, answer) in replies.into_iter().zip(worked.unwrap_or_default()) {
-                    // A caller that has gone does not need its answer.
-                    drop(reply.send(answer));
-                }
-            }
+        let work = Arc::new(work);
+        let account_of = |_: &T| AccountId::nil();
+        Self::start_with_lines(size_max, account_of, move |items, _| {
+            let work = Arc::clone(&work);
+            async move { Ok(work(items).await) }
+        })
+    }
+
+    /// Starts the loop. An item that was taken is worked on whatever becomes of its caller.
+    pub fn start_with_lines<F, Fut>(
+        size_max: usize,
+        account_of: fn(&T) -> AccountId,
+        work: F,
+    ) -> Self
+    where
+        F: Fn(Vec<T>, Line) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Worked<T, R>> + Send + 'static,
+    {
+        let work = Arc::new(work);
+        let worker = Arc::clone(&work);
+        let own = Arc::new(OwnLines {
+            open: Mutex::default(),
+            account_of,
+            start: Box::new(move |lines, account| {
+                let (queue, waiting) = mpsc::unbounded_channel();
+                let work = Arc::clone(&worker);
+                spawn(work_alone(waiting, size_max, work, lines, account));
+                queue
+            }),
         });
-        Self { queue }
+        let (shared, waiting) = mpsc::unbounded_channel();
+        spawn(work_together(waiting, size_max, work, Arc::downgrade(&own)));
+        Self { shared, own }
     }
 
     /// Has one item worked on.
     pub async fn call(&self, item: T) -> Result<R, Closed> {
         let (reply, answer) = oneshot::channel();
-        if self.queue.send((item, reply)).await.is_err() {
+        let own = self.own.of(&item);
+        let queue = own.as_ref().unwrap_or(&self.shared);
+        if queue.send((item, reply)).is_err() {
             return Err(Closed);
         }
         answer.await.or(Err(Closed))
@@ -58,7 +105,193 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
 impl<T, R> Clone for Batcher<T, R> {
     fn clone(&self) -> Self {
         Self {
-            queue: self.queue.clone(),
+            shared: self.shared.clone(),
+            own: Arc::clone(&self.own),
         }
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it ends with its last handle; who must finish before a shutdown waits for an answer"
+)]
+fn spawn(work: impl Future<Output = ()> + Send + 'static) {
+    tokio::spawn(work);
+}
+
+type StartLine<T, R> =
+    Box<dyn Fn(std::sync::Weak<OwnLines<T, R>>, AccountId) -> Queue<T, R> + Send + Sync>;
+
+/// The lines of single accounts, while they are needed.
+struct OwnLines<T, R> {
+    open: Mutex<HashMap<AccountId, Queue<T, R>>>,
+    account_of: fn(&T) -> AccountId,
+    start: StartLine<T, R>,
+}
+
+impl<T, R> OwnLines<T, R> {
+    /// Where an item has to go, if its account has a line of its own at present.
+    fn of(&self, item: &T) -> Option<Queue<T, R>> {
+        let open = self.lock();
+        if open.is_empty() {
+            return None;
+        }
+        open.get(&(self.account_of)(item)).cloned()
+    }
+
+    fn add(self: &Arc<Self>, item: T, reply: oneshot::Sender<R>) {
+        let account = (self.account_of)(&item);
+        let mut open = self.lock();
+        let queue = open
+            .entry(account)
+            .or_insert_with(|| (self.start)(Arc::downgrade(self), account));
+        // It listens for as long as it is open.
+        drop(queue.send((item, reply)));
+    }
+
+    /// Items that are on their way into the line are still worked on there.
+    fn close(&self, account: AccountId) {
+        self.lock().remove(&account);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<AccountId, Queue<T, R>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn work_together<T, R, F, Fut>(
+    mut waiting: Waiting<T, R>,
+    size_max: usize,
+    work: Arc<F>,
+    own: std::sync::Weak<OwnLines<T, R>>,
+) where
+    F: Fn(Vec<T>, Line) -> Fut,
+    Fut: Future<Output = Worked<T, R>>,
+{
+    let mut batch = Vec::new();
+    while waiting.recv_many(&mut batch, size_max).await > 0 {
+        let (items, replies) = take(&mut batch);
+        if items.is_empty() {
+            continue;
+        }
+        // A bug that one batch meets must not be the end of all: its callers see it closed.
+        let worked = AssertUnwindSafe(work(items, Line::Shared)).catch_unwind();
+        match worked.await.unwrap_or_else(|_| Ok(Vec::new())) {
+            Ok(answers) => answer(replies, answers),
+            Err(items) => {
+                let Some(own) = own.upgrade() else { return };
+                for (item, reply) in items.into_iter().zip(replies) {
+                    own.add(item, reply);
+                }
+            }
+        }
+    }
+}
+
+async fn work_alone<T, R, F, Fut>(
+    mut waiting: Waiting<T, R>,
+    size_max: usize,
+    work: Arc<F>,
+    lines: std::sync::Weak<OwnLines<T, R>>,
+    account: AccountId,
+) where
+    F: Fn(Vec<T>, Line) -> Fut,
+    Fut: Future<Output = Worked<T, R>>,
+{
+    let mut batch = Vec::new();
+    while waiting.recv_many(&mut batch, size_max).await > 0 {
+        let (items, replies) = take(&mut batch);
+        if items.is_empty() {
+            continue;
+        }
+        let began = Instant::now();
+        let worked = AssertUnwindSafe(work(items, Line::Own)).catch_unwind();
+        let answers = worked.await.unwrap_or_else(|_| Ok(Vec::new()));
+        answer(replies, answers.unwrap_or_default());
+        if began.elapsed() < BRIEF
+            && let Some(lines) = lines.upgrade()
+        {
+            lines.close(account);
+        }
+    }
+}
+
+type Taken<T, R> = (Vec<T>, Vec<oneshot::Sender<R>>);
+
+/// Those whose callers have gone before they were begun are left out.
+fn take<T, R>(batch: &mut Vec<(T, oneshot::Sender<R>)>) -> Taken<T, R> {
+    let still_wanted = batch.drain(..).filter(|(_, reply)| !reply.is_closed());
+    still_wanted.unzip()
+}
+
+fn answer<R>(replies: Vec<oneshot::Sender<R>>, answers: Vec<R>) {
+    for (reply, answer) in replies.into_iter().zip(answers) {
+        // A caller that has gone does not need its answer.
+        drop(reply.send(answer));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use futures_util::future::join_all;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::ids::row_id;
+
+    #[tokio::test]
+    async fn one_account_that_is_stuck_keeps_no_other_waiting() {
+        let (stuck, free) = (row_id(), row_id());
+        let gate = Arc::new(Semaphore::new(0));
+        let taken_apart = Arc::new(AtomicU32::new(0));
+        let (held, apart) = (Arc::clone(&gate), Arc::clone(&taken_apart));
+        let batcher = Batcher::start_with_lines(
+            8,
+            |account: &AccountId| *account,
+            move |accounts, line| {
+                let (gate, apart) = (Arc::clone(&held), Arc::clone(&apart));
+                async move {
+                    if !accounts.contains(&stuck) {
+                        return Ok(accounts);
+                    }
+                    if line == Line::Shared {
+                        apart.fetch_add(1, Ordering::Relaxed);
+                        return Err(accounts);
+                    }
+                    gate.acquire().await.unwrap().forget();
+                    Ok(accounts)
+                }
+            },
+        );
+        let waiting = join_all([batcher.call(stuck), batcher.call(stuck)]);
+        let mut waiting = std::pin::pin!(waiting);
+        for _ in 0..3 {
+            tokio::select! {
+                biased;
+                _ = waiting.as_mut() => panic!("it is held"),
+                answer = batcher.call(free) => assert_eq!(answer.unwrap(), free),
+            }
+        }
+        assert_eq!(
+            taken_apart.load(Ordering::Relaxed),
+            1,
+            "once, then not again"
+        );
+        gate.add_permits(2);
+        for answer in waiting.await {
+            assert_eq!(answer.unwrap(), stuck);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_panics_is_not_the_end() {
+        let batcher = Batcher::start(8, |items: Vec<u32>| async move {
+            assert!(!items.contains(&13), "unlucky");
+            items
+        });
+        assert!(batcher.call(13).await.is_err());
+        assert_eq!(batcher.call(7).await.unwrap(), 7);
     }
 }

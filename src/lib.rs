@@ -18,6 +18,7 @@ pub mod images;
 pub mod money;
 pub mod private_files;
 pub mod private_postgres;
+pub mod progress;
 pub mod references;
 pub mod shutdown;
 pub mod stall;

@@ -87,9 +87,8 @@ async fn main() -> anyhow::Result<ExitCode> {
         .prefix("soak-")
         .tempdir_in(&args.dir)?;
     let book = Arc::new(Book::default());
-    let stage = Stage::set_up(args.gateway, dir.path(), seed, Arc::clone(&book)).await?;
-    let lasting = Duration::from_secs_f64(args.minutes * 60.0);
-    let trial = run(&stage, book, seed, lasting, args.clients, args.calm).await?;
+    let stage = Stage::set_up(&args.gateway, dir.path(), seed, Arc::clone(&book)).await?;
+    let trial = run(&stage, book, seed, &args).await?;
     let kept = promises::report(&stage, &trial).await?;
     stage.end().await;
     if kept {
@@ -104,18 +103,12 @@ async fn main() -> anyhow::Result<ExitCode> {
 }
 
 /// Clients and faults until time is up, then quiet until everything has ended.
-async fn run(
-    stage: &Stage,
-    book: Arc<Book>,
-    seed: u64,
-    lasting: Duration,
-    clients: usize,
-    calm: bool,
-) -> anyhow::Result<Trial> {
+async fn run(stage: &Stage, book: Arc<Book>, seed: u64, args: &Args) -> anyhow::Result<Trial> {
+    let lasting = Duration::from_secs_f64(args.minutes * 60.0);
     let until = Instant::now() + lasting;
     let shared = stage.shared(Arc::clone(&book), until);
     let mut crowd = JoinSet::new();
-    for number in 0..clients {
+    for number in 0..args.clients {
         let rng = StdRng::seed_from_u64(seed ^ (0xC11E_4700 + number as u64));
         crowd.spawn(kinds::run(stage.client(&shared, number, rng), number));
     }
@@ -127,7 +120,7 @@ async fn run(
     for replica in 0..stage.replicas.len() {
         probing.spawn(balancer::keep_probing(stage.prober(&shared), replica));
     }
-    let faults = if calm {
+    let faults = if args.calm {
         tokio::time::sleep(lasting).await;
         Vec::new()
     } else {

@@ -48,7 +48,7 @@ pub(super) struct Stage {
 
 impl Stage {
     pub(super) async fn set_up(
-        program: PathBuf,
+        program: &Path,
         dir: &Path,
         seed: u64,
         book: Arc<Book>,
@@ -64,7 +64,7 @@ impl Stage {
             let settings = settings(upstream.address, storage.address());
             let dir = dir.join(format!("replica-{number}"));
             let proxies = (database, storage);
-            let replica = Replica::new(&program, dir, free_address()?, proxies, &settings)?;
+            let replica = Replica::new(program, dir, free_address()?, proxies, &settings)?;
             replica.start().await?;
             replica.wait_until_it_listens().await?;
             replicas.push(replica);

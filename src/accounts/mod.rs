@@ -10,7 +10,6 @@ use std::{
 
 use quick_cache::sync::Cache;
 use secrecy::SecretString;
-use sqlx::PgPool;
 
 use crate::{
     config::InlineImages,
@@ -39,7 +38,7 @@ pub struct Caller {
 /// Recognises callers by their keys, and remembers them for some seconds.
 #[derive(Clone)]
 pub struct Doorman {
-    pool: PgPool,
+    pool: db::Pool,
     seen: Arc<Cache<KeyHash, Seen>>,
 }
 
@@ -50,7 +49,7 @@ struct Seen {
 }
 
 impl Doorman {
-    pub fn new(pool: PgPool) -> Self {
+    pub fn new(pool: db::Pool) -> Self {
         Self {
             pool,
             seen: Arc::new(Cache::new(CACHED_KEYS_MAX)),
@@ -66,9 +65,8 @@ impl Doorman {
         if let Some(seen) = self.seen.get(&hash).filter(Seen::is_fresh) {
             return Ok(seen.caller);
         }
-        let caller = store::caller(&mut *db::acquire(&self.pool).await?, &hash)
-            .await?
-            .map(Arc::new);
+        let caller = async { store::caller(&mut *db::acquire(&self.pool).await?, &hash).await };
+        let caller = self.pool.in_time(caller).await?.map(Arc::new);
         self.seen.insert(
             hash,
             Seen {

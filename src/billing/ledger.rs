@@ -181,6 +181,19 @@ async fn lock_accounts<T>(
     .map(drop)
 }
 
+/// Locks those of some accounts that nobody else has locked, without waiting, and says which these are.
+pub async fn lock_free(
+    conn: &mut PgConnection,
+    accounts: &[AccountId],
+) -> sqlx::Result<Vec<AccountId>> {
+    query_scalar!(
+        "SELECT id FROM accounts WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED",
+        accounts,
+    )
+    .fetch_all(conn)
+    .await
+}
+
 /// Adds to a balance; a negative amount takes back, but never what is on hold: that breaks
 /// `accounts_held_check`. `None` if there is no such account, else the new balance.
 pub async fn top_up(

@@ -7,18 +7,22 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use secrecy::ExposeSecret;
-use sqlx::{PgPool, postgres::PgConnectOptions};
+use sqlx::postgres::PgConnectOptions;
 use tokio::time::timeout;
 
-use crate::{config::Config, db, private_postgres::PrivatePostgres};
+use crate::{
+    config::Config,
+    db::{self, TimeZoneError},
+    private_postgres::PrivatePostgres,
+};
 
 const CLOSE_WAIT: Duration = Duration::from_secs(3);
 
 /// A migrated database, with the server that belongs to it if it is the private one.
 pub(super) struct Database {
-    pub(super) pool: PgPool,
+    pub(super) pool: db::Pool,
     pub(super) private: Option<PrivatePostgres>,
     /// Whether it was made just now.
     pub(super) is_new: bool,
@@ -62,19 +66,20 @@ impl Database {
         }
     }
 
-    async fn connect(options: PgConnectOptions, config: &Config) -> anyhow::Result<PgPool> {
+    async fn connect(options: PgConnectOptions, config: &Config) -> anyhow::Result<db::Pool> {
         let pool = db::open(options, &config.database)
             .await
             .context("the database cannot be reached: check database.url, or DATABASE_URL")?;
         db::migrate(&pool)
             .await
             .context("the database's schema could not be brought up to date")?;
-        db::check_time_zone(&pool, &config.billing.time_zone)
-            .await
-            .context(
-                "billing.time_zone is no time zone that PostgreSQL knows, as Asia/Shanghai is",
-            )?;
-        Ok(pool)
+        match db::check_time_zone(&pool, &config.billing.time_zone).await {
+            Ok(()) => Ok(pool),
+            Err(TimeZoneError::Unknown) => Err(anyhow!(
+                "billing.time_zone is no time zone that PostgreSQL knows, as Asia/Shanghai is"
+            )),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Resolves if the private server ends; never where there is none.

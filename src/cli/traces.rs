@@ -35,8 +35,12 @@ impl Traces {
         // In one step: a command never reads half of it.
         let draft = data_dir.join(format!("{FILE}.new"));
         let mut options = private_files::options();
-        let options = options.create(true).truncate(true).write(true);
-        options.open(&draft)?.write_all(text.as_bytes())?;
+        let mut file = options
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .open(&draft)?;
+        file.write_all(text.as_bytes())?;
         fs::rename(draft, data_dir.join(FILE))?;
         Ok(Running(lock))
     }

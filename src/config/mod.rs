@@ -94,6 +94,7 @@ pub struct Database {
     pub url: Option<SecretString>,
     pub connections_max: u32,
     connect_timeout_ms: u64,
+    transaction_timeout_ms: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -33,6 +33,7 @@ const RANGES: &[(&str, RangeInclusive<i64>)] = &[
     ("server.drain_timeout_ms", 1..=DAY_MS),
     ("database.connections_max", 1..=10_000),
     ("database.connect_timeout_ms", 1..=DAY_MS),
+    ("database.transaction_timeout_ms", 100..=DAY_MS),
     // A signature of S3 is good for a week at most.
     ("storage.link_ttl_s", 1..=604_800),
     ("storage.free_bytes_min", 0..=1024 * 1024 * GIB),

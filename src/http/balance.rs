@@ -11,8 +11,11 @@ pub(super) async fn get(
     Authenticated(caller): Authenticated,
 ) -> Result<Response, ApiError> {
     let zone = &app.config.billing.time_zone;
-    let mut conn = app.pool.acquire().await?;
-    let account = accounts::store::get(&mut conn, caller.account_id, zone).await?;
+    let account = async {
+        let mut conn = app.pool.acquire().await?;
+        accounts::store::get(&mut conn, caller.account_id, zone).await
+    };
+    let account = app.pool.in_time(account).await?;
     let account = account.ok_or_else(|| ApiError::not_found("account"))?;
     let available = account.balance - account.held;
     Ok(page::json(&json!({

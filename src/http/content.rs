@@ -33,7 +33,8 @@ pub(super) async fn upload(
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let found = uploads::store::get(&mut *app.pool.acquire().await?, &name).await?;
+    let found = async { uploads::store::get(&mut *app.pool.acquire().await?, &name).await };
+    let found = app.pool.in_time(found).await?;
     let upload = found.ok_or_else(|| ApiError::not_found("file"))?;
     if upload.expires_at <= app.clock.now() {
         return Err(ApiError::new(StatusCode::GONE, "this upload has expired"));

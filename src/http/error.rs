@@ -1,7 +1,7 @@
 //! Errors as clients see them: one body for all, and the table of statuses. Causes are logged here,
 //! once, and never sent.
 
-use std::{error::Error, sync::Arc};
+use std::{error::Error, num::NonZeroU32, sync::Arc};
 
 use axum::{
     body::Body,
@@ -16,9 +16,11 @@ use serde_json::Value;
 use crate::{
     app::App,
     billing::Refusal,
+    db::{Trouble, trouble},
+    ids::TaskId,
     image::{InvalidImage, SizeError},
     images::{admission::Overload, intake::IntakeError, submit::SubmitError},
-    storage::{StorageError, Trouble},
+    storage::{self, StorageError},
     tasks::{Failure, FailureKind},
 };
 
@@ -30,9 +32,11 @@ const SERVER_ERROR: &str = "server_error";
 pub(super) struct ApiError {
     status: StatusCode,
     body: Fault,
-    retry_after_s: Option<u32>,
+    retry_after_s: Option<NonZeroU32>,
     /// An upstream has been called: a retry would buy again.
     spent: bool,
+    /// Where the result can be looked for. Boxed: few errors have one.
+    task: Option<Box<TaskId>>,
 }
 
 /// The fields of the error body that differ from error to error.
@@ -70,6 +74,7 @@ impl ApiError {
             body,
             retry_after_s: None,
             spent: false,
+            task: None,
         }
     }
 
@@ -105,8 +110,29 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
+    /// 503 where it is away or busy, so that a retry may succeed; 500 where we asked for what it cannot do.
+    fn of_the_database(message: &str, cause: &sqlx::Error) -> Self {
+        match trouble(cause) {
+            Trouble::Unreachable | Trouble::Contended => {
+                tracing::warn!(error = cause as &dyn Error, "a request failed: {message}");
+                Self::unavailable(message, DATABASE_RETRY_S)
+            }
+            Trouble::Refused | Trouble::Other => Self::internal(message, cause),
+        }
+    }
+
     pub(super) fn unavailable(message: &str, retry_after_s: u32) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(retry_after_s)
+    }
+
+    /// 503 for a task that has not been heard of when its deadline was over. It may end well all the same.
+    pub(super) fn unknown_end(task: TaskId) -> Self {
+        let message = "the end of the task is not known yet: look it up by its id";
+        Self {
+            spent: true,
+            task: Some(Box::new(task)),
+            ..Self::unavailable(message, UNKNOWN_END_RETRY_S)
+        }
     }
 
     #[must_use]
@@ -123,7 +149,7 @@ impl ApiError {
 
     #[must_use]
     pub(super) fn retry_after(mut self, seconds: u32) -> Self {
-        self.retry_after_s = Some(seconds);
+        self.retry_after_s = NonZeroU32::new(seconds.max(1));
         self
     }
 
@@ -185,7 +211,12 @@ pub(super) async fn render(State(app): State<App>, request: Request, next: Next)
     );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Some(seconds) = error.retry_after_s {
-        headers.insert(header::RETRY_AFTER, seconds.into());
+        headers.insert(header::RETRY_AFTER, seconds.get().into());
+    }
+    if let Some(id) = &error.task
+        && let Ok(id) = HeaderValue::try_from(id.to_string())
+    {
+        headers.insert("x-task-id", id);
     }
     if error.spent {
         headers.insert("x-should-retry", HeaderValue::from_static("false"));
@@ -221,11 +252,16 @@ impl From<SubmitError> for ApiError {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
                     .code("idempotency_key_reused")
             }
-            SubmitError::Database(cause) => Self::internal("the task could not be stored", &*cause),
+            SubmitError::Database(cause) => {
+                Self::of_the_database("the task could not be stored", &cause)
+            }
         }
     }
 }
 
+/// A database that comes back, or a lock that is let go of, does so within seconds.
+const DATABASE_RETRY_S: u32 = 2;
+const UNKNOWN_END_RETRY_S: u32 = 5;
 impl From<Overload> for ApiError {
     fn from(overload: Overload) -> Self {
         let seconds = overload.retry_after().as_secs_f64().ceil();
@@ -248,8 +284,8 @@ impl From<Overload> for ApiError {
 /// While storage fails it is probed every second.
 const STORAGE_RETRY_S: u32 = 5;
 
-impl From<Trouble> for ApiError {
-    fn from(trouble: Trouble) -> Self {
+impl From<storage::Trouble> for ApiError {
+    fn from(trouble: storage::Trouble) -> Self {
         Self::unavailable(trouble.message(), STORAGE_RETRY_S)
     }
 }
@@ -273,7 +309,7 @@ impl From<&sqlx::Error> for ApiError {
     fn from(error: &sqlx::Error) -> Self {
         match error {
             sqlx::Error::PoolTimedOut => Self::unavailable("the database is busy", 1),
-            error => Self::internal("the database did not answer", error),
+            error => Self::of_the_database("the database did not answer", error),
         }
     }
 }
@@ -299,9 +335,8 @@ impl From<IntakeError<ApiError>> for ApiError {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
             }
             IntakeError::Read(error) => error,
-            error @ (IntakeError::Storage(_) | IntakeError::Database(_)) => {
-                Self::internal("failed to upload image", &error)
-            }
+            IntakeError::Database(cause) => Self::of_the_database("failed to upload image", &cause),
+            error @ IntakeError::Storage(_) => Self::internal("failed to upload image", &error),
         }
     }
 }

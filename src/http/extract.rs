@@ -54,9 +54,11 @@ impl FromRequestParts<App> for Admitted {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let Authenticated(caller) = Authenticated::from_request_parts(parts, app).await?;
         if caller.requests_per_minute.is_some() {
-            let mut conn = db::acquire(&app.pool).await?;
-            let wait = accounts::store::count_request(&mut conn, caller.key_id).await?;
-            if let Some(seconds) = wait {
+            let wait = async {
+                let mut conn = db::acquire(&app.pool).await?;
+                accounts::store::count_request(&mut conn, caller.key_id).await
+            };
+            if let Some(seconds) = app.pool.in_time(wait).await? {
                 return Err(ApiError::too_many_requests(seconds));
             }
         }

@@ -70,12 +70,14 @@ impl Form {
         }
         self.buffer.advance(self.delimiter.len());
         self.stage = Stage::Data;
+        let mut searched = 0;
         loop {
             if self.buffer.starts_with(b"--") {
                 self.stage = Stage::Ended;
                 return Ok(None);
             }
-            if let Some(end) = memmem::find(&self.buffer, b"\r\n\r\n") {
+            let end = memmem::find(&self.buffer[searched..], b"\r\n\r\n");
+            if let Some(end) = end.map(|end| searched + end) {
                 if end > HEAD_BYTES_MAX {
                     return Err(long_head());
                 }
@@ -86,6 +88,7 @@ impl Form {
             if self.buffer.len() > HEAD_BYTES_MAX + 3 {
                 return Err(long_head());
             }
+            searched = self.buffer.len().saturating_sub(3);
             self.fill().await?;
         }
     }

@@ -64,6 +64,9 @@ async fn is_ready(app: &App, probe: &Probe) -> Outcome {
     if app.shutdown.has_begun() {
         return Err("the gateway is shutting down");
     }
+    if let Some(what) = app.progress.stalled() {
+        return Err(what);
+    }
     app.storage.usable().map_err(Trouble::message)?;
     probe.outcome(app).await
 }
@@ -103,7 +106,7 @@ impl Probe {
 async fn reach(app: &App) -> Outcome {
     let ping = async { sqlx::Connection::ping(&mut *app.pool.acquire().await?).await };
     let (database, storage) = tokio::join!(
-        timeout(CHECK_TIMEOUT, ping),
+        timeout(CHECK_TIMEOUT, app.pool.in_time(ping)),
         timeout(CHECK_TIMEOUT, app.storage.check())
     );
     if !matches!(database, Ok(Ok(()))) {

@@ -19,16 +19,12 @@ pub(super) async fn list(
     Query(page): Query<Page>,
 ) -> Result<Response, ApiError> {
     let (after, limit) = (page.after("usage record")?, page.limit()?);
-    let mut conn = app.pool.acquire().await?;
-    let rows = store::list_ended(
-        &mut conn,
-        caller.account_id,
-        (None, None),
-        after,
-        limit.and_one(),
-    )
-    .await?;
-    drop(conn);
+    let rows = async {
+        let mut conn = app.pool.acquire().await?;
+        let always = (None, None);
+        store::list_ended(&mut conn, caller.account_id, always, after, limit.and_one()).await
+    };
+    let rows = app.pool.in_time(rows).await?;
     let id = |(task, _): &(Summary, String)| task.id.to_string();
     Ok(limit.list(rows, id, |(task, key)| {
         Record::new(task, key, &app.public_url)

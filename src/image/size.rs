@@ -234,12 +234,13 @@ impl fmt::Display for Resolution {
 }
 
 impl Quality {
-    /// Reads the field `quality`; `auto` is priced as `medium`, `standard` and `hd` are what older clients send.
+    /// Reads the field `quality`; `auto` is priced as `medium`, `standard` and `hd` are what older clients send,
+    /// `xhigh` and `max` what newer ones do.
     pub fn parse(text: Option<&str>) -> Result<Self, SizeError> {
         match text {
             None | Some("medium" | "auto" | "standard") => Ok(Self::Medium),
             Some("low") => Ok(Self::Low),
-            Some("high" | "hd") => Ok(Self::High),
+            Some("high" | "hd" | "xhigh" | "max") => Ok(Self::High),
             Some(_) => Err(SizeError {
                 field: "quality",
                 message: "quality must be low, medium, high or auto".to_owned(),
@@ -455,6 +456,8 @@ mod tests {
             (Some("standard"), Quality::Medium),
             (Some("high"), Quality::High),
             (Some("hd"), Quality::High),
+            (Some("xhigh"), Quality::High),
+            (Some("max"), Quality::High),
         ] {
             assert_eq!(Quality::parse(text).unwrap(), expected, "{text:?}");
         }

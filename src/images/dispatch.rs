@@ -22,7 +22,7 @@ use crate::{
 /// What a look at the queue came to.
 #[derive(Debug)]
 pub enum Dispatched {
-    /// Another worker is looking.
+    /// Another worker is looking, or what came next has just stepped aside: look again in a moment.
     Busy,
     Tasks {
         tasks: Vec<(Task, Assignment)>,
@@ -36,6 +36,10 @@ const ASIDE: Duration = Duration::from_secs(1);
 
 /// Claims up to `limit` tasks for this process.
 pub async fn claim(app: &App, limit: usize) -> sqlx::Result<Dispatched> {
+    app.pool.in_time(claim_some(app, limit)).await
+}
+
+async fn claim_some(app: &App, limit: usize) -> sqlx::Result<Dispatched> {
     let catalog = app.catalog();
     let mut tx = app.pool.begin().await?;
     if !store::lock_queue(&mut tx).await? {
@@ -60,12 +64,16 @@ pub async fn claim(app: &App, limit: usize) -> sqlx::Result<Dispatched> {
     if !aside.is_empty() {
         store::step_aside(&mut tx, &aside, ASIDE).await?;
     }
-    let more = more || !aside.is_empty();
     if assignments.is_empty() {
         tx.commit().await?;
-        let tasks = Vec::new();
-        return Ok(Dispatched::Tasks { tasks, more });
+        return Ok(if aside.is_empty() {
+            let tasks = Vec::new();
+            Dispatched::Tasks { tasks, more: false }
+        } else {
+            Dispatched::Busy
+        });
     }
+    let more = more || !aside.is_empty();
     let claims: Vec<Claim> = assignments
         .iter()
         .map(|(id, assignment)| Claim {

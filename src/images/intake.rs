@@ -104,7 +104,8 @@ where
     let upload = kept.upload(app, origin);
     let added = stock.add(&app.pool, origin.account_id, kept.bytes).await;
     added.map_err(full)?;
-    store::insert(&mut *db::acquire(&app.pool).await?, &upload).await?;
+    let inserted = async { store::insert(&mut *db::acquire(&app.pool).await?, &upload).await };
+    app.pool.in_time(inserted).await?;
     Ok(Taken {
         upload,
         digest: kept.digest,

@@ -4,6 +4,7 @@
 pub mod admission;
 mod adopt;
 pub mod dispatch;
+pub mod expire;
 mod inputs;
 pub mod intake;
 pub mod run;

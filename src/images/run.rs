@@ -20,7 +20,7 @@ use crate::{
         catalog::{Model, Needs, Route},
     },
     failure::Class,
-    tasks::{Assignment, Attempt, FailureKind, Image, Outcome, Request, Task},
+    tasks::{Assignment, Attempt, FailureKind, Image, Outcome, Request, Task, storable},
 };
 
 /// For telling an upstream that nobody waits any more.
@@ -53,6 +53,17 @@ pub struct Ending {
 impl Ending {
     fn unasked(kind: FailureKind, message: &str) -> Self {
         Self::of(Outcome::Failed(failed(kind, message)))
+    }
+
+    /// As the database takes it: much of it is an upstream's.
+    #[must_use]
+    pub fn storable(mut self) -> Self {
+        self.usage.iter_mut().for_each(storable::value);
+        Self {
+            outcome: self.outcome.storable(),
+            attempt: self.attempt.map(Attempt::storable),
+            usage: self.usage,
+        }
     }
 
     pub fn of(outcome: Outcome) -> Self {
@@ -93,12 +104,7 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
         Ok(found) => found,
         Err(ending) => return Ran::Ended(ending.unless_delivered(adopted)),
     };
-    let inputs = match timeout(task.left, inputs::open_all(app, task)).await {
-        Ok(Ok(inputs)) => Ok(inputs),
-        Ok(Err(failure)) => Err(Ending::of(Outcome::Failed(failure))),
-        Err(_) => Err(Ending::unasked(FailureKind::Deadline, PAST_DEADLINE)),
-    };
-    let inputs = match inputs {
+    let inputs = match open_inputs(app, task).await {
         Ok(inputs) => inputs,
         Err(ending) => return Ran::Ended(ending.unless_delivered(adopted)),
     };
@@ -158,6 +164,14 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
     }
 }
 
+async fn open_inputs(app: &App, task: &Task) -> Result<Inputs, Ending> {
+    match timeout(task.left, inputs::open_all(app, task)).await {
+        Ok(Ok(inputs)) => Ok(inputs),
+        Ok(Err(failure)) => Err(Ending::of(Outcome::Failed(failure))),
+        Err(_) => Err(Ending::unasked(FailureKind::Deadline, PAST_DEADLINE)),
+    }
+}
+
 /// Whether a call can end in time, or goes on with what was begun, and the circuit of its route lets it through.
 fn may_call(task: &Task, route: &Route, assignment: &Assignment, left: Duration) -> Option<Permit> {
     let is_resumed = !assignment.jobs.is_empty();
@@ -191,7 +205,7 @@ impl Called {
     }
 }
 
-const PAST_DEADLINE: &str = "the task ran past its deadline";
+pub(super) const PAST_DEADLINE: &str = "the task ran past its deadline";
 
 fn find<'a>(
     catalog: &'a Catalog,

@@ -122,7 +122,7 @@ impl ImageSink for StorageSink<'_> {
             let mut conn = db::acquire(&app.pool).await?;
             store::note_job(&mut conn, claim, call, job).await
         };
-        match noted.await {
+        match app.pool.in_time(noted).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(SinkError::Job("the task is another worker's now".into())),
             Err::<_, sqlx::Error>(error) => Err(SinkError::Job(Box::new(error))),

@@ -3,6 +3,8 @@
 
 use std::{error::Error, fmt, mem};
 
+use tokio::runtime::Handle;
+
 use crate::{
     app::App,
     db,
@@ -41,21 +43,24 @@ impl StoredInputs {
 
 impl Drop for StoredInputs {
     fn drop(&mut self) {
-        let Some(app) = self.app.take() else { return };
-        // In a panic nobody knows whether the request was accepted: the sweep takes them.
+        // In a panic nobody knows whether the request was accepted: what it stored is swept.
         if self.stored.is_empty() || std::thread::panicking() {
             return;
         }
+        let (Some(app), Ok(runtime)) = (self.app.take(), Handle::try_current()) else {
+            return;
+        };
         let stored = mem::take(&mut self.stored);
         let tracker = app.shutdown.tracker.clone();
-        tracker.spawn(async move {
+        let discarding = async move {
             if let Err(error) = discard(&app, &stored).await {
                 tracing::warn!(
                     error = &error as &dyn Error,
                     "the images of a refused request stay until they are swept"
                 );
             }
-        });
+        };
+        tracker.spawn_on(discarding, &runtime);
     }
 }
 
@@ -63,7 +68,8 @@ impl Drop for StoredInputs {
 async fn discard(app: &App, stored: &[(UploadId, Key)]) -> Result<(), DiscardError> {
     let (ids, keys): (Vec<UploadId>, Vec<Key>) = stored.iter().cloned().unzip();
     app.storage.delete(&keys).await?;
-    store::delete(&mut *db::acquire(&app.pool).await?, &ids).await?;
+    let deleted = async { store::delete(&mut *db::acquire(&app.pool).await?, &ids).await };
+    app.pool.in_time(deleted).await?;
     Ok(())
 }
 

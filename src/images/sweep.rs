@@ -52,10 +52,11 @@ pub async fn sweep(app: &App) -> Result<u64, SweepError> {
     let before = app.clock.now() - app.config.tasks.deadline();
     let mut deleted = 0;
     loop {
-        let expired = {
+        let expired = async {
             let mut conn = app.pool.acquire().await?;
-            store::expired(&mut conn, before, BATCH).await?
+            store::expired(&mut conn, before, BATCH).await
         };
+        let expired = app.pool.in_time(expired).await?;
         if expired.is_empty() {
             return Ok(deleted);
         }
@@ -65,8 +66,8 @@ pub async fn sweep(app: &App) -> Result<u64, SweepError> {
             .collect();
         app.storage.delete(&keys).await?;
         let ids: Vec<_> = expired.iter().map(|upload| upload.id).collect();
-        let mut conn = app.pool.acquire().await?;
-        deleted += store::mark_deleted(&mut conn, &ids).await?;
+        let marked = async { store::mark_deleted(&mut *app.pool.acquire().await?, &ids).await };
+        deleted += app.pool.in_time(marked).await?;
     }
 }
 
@@ -77,10 +78,11 @@ pub async fn sweep_images(app: &App) -> Result<u64, SweepError> {
     let grace = app.config.tasks.lease();
     let mut deleted = 0;
     loop {
-        let unswept = {
+        let unswept = async {
             let mut conn = app.pool.acquire().await?;
-            tasks::store::unswept(&mut conn, grace, BATCH).await?
+            tasks::store::unswept(&mut conn, grace, BATCH).await
         };
+        let unswept = app.pool.in_time(unswept).await?;
         if unswept.is_empty() {
             return Ok(deleted);
         }
@@ -88,8 +90,9 @@ pub async fn sweep_images(app: &App) -> Result<u64, SweepError> {
             deleted += delete_orphans(app, task).await?;
         }
         let ids: Vec<_> = unswept.iter().map(|task| task.id).collect();
-        let mut conn = app.pool.acquire().await?;
-        tasks::store::mark_swept(&mut conn, &ids).await?;
+        let marked =
+            async { tasks::store::mark_swept(&mut *app.pool.acquire().await?, &ids).await };
+        app.pool.in_time(marked).await?;
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod backlog;
 pub mod poll;
 pub mod repeats;
+pub mod storable;
 pub mod store;
 pub mod wait;
 

@@ -2,22 +2,29 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use sqlx::PgPool;
-
 use super::{Summary, store};
-use crate::{batch::Batcher, ids::TaskId};
+use crate::{
+    batch::Batcher,
+    db::{self, Trouble, trouble},
+    ids::TaskId,
+    progress::{Loop, Progress},
+};
 
 const BATCH_MAX: usize = 256;
 
 /// Looks tasks up, in batches. `None`: there is no such task.
 pub type Poller = Batcher<TaskId, Result<Option<Arc<Summary>>, Arc<sqlx::Error>>>;
 
-pub fn start(pool: PgPool) -> Poller {
+pub fn start(pool: db::Pool, progress: Progress) -> Poller {
     Batcher::start(BATCH_MAX, move |ids| {
-        let pool = pool.clone();
+        let (pool, progress) = (pool.clone(), progress.clone());
         async move {
+            let attempt = progress.begin(Loop::Poll);
             match look_up(&pool, &ids).await {
-                Ok(tasks) => ids.iter().map(|id| Ok(tasks.get(id).cloned())).collect(),
+                Ok(tasks) => {
+                    attempt.succeeded();
+                    ids.iter().map(|id| Ok(tasks.get(id).cloned())).collect()
+                }
                 Err(error) => {
                     let error = Arc::new(error);
                     ids.iter().map(|_| Err(Arc::clone(&error))).collect()
@@ -27,10 +34,15 @@ pub fn start(pool: PgPool) -> Poller {
     })
 }
 
-async fn look_up(pool: &PgPool, ids: &[TaskId]) -> sqlx::Result<HashMap<TaskId, Arc<Summary>>> {
-    let tasks = store::summaries(&mut *pool.acquire().await?, ids).await?;
-    Ok(tasks
-        .into_iter()
-        .map(|task| (task.id, Arc::new(task)))
-        .collect())
+/// Once more, if the connection turns out to be dead.
+async fn look_up(pool: &db::Pool, ids: &[TaskId]) -> sqlx::Result<HashMap<TaskId, Arc<Summary>>> {
+    let summaries = || async { store::summaries(&mut *pool.acquire().await?, ids).await };
+    let tasks = match pool.within(pool.patience() / 2, summaries()).await {
+        Err(error) if trouble(&error) == Trouble::Unreachable => {
+            pool.within(pool.patience() / 2, summaries()).await?
+        }
+        first => first?,
+    };
+    let tasks = tasks.into_iter();
+    Ok(tasks.map(|task| (task.id, Arc::new(task))).collect())
 }

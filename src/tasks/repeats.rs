@@ -2,10 +2,13 @@
 //! the same time cannot both be the first.
 
 use sha2::{Digest, Sha256};
-use sqlx::{PgConnection, query_as, query_scalar};
+use sqlx::{PgConnection, query, query_as, query_scalar};
 
-use super::{Reference, Request};
-use crate::ids::{KeyId, TaskId};
+use super::{Reference, Request, wait::Waiters};
+use crate::{
+    db,
+    ids::{KeyId, TaskId},
+};
 
 /// Tells requests apart by all that they ask for: 16 bytes of SHA-256. References that came inside the
 /// request count by their bytes, not by where those were stored.
@@ -52,13 +55,34 @@ pub async fn named(
     .await
 }
 
-/// The task of the same request by the same key, which a retry joins: one that is open, or that ended
-/// well less than ten minutes ago.
+/// A task of the same request by the same key, which a retry may join: one that is open, or that ended well less
+/// than ten minutes ago.
 #[derive(Clone, Debug)]
 pub struct Same {
     pub api_key_id: KeyId,
     pub fingerprint: Vec<u8>,
     pub task_id: TaskId,
+    pub is_open: bool,
+    /// The number of the latest retry that was given it; 0: none was.
+    pub joined: i16,
+    /// The process where its caller waits or was answered; 0: the caller has gone; `None`: none waited.
+    pub waiter: Option<i32>,
+    /// Whether that process is there.
+    pub is_there: bool,
+}
+
+impl Same {
+    /// Whether its caller still waits for it, or had its answer.
+    pub fn is_awaited(&self, waiters: &Waiters) -> bool {
+        match self.waiter {
+            None | Some(0) => false,
+            // Of this process's own, memory knows sooner than the database.
+            Some(process) if process == waiters.process() => {
+                !self.is_open || waiters.has(self.task_id)
+            }
+            Some(_) => self.is_there,
+        }
+    }
 }
 
 pub async fn same(
@@ -68,17 +92,65 @@ pub async fn same(
 ) -> sqlx::Result<Vec<Same>> {
     query_as!(
         Same,
-        "SELECT DISTINCT ON (t.api_key_id, t.fingerprint) t.api_key_id, t.fingerprint, t.id AS task_id
-         FROM tasks t JOIN UNNEST($1::uuid[], $2::bytea[]) AS asked (api_key_id, fingerprint)
-             ON t.api_key_id = asked.api_key_id AND t.fingerprint = asked.fingerprint
-         WHERE t.status IN ('queued', 'running')
-             OR (t.status = 'completed' AND t.ended_at > now() - interval '10 minutes')
-         ORDER BY t.api_key_id, t.fingerprint, t.id DESC",
+        r#"SELECT DISTINCT t.api_key_id, t.fingerprint, t.id AS task_id, t.joined, t.waiter,
+               t.status IN ('queued', 'running') AS "is_open!",
+               EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted
+                   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                   AND l.classid = $3::int::oid AND l.objid = t.waiter::oid) AS "is_there!"
+           FROM tasks t JOIN UNNEST($1::uuid[], $2::bytea[]) AS asked (api_key_id, fingerprint)
+               ON t.api_key_id = asked.api_key_id AND t.fingerprint = asked.fingerprint
+           WHERE t.status IN ('queued', 'running')
+               OR (t.status = 'completed' AND t.ended_at > now() - interval '10 minutes')"#,
         keys,
         fingerprints,
+        db::PRESENCE_LOCK,
     )
     .fetch_all(conn)
     .await
+}
+
+/// A task that a retry is given.
+#[derive(Clone, Copy, Debug)]
+pub struct Join {
+    pub task_id: TaskId,
+    /// Whether it is the first retry of its request, the second, …
+    pub number: i16,
+    /// The process where the retry's caller waits; `None`: it does not wait.
+    pub waiter: Option<i32>,
+}
+
+/// Writes down which tasks retries were given.
+pub async fn join(conn: &mut PgConnection, joins: &[Join]) -> sqlx::Result<()> {
+    if joins.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<TaskId> = joins.iter().map(|join| join.task_id).collect();
+    let numbers: Vec<i16> = joins.iter().map(|join| join.number).collect();
+    let waiters: Vec<Option<i32>> = joins.iter().map(|join| join.waiter).collect();
+    query!(
+        "UPDATE tasks SET joined = j.number, waiter = j.waiter
+         FROM UNNEST($1::uuid[], $2::smallint[], $3::int[]) AS j (id, number, waiter)
+         WHERE tasks.id = j.id",
+        &ids,
+        &numbers,
+        &waiters as &[Option<i32>],
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// Writes down that the callers who waited here for some tasks have gone.
+pub async fn leave(conn: &mut PgConnection, ids: &[TaskId], process: i32) -> sqlx::Result<()> {
+    query!(
+        "UPDATE tasks SET waiter = 0 WHERE waiter = $2 AND id IN (
+             SELECT id FROM tasks WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE)",
+        ids,
+        process,
+    )
+    .execute(conn)
+    .await
+    .map(drop)
 }
 
 /// How many tasks a key has open.

@@ -1,6 +1,6 @@
 //! Waiting for tasks to end, without a connection for each who waits: this process's own tasks say so
 //! themselves; for those that ended elsewhere there is LISTEN, and a look every second in case a
-//! notification was lost.
+//! notification was lost. Who stops waiting is written down, so that a retry may join the task.
 
 use std::{
     collections::HashMap,
@@ -9,19 +9,57 @@ use std::{
     time::Duration,
 };
 
-use sqlx::PgPool;
-use tokio::sync::watch;
+use tokio::{
+    sync::{Notify, watch},
+    time::timeout,
+};
 
-use super::{Summary, store};
+use super::{Summary, repeats, store};
 use crate::{db, ids::TaskId};
 
 /// How often those who wait are looked up, notified or not.
 const POLL: Duration = Duration::from_secs(1);
+/// For how long those who leave are gathered. Clients come back after half a second at the soonest.
+const GATHER: Duration = Duration::from_millis(50);
+/// Between two tries to write down who left.
+const RETRY: Duration = Duration::from_millis(500);
+/// How many of them are kept while that fails. A retry of one that is forgotten is a new request.
+const LEFT_MAX: usize = 100_000;
 
 /// All who wait in this process.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Waiters {
+    /// What the database knows this process by.
+    process: i32,
     waiting: Arc<Mutex<HashMap<TaskId, Waiting>>>,
+    left: Arc<Left>,
+}
+
+/// The tasks whose last waiter here has gone, until that is written down.
+#[derive(Default)]
+struct Left {
+    ids: Mutex<Vec<TaskId>>,
+    changed: Notify,
+}
+
+/// How a wait came to its end.
+#[derive(Debug)]
+pub enum Waited {
+    Ended(Arc<Summary>),
+    /// The process ends.
+    Dismissed,
+    /// It took longer than was allowed.
+    TooLong,
+}
+
+impl Default for Waiters {
+    fn default() -> Self {
+        Self {
+            process: rand::random_range(1..=i32::MAX),
+            waiting: Arc::default(),
+            left: Arc::default(),
+        }
+    }
 }
 
 struct Waiting {
@@ -64,13 +102,31 @@ impl Waiters {
         self.lock().contains_key(&id)
     }
 
+    /// What the database knows this process by.
+    pub fn process(&self) -> i32 {
+        self.process
+    }
+
+    /// This process, if somebody here waits for a task.
+    pub fn waiter_of(&self, id: TaskId) -> Option<i32> {
+        self.has(id).then_some(self.process)
+    }
+
+    /// Writes down, soon, that nobody here waits for a task, if that is so.
+    pub fn check(&self, id: TaskId) {
+        if !self.has(id) {
+            self.left.add(id);
+        }
+    }
+
     /// Looks up those of some tasks that somebody waits for, and wakes who waits for one that has ended.
-    pub async fn look_at(&self, pool: &PgPool, ids: &[TaskId]) -> sqlx::Result<()> {
+    pub async fn look_at(&self, pool: &db::Pool, ids: &[TaskId]) -> sqlx::Result<()> {
         let awaited: Vec<TaskId> = ids.iter().copied().filter(|id| self.has(*id)).collect();
         if awaited.is_empty() {
             return Ok(());
         }
-        for task in store::ended_among(&mut *db::acquire(pool).await?, &awaited).await? {
+        let ended = async { store::ended_among(&mut *db::acquire(pool).await?, &awaited).await };
+        for task in pool.in_time(ended).await? {
             self.ended(Arc::new(task));
         }
         Ok(())
@@ -81,8 +137,29 @@ impl Waiters {
         self.lock().clear();
     }
 
+    /// Writes down who has stopped waiting, for ever.
+    pub async fn keep_leaving(&self, pool: &db::Pool) {
+        loop {
+            self.left.changed.notified().await;
+            tokio::time::sleep(GATHER).await;
+            let ids = self.left.take();
+            let noted =
+                async { repeats::leave(&mut *db::acquire(pool).await?, &ids, self.process).await };
+            if let Err(error) = pool.in_time(noted).await {
+                tracing::warn!(
+                    error = &error as &dyn Error,
+                    "that callers have gone could not be written down yet"
+                );
+                tokio::time::sleep(RETRY).await;
+                for id in ids {
+                    self.left.add(id);
+                }
+            }
+        }
+    }
+
     /// Looks all of them up every second, for ever.
-    pub async fn keep_looking(&self, pool: &PgPool) {
+    pub async fn keep_looking(&self, pool: &db::Pool) {
         loop {
             tokio::time::sleep(POLL).await;
             let ids: Vec<TaskId> = self.lock().keys().copied().collect();
@@ -100,11 +177,28 @@ impl Waiters {
     }
 }
 
+impl Left {
+    fn add(&self, id: TaskId) {
+        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        if ids.len() < LEFT_MAX {
+            ids.push(id);
+        }
+        self.changed.notify_one();
+    }
+
+    fn take(&self) -> Vec<TaskId> {
+        std::mem::take(&mut *self.ids.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 impl Subscription {
-    /// The task, once it has ended; `None` if the wait was ended first.
-    pub async fn ended(mut self) -> Option<Arc<Summary>> {
-        let task = self.ended.wait_for(Option::is_some).await;
-        task.ok().and_then(|task| task.clone())
+    /// The task, once it has ended.
+    pub async fn ended(mut self, within: Duration) -> Waited {
+        let Ok(ended) = timeout(within, self.ended.wait_for(Option::is_some)).await else {
+            return Waited::TooLong;
+        };
+        let task = ended.ok().and_then(|task| task.clone());
+        task.map_or(Waited::Dismissed, Waited::Ended)
     }
 }
 
@@ -115,6 +209,9 @@ impl Drop for Subscription {
             entry.subscriptions -= 1;
             if entry.subscriptions == 0 {
                 waiting.remove(&self.id);
+                if self.ended.borrow().is_none() {
+                    self.waiters.left.add(self.id);
+                }
             }
         }
     }

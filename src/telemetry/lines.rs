@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use memchr::memchr_iter;
+
 /// How long the end of the process waits for what was not written yet.
 const FLUSH_WAIT: Duration = Duration::from_secs(1);
 /// Before a destination that another program has set to non-blocking is tried again.
@@ -94,7 +96,7 @@ impl Lines {
     fn account(&self, left: &[u8]) -> Option<u64> {
         let mut state = self.lock();
         state.in_flight = 0;
-        state.lost += left.iter().filter(|&&byte| byte == b'\n').count() as u64;
+        state.lost += memchr_iter(b'\n', left).count() as u64;
         let can_tell = left.is_empty() && state.waiting.len() <= self.bytes_max / 2;
         if !can_tell || state.lost == 0 {
             return None;
@@ -183,19 +185,27 @@ mod tests {
         }
     }
 
-    fn start(
-        bytes_max: usize,
-        tell: fn(u64),
-    ) -> (
-        Arc<Lines>,
-        Flush,
-        mpsc::Sender<Option<usize>>,
-        mpsc::Receiver<Vec<u8>>,
-    ) {
+    struct Trial {
+        lines: Arc<Lines>,
+        flush: Flush,
+        allow: mpsc::Sender<Option<usize>>,
+        taken: mpsc::Receiver<Vec<u8>>,
+    }
+
+    fn start(bytes_max: usize, tell: fn(u64)) -> Trial {
         let (allow, allowed) = mpsc::channel();
-        let (taken, take) = mpsc::channel();
-        let (lines, flush) = Lines::start(bytes_max, Taps { allowed, taken }, tell).unwrap();
-        (lines, flush, allow, take)
+        let (take, taken) = mpsc::channel();
+        let taps = Taps {
+            allowed,
+            taken: take,
+        };
+        let (lines, flush) = Lines::start(bytes_max, taps, tell).unwrap();
+        Trial {
+            lines,
+            flush,
+            allow,
+            taken,
+        }
     }
 
     fn wait_until(lines: &Lines, is_so: impl Fn(&State) -> bool) {
@@ -209,7 +219,12 @@ mod tests {
     #[test]
     fn a_destination_that_takes_nothing_blocks_nobody_and_what_is_lost_is_told() {
         static TOLD: Mutex<Vec<u64>> = Mutex::new(Vec::new());
-        let (lines, flush, allow, taken) = start(20, |lost| TOLD.lock().unwrap().push(lost));
+        let Trial {
+            lines,
+            flush,
+            allow,
+            taken,
+        } = start(20, |lost| TOLD.lock().unwrap().push(lost));
         let write = |line: &str| (&*lines).write_all(line.as_bytes()).unwrap();
         write("first\n");
         wait_until(&lines, |state| state.in_flight == 6);
@@ -229,7 +244,12 @@ mod tests {
     #[test]
     fn a_line_that_breaks_off_is_ended_before_the_next_and_counted() {
         static TOLD: Mutex<Vec<u64>> = Mutex::new(Vec::new());
-        let (lines, flush, allow, taken) = start(100, |lost| TOLD.lock().unwrap().push(lost));
+        let Trial {
+            lines,
+            flush,
+            allow,
+            taken,
+        } = start(100, |lost| TOLD.lock().unwrap().push(lost));
         allow.send(Some(3)).unwrap();
         allow.send(None).unwrap();
         (&*lines).write_all(b"first\n").unwrap();
@@ -244,7 +264,12 @@ mod tests {
 
     #[test]
     fn the_end_waits_for_what_is_under_way_but_not_for_ever() {
-        let (lines, flush, allow, _taken) = start(100, |_| {});
+        let Trial {
+            lines,
+            flush,
+            allow,
+            taken: _taken,
+        } = start(100, |_| {});
         (&*lines).write_all(b"first\n").unwrap();
         let begin = std::time::Instant::now();
         drop(flush);

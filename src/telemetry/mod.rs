@@ -4,9 +4,11 @@
 mod lines;
 
 use std::{
+    any::Any,
     fs::File,
     io::{self, IsTerminal, Write},
     os::fd::AsFd,
+    panic::{self, Location},
 };
 
 use tracing_subscriber::{EnvFilter, fmt, util::SubscriberInitExt};
@@ -45,6 +47,11 @@ pub fn init(log: &Log) -> Result<Flush, TelemetryError> {
         LogFormat::Text => builder.with_ansi(wants_colours()).finish().try_init(),
     }
     .map_err(TelemetryError::AlreadySet)?;
+    // By itself a panic goes to stderr, and waits for it.
+    panic::set_hook(Box::new(|panic| {
+        let text = panic_text(panic.payload(), panic.location());
+        tracing::error!("{text}");
+    }));
     Ok(flush)
 }
 
@@ -60,6 +67,16 @@ pub fn say(text: &str) {
 /// A handle of its own: a thread that is stuck in a write must not hold the lock of [`io::stderr`].
 fn stderr() -> io::Result<File> {
     Ok(File::from(io::stderr().as_fd().try_clone_to_owned()?))
+}
+
+/// Where it was. A message that was made for the occasion may hold what no log may hold, such as a prompt;
+/// one that is in the program's text holds nothing.
+fn panic_text(payload: &dyn Any, location: Option<&Location<'_>>) -> String {
+    let place = location.map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+    match payload.downcast_ref::<&'static str>() {
+        Some(message) => format!("panicked at {place}: {message}"),
+        None => format!("panicked at {place}"),
+    }
 }
 
 fn tell_lost(lines: u64) {
@@ -86,6 +103,16 @@ fn wants_colours() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn panics_are_told_without_what_they_were_about() {
+        let here = Location::caller();
+        let made: String = format!("no char boundary in {:?}", "a prompt");
+        let text = panic_text(&made, Some(here));
+        assert_eq!(text, format!("panicked at {here}"));
+        let text = panic_text(&"no such thing", None);
+        assert_eq!(text, "panicked at an unknown place: no such thing");
+    }
 
     #[test]
     fn a_bad_filter_is_refused_and_named() {

@@ -11,7 +11,6 @@ use std::{
 };
 
 use quick_cache::sync::Cache;
-use sqlx::PgPool;
 
 use super::store;
 use crate::{db, ids::AccountId};
@@ -50,14 +49,14 @@ impl Stock {
     }
 
     /// Whether anything more may be stored for an account.
-    pub async fn check(&self, pool: &PgPool, account_id: AccountId) -> Result<(), StockError> {
+    pub async fn check(&self, pool: &db::Pool, account_id: AccountId) -> Result<(), StockError> {
         self.with_room(pool, account_id, 1).await.map(drop)
     }
 
     /// Counts bytes that are about to be noted in the database, if they fit.
     pub async fn add(
         &self,
-        pool: &PgPool,
+        pool: &db::Pool,
         account_id: AccountId,
         bytes: u64,
     ) -> Result<(), StockError> {
@@ -68,7 +67,7 @@ impl Stock {
 
     async fn with_room(
         &self,
-        pool: &PgPool,
+        pool: &db::Pool,
         account_id: AccountId,
         more: u64,
     ) -> Result<Arc<Known>, StockError> {
@@ -87,9 +86,10 @@ impl Stock {
         Err(StockError::Full { bytes, bytes_max })
     }
 
-    async fn read(&self, pool: &PgPool, account_id: AccountId) -> sqlx::Result<Arc<Known>> {
+    async fn read(&self, pool: &db::Pool, account_id: AccountId) -> sqlx::Result<Arc<Known>> {
         let read_at = Instant::now();
-        let bytes = store::stored_bytes(&mut *db::acquire(pool).await?, account_id).await?;
+        let bytes = async { store::stored_bytes(&mut *db::acquire(pool).await?, account_id).await };
+        let bytes = pool.in_time(bytes).await?;
         let known = Arc::new(Known {
             bytes: AtomicU64::new(bytes.unsigned_abs()),
             read_at,

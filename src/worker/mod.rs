@@ -8,17 +8,20 @@ use std::{
     collections::HashMap,
     error::Error,
     future::Future,
+    panic::AssertUnwindSafe,
     pin::pin,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use tokio::{
     sync::{Notify, mpsc},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
+use self::leases::Reach;
 use crate::{
     app::App,
     backend::catalog::Model,
@@ -28,7 +31,7 @@ use crate::{
         run::{self, Ending, Ran},
         settle::Finished,
     },
-    tasks::{Assignment, Task, store},
+    tasks::{Assignment, Failure, FailureKind, Outcome, Task, store},
 };
 
 /// At the end of a shutdown, for the answers to those who waited in vain.
@@ -41,11 +44,32 @@ pub struct Worker {
     running: Arc<Mutex<HashMap<TaskId, Running>>>,
     /// Something may be in the queue, or a place has come free.
     wake: Arc<Notify>,
+    reach: Arc<Reach>,
 }
 
 struct Running {
     fence: i64,
     lost: CancellationToken,
+}
+
+/// A task whose lease is kept. However its work ends, a panic included, that ends with it.
+struct UnderWay {
+    running: Arc<Mutex<HashMap<TaskId, Running>>>,
+    id: TaskId,
+    fence: i64,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        // It may have been claimed here again.
+        if running
+            .get(&self.id)
+            .is_some_and(|it| it.fence == self.fence)
+        {
+            running.remove(&self.id);
+        }
+    }
 }
 
 impl Worker {
@@ -54,6 +78,7 @@ impl Worker {
             app,
             running: Arc::default(),
             wake: Arc::default(),
+            reach: Arc::default(),
         }
     }
 
@@ -65,8 +90,11 @@ impl Worker {
             self.claim(),
             self.take_over(to_run),
             self.renew(),
+            self.rescue(),
+            self.expire(),
             self.listen(),
             app.waiters.keep_looking(&app.pool),
+            app.waiters.keep_leaving(&app.pool),
             app.stalls.run(),
         );
     }
@@ -101,9 +129,9 @@ impl Worker {
         for running in self.lock().values() {
             running.lost.cancel();
         }
-        let given_back =
-            async { store::unclaim(&mut *self.app.pool.acquire().await?, &claims).await };
-        match given_back.await {
+        let pool = &self.app.pool;
+        let given_back = async { store::unclaim(&mut *pool.acquire().await?, &claims).await };
+        match pool.in_time(given_back).await {
             Ok(tasks) => tracing::info!(tasks, "gave tasks back to the queue"),
             Err(error) => tracing::warn!(
                 error = &error as &dyn Error,
@@ -127,25 +155,19 @@ impl Worker {
             slot,
         } = claimed;
         let lost = CancellationToken::new();
-        self.lock().insert(
-            task.id,
-            Running {
-                fence: task.fence,
-                lost: lost.clone(),
-            },
-        );
+        let under_way = self.enter(&task, lost.clone());
         let worker = self.clone();
         let catalog = self.app.catalog();
         let model = catalog.model(&task.request.model);
         let was_limited = model.is_some_and(Model::is_limited);
         self.app.shutdown.tracker.spawn(async move {
-            let (id, fence) = (task.id, task.fence);
+            let id = task.id;
             tokio::select! {
                 biased;
                 () = lost.cancelled() => tracing::warn!(task.id = %id, "lost a task: its lease had run out"),
                 () = worker.work_on(task, assignment) => {}
             }
-            worker.forget(id, fence);
+            drop(under_way);
             drop(slot);
             // Where nothing waits, a look at the queue for every task that ends would cost a query each.
             if was_limited || worker.app.crowded.load(Ordering::Relaxed) {
@@ -155,7 +177,8 @@ impl Worker {
     }
 
     async fn work_on(&self, task: Task, assignment: Assignment) {
-        match run::run(&self.app, &task, &assignment).await {
+        let ran = run::run(&self.app, &task, &assignment);
+        match failed_if_it_panics(ran).await {
             Ran::Ended(ending) => self.settle(task, ending).await,
             Ran::Again { attempt, wait } => self.put_back(&task, &attempt, wait).await,
             Ran::NotBegun => self.requeue(&task).await,
@@ -163,6 +186,7 @@ impl Worker {
     }
 
     async fn settle(&self, task: Task, ending: Ending) {
+        let ending = ending.storable();
         let (id, began) = (task.id, task.created_at);
         let finished = Finished {
             task: Arc::new(task),
@@ -189,17 +213,81 @@ impl Worker {
             .collect()
     }
 
-    fn forget(&self, id: TaskId, fence: i64) {
-        let mut running = self.lock();
-        if running
-            .get(&id)
-            .is_some_and(|running| running.fence == fence)
-        {
-            running.remove(&id);
+    /// Keeps a task's lease for as long as what is answered lives.
+    fn enter(&self, task: &Task, lost: CancellationToken) -> UnderWay {
+        let (id, fence) = (task.id, task.fence);
+        self.lock().insert(id, Running { fence, lost });
+        UnderWay {
+            running: Arc::clone(&self.running),
+            id,
+            fence,
         }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TaskId, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A bug that a task meets ends the task, and nothing else.
+async fn failed_if_it_panics(work: impl Future<Output = Ran>) -> Ran {
+    let caught = AssertUnwindSafe(work).catch_unwind().await;
+    caught.unwrap_or_else(|_| {
+        let failure = Failure {
+            kind: FailureKind::Internal,
+            message: "the gateway failed while it worked on the task".to_owned(),
+        };
+        Ran::Ended(Ending::of(Outcome::Failed(failure)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_fails_the_task_and_its_lease_is_kept_no_longer() {
+        let running: Arc<Mutex<HashMap<TaskId, Running>>> = Arc::default();
+        let id = crate::ids::row_id();
+        let entry = |fence| Running {
+            fence,
+            lost: CancellationToken::new(),
+        };
+        running.lock().unwrap().insert(id, entry(1));
+        let under_way = UnderWay {
+            running: Arc::clone(&running),
+            id,
+            fence: 1,
+        };
+        let unlucky = async {
+            let _under_way = &under_way;
+            panic!("unlucky")
+        };
+
+        let ran = failed_if_it_panics(unlucky).await;
+
+        assert!(matches!(
+            ran,
+            Ran::Ended(Ending {
+                outcome: Outcome::Failed(Failure {
+                    kind: FailureKind::Internal,
+                    ..
+                }),
+                ..
+            })
+        ));
+        running.lock().unwrap().insert(id, entry(2));
+        drop(under_way);
+        assert!(
+            running.lock().unwrap().contains_key(&id),
+            "claimed anew meanwhile"
+        );
+        let running_again = UnderWay {
+            running: Arc::clone(&running),
+            id,
+            fence: 2,
+        };
+        drop(running_again);
+        assert!(running.lock().unwrap().is_empty());
     }
 }

@@ -8,17 +8,16 @@ use std::{
     time::Duration,
 };
 
-use sqlx::postgres::PgListener;
-
 use super::Worker;
 use crate::{
-    db,
+    db::{self, Heard, Listener},
     ids::TaskId,
     images::{
         Claimed,
         dispatch::{self, Dispatched},
         run,
     },
+    progress::Loop,
     tasks::{
         Attempt, Task,
         store::{self, Line},
@@ -41,7 +40,12 @@ impl Worker {
     pub(super) async fn claim(&self) {
         let shutdown = &self.app.shutdown;
         while !shutdown.has_begun() {
-            let wait = match shutdown.tracker.track_future(self.claim_some()).await {
+            let attempt = self.app.progress.begin(Loop::Claim);
+            let claimed = shutdown.tracker.track_future(self.claim_some()).await;
+            if claimed.is_ok() {
+                attempt.succeeded();
+            }
+            let wait = match claimed {
                 Ok(Found::More) => continue,
                 Ok(Found::Busy) => rand::random_range(BUSY_WAIT),
                 Ok(Found::Nothing) => POLL + rand::random_range(Duration::ZERO..POLL_JITTER_MAX),
@@ -68,7 +72,9 @@ impl Worker {
             // What could not be stored is not to be bought.
             return Ok(Found::Nothing);
         }
-        if !store::is_any_waiting(&mut *db::acquire(&app.pool).await?).await? {
+        let any_waiting =
+            async { store::is_any_waiting(&mut *db::acquire(&app.pool).await?).await };
+        if !app.pool.in_time(any_waiting).await? {
             app.crowded.store(false, Ordering::Relaxed);
             app.backlog.clear();
             return Ok(Found::Nothing);
@@ -110,19 +116,21 @@ impl Worker {
     async fn count(&self) -> sqlx::Result<Found> {
         let most = self.app.config.tasks.queued_max.saturating_add(1);
         let most = i64::try_from(most).unwrap_or(i64::MAX);
-        let mut conn = db::acquire(&self.app.pool).await?;
-        self.app.backlog.count(&mut conn, most).await?;
+        let (pool, backlog) = (&self.app.pool, &self.app.backlog);
+        let counted = async { backlog.count(&mut *db::acquire(pool).await?, most).await };
+        pool.in_time(counted).await?;
         Ok(Found::Nothing)
     }
 
     /// Leaves a task to the queue until it may be tried again. If that fails, its lease runs out.
     pub(super) async fn put_back(&self, task: &Task, attempt: &Attempt, wait: Duration) {
         let (id, claim) = (task.id, (task.id, task.fence));
+        let attempt = &attempt.clone().storable();
         let put_back = async {
             let mut conn = db::acquire(&self.app.pool).await?;
             store::put_back(&mut conn, claim, attempt, wait).await
         };
-        match put_back.await {
+        match self.app.pool.in_time(put_back).await {
             Ok(true) => {
                 let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
                 tracing::info!(task.id = %id, route = attempt.route, wait_ms, "a task is tried again");
@@ -143,7 +151,7 @@ impl Worker {
             let mut conn = db::acquire(&self.app.pool).await?;
             store::unclaim(&mut conn, &[(task.id, task.fence)]).await
         };
-        match requeued.await {
+        match self.app.pool.in_time(requeued).await {
             Ok(_) => tracing::debug!(task.id = %task.id, "a task waits for its route"),
             Err(error) => {
                 tracing::error!(task.id = %task.id, error = &error as &dyn Error, "a task could not be requeued; its lease will run out");
@@ -163,45 +171,65 @@ impl Worker {
 
     /// Hears what other processes queue and end.
     pub(super) async fn listen(&self) {
+        let (app, channels) = (
+            &self.app,
+            [
+                store::QUEUED_CHANNEL,
+                store::ENDED_CHANNEL,
+                store::RELOAD_CHANNEL,
+            ],
+        );
         loop {
-            if let Err(error) = self.hear().await {
-                tracing::warn!(
-                    error = &error as &dyn Error,
-                    "stopped hearing of tasks, trying again"
-                );
-            }
+            let attempt = app.progress.begin(Loop::Listen);
+            let listener = Listener::open(&app.pool, &channels, app.waiters.process()).await;
+            let stopped = match listener {
+                Ok(listener) => {
+                    attempt.succeeded();
+                    self.hear(listener).await
+                }
+                Err(error) => error,
+            };
+            tracing::warn!(
+                error = &stopped as &dyn Error,
+                "stopped hearing of tasks, trying again"
+            );
             tokio::time::sleep(RECONNECT).await;
         }
     }
 
-    async fn hear(&self) -> sqlx::Result<()> {
-        let mut listener = PgListener::connect_with(&self.app.pool).await?;
-        listener
-            .listen_all([
-                store::QUEUED_CHANNEL,
-                store::ENDED_CHANNEL,
-                store::RELOAD_CHANNEL,
-            ])
-            .await?;
+    /// Hears until the connection is lost.
+    async fn hear(&self, mut listener: Listener) -> sqlx::Error {
         loop {
-            let notification = listener.recv().await?;
-            match notification.channel() {
-                store::QUEUED_CHANNEL => {
-                    self.wake.notify_one();
-                    continue;
+            let attempt = self.app.progress.begin(Loop::Listen);
+            match listener.hear().await {
+                Ok(Heard::Notification(notification)) => {
+                    self.notified(notification.channel(), notification.payload())
+                        .await;
                 }
-                store::RELOAD_CHANNEL => {
-                    self.app.reload.notify_one();
-                    continue;
+                Ok(Heard::Nothing) => {}
+                Err(error) => {
+                    listener.bury().await;
+                    return error;
                 }
-                _ => {}
             }
-            let ids: Vec<TaskId> = notification
-                .payload()
-                .split(',')
-                .filter_map(|id| id.parse().ok())
-                .collect();
-            self.app.waiters.look_at(&self.app.pool, &ids).await?;
+            attempt.succeeded();
+        }
+    }
+
+    async fn notified(&self, channel: &str, payload: &str) {
+        match channel {
+            store::QUEUED_CHANNEL => self.wake.notify_one(),
+            store::RELOAD_CHANNEL => self.app.reload.notify_one(),
+            _ => {
+                let ids = payload.split(',').filter_map(|id| id.parse().ok());
+                let ids: Vec<TaskId> = ids.collect();
+                if let Err(error) = self.app.waiters.look_at(&self.app.pool, &ids).await {
+                    tracing::warn!(
+                        error = &error as &dyn Error,
+                        "ended tasks are looked up at the next look"
+                    );
+                }
+            }
         }
     }
 }
@@ -209,7 +237,7 @@ impl Worker {
 enum Found {
     /// Maybe more than there were places for.
     More,
-    /// Another worker was looking.
+    /// Look again in a moment.
     Busy,
     Nothing,
 }

@@ -85,7 +85,7 @@ async fn no_acknowledged_row_is_lost_to_cancelled_transactions() {
     let pool = easel::db::open(database.options(), &config.database)
         .await
         .unwrap();
-    assert_eq!(lost(&database, pool).await, 0);
+    assert_eq!(lost(&database, PgPool::clone(&pool)).await, 0);
 }
 
 #[tokio::test]
@@ -100,6 +100,6 @@ async fn without_our_cure_the_same_trial_loses_rows() {
     let lost = lost(&database, pool).await;
     assert!(
         lost > 0,
-        "sqlx is cured: `after_release` in src/db.rs can go"
+        "sqlx is cured: `after_release` in src/db/pool.rs can go"
     );
 }

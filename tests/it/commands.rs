@@ -303,12 +303,9 @@ fn flags_stand_anywhere_and_help_shows_examples() {
         assert_eq!(settings["data_dir"].as_str(), Some(other));
         assert_eq!(settings["log"]["filter"].as_str(), Some("warn"));
     }
-    assert!(
-        setup
-            .run(&["--help"])
-            .good()
-            .contains("Examples:\n  easel ")
-    );
+    let help = setup.run(&["--help"]).good();
+    assert!(help.contains("Examples:\n  easel "), "{help}");
+    assert!(help.contains("EASEL_CONFIG"), "{help}");
     for command in [
         &["accounts", "create"][..],
         &["accounts", "top-up"],

@@ -100,8 +100,8 @@ async fn serve_says_where_it_made_a_database_and_a_remembered_configuration_need
     let doctor = run(&[], &[&there[..], &["doctor"]].concat()).good();
     let note = format!("note  first key: is in {data_dir}/first-key;");
     assert!(doctor.contains(&note), "{doctor}");
-    let none = format!("note  gateway: none runs on {data_dir}\n");
-    assert!(doctor.contains(&none), "{doctor}");
+    let gateway = format!("note  gateway: none runs on {data_dir}\n");
+    assert!(doctor.contains(&gateway), "{doctor}");
 }
 
 /// Two gateways, one of them where the settings of the other's doctor would look by default.

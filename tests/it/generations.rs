@@ -39,7 +39,7 @@ async fn understood(app: &TestApp, task: &str) -> Value {
     let id: Uuid = task.parse().unwrap();
     sqlx::query_scalar("SELECT request FROM tasks WHERE id = $1")
         .bind(id)
-        .fetch_one(&app.app.pool)
+        .fetch_one(&*app.app.pool)
         .await
         .unwrap()
 }

@@ -273,7 +273,7 @@ async fn the_log_at_its_most_talkative_holds_no_key_prompt_or_link() {
         &last(&stored),
         &base64[..40],
     ] {
-        let line = log.lines().find(|line| line.contains(secret));
-        assert!(line.is_none(), "{secret:?} is in the log: {line:?}");
+        let found = log.lines().find(|line| line.contains(secret));
+        assert!(found.is_none(), "{secret:?} is in the log: {found:?}");
     }
 }

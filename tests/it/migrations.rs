@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use easel::{db, tasks::store};
 use sqlx::{Executor, PgPool, migrate::Migrator};
 
-use crate::harness::database::TestDatabase;
+use crate::harness::database::{TestDatabase, first_in_line};
 
 static ALL: Migrator = sqlx::migrate!();
 
@@ -42,16 +42,7 @@ async fn tasks_of_the_first_version_are_gone_on_with() {
 
     let mut tx = pool.begin().await.unwrap();
     assert_eq!(store::requeue_lost(&mut tx, 3).await.unwrap(), 1);
-    let classes = store::queued_classes(&mut tx).await.unwrap();
-    assert_eq!(classes, [("gpt-image-2".to_owned(), 0)]);
-    let demand = store::Demand {
-        model: "gpt-image-2".to_owned(),
-        needs: 0,
-        pool: 0,
-        capacity: 10,
-        least: std::time::Duration::ZERO,
-    };
-    let waiting = store::waiting(&mut tx, &[demand], 10).await.unwrap();
+    let waiting = first_in_line(&mut tx, 10).await;
     assert_eq!(waiting.len(), 2);
     for task in &waiting {
         assert_eq!(task.model, "gpt-image-2");

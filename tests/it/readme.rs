@@ -104,6 +104,24 @@ async fn the_commands_of_the_readme_run() {
     assert_eq!(commands, 6);
 }
 
+/// What is forwarded to an upstream that asks for more must cost the client more.
+#[test]
+fn the_real_upstream_of_the_readme_is_sold_at_the_prices_of_its_example() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let example = fs::read_to_string(root.join("config/openai.toml")).unwrap();
+    let model = |text: &str| {
+        let settings: toml::Table = text.parse().unwrap();
+        settings["models"]["gpt-image-2"]
+            .as_table()
+            .unwrap()
+            .clone()
+    };
+    let (readme, example) = (model(&blocks("toml")[0]), model(&example));
+    for key in ["routes", "price_low", "price_medium", "price_high"] {
+        assert_eq!(readme[key], example[key], "{key}");
+    }
+}
+
 #[test]
 fn the_settings_of_the_readme_are_good() {
     let dir = tempfile::tempdir().unwrap();

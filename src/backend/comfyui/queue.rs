@@ -17,17 +17,22 @@ const ID_INDEX: usize = 1;
 pub(super) struct QueueScanner {
     id: String,
     depth: usize,
-    /// Whether the text under way is one, and its last byte a backslash.
-    in_text: bool,
-    is_escaped: bool,
+    within: Within,
     text: Vec<u8>,
     /// The latest text of the outermost object: the list's name, while one is open.
     list: Vec<u8>,
     /// Of the part under way in an entry.
     index: usize,
     has_begun: bool,
-    is_running: bool,
-    is_pending: bool,
+    found: Found,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Within {
+    Structure,
+    Text,
+    /// Behind a backslash.
+    Escape,
 }
 
 /// Where the prompt is.
@@ -43,21 +48,19 @@ impl QueueScanner {
         Self {
             id: id.to_owned(),
             depth: 0,
-            in_text: false,
-            is_escaped: false,
+            within: Within::Structure,
             text: Vec::new(),
             list: Vec::new(),
             index: 0,
             has_begun: false,
-            is_running: false,
-            is_pending: false,
+            found: Found::Nowhere,
         }
     }
 
     /// Takes the next piece of the answer. False: it is not ComfyUI's.
     pub(super) fn take(&mut self, mut piece: &[u8]) -> bool {
         while let Some((&byte, rest)) = piece.split_first() {
-            if self.in_text {
+            if self.within != Within::Structure {
                 piece = self.take_text(piece);
                 continue;
             }
@@ -72,7 +75,7 @@ impl QueueScanner {
                     true
                 }
                 b'"' => {
-                    self.in_text = true;
+                    self.within = Within::Text;
                     self.text.clear();
                     true
                 }
@@ -91,14 +94,7 @@ impl QueueScanner {
 
     /// Where the prompt is, once the answer has ended; `None`: it has broken off.
     pub(super) fn finish(&self) -> Option<Found> {
-        if !self.has_begun || self.depth > 0 {
-            return None;
-        }
-        Some(match (self.is_running, self.is_pending) {
-            (true, _) => Found::Running,
-            (_, true) => Found::Pending,
-            _ => Found::Nowhere,
-        })
+        (self.has_begun && self.depth == 0).then_some(self.found)
     }
 
     fn open(&mut self) -> bool {
@@ -112,8 +108,8 @@ impl QueueScanner {
 
     /// Goes on with a text; what of the piece is behind it.
     fn take_text<'a>(&mut self, piece: &'a [u8]) -> &'a [u8] {
-        if self.is_escaped {
-            self.is_escaped = false;
+        if self.within == Within::Escape {
+            self.within = Within::Text;
             self.keep(&piece[..1]);
             return &piece[1..];
         }
@@ -123,9 +119,9 @@ impl QueueScanner {
         };
         self.keep(&piece[..end]);
         if piece[end] == b'\\' {
-            self.is_escaped = true;
+            self.within = Within::Escape;
         } else {
-            self.in_text = false;
+            self.within = Within::Structure;
             self.judge();
         }
         &piece[end + 1..]
@@ -145,8 +141,10 @@ impl QueueScanner {
         let is_id =
             self.depth == ENTRY_DEPTH && self.index == ID_INDEX && self.text == self.id.as_bytes();
         match self.list.as_slice() {
-            b"queue_running" => self.is_running |= is_id,
-            b"queue_pending" => self.is_pending |= is_id,
+            b"queue_running" if is_id => self.found = Found::Running,
+            b"queue_pending" if is_id && self.found == Found::Nowhere => {
+                self.found = Found::Pending;
+            }
             _ => {}
         }
     }

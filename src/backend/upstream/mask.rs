@@ -81,8 +81,8 @@ pub(super) fn mask(word: &str) -> String {
     let mut masked = String::with_capacity(word.len());
     let mut rest = word;
     while !rest.is_empty() {
-        let is_part = |c: char| c.is_ascii() && !BETWEEN.contains(c);
-        let end = rest.find(|c| !is_part(c)).unwrap_or(rest.len());
+        let belongs = |c: char| c.is_ascii() && !BETWEEN.contains(c);
+        let end = rest.find(|c| !belongs(c)).unwrap_or(rest.len());
         let (part, after) = rest.split_at(end);
         let core = core(part);
         let is_port = masked.ends_with("[address]]") && part.starts_with(':');
@@ -91,7 +91,7 @@ pub(super) fn mask(word: &str) -> String {
             (false, Some(kind)) => masked.push_str(&part.replacen(core, kind, 1)),
             (false, None) => masked.push_str(part),
         }
-        let next = after.find(is_part).unwrap_or(after.len());
+        let next = after.find(belongs).unwrap_or(after.len());
         masked.push_str(&after[..next]);
         rest = &after[next..];
     }
@@ -219,8 +219,8 @@ fn is_file_in_folder(text: &str) -> bool {
     (1..=5).contains(&end.len()) && end.chars().all(|c| c.is_ascii_lowercase())
 }
 
-fn is_host(part: &str) -> bool {
-    let (name, port) = part.split_once(':').unwrap_or((part, ""));
+fn is_host(text: &str) -> bool {
+    let (name, port) = text.split_once(':').unwrap_or((text, ""));
     let is_label = |label: &str| {
         !label.is_empty()
             && label

@@ -1,7 +1,10 @@
 //! `POST /v1/images/generations` and `/edits`: the same operation. Waiting for the pictures is the same
 //! as not waiting, and then waiting.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use axum::{
     extract::{Request, State},
@@ -24,10 +27,12 @@ use crate::{
         dispatch,
         submit::{Place, Repeat, Submission, Submitted},
     },
-    tasks::{self, Summary},
+    tasks::{self, Summary, wait::Waited},
 };
 
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
+/// A task ends at its deadline; that it has may be heard of so much later.
+const END_GRACE: Duration = Duration::from_secs(8);
 
 #[derive(Deserialize)]
 pub(in crate::http) struct Wanted {
@@ -84,14 +89,20 @@ async fn submit_and_wait(
         .sync_waiters
         .enter(caller.account_id, own_max, all_max)?;
     // Before it can end.
-    let subscription = app.waiters.subscribe(id);
-    match submit(app, caller, asked, repeat, id, Mode::Sync).await? {
-        Submitted::New(_) => subscription.ended().await.ok_or_else(ending),
+    let mut subscription = app.waiters.subscribe(id);
+    let task = match submit(app, caller, asked, repeat, id, Mode::Sync).await? {
+        Submitted::New(id) => id,
         Submitted::Joined(earlier) => {
-            let subscription = app.waiters.subscribe(earlier);
+            subscription = app.waiters.subscribe(earlier);
             app.waiters.look_at(&app.pool, &[earlier]).await?;
-            subscription.ended().await.ok_or_else(ending)
+            earlier
         }
+    };
+    let longest = app.config.tasks.deadline() + END_GRACE;
+    match subscription.ended(longest).await {
+        Waited::Ended(task) => Ok(task),
+        Waited::Dismissed => Err(ending()),
+        Waited::TooLong => Err(ApiError::unknown_end(task)),
     }
 }
 
@@ -175,10 +186,9 @@ fn repeat(headers: &HeaderMap) -> Result<Repeat, ApiError> {
     }
     let retries = headers
         .get("x-stainless-retry-count")
-        .and_then(|count| count.to_str().ok()?.trim().parse::<u32>().ok());
-    Ok(if retries.is_some_and(|count| count > 0) {
-        Repeat::Retry
-    } else {
-        Repeat::No
+        .and_then(|count| count.to_str().ok()?.trim().parse::<u16>().ok());
+    Ok(match retries {
+        Some(number @ 1..) => Repeat::Retry(number),
+        Some(0) | None => Repeat::No,
     })
 }

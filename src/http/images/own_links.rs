@@ -75,11 +75,13 @@ impl FilePath {
 
     /// The image it names, if everything in it is right.
     pub(in crate::http) async fn find(&self, app: &App) -> Result<Option<Image>, ApiError> {
-        let task = {
+        let task = async {
             let mut conn = db::acquire(&app.pool).await?;
-            tasks::store::by_file_id(&mut conn, self.file_id).await?
+            tasks::store::by_file_id(&mut conn, self.file_id).await
         };
-        let Some(task) = task else { return Ok(None) };
+        let Some(task) = app.pool.in_time(task).await? else {
+            return Ok(None);
+        };
         let image = self
             .seq
             .checked_sub(1)
@@ -97,10 +99,11 @@ pub(super) async fn reference(app: &App, link: OwnLink) -> Result<Reference, Api
     let gone = || ApiError::bad_request("a reference is a link of this gateway that names nothing");
     let (object, format, bytes) = match link {
         OwnLink::Upload(name) => {
-            let mut conn = db::acquire(&app.pool).await?;
-            let upload = uploads::store::get(&mut conn, &name)
-                .await?
-                .ok_or_else(gone)?;
+            let upload = async {
+                let mut conn = db::acquire(&app.pool).await?;
+                uploads::store::get(&mut conn, &name).await
+            };
+            let upload = app.pool.in_time(upload).await?.ok_or_else(gone)?;
             if upload.expires_at <= app.clock.now() {
                 return Err(ApiError::bad_request(
                     "a reference is an upload that has expired",

@@ -1,6 +1,7 @@
 //! From what was sent to what is to be drawn: every field checked once, images that came inside the
 //! request stored, our own links turned into what they stand for.
 
+use axum::http::StatusCode;
 use futures_util::{StreamExt, stream};
 
 use super::{
@@ -142,11 +143,11 @@ pub(super) async fn before_file(
 /// A look at the balance, so that nothing is stored for a request that cannot be paid. What is granted is
 /// decided at the hold.
 async fn affordable(app: &App, caller: &Caller, cost: Cny) -> Result<(), ApiError> {
-    let available = {
+    let available = async {
         let mut conn = db::acquire(&app.pool).await?;
-        accounts::store::available(&mut conn, caller.account_id).await?
+        accounts::store::available(&mut conn, caller.account_id).await
     };
-    match available {
+    match app.pool.in_time(available).await? {
         Some(available) if cost > available => {
             Err(SubmitError::Refused(Refusal::Balance { cost, available }).into())
         }
@@ -216,7 +217,9 @@ fn model<'a>(catalog: &'a Catalog, name: Option<&str>) -> Result<&'a Model, ApiE
             .take(100)
             .collect();
         let message = format!("no such model: {shown}, allowed: {}", configured());
-        ApiError::field("model", message).code("model_not_found")
+        ApiError::new(StatusCode::NOT_FOUND, message)
+            .param("model")
+            .code("model_not_found")
     })
 }
 

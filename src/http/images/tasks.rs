@@ -36,9 +36,11 @@ pub(in crate::http) async fn list(
     Query(page): Query<Page>,
 ) -> Result<Response, ApiError> {
     let (after, limit) = (page.after("task")?, page.limit()?);
-    let mut conn = app.pool.acquire().await?;
-    let tasks = store::list(&mut conn, caller.account_id, after, limit.and_one()).await?;
-    drop(conn);
+    let tasks = async {
+        let mut conn = app.pool.acquire().await?;
+        store::list(&mut conn, caller.account_id, after, limit.and_one()).await
+    };
+    let tasks = app.pool.in_time(tasks).await?;
     let id = |task: &Summary| task.id.to_string();
     Ok(limit.list(tasks, id, |task| TaskObject::new(&app, task)))
 }

@@ -110,22 +110,23 @@ impl Fields {
                 masks.take_json(name, body, value)?;
                 self.mask = one_mask(masks)?.or(self.mask.take());
             }
-            _ => match self.text(name) {
-                Some((field, limit)) => {
-                    let bytes_max = limit.of_json();
-                    if text.len() > bytes_max {
-                        return Err(limit.exceeded(name));
-                    }
-                    let text = serde_json::from_str(text).ok();
-                    let no_string = || ApiError::field(name, format!("{name} must be a string"));
-                    *field = Some(text.ok_or_else(no_string)?);
-                }
-                None => {
-                    let value = body.slice_ref(text.as_bytes());
-                    self.options.push(name, Given::json(value));
-                }
-            },
+            _ => self.set_text(name, body, value)?,
         }
+        Ok(())
+    }
+
+    fn set_text(&mut self, name: &str, body: &Bytes, value: &RawValue) -> Result<(), ApiError> {
+        let Some((field, limit)) = self.text(name) else {
+            let value = body.slice_ref(value.get().as_bytes());
+            self.options.push(name, Given::json(value));
+            return Ok(());
+        };
+        if value.get().len() > limit.of_json() {
+            return Err(limit.exceeded(name));
+        }
+        let text = serde_json::from_str(value.get()).ok();
+        let no_string = || ApiError::field(name, format!("{name} must be a string"));
+        *field = Some(text.ok_or_else(no_string)?);
         Ok(())
     }
 
@@ -133,13 +134,11 @@ impl Fields {
     pub(super) fn set_form(&mut self, name: &str, part: Part) -> Result<(), ApiError> {
         let name = base_name(name);
         let Part::Whole(bytes) = part else {
-            return match self.text(name) {
-                Some((_, limit)) => Err(limit.exceeded(name)),
-                None => {
-                    self.options.push(name, Given::TooLong);
-                    Ok(())
-                }
-            };
+            if let Some((_, limit)) = self.text(name) {
+                return Err(limit.exceeded(name));
+            }
+            self.options.push(name, Given::TooLong);
+            return Ok(());
         };
         let no_text = || ApiError::bad_request("a text part is not UTF-8");
         let text = std::str::from_utf8(&bytes).ok().ok_or_else(no_text)?;

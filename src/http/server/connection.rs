@@ -20,6 +20,8 @@ use crate::config;
 const DRIP_BYTES_PER_S: u128 = 8 * 1024;
 /// Before that is judged.
 const DRIP_AFTER: Duration = Duration::from_secs(1);
+/// Before an idle connection makes room: a request may be on its way.
+pub(super) const YOUNG: Duration = Duration::from_millis(100);
 /// Of one connection, lines of its requests in the log; later ones are for those who debug.
 const LINES_MAX: u32 = 1_000;
 
@@ -93,10 +95,11 @@ pub(super) enum Rank {
 }
 
 impl Patience {
-    /// Once a shutdown waits for nothing else.
+    /// Once a shutdown waits for nothing else. Whoever asks one thing after the other, on one connection, is
+    /// about to ask the next: it gets an answer that says `Connection: close`, not a broken connection.
     pub(super) const LAST: Self = Self {
         head: Duration::from_secs(1),
-        idle: Duration::ZERO,
+        idle: Duration::from_millis(200),
         write: Duration::from_secs(2),
         may_drip: false,
     };
@@ -108,6 +111,12 @@ impl Patience {
             write: limits.write_timeout(),
             may_drip: true,
         }
+    }
+
+    /// While a shutdown waits for tasks.
+    pub(super) fn while_ending(self) -> Self {
+        let idle = self.idle.min(Duration::from_secs(1));
+        Self { idle, ..self }
     }
 
     /// No change of a connection's state can make it late any sooner than that.
@@ -225,7 +234,8 @@ impl Connection {
             Phase::Fresh | Phase::Idle | Phase::Head | Phase::Lingering
                 if activity.stuck.is_none() =>
             {
-                Some(Rank::Idle(activity.since))
+                let is_old = now >= activity.since + YOUNG;
+                is_old.then_some(Rank::Idle(activity.since))
             }
             _ => activity.drips(now).map(Rank::Dripping),
         }
@@ -322,6 +332,7 @@ mod tests {
         dripping.awaits_body(true);
         dripping.read(100);
         working.asked(false);
+        assert_eq!(idle.rank(Instant::now()), None, "a request may be coming");
         assert!(idle.rank(later(2)) < dripping.rank(later(2)));
         assert!(matches!(
             dripping.rank(later(2)),

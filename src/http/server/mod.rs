@@ -13,7 +13,10 @@ use axum::{Router, extract::Request, response::Response};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    time::Instant,
+};
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
@@ -35,12 +38,12 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 const UNSENT_BYTES: u32 = 64 * 1024;
 /// After the system refused a connection, as when it has no file descriptors left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// For a connection of the reserve, while all others wait in the backlog; and between two looks.
+const ADMIT_WAIT: Duration = Duration::from_millis(250);
+const ADMIT_RETRY: Duration = Duration::from_millis(5);
 /// A client that waits for an image sends nothing: it is asked so often whether it is still there.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// Before an idle connection is closed at a shutdown. Who is about to send a request on it gets an answer
-/// that says `Connection: close` instead of a broken connection.
-const LAST_REQUEST: Duration = Duration::from_secs(1);
 
 /// Takes the address, if it is free. Nobody can connect before it is listened on.
 pub fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
@@ -124,11 +127,18 @@ impl Server {
             let error = &error as &dyn Error;
             tracing::debug!(error, "an option of a connection was refused");
         }
-        match self.table.admit(peer) {
-            Admission::Admitted(entry) => self.keep(stream, entry),
-            Admission::Refused => {
-                if let Some(refused) = self.refusal.send(stream) {
-                    self.connections.spawn(refused);
+        let given_up = Instant::now() + ADMIT_WAIT;
+        loop {
+            match self.table.admit(peer) {
+                Admission::Admitted(entry) => return self.keep(stream, entry),
+                Admission::Later if Instant::now() < given_up => {
+                    tokio::time::sleep(ADMIT_RETRY).await;
+                }
+                Admission::Later => self.table.give_up(),
+                Admission::Refused => {
+                    let refused = self.refusal.send(stream);
+                    refused.map(|refused| self.connections.spawn(refused));
+                    return;
                 }
             }
         }
@@ -147,25 +157,31 @@ impl Server {
         self.connections.spawn(async move {
             let mut serving = std::pin::pin!(serving);
             let mut overdue = std::pin::pin!(connection.overdue(patience));
-            let mut ending = std::pin::pin!(idle_is_over(&shutdown));
-            let (mut no_more_requests, mut doors_closed) = (false, false);
+            let (mut step, mut is_shed) = (Step::Open, false);
             loop {
                 tokio::select! {
+                    // First: what is here already is read before anybody finds it idle.
+                    biased;
                     ended = serving.as_mut() => {
                         if let Err(error) = ended {
                             tracing::debug!(error = &error as &dyn Error, "a connection ended early");
                         }
                         break;
                     }
-                    () = connection.shed() => break tracing::debug!("a connection made room for others"),
-                    late = overdue.as_mut() => break tracing::debug!("a connection {late}"),
-                    () = ending.as_mut(), if !no_more_requests => {
-                        no_more_requests = true;
-                        serving.as_mut().graceful_shutdown();
+                    () = connection.shed(), if !is_shed => {
+                        if connection.rank(Instant::now()).is_some() {
+                            break tracing::debug!("a connection made room for others");
+                        }
+                        is_shed = true;
+                        overdue.set(connection.overdue(Patience::LAST));
                     }
-                    () = shutdown.doors_closed(), if !doors_closed => {
-                        (no_more_requests, doors_closed) = (true, true);
-                        serving.as_mut().graceful_shutdown();
+                    late = overdue.as_mut() => break tracing::debug!("a connection {late}"),
+                    () = shutdown.begun(), if step == Step::Open => {
+                        step = Step::Ending;
+                        overdue.set(connection.overdue(patience.while_ending()));
+                    }
+                    () = shutdown.doors_closed(), if step != Step::Last => {
+                        step = Step::Last;
                         overdue.set(connection.overdue(Patience::LAST));
                     }
                 }
@@ -175,14 +191,12 @@ impl Server {
     }
 }
 
-/// Resolves a moment after a shutdown has begun; never, if it had begun before: what is accepted during one
-/// has a request to make.
-async fn idle_is_over(shutdown: &Shutdown) {
-    if shutdown.has_begun() {
-        std::future::pending::<()>().await;
-    }
-    shutdown.begun().await;
-    tokio::time::sleep(LAST_REQUEST).await;
+/// How far the shutdown has come, for a connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Open,
+    Ending,
+    Last,
 }
 
 async fn answer(

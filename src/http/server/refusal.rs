@@ -10,7 +10,7 @@ use crate::config;
 
 const RETRY_AFTER_S: u32 = 1;
 /// So many are waited for at once, for so long, until they have read the answer.
-const LINGERING_MAX: usize = 64;
+const LINGERING_MAX: usize = 256;
 const LINGER: Duration = Duration::from_secs(1);
 const SCRATCH_BYTES: usize = 4096;
 

@@ -19,6 +19,9 @@ const SHED_SHARE: usize = 64;
 /// After a look that found nobody to make room.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
+/// After one that waited for the reserve in vain.
+const GIVEN_UP_FOR: Duration = Duration::from_secs(1);
+
 #[derive(Clone)]
 pub(super) struct Table {
     open: Arc<Mutex<Open>>,
@@ -60,6 +63,8 @@ pub(super) struct Entry {
 
 pub(super) enum Admission {
     Admitted(Entry),
+    /// Those of the reserve are soon answered: there may be room in a moment.
+    Later,
     Refused,
 }
 
@@ -89,8 +94,13 @@ impl Table {
         }
         let ordinary = open.connections.len() - open.of_reserve;
         let is_full = ordinary >= limits.connections_max && !open.shed(Among::Ordinary);
-        if is_full && open.of_reserve >= limits.reserve_max && !open.shed(Among::Reserve) {
-            return Admission::Refused;
+        if is_full && open.of_reserve >= limits.reserve_max {
+            if open.look_again.contains_key(&Among::Reserve) {
+                return Admission::Refused;
+            }
+            if !open.shed(Among::Reserve) {
+                return Admission::Later;
+            }
         }
         let connection = Arc::new(Connection::new(peer, is_proxy, is_full));
         let id = open.insert(Arc::clone(&connection));
@@ -101,6 +111,12 @@ impl Table {
             connection,
             open,
         })
+    }
+
+    /// Refuses at once for a while, after one has waited for the reserve in vain.
+    pub(super) fn give_up(&self) {
+        let then = Instant::now() + GIVEN_UP_FOR;
+        lock(&self.open).look_again.insert(Among::Reserve, then);
     }
 
     /// Closes some that are idle or drip.
@@ -156,7 +172,7 @@ impl Open {
                 connection.make_room();
             }
         }
-        if ranked.is_empty() {
+        if ranked.is_empty() && among != Among::Reserve {
             self.look_again.insert(among, now + LOOK_AGAIN);
         }
         !ranked.is_empty()
@@ -209,8 +225,12 @@ mod tests {
     fn admit(table: &Table, peer: &str) -> Option<Entry> {
         match table.admit(peer.parse().unwrap()) {
             Admission::Admitted(entry) => Some(entry),
-            Admission::Refused => None,
+            Admission::Later | Admission::Refused => None,
         }
+    }
+
+    fn grow_old() {
+        std::thread::sleep(crate::http::server::connection::YOUNG);
     }
 
     fn working(table: &Table, peer: &str) -> Option<Entry> {
@@ -229,6 +249,11 @@ mod tests {
         let peers = ["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1"];
         let entries: Vec<Entry> = peers.map(|peer| admit(&table, peer).unwrap()).into();
         entries[0].connection.asked(false);
+        assert!(
+            admit(&table, "192.0.2.4:1").is_none(),
+            "all came a moment ago"
+        );
+        grow_old();
         let newest = admit(&table, "192.0.2.4:1").unwrap();
         assert!(!newest.connection.is_reserve);
         let shed: Vec<bool> = entries.iter().map(is_shed).collect();
@@ -272,6 +297,7 @@ mod tests {
         // Its own idle ones make room.
         let first = admit(&table, "192.0.2.1:1").unwrap();
         let second = admit(&table, "192.0.2.1:2").unwrap();
+        grow_old();
         let third = admit(&table, "192.0.2.1:3").unwrap();
         assert_eq!([&first, &second, &third].map(is_shed), [true, false, false]);
     }

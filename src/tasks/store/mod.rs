@@ -12,8 +12,8 @@ pub use dispatch::{
 };
 pub use lookup::{by_file_id, ended_among, list, list_ended, present, summaries};
 pub use queue::{
-    ENDED_CHANNEL, Ended, Ending, QUEUED_CHANNEL, RELOAD_CHANNEL, end, hopeless, notify_ended,
-    renew,
+    Doomed, ENDED_CHANNEL, Ended, Ending, Overdue, QUEUED_CHANNEL, RELOAD_CHANNEL, end,
+    is_any_lost, notify_ended, overdue, renew,
 };
 pub use sweep::{Unswept, mark_swept, unswept};
 pub use waiting::{Demand, Line, Waiting, count_queued, queued_classes, step_aside, waiting};
@@ -44,6 +44,10 @@ pub struct NewTask {
     pub idempotency_key: Option<String>,
     pub fingerprint: Vec<u8>,
     pub start: Start,
+    /// The process where its caller waits; `None`: nobody waits.
+    pub waiter: Option<i32>,
+    /// The number of the retry that it is; 0: it is none.
+    pub joined: i16,
 }
 
 /// Who begins a new task.
@@ -131,15 +135,15 @@ pub async fn insert(
     let rows = query_as!(
         Row,
         r#"INSERT INTO tasks AS t (id, account_id, api_key_id, request, n, unit_price, file_id,
-               idempotency_key, fingerprint, deadline_at, status, attempts, fence, lease_until, route)
+               idempotency_key, fingerprint, deadline_at, status, attempts, fence, lease_until, route, waiter, joined)
            SELECT id, account_id, api_key_id, request, (request->>'n')::smallint, unit_price, file_id,
                idempotency_key, fingerprint, now() + $10,
                CASE WHEN claimed THEN 'running' ELSE 'queued' END,
-               claimed::int, claimed::int, CASE WHEN claimed THEN now() + $11 END, route
+               claimed::int, claimed::int, CASE WHEN claimed THEN now() + $11 END, route, waiter, joined
            FROM UNNEST($1::uuid[], $2::uuid[], $3::uuid[], $4::jsonb[], $5::bigint[], $6::uuid[],
-               $7::text[], $8::bytea[], $9::boolean[], $12::text[])
+               $7::text[], $8::bytea[], $9::boolean[], $12::text[], $13::int[], $14::smallint[])
                AS new (id, account_id, api_key_id, request, unit_price, file_id,
-                   idempotency_key, fingerprint, claimed, route)
+                   idempotency_key, fingerprint, claimed, route, waiter, joined)
            RETURNING t.id, t.account_id, t.api_key_id, t.status AS "status: Status", t.request AS "request: Json<Request>",
                t.unit_price AS "unit_price: Cny", t.file_id, t.created_at, t.attempts, t.fence,
                (extract(epoch FROM t.deadline_at - now()) * 1000)::bigint AS "left_ms!",
@@ -157,6 +161,8 @@ pub async fn insert(
         interval(terms.deadline),
         interval(terms.lease),
         &columns.routes as &[Option<&str>],
+        &columns.waiters as &[Option<i32>],
+        &columns.joined,
     )
     .fetch_all(conn)
     .await?;
@@ -176,6 +182,8 @@ struct Columns<'a> {
     fingerprints: Vec<&'a [u8]>,
     claimed: Vec<bool>,
     routes: Vec<Option<&'a str>>,
+    waiters: Vec<Option<i32>>,
+    joined: Vec<i16>,
 }
 
 impl<'a> Columns<'a> {
@@ -194,6 +202,8 @@ impl<'a> Columns<'a> {
         };
         self.claimed.push(claimed);
         self.routes.push(route);
+        self.waiters.push(task.waiter);
+        self.joined.push(task.joined);
     }
 }
 

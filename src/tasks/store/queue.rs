@@ -7,11 +7,11 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::{PgConnection, query, query_as, query_scalar, types::Json};
 
-use super::{Row, interval};
+use super::interval;
 use crate::{
     ids::{AccountId, TaskId},
     money::Cny,
-    tasks::{Attempt, Failure, Image, Outcome, Request, Status, Task},
+    tasks::{Attempt, Failure, Image, Outcome},
 };
 
 /// Where tasks are announced that wait for a worker, and those that have ended.
@@ -30,10 +30,14 @@ pub async fn renew(
     lease: Duration,
 ) -> sqlx::Result<Vec<TaskId>> {
     let (ids, fences): (Vec<_>, Vec<_>) = claims.iter().copied().unzip();
+    // Locked in the order of their ids, as by whoever ends some of them at the same time.
     query_scalar!(
-        "UPDATE tasks SET lease_until = now() + $3
-         FROM UNNEST($1::uuid[], $2::bigint[]) AS mine (id, fence)
-         WHERE tasks.id = mine.id AND tasks.fence = mine.fence AND status = 'running'
+        "WITH mine AS MATERIALIZED (
+             SELECT t.id FROM tasks t JOIN UNNEST($1::uuid[], $2::bigint[]) AS m (id, fence)
+                 ON t.id = m.id AND t.fence = m.fence
+             WHERE t.status = 'running' ORDER BY t.id FOR NO KEY UPDATE OF t
+         )
+         UPDATE tasks SET lease_until = now() + $3 FROM mine WHERE tasks.id = mine.id
          RETURNING tasks.id",
         &ids,
         &fences,
@@ -43,30 +47,70 @@ pub async fn renew(
     .await
 }
 
-/// Open tasks that nobody will end: past their deadline, or lost with no attempt left.
-pub async fn hopeless(
-    conn: &mut PgConnection,
-    attempts_max: i16,
-    limit: i64,
-) -> sqlx::Result<Vec<Task>> {
-    let rows = query_as!(
-        Row,
-        r#"SELECT id, account_id, api_key_id, status AS "status: Status", request AS "request: Json<Request>",
-               unit_price AS "unit_price: Cny", file_id, created_at, attempts, fence,
-               (extract(epoch FROM deadline_at - now()) * 1000)::bigint AS "left_ms!",
-               ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
-               failure AS "failure: Json<Failure>"
-           FROM tasks
-           WHERE (status = 'queued' AND deadline_at <= now())
-               OR (status = 'running' AND lease_until < now()
-                   AND (attempts >= $1 OR deadline_at <= now()))
-           LIMIT $2"#,
-        attempts_max,
-        limit,
+/// Whether the lease of any task has run out.
+pub async fn is_any_lost(conn: &mut PgConnection) -> sqlx::Result<bool> {
+    query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM tasks WHERE status = 'running' AND lease_until < now()) AS "any!""#
     )
-    .fetch_all(conn)
-    .await?;
-    Ok(rows.into_iter().map(Task::from).collect())
+    .fetch_one(conn)
+    .await
+}
+
+/// Which open tasks are to be ended by whoever finds them. What they ask for need not be read for that.
+#[derive(Clone, Copy, Debug)]
+pub enum Overdue {
+    /// Past their deadline. Whoever works on one has a grace to end it itself.
+    Expired { grace: Duration },
+    /// Lost by their workers, with no attempt left.
+    Exhausted { attempts_max: i16 },
+}
+
+/// An open task that is to be ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Doomed {
+    pub id: TaskId,
+    pub fence: i64,
+    pub account_id: AccountId,
+}
+
+/// Locks some of them that nobody else has locked, but for those of some accounts.
+pub async fn overdue(
+    conn: &mut PgConnection,
+    which: Overdue,
+    except: &[AccountId],
+    limit: i64,
+) -> sqlx::Result<Vec<Doomed>> {
+    match which {
+        Overdue::Expired { grace } => {
+            query_as!(
+                Doomed,
+                "SELECT id, fence, account_id FROM tasks
+                 WHERE status IN ('queued', 'running') AND deadline_at <= now()
+                     AND (status = 'queued' OR lease_until < now() OR deadline_at <= now() - $3::interval)
+                     AND account_id <> ALL($1)
+                 ORDER BY deadline_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED",
+                except,
+                limit,
+                interval(grace),
+            )
+            .fetch_all(conn)
+            .await
+        }
+        Overdue::Exhausted { attempts_max } => {
+            query_as!(
+                Doomed,
+                "SELECT id, fence, account_id FROM tasks
+                 WHERE status = 'running' AND lease_until < now() AND attempts >= $3
+                     AND account_id <> ALL($1)
+                 LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED",
+                except,
+                limit,
+                attempts_max,
+            )
+            .fetch_all(conn)
+            .await
+        }
+    }
 }
 
 /// How a task is to end, by whoever has its fence.
@@ -109,14 +153,20 @@ pub async fn end(conn: &mut PgConnection, endings: &[Ending<'_>]) -> sqlx::Resul
         .collect();
     query_as!(
         Ended,
-        r#"UPDATE tasks AS t
+        r#"WITH ending AS (
+               SELECT * FROM UNNEST($1::uuid[], $2::bigint[], $3::jsonb[], $4::jsonb[], $5::jsonb[], $6::jsonb[])
+                   AS e (id, fence, images, failure, attempt, usage)
+           ), mine AS MATERIALIZED (
+               SELECT t.id FROM tasks t JOIN ending e ON t.id = e.id AND t.fence = e.fence
+               WHERE t.status IN ('queued', 'running') ORDER BY t.id FOR NO KEY UPDATE OF t
+           )
+           UPDATE tasks AS t
            SET status = CASE WHEN e.images IS NULL THEN 'failed' ELSE 'completed' END,
                cost = unit_price * COALESCE(jsonb_array_length(e.images), 0),
                ended_at = now(), lease_until = NULL, images = e.images, failure = e.failure,
                usage = e.usage, tried = CASE WHEN e.attempt IS NULL THEN tried ELSE tried || e.attempt END
-           FROM UNNEST($1::uuid[], $2::bigint[], $3::jsonb[], $4::jsonb[], $5::jsonb[], $6::jsonb[])
-               AS e (id, fence, images, failure, attempt, usage)
-           WHERE t.id = e.id AND t.fence = e.fence AND t.status IN ('queued', 'running')
+           FROM mine JOIN ending e USING (id)
+           WHERE t.id = mine.id
            RETURNING t.id, t.account_id, t.unit_price * t.n AS "held!: Cny", t.cost AS "cost!: Cny",
                t.ended_at AS "at!""#,
         &ids,

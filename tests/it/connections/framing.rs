@@ -13,7 +13,6 @@ fn post(headers: &str, body: &str) -> String {
 #[tokio::test]
 async fn what_can_be_read_in_two_ways_is_refused_and_the_connection_closed() {
     let app = TestApp::start().await;
-    let chunked = "Transfer-Encoding: chunked\r\n";
     for (what, request) in [
         (
             "two lengths",

@@ -95,3 +95,11 @@ async fn is_closed(stream: &mut TcpStream) -> bool {
         Ok(Ok(0) | Err(_))
     )
 }
+
+/// Has something go on beside the test.
+#[expect(clippy::disallowed_methods, reason = "it may end with the test")]
+fn spawn<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> tokio::task::JoinHandle<T> {
+    tokio::spawn(work)
+}

@@ -30,7 +30,7 @@ async fn counting_store() -> (String, Arc<AtomicUsize>) {
     });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, store).await });
+    super::spawn(async move { axum::serve(listener, store).await });
     (endpoint, writes)
 }
 

@@ -73,7 +73,7 @@ async fn a_body_without_end_is_not_read_for_ever() {
     );
     let stream = sent(&app.url, &head).await;
     let (mut reading, mut writing) = stream.into_split();
-    let sending = tokio::spawn(async move {
+    let sending = super::spawn(async move {
         let chunk = [&b"100000\r\n"[..], &vec![b'x'; 1 << 20], b"\r\n"].concat();
         let mut sent = 0;
         while writing.write_all(&chunk).await.is_ok() {

@@ -16,7 +16,7 @@ use crate::harness::{
 
 const WAITS_TO_SETTLE: &str =
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
-     AND wait_event_type = 'Lock' AND query LIKE 'UPDATE tasks AS t%ended_at = now()%'";
+     AND wait_event_type = 'Lock' AND query LIKE 'WITH ending AS%'";
 
 /// Has a task drawn and stored, and kills its worker before it can settle.
 async fn lose_the_worker(

@@ -1,12 +1,17 @@
 //! One private PostgreSQL for the whole run, and a database of its own for each test, copied from one
 //! that is migrated.
 
-use std::{fs, path::Path, sync::OnceLock};
+use std::{fs, path::Path, sync::OnceLock, time::Duration};
 
-use easel::{billing::ledger, db, private_postgres::PrivatePostgres};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, postgres::PgConnectOptions};
+use easel::{billing::ledger, db, private_postgres::PrivatePostgres, tasks::store};
+use sqlx::{
+    AssertSqlSafe, Connection, Executor, PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgSslMode},
+};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, OnceCell};
+
+use super::fault_proxy::{FaultProxy, Target};
 
 struct Server {
     postgres: PrivatePostgres,
@@ -97,6 +102,22 @@ impl TestDatabase {
         self.options.clone()
     }
 
+    /// A proxy in front of it.
+    pub async fn proxy(&self) -> FaultProxy {
+        let file = format!(".s.PGSQL.{}", self.options.get_port());
+        let socket = self.options.get_socket().unwrap().join(file);
+        FaultProxy::start(Target::Unix(socket)).await
+    }
+
+    pub fn options_through(&self, proxy: &FaultProxy) -> PgConnectOptions {
+        PgConnectOptions::new_without_pgpass()
+            .host("127.0.0.1")
+            .port(proxy.address().port())
+            .username(self.options.get_username())
+            .database(&self.name)
+            .ssl_mode(PgSslMode::Disable)
+    }
+
     /// The same as a URL, for processes.
     pub fn url(&self) -> String {
         let socket = self.options.get_socket().unwrap().display().to_string();
@@ -144,4 +165,18 @@ impl TestDatabase {
             .unwrap();
         assert_eq!(held, 0, "money is held");
     }
+}
+
+/// The tasks in the queue that come next where nothing is short.
+pub async fn first_in_line(conn: &mut PgConnection, limit: i64) -> Vec<store::Waiting> {
+    let queued = store::queued_classes(conn).await.unwrap().into_iter();
+    let demand = |(pool, (model, needs))| store::Demand {
+        model,
+        needs,
+        pool,
+        capacity: u32::MAX,
+        least: Duration::ZERO,
+    };
+    let demands: Vec<_> = (0..).zip(queued).map(demand).collect();
+    store::waiting(conn, &demands, limit).await.unwrap()
 }

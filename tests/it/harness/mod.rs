@@ -25,11 +25,13 @@ use easel::{
     worker::Worker,
 };
 use secrecy::ExposeSecret;
+use sqlx::postgres::PgConnectOptions;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use caller::Caller;
 use database::TestDatabase;
+use fault_proxy::FaultProxy;
 
 /// A gateway that listens on loopback.
 pub struct TestApp {
@@ -56,20 +58,40 @@ impl TestApp {
         Self::over(database, Arc::new(tempfile::tempdir().unwrap()), settings).await
     }
 
+    /// With a database that it reaches through a proxy only; tests have their own way.
+    pub async fn behind(proxy: &FaultProxy, database: TestDatabase, settings: &str) -> Self {
+        let options = database.options_through(proxy);
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        Self::reaching(options, Arc::new(database), dir, settings).await
+    }
+
+    /// A second gateway behind the same proxy.
+    pub async fn replica_behind(&self, proxy: &FaultProxy, settings: &str) -> Self {
+        let (database, dir) = (Arc::clone(&self.database), Arc::clone(&self.dir));
+        Self::reaching(database.options_through(proxy), database, dir, settings).await
+    }
+
     /// A second gateway on the same database and storage.
     pub async fn replica(&self, settings: &str) -> Self {
         Self::over(Arc::clone(&self.database), Arc::clone(&self.dir), settings).await
     }
 
     async fn over(database: Arc<TestDatabase>, dir: Arc<TempDir>, settings: &str) -> Self {
+        Self::reaching(database.options(), database, dir, settings).await
+    }
+
+    async fn reaching(
+        options: PgConnectOptions,
+        database: Arc<TestDatabase>,
+        dir: Arc<TempDir>,
+        settings: &str,
+    ) -> Self {
         let listener =
             server::listen(server::bind("127.0.0.1:0".parse().unwrap()).unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let config = config(&dir, settings, &[("server.listen", &address.to_string())]);
         let shutdown = Shutdown::default();
-        let pool = easel::db::open(database.options(), &config.database)
-            .await
-            .unwrap();
+        let pool = easel::db::open(options, &config.database).await.unwrap();
         let (app, to_run) = App::open(config, pool, Clock::default(), shutdown.clone())
             .await
             .unwrap();

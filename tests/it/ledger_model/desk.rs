@@ -15,6 +15,7 @@ use easel::{
         submit::{self, Place, Repeat, Submission, SubmitError, Submitted, Submitter},
     },
     money::Cny,
+    progress::Progress,
     tasks::{
         Failure, FailureKind, Image, Outcome, Request, Summary, Task,
         store::{self, Terms},
@@ -25,7 +26,10 @@ use futures_util::future::join_all;
 use sqlx::PgPool;
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::harness::{self, database::TestDatabase};
+use crate::harness::{
+    self,
+    database::{TestDatabase, first_in_line},
+};
 
 pub const TIME_ZONE: &str = "Asia/Shanghai";
 
@@ -49,11 +53,23 @@ impl Desk {
             deadline: Duration::from_mins(100),
         };
         let (sender, claimed) = mpsc::unbounded_channel();
-        let zone = TIME_ZONE.to_owned();
+        let (zone, waiters) = (TIME_ZONE.to_owned(), Waiters::default());
         Self {
-            submitter: submit::start(pool.clone(), sender, terms, zone.clone()),
-            settler: settle::start(pool.clone(), Waiters::default(), zone),
-            pool,
+            submitter: submit::start(submit::Desk {
+                pool: pool.clone(),
+                waiters: waiters.clone(),
+                progress: Progress::default(),
+                claimed: sender,
+                terms,
+                time_zone: zone.clone(),
+            }),
+            settler: settle::start(settle::Desk {
+                pool: pool.clone(),
+                waiters,
+                progress: Progress::default(),
+                time_zone: zone,
+            }),
+            pool: PgPool::clone(&pool),
             claimed,
             slots: Arc::new(Semaphore::new(1000)),
         }
@@ -101,7 +117,7 @@ impl Desk {
     pub async fn claim(&self, limit: i64) -> Vec<Task> {
         let mut tx = self.pool.begin().await.unwrap();
         assert!(store::lock_queue(&mut tx).await.unwrap());
-        let waiting = store::waiting(&mut tx, &[], limit).await.unwrap();
+        let waiting = first_in_line(&mut tx, limit).await;
         let claim = |waiting: store::Waiting| store::Claim {
             id: waiting.id,
             route: Some("demo".to_owned()),

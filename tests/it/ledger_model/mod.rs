@@ -158,7 +158,7 @@ impl Ledger {
             repeat: match ask.repeat {
                 Repeats::No => Repeat::No,
                 Repeats::Name(name) => Repeat::Key(name.to_string()),
-                Repeats::Retry => Repeat::Retry,
+                Repeats::Retry => Repeat::Retry(1),
             },
             place: ask.claimed.then(|| self.desk.place()),
             ..submission(caller, &ask.prompt.to_string(), ask.n(), price)
@@ -229,11 +229,16 @@ impl Ledger {
         .await
         .unwrap();
         store::requeue_lost(&mut conn, ATTEMPTS_MAX).await.unwrap();
-        let hopeless = store::hopeless(&mut conn, ATTEMPTS_MAX, 1000)
+        let exhausted = store::Overdue::Exhausted {
+            attempts_max: ATTEMPTS_MAX,
+        };
+        let doomed = store::overdue(&mut conn, exhausted, &[], 1000)
             .await
             .unwrap();
+        let ids: Vec<TaskId> = doomed.iter().map(|doomed| doomed.id).collect();
+        let exhausted = store::present(&mut conn, &ids).await.unwrap();
         drop(conn);
-        let batch = hopeless.into_iter().map(|task| (task, outcome(0)));
+        let batch = exhausted.into_iter().map(|task| (task, outcome(0)));
         for ended in self.desk.settle(batch.collect()).await {
             assert!(ended.is_some());
         }

@@ -38,6 +38,8 @@ pub struct Task {
     key: usize,
     prompt: u8,
     name: Option<u8>,
+    /// A retry was given it, or made it.
+    joined: bool,
     pub n: u8,
     price: i64,
     pub state: State,
@@ -130,6 +132,9 @@ impl Task {
 impl Model {
     fn ask(&mut self, ask: &Ask) -> Answer {
         if let Some(answer) = self.earlier(ask) {
+            if let (Answer::Joined(index), Repeats::Retry) = (answer, ask.repeat) {
+                self.tasks[index].joined = true;
+            }
             return answer;
         }
         let (price, n) = (self.price, ask.n());
@@ -162,6 +167,7 @@ impl Model {
                 Repeats::Name(name) => Some(name),
                 Repeats::No | Repeats::Retry => None,
             },
+            joined: matches!(ask.repeat, Repeats::Retry),
             n,
             price,
             state: if ask.claimed {
@@ -189,10 +195,17 @@ impl Model {
                         Answer::NameReused
                     }
                 }),
-            Repeats::Retry => newest_first
-                .find(|(_, task)| {
-                    task.key == ask.key && task.prompt == ask.prompt && task.state != State::Failed
+            Repeats::Retry => self
+                .tasks
+                .iter()
+                .enumerate()
+                .filter(|(_, task)| {
+                    task.key == ask.key
+                        && task.prompt == ask.prompt
+                        && task.state != State::Failed
+                        && !task.joined
                 })
+                .max_by_key(|(index, task)| (task.is_open(), *index))
                 .map(|(index, _)| Answer::Joined(index)),
         }
     }

@@ -19,7 +19,7 @@ async fn polls_lists_usage_and_links_never_read_the_request() {
     let drawn = caller.draw("a cat").await.json();
     let (task, link) = (drawn["id"].as_str().unwrap(), &drawn["data"][0]["url"]);
     sqlx::query("UPDATE tasks SET request = request - 'prompt' - 'n'")
-        .execute(&app.app.pool)
+        .execute(&*app.app.pool)
         .await
         .unwrap();
 
@@ -50,7 +50,7 @@ async fn bodies_full_of_fields_that_nobody_reads_leave_small_rows() {
     }
 
     let bytes: i64 = sqlx::query_scalar("SELECT sum(pg_column_size(t))::bigint FROM tasks AS t")
-        .fetch_one(&app.app.pool)
+        .fetch_one(&*app.app.pool)
         .await
         .unwrap();
     assert!(bytes < 9 * 2048, "{bytes} bytes for nine tasks");

@@ -9,9 +9,6 @@ use super::{Sending, asked};
 use crate::harness::{TestApp, caller::Caller};
 
 const SETTINGS: &str = "
-    [backends.demo]
-    kind = 'demo'
-    failure_percent = 100
     [server]
     json_bytes_max = 1_048_576
     account_buffer_bytes_max = 1_048_576
@@ -134,5 +131,27 @@ async fn a_large_body_that_drips_loses_its_share_and_a_small_one_may_drip() {
     assert!(answer.contains(message), "{answer}");
     let answer = drip(body(60_000), 59_980).await;
     assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_form_that_drips_is_ended_when_its_time_is_over() {
+    let timeouts = "body_idle_timeout_ms = 500\nbody_timeout_ms = 1500";
+    let app = TestApp::with(&format!("{SETTINGS}\n{timeouts}")).await;
+    let caller = app.caller("9").await;
+    let mut sending = Sending::begin(&caller, FORM, 10_000).await;
+    let head = b"--x\r\ncontent-disposition: form-data; name=prompt\r\n\r\n";
+    sending.send(head).await;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(1600) {
+        sending.send(b"a").await;
+        sleep(Duration::from_millis(100)).await;
+    }
+    let answer = sending.answer().await;
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert!(
+        answer.contains("the body did not arrive in time"),
+        "{answer}"
+    );
     app.finish().await;
 }

@@ -33,7 +33,7 @@ fn form() -> Form {
 
 async fn rows(app: &TestApp) -> i64 {
     sqlx::query_scalar("SELECT count(*) FROM uploads")
-        .fetch_one(&app.app.pool)
+        .fetch_one(&*app.app.pool)
         .await
         .unwrap()
 }
@@ -79,7 +79,7 @@ async fn a_refused_form_leaves_nothing_behind() {
     }
     let broken = Part::bytes(png()[..40].to_vec()).file_name("b.png");
     for (form, status) in [
-        (form().text("model", "no-such"), 400),
+        (form().text("model", "no-such"), 404),
         (form().text("n", "11"), 400),
         (form().text("stream", "true"), 400),
         (form().part("mask", file()), 400),
@@ -155,7 +155,7 @@ async fn what_is_refused_at_the_hold_or_joins_another_leaves_nothing_behind() {
         "SELECT u.object FROM uploads u, tasks t
          WHERE t.request #>> '{references,0,stored,object}' = u.object",
     )
-    .fetch_one(&app.app.pool)
+    .fetch_one(&*app.app.pool)
     .await
     .unwrap();
     assert!(

@@ -307,14 +307,15 @@ async fn a_renamed_model_counts_what_runs_under_its_old_name() {
 #[tokio::test]
 async fn what_cannot_end_in_time_is_not_begun() {
     let upstream = Upstream::start().await;
-    let slow = Reply::a_picture().after(Duration::from_millis(1_500));
+    let slow = Reply::a_picture().after(Duration::from_secs(2));
     upstream.always(Some(slow));
     let routes = r#"{ backend = "up", max_concurrency = 2 }"#;
-    let more = "[tasks]\ndeadline_ms = 4000\nlease_ms = 2000\n";
+    // For the third pair less is left than one takes.
+    let more = "[tasks]\ndeadline_ms = 5000\nlease_ms = 2000\n";
     let app = TestApp::with(&routed(&[("up", &upstream)], routes, more)).await;
     let caller = app.caller("10").await;
     let mut tasks = Vec::new();
-    for index in 0..12 {
+    for index in 0..6 {
         tasks.push(submitted(&caller, &format!("picture {index}")).await);
     }
     let mut delivered = 0;
@@ -331,7 +332,7 @@ async fn what_cannot_end_in_time_is_not_begun() {
             _ => assert_eq!(ended["error"]["code"], "deadline_exceeded", "{ended}"),
         }
     }
-    assert!(delivered >= 4, "{delivered} were delivered");
+    assert!(delivered >= 2, "{delivered} were delivered");
     assert_eq!(
         upstream.received().len(),
         delivered,

@@ -1,12 +1,14 @@
 //! Models that are added, repriced, renamed and removed while the gateway serves.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use crate::harness::{
     caller::{Answer, Caller},
     database::TestDatabase,
     process::Setup,
-    upstream::{Gate, Reply, Upstream},
+    upstream::{Gate, KEY, Reply, Upstream},
 };
 
 fn model(name: &str, price: &str) -> String {
@@ -47,7 +49,7 @@ async fn models_change_without_a_request_being_dropped() {
     assert_eq!(price(&caller, "new").await, json!(0.5));
     assert_eq!(price(&caller, "best").await, json!(0.5));
     let gone = drawing(&caller, "old").await.unwrap();
-    gone.assert_refused_field(400, "model", "no such model: old, allowed: new");
+    gone.assert_refused_field(404, "model", "no such model: old, allowed: new");
     let answer = drawing(&caller, "best").await.unwrap();
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(
@@ -94,6 +96,39 @@ async fn doctor_says_which_backend_a_running_gateway_leaves_out() {
     assert_eq!(said.code, Some(1));
     let left_out = "FAIL  gateway, backend up: circuit open";
     assert!(said.stdout.contains(left_out), "{}", said.stdout);
+    gateway.end();
+    database.assert_at_rest().await;
+}
+
+// The stand-in has to answer while the command runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_circuit_stays_open_through_a_reload_unless_its_backend_is_another() {
+    let database = TestDatabase::create().await;
+    let upstream = Upstream::start().await;
+    let up = format!("[backends.up]\n{}", upstream.settings(""));
+    let bad = up.replace(KEY, "sk-wrong");
+    let more = "[routing]\nrest_ms = 60000\n";
+    let setup = Setup::on(&database, &format!("{more}{bad}{}", model("it", "0.20")));
+    let gateway = setup.serve();
+    let caller = database.caller(&gateway.url(), "10").await;
+    let circuit = async || caller.get("/readyz?verbose").await.json()["backends"]["up"].clone();
+    assert_eq!(drawing(&caller, "it").await.unwrap().status, 502);
+    assert_eq!(circuit().await, "open");
+
+    let setup = setup.with(&format!("{more}{bad}{}", model("it", "0.50")));
+    setup.run(&["config", "reload"]).good();
+    gateway.wait_logged("read the configuration again");
+    assert_eq!(price(&caller, "it").await, json!(0.5));
+    assert_eq!(circuit().await, "open");
+
+    let setup = setup.with(&format!("{more}{up}{}", model("it", "0.60")));
+    setup.run(&["config", "reload"]).good();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while circuit().await == "open" {
+        assert!(Instant::now() < deadline, "the new key changed nothing");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(drawing(&caller, "it").await.unwrap().status, 200);
     gateway.end();
     database.assert_at_rest().await;
 }

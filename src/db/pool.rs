@@ -1,0 +1,254 @@
+//! The pool: every piece of work has a deadline, and a connection that has gone silent is not used again.
+
+use std::{
+    future::Future,
+    io,
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use sqlx::{
+    Connection, Executor, PgConnection, PgPool, Postgres, Transaction,
+    pool::PoolConnection,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use tokio::time::{Instant, timeout};
+
+use super::trouble::{Trouble, trouble};
+use crate::{batch::Line, config};
+
+/// For a server that neither answers nor refuses.
+const LAST_TRY: Duration = Duration::from_secs(2);
+/// How often a server that is not there yet is tried at the start: it may start at the same time as we do.
+const OPEN_TRIES: u32 = 5;
+/// For the shortest question and its answer, on a connection that may be dead.
+const PROOF_TIMEOUT: Duration = Duration::from_millis(500);
+/// What networks between us and the database may have forgotten a connection after.
+const PROVEN_FOR: Duration = Duration::from_secs(10);
+
+/// What every session is set to. Not by startup parameters, which poolers refuse.
+const SESSION: &str = "
+    -- That there was no transaction to roll back is not worth a line.
+    SET client_min_messages = error;
+    -- Locks are taken for what READ COMMITTED then reads; a server may have another default.
+    SET default_transaction_isolation = 'read committed';
+    -- A process that is paused or lost in the middle keeps nobody from its locks for long.
+    SET idle_in_transaction_session_timeout = '2s';
+    SET tcp_keepalives_idle = 5;
+    SET tcp_keepalives_interval = 2;
+    SET tcp_keepalives_count = 3;
+    SET tcp_user_timeout = '10s';
+    -- Longer than such a process has.
+    SET lock_timeout = '2500ms'";
+
+/// Connections to the database. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    connections: PgPool,
+    /// For a transaction or a look-up, from asking for a connection on.
+    timeout: Duration,
+    doubt: Doubt,
+}
+
+/// Opens a pool and proves that the database answers.
+pub async fn open(options: PgConnectOptions, config: &config::Database) -> sqlx::Result<Pool> {
+    let doubt = Doubt::new();
+    let doubted = doubt.clone();
+    let connections = PgPoolOptions::new()
+        .max_connections(config.connections_max)
+        .acquire_timeout(config.connect_timeout())
+        // A broken connection shows at its next use; asking before each costs a round trip.
+        .test_before_acquire(false)
+        .before_acquire(move |conn, met| {
+            let is_doubtful = doubted.covers(met.idle_for);
+            Box::pin(async move {
+                if is_doubtful {
+                    in_time(PROOF_TIMEOUT, conn.ping()).await?;
+                }
+                Ok(true)
+            })
+        })
+        .after_connect(|conn, _| Box::pin(in_time(LAST_TRY, set_up(conn))))
+        // A `begin()` that was cancelled half-way leaves a transaction open on the server (sqlx
+        // #4385); later statements on that connection would be lost with it. One that was given up
+        // because it is silent must not keep its place in the pool.
+        .after_release(|conn, _| {
+            Box::pin(async move {
+                let rolled_back = in_time(PROOF_TIMEOUT, conn.execute("ROLLBACK")).await;
+                rolled_back.map(|_| true)
+            })
+        })
+        .connect_lazy_with(options.clone());
+    let pool = Pool {
+        connections,
+        timeout: config.transaction_timeout(),
+        doubt,
+    };
+    for _ in 0..OPEN_TRIES {
+        match pool.connections.acquire().await {
+            Ok(_) => return Ok(pool),
+            Err(sqlx::Error::PoolTimedOut) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last_refusal(&options).await)
+}
+
+pub(super) async fn set_up(conn: &mut PgConnection) -> sqlx::Result<()> {
+    conn.execute(SESSION).await.map(drop)
+}
+
+/// The pool, which tries until its time is up, only says that it was: one more try says what is wrong.
+async fn last_refusal(options: &PgConnectOptions) -> sqlx::Error {
+    match timeout(LAST_TRY, PgConnection::connect_with(options)).await {
+        Ok(Err(error)) => error,
+        Ok(Ok(_)) | Err(_) => sqlx::Error::PoolTimedOut,
+    }
+}
+
+/// A connection of the pool's. Boxed: sqlx's own future is 4 kB, which would be part of every request
+/// that may come to need a connection, all the time that it waits for its pictures.
+pub fn acquire(pool: &PgPool) -> BoxFuture<'_, sqlx::Result<PoolConnection<Postgres>>> {
+    Box::pin(pool.acquire())
+}
+
+/// How long a transaction waits for a lock that others hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// Others wait for it to end.
+    Little,
+    /// Longer than a process that is paused or lost keeps its locks.
+    Much,
+}
+
+impl From<Line> for Patience {
+    fn from(line: Line) -> Self {
+        match line {
+            Line::Shared => Self::Little,
+            Line::Own => Self::Much,
+        }
+    }
+}
+
+/// Begins a transaction.
+pub async fn begin(
+    pool: &PgPool,
+    patience: Patience,
+) -> sqlx::Result<Transaction<'static, Postgres>> {
+    match patience {
+        // One round trip, like BEGIN alone.
+        Patience::Little => {
+            pool.begin_with("BEGIN; SET LOCAL lock_timeout = '250ms'")
+                .await
+        }
+        Patience::Much => pool.begin().await,
+    }
+}
+
+impl Pool {
+    /// When whoever asked for something has to be told that it could not be done: time for a connection that
+    /// turns out to be dead, and for a new one.
+    pub fn patience(&self) -> Duration {
+        self.timeout.mul_f32(1.5)
+    }
+
+    /// Does work with a connection within the configured time. Work that takes longer is given up, and its
+    /// connection closed: what it asked for last may have been done.
+    pub fn in_time<'a, T, W>(&'a self, work: W) -> BoxFuture<'a, sqlx::Result<T>>
+    where
+        T: Send + 'a,
+        W: Future<Output = sqlx::Result<T>> + Send + 'a,
+    {
+        self.within(self.timeout, work)
+    }
+
+    /// As [`in_time`](Self::in_time), within less time than is configured.
+    pub fn within<'a, T, W>(&'a self, limit: Duration, work: W) -> BoxFuture<'a, sqlx::Result<T>>
+    where
+        T: Send + 'a,
+        W: Future<Output = sqlx::Result<T>> + Send + 'a,
+    {
+        Box::pin(async move {
+            let done = in_time(limit.min(self.timeout), work).await;
+            if let Err(error) = &done
+                && trouble(error) == Trouble::Unreachable
+            {
+                self.doubt.raise();
+            }
+            done
+        })
+    }
+}
+
+impl Deref for Pool {
+    type Target = PgPool;
+
+    fn deref(&self) -> &PgPool {
+        &self.connections
+    }
+}
+
+/// `TimedOut` where it takes longer.
+pub(super) async fn in_time<T>(
+    limit: Duration,
+    work: impl Future<Output = sqlx::Result<T>>,
+) -> sqlx::Result<T> {
+    timeout(limit, work).await.unwrap_or_else(|_| {
+        let message = format!("no answer within {} ms", limit.as_millis());
+        Err(sqlx::Error::Io(io::Error::new(
+            io::ErrorKind::TimedOut,
+            message,
+        )))
+    })
+}
+
+/// Which connections have to prove that they live before they are used: those that nothing was heard of since
+/// another one was lost, or for a while.
+#[derive(Clone, Debug)]
+struct Doubt {
+    began: Instant,
+    /// Of the latest loss, in milliseconds since `began`.
+    raised_ms: Arc<AtomicU64>,
+}
+
+impl Doubt {
+    fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            raised_ms: Arc::default(),
+        }
+    }
+
+    fn raise(&self) {
+        let now = u64::try_from(self.began.elapsed().as_millis());
+        let now = now.unwrap_or(u64::MAX).max(1);
+        self.raised_ms.fetch_max(now, Ordering::Relaxed);
+    }
+
+    fn covers(&self, idle_for: Duration) -> bool {
+        let raised = Duration::from_millis(self.raised_ms.load(Ordering::Relaxed));
+        let last_heard = self.began.elapsed().saturating_sub(idle_for);
+        idle_for > PROVEN_FOR || (!raised.is_zero() && last_heard <= raised)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_heard_of_since_a_loss_is_in_doubt() {
+        let doubt = Doubt::new();
+        assert!(!doubt.covers(Duration::ZERO));
+        assert!(doubt.covers(Duration::from_secs(11)), "idle for long");
+        doubt.raise();
+        assert!(doubt.covers(Duration::from_secs(1)));
+        std::thread::sleep(Duration::from_millis(5));
+        assert!(!doubt.covers(Duration::ZERO), "heard of since");
+    }
+}

@@ -1,0 +1,108 @@
+//! A submission on its way through the transaction, and what is decided about it.
+
+use tokio::time::Instant;
+
+use super::{Known, Place, Repeat, Submission, SubmitError};
+use crate::{
+    billing::Payers,
+    ids::{self, TaskId},
+    images::stored_inputs::StoredInputs,
+    tasks::{
+        repeats,
+        store::{NewTask, Start},
+    },
+};
+
+pub(super) struct Candidate {
+    pub(super) task: NewTask,
+    pub(super) inputs: StoredInputs,
+    pub(super) repeat: Repeat,
+    pub(super) concurrent_requests: Option<u32>,
+    pub(super) place: Option<Place>,
+    pub(super) asked: Instant,
+    pub(super) verdict: Verdict,
+}
+
+pub(super) enum Verdict {
+    Undecided,
+    Granted,
+    Joined(TaskId),
+    Refused(SubmitError),
+}
+
+impl Candidate {
+    pub(super) fn new(submission: Submission) -> Self {
+        let Submission {
+            id,
+            caller,
+            request,
+            inputs,
+            unit_price,
+            repeat,
+            place,
+        } = submission;
+        let start = place
+            .as_ref()
+            .map_or(Start::Queued, |place| Start::Claimed {
+                route: place.route.clone(),
+            });
+        let task = NewTask {
+            id,
+            account_id: caller.account_id,
+            api_key_id: caller.key_id,
+            fingerprint: repeats::fingerprint(&request),
+            idempotency_key: match &repeat {
+                Repeat::Key(key) => Some(key.clone()),
+                Repeat::No | Repeat::Retry(_) => None,
+            },
+            request,
+            unit_price,
+            file_id: ids::credential_id(),
+            start,
+            waiter: None,
+            joined: match repeat {
+                Repeat::Retry(number) => i16::try_from(number).unwrap_or(i16::MAX),
+                Repeat::No | Repeat::Key(_) => 0,
+            },
+        };
+        Self {
+            task,
+            inputs,
+            repeat,
+            concurrent_requests: caller.concurrent_requests,
+            place,
+            asked: Instant::now(),
+            verdict: Verdict::Undecided,
+        }
+    }
+
+    /// Joins an earlier request, or holds the price, or refuses.
+    pub(super) fn decide(&mut self, payers: &mut Payers, known: &mut Known) {
+        self.verdict = match known.earlier(&self.task, &self.repeat) {
+            Some(Ok(task_id)) => Verdict::Joined(task_id),
+            Some(Err(error)) => Verdict::Refused(error),
+            None => match self.hold(payers, known) {
+                Ok(()) => Verdict::Granted,
+                Err(error) => Verdict::Refused(error),
+            },
+        };
+    }
+
+    fn hold(&self, payers: &mut Payers, known: &mut Known) -> Result<(), SubmitError> {
+        let task = &self.task;
+        let open = known.open.entry(task.api_key_id).or_default();
+        if let Some(limit) = self.concurrent_requests
+            && *open >= i64::from(limit)
+        {
+            return Err(SubmitError::Concurrency { limit });
+        }
+        payers.hold(
+            task.api_key_id,
+            task.id,
+            task.unit_price * u32::from(task.request.n),
+        )?;
+        *open += 1;
+        known.remember(task);
+        Ok(())
+    }
+}

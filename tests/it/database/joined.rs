@@ -1,0 +1,152 @@
+//! Equal calls at once, each retried: a retry is given what its own call has lost, and nothing else.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use futures_util::future::join_all;
+use reqwest::Method;
+use serde_json::json;
+
+use super::{hold, waiting};
+use crate::harness::{
+    TestApp,
+    caller::{Answer, Caller},
+    database::TestDatabase,
+    process::Setup,
+    upstream::{Gate, Upstream},
+};
+
+const CALLS: usize = 4;
+/// What the official SDKs wait at least before they come again.
+const BACKOFF: Duration = Duration::from_millis(500);
+const GONE: &str = "SELECT count(*) FROM tasks WHERE waiter = 0";
+
+async fn retry(caller: &Caller, number: u32) -> Answer {
+    let request = caller.request(Method::POST, "/v1/images/generations");
+    let body = json!({"model": "gpt-image-2", "prompt": "a cup"});
+    Answer::of(
+        request
+            .header("x-stainless-retry-count", number)
+            .json(&body),
+    )
+    .await
+}
+
+fn ids(answers: &[Answer]) -> BTreeSet<String> {
+    let id = |answer: &Answer| {
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.json()["id"].as_str().unwrap().to_owned()
+    };
+    answers.iter().map(id).collect()
+}
+
+/// As many calls as are held back, given up once they are drawn.
+async fn lost_calls(upstream: &Upstream, callers: &[&Caller]) -> Vec<Gate> {
+    let gates: Vec<Gate> = callers.iter().map(|_| hold(upstream)).collect();
+    let before = upstream.received().len();
+    let calls: Vec<_> = callers.iter().map(|at| waiting(at, "a cup")).collect();
+    upstream.wait_for(before + callers.len()).await;
+    for call in &calls {
+        call.abort();
+    }
+    gates
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn four_calls_that_are_each_retried_get_four_images() {
+    let upstream = Upstream::start().await;
+    let app = TestApp::with(&upstream.gateway("")).await;
+    let replica = app.replica(&upstream.gateway("")).await;
+    let here = app.caller("2").await;
+    let there = here.at(&replica.url);
+    let gates = lost_calls(&upstream, &[&here; CALLS]).await;
+    tokio::time::sleep(BACKOFF).await;
+    // At whichever replica they come in.
+    let retries = join_all([&here, &there, &here, &there].map(|at| retry(at, 1)));
+    let release = async {
+        tokio::time::sleep(BACKOFF).await;
+        for gate in &gates {
+            gate.add_permits(1);
+        }
+    };
+    let (answers, ()) = tokio::join!(retries, release);
+
+    assert_eq!(ids(&answers).len(), CALLS);
+    assert_eq!(upstream.received().len(), CALLS, "none was bought twice");
+    assert_eq!(here.balance().await["balance"], 1.2);
+    // What was delivered to them is nobody else's.
+    let fifth = retry(&here, 1).await;
+    assert!(!ids(&answers).contains(fifth.json()["id"].as_str().unwrap()));
+    assert_eq!(upstream.received().len(), CALLS + 1);
+    replica.finish().await;
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_is_retried_again_and_again_gets_its_one_image() {
+    let upstream = Upstream::start().await;
+    let app = TestApp::with(&upstream.gateway("")).await;
+    let caller = app.caller("1").await;
+    let gates = lost_calls(&upstream, &[&caller]).await;
+    app.database.wait_for(GONE, 1).await;
+    for number in 1..3 {
+        let lost = retry(&caller, number);
+        let lost = tokio::time::timeout(BACKOFF, lost).await;
+        assert!(lost.is_err(), "{lost:?}");
+        app.database.wait_for(GONE, 1).await;
+    }
+    gates[0].add_permits(1);
+    let answer = retry(&caller, 3).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(upstream.received().len(), 1);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_somebody_still_waits_for_is_not_given_away() {
+    let upstream = Upstream::start().await;
+    let app = TestApp::with(&upstream.gateway("")).await;
+    let replica = app.replica(&upstream.gateway("")).await;
+    let here = app.caller("1").await;
+    let there = here.at(&replica.url);
+    let gate = hold(&upstream);
+    let waits = waiting(&here, "a cup");
+    upstream.wait_for(1).await;
+    // Both know that its caller is there.
+    let first = retry(&here, 1).await;
+    let second = retry(&there, 1).await;
+    gate.add_permits(1);
+    let answers = [waits.await.unwrap(), first, second];
+    assert_eq!(ids(&answers).len(), 3);
+    assert_eq!(upstream.received().len(), 3);
+    replica.finish().await;
+    app.finish().await;
+}
+
+/// Its callers come again, to another replica, before its tasks are missed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waited_at_a_killed_replica_gets_its_own_image_at_another() {
+    let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
+    let settings = format!("[tasks]\nlease_ms = 1500\n{}", upstream.gateway(""));
+    let killed = Setup::on(&database, &settings).serve();
+    let other = Setup::on(&database, &settings).serve();
+    let here = database.caller(&killed.url(), "2").await;
+    let gates: Vec<Gate> = (0..2).map(|_| hold(&upstream)).collect();
+    let calls: Vec<_> = (0..2).map(|_| waiting(&here, "a cup")).collect();
+    upstream.wait_for(2).await;
+
+    killed.kill();
+    for call in calls {
+        assert!(call.await.is_err(), "its connection was cut");
+    }
+    drop(gates);
+    tokio::time::sleep(BACKOFF).await;
+    let there = here.at(&other.url());
+    let answers = join_all([retry(&there, 1), retry(&there, 1)]).await;
+
+    assert_eq!(ids(&answers).len(), 2);
+    let tasks = "SELECT count(*) FROM tasks";
+    assert_eq!(database.number(tasks).await, 2);
+    assert_eq!(there.balance().await["balance"], 1.6);
+    other.end();
+    database.assert_at_rest().await;
+}

@@ -1,0 +1,91 @@
+//! Rows that others hold: whom they belong to waits, and nobody else.
+
+use std::time::{Duration, Instant};
+
+use sqlx::Connection;
+
+use super::{hold, in_time, waiting};
+use crate::harness::{
+    TestApp, caller::Caller, database::TestDatabase, process::Setup, upstream::Upstream,
+};
+
+async fn lock<'a>(
+    conn: &'a mut sqlx::PgConnection,
+    caller: &Caller,
+) -> sqlx::Transaction<'a, sqlx::Postgres> {
+    let mut tx = conn.begin().await.unwrap();
+    sqlx::query("SELECT FROM accounts WHERE id = $1 FOR UPDATE")
+        .bind(caller.account_id)
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    tx
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_locked_account_holds_up_no_other() {
+    let upstream = Upstream::start().await;
+    let app = TestApp::with(&upstream.gateway("")).await;
+    let (locked, free) = (app.caller("2").await, app.caller("10").await);
+    let gate = hold(&upstream);
+    let settling = waiting(&locked, "to be settled meanwhile");
+    upstream.wait_for(1).await;
+    let mut conn = app.database.connect().await;
+    let lock = lock(&mut conn, &locked).await;
+    gate.add_permits(1);
+
+    let submitting = waiting(&locked, "to be submitted meanwhile");
+    let began = Instant::now();
+    let (mut drawn, mut slowest) = (0, Duration::ZERO);
+    while began.elapsed() < Duration::from_secs(6) {
+        let asked = Instant::now();
+        let answer = free.draw("a bridge").await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        slowest = slowest.max(asked.elapsed());
+        drawn += 1;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+
+    assert!(slowest < Duration::from_secs(1), "{slowest:?} of {drawn}");
+    let told = in_time(async { submitting.await.unwrap() }).await;
+    told.assert_refused(503, "the task could not be stored");
+    assert_eq!(told.header("retry-after"), Some("2"));
+    assert!(!settling.is_finished());
+    lock.rollback().await.unwrap();
+    let settled = in_time(async { settling.await.unwrap() }).await;
+    assert_eq!(settled.status, 200, "{settled:?}");
+    assert_eq!(locked.draw("afterwards").await.status, 200);
+    assert_eq!(locked.balance().await["balance"], 1.6);
+    app.finish().await;
+}
+
+/// Whatever it holds when it is paused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_replica_holds_up_the_others_for_seconds_only() {
+    let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
+    let setup = Setup::on(&database, &upstream.gateway(""));
+    let (paused, other) = (
+        setup.serve(),
+        Setup::on(&database, &upstream.gateway("")).serve(),
+    );
+    let here = database.caller(&paused.url(), "100").await;
+    let there = here.at(&other.url());
+    for round in 0..4 {
+        let load: Vec<_> = (0..8)
+            .map(|n| waiting(&here, &format!("round {round}, picture {n}")))
+            .collect();
+        tokio::time::sleep(Duration::from_millis(rand::random_range(0..40))).await;
+        paused.signal("STOP");
+        let answer = in_time(there.draw(&format!("round {round}, elsewhere"))).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        paused.signal("CONT");
+        for request in load {
+            let answer = request.await.unwrap();
+            assert!(matches!(answer.status, 200 | 503), "{answer:?}");
+        }
+    }
+    database.wait_for_all().await;
+    paused.end();
+    other.end();
+    database.assert_at_rest().await;
+}

@@ -1,0 +1,113 @@
+//! Connections that go silent without being closed, as a NAT or a balancer makes them that forgets flows.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_json::json;
+
+use super::{Behind, hold, in_time, waiting};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_go_on_over_new_connections() {
+    let behind = Behind::start("").await;
+    let caller = behind.caller("10").await;
+    // All connections are open before.
+    let before = (0..20).map(|n| {
+        let caller = caller.clone();
+        async move {
+            let body = json!({"model": "gpt-image-2", "prompt": n.to_string()});
+            caller.submit(&body).await
+        }
+    });
+    join_all(before).await;
+    behind.app.database.wait_for_all().await;
+
+    behind.proxy.freeze();
+
+    let drawn = in_time(caller.draw("a bridge")).await;
+    assert_eq!(drawn.status, 200, "{drawn:?}");
+    let asked = (0..10).map(|n| {
+        let (caller, prompt) = (caller.clone(), format!("after {n}"));
+        async move { in_time(caller.draw(&prompt)).await }
+    });
+    for answer in join_all(asked).await {
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    assert_eq!(caller.get("/readyz").await.status, 200);
+    assert_eq!(behind.upstream.received().len(), 31);
+    behind.app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_runs_meanwhile_is_settled_and_told() {
+    let behind = Behind::start(super::BRIEF).await;
+    let caller = behind.caller("1").await;
+    let gate = hold(&behind.upstream);
+    let request = waiting(&caller, "a bridge");
+    behind.upstream.wait_for(1).await;
+
+    behind.proxy.freeze();
+    gate.add_permits(1);
+
+    let answer = in_time(async { request.await.unwrap() }).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(behind.upstream.received().len(), 1);
+    assert_eq!(caller.balance().await["balance"], 0.8);
+    behind.app.finish().await;
+}
+
+/// The answer to COMMIT is lost, on a connection that stays open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_whose_answer_is_lost_is_one_task_and_one_hold() {
+    let behind = Behind::start("[database]\ntransaction_timeout_ms = 2000\n").await;
+    let caller = behind.caller("1").await;
+    let mut conn = behind.app.database.connect().await;
+    sqlx::raw_sql(
+        "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN PERFORM pg_sleep(0.4); RETURN NULL; END $$;
+         CREATE CONSTRAINT TRIGGER commits_slowly AFTER INSERT ON tasks
+             DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slowly()",
+    )
+    .execute(&mut conn)
+    .await
+    .unwrap();
+
+    let request = waiting(&caller, "a bridge");
+    let committing = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+        AND wait_event = 'PgSleep' AND query = 'COMMIT'";
+    behind.app.database.wait_for(committing, 1).await;
+    behind.proxy.freeze();
+
+    let answer = in_time(async { request.await.unwrap() }).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(
+        behind
+            .app
+            .database
+            .number("SELECT count(*) FROM tasks")
+            .await,
+        1
+    );
+    assert_eq!(behind.upstream.received().len(), 1);
+    assert_eq!(caller.balance().await["balance"], 0.8);
+    behind.app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_other_replicas_queue_and_end_is_heard_of_again() {
+    let behind = Behind::start("[tasks]\nrunning_max = 1\n").await;
+    let caller = behind.caller("1").await;
+    let listening = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    behind.app.database.wait_for(listening, 1).await;
+    let opened = behind.proxy.opened();
+
+    behind.proxy.freeze();
+
+    // The one that was lost is the server's until it notices.
+    behind.app.database.wait_for(listening, 2).await;
+    assert!(behind.proxy.opened() > opened);
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert_eq!(caller.draw("a bridge").await.status, 200);
+    behind.app.finish().await;
+}
