@@ -19,7 +19,8 @@ use super::{StorageError, Store};
 /// A write that takes longer raises the suspicion that the store is silent.
 const SLOW_AFTER: Duration = Duration::from_secs(1);
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Shorter than what readiness waits, so that both say the same.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// After so many failed writes without a good one no probe is waited for.
 const FAILURES_MAX: u32 = 5;
 
