@@ -1,7 +1,7 @@
 //! What follows from a failed attempt: what the client is told, and whether and when the task is tried
 //! again. The one place where that is decided, for every backend alike.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use crate::{
     backend::{
@@ -26,8 +26,14 @@ enum Remedy {
     Once,
 }
 
-fn remedy(class: Class) -> Remedy {
-    match class {
+fn remedy(error: &BackendError) -> Remedy {
+    // The upstream never got the whole request. What is gone from storage stays gone.
+    if let BackendError::Input(source) = error
+        && source.kind() != io::ErrorKind::NotFound
+    {
+        return Remedy::Again;
+    }
+    match error.class() {
         Class::Refused | Class::Invalid | Class::Silent | Class::Internal => Remedy::None,
         Class::Credentials => Remedy::Elsewhere,
         Class::RateLimited | Class::Unreachable | Class::Failed | Class::Lost => Remedy::Again,
@@ -41,7 +47,7 @@ pub(super) fn decisive(errors: impl Iterator<Item = BackendError>) -> Option<Bac
     let mut errors: Vec<BackendError> = errors.collect();
     let ruled_out = errors
         .iter()
-        .position(|error| remedy(error.class()) == Remedy::None);
+        .position(|error| remedy(error) == Remedy::None);
     (!errors.is_empty()).then(|| errors.swap_remove(ruled_out.unwrap_or_default()))
 }
 
@@ -55,7 +61,7 @@ pub(super) fn wait(
 ) -> Option<Duration> {
     let class = error.class();
     let tried = tried(before, Some((route, class)));
-    let remedy = remedy(class);
+    let remedy = remedy(error);
     let times = tried.iter().filter(|(_, other)| *other == class).count();
     if remedy == Remedy::None
         || (remedy == Remedy::Once && times > 1)
@@ -172,6 +178,14 @@ mod tests {
         assert_eq!(class(vec![]), None);
         assert_eq!(class(vec![failed(), failed()]), Some(Class::Failed));
         assert_eq!(class(vec![failed(), silent()]), Some(Class::Silent));
+    }
+
+    #[test]
+    fn a_reference_that_cannot_be_read_is_read_again_and_one_that_is_gone_is_not() {
+        let failed = |kind: io::ErrorKind| remedy(&BackendError::Input(kind.into()));
+        assert_eq!(failed(io::ErrorKind::ConnectionReset), Remedy::Again);
+        assert_eq!(failed(io::ErrorKind::Other), Remedy::Again);
+        assert_eq!(failed(io::ErrorKind::NotFound), Remedy::None);
     }
 
     #[test]

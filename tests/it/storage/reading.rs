@@ -1,5 +1,5 @@
-//! Images inside an answer: they are read before a status is sent, and to their end though the store fails for a
-//! moment.
+//! Reading what is stored while the store fails for a moment: images inside an answer are read before a status is
+//! sent, and to their end; a task whose reference cannot be read is tried again.
 
 use serde_json::json;
 
@@ -53,6 +53,30 @@ async fn an_answer_whose_images_cannot_be_read_says_where_they_are() {
 
     assert_eq!(ask().await.status, 200);
     assert_eq!(upstream.received().len(), 1);
+    assert_eq!(caller.balance().await["balance"], 0.8);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reference_that_cannot_be_read_for_a_moment_fails_no_task() {
+    let (server, upstream) = (S3Server::s3s().await, Upstream::start().await);
+    let proxy = FaultProxy::start(Target::Tcp(server.address())).await;
+    let storage = S3Server::settings(&format!("http://{}", proxy.address()));
+    let app = TestApp::with(&(storage + &upstream.gateway(""))).await;
+    let caller = app.caller("1").await;
+    let uploaded = caller.upload(noise(600, 500), "a.png").await;
+    let body =
+        json!({"model": "gpt-image-2", "prompt": "a tern", "image_urls": uploaded.json()["url"]});
+
+    // Each connection gives out a part of it.
+    proxy.set(Fault::CutAfter(300_000));
+    let task = caller.submit(&body).await;
+    let tried = "SELECT count(*) FROM tasks WHERE jsonb_array_length(tried) > 0";
+    app.database.wait_for(tried, 1).await;
+    proxy.set(Fault::None);
+
+    assert_eq!(caller.wait_for(&task).await["status"], "completed");
+    assert_eq!(upstream.received().len(), 1, "only whole requests count");
     assert_eq!(caller.balance().await["balance"], 0.8);
     app.finish().await;
 }
