@@ -12,6 +12,8 @@ use memchr::memchr_iter;
 
 /// How long the end of the process waits for what was not written yet.
 const FLUSH_WAIT: Duration = Duration::from_secs(1);
+/// Between two batches, for lines to gather: a thread that wakes for each costs a request more than its line does.
+const GATHER_WAIT: Duration = Duration::from_millis(10);
 /// Before a destination that another program has set to non-blocking is tried again.
 const RETRY_WAIT: Duration = Duration::from_millis(10);
 
@@ -27,7 +29,7 @@ struct State {
     waiting: Vec<u8>,
     /// Bytes in the hands of the writing thread.
     in_flight: usize,
-    /// Whether that thread is at work.
+    /// Whether that thread is at work, or comes for more by itself.
     is_busy: bool,
     /// Dropped, and not told yet.
     lost: u64,
@@ -72,6 +74,7 @@ impl Lines {
             if let Some(lost) = self.account(left) {
                 tell(lost);
             }
+            thread::sleep(GATHER_WAIT);
         }
     }
 
@@ -113,8 +116,12 @@ impl Write for &Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let mut state = self.lock();
         if state.in_flight + state.waiting.len() + line.len() <= self.bytes_max {
+            let is_first = state.waiting.is_empty() && !state.is_busy;
             state.waiting.extend_from_slice(line);
-            self.changed.notify_all();
+            drop(state);
+            if is_first {
+                self.changed.notify_all();
+            }
         } else {
             state.lost += 1;
         }
