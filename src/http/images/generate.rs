@@ -163,7 +163,7 @@ fn place(app: &App, request: &tasks::Request) -> Option<Place> {
         return None;
     }
     let slot = Arc::clone(&app.slots).try_acquire_owned().ok()?;
-    let route = Some(dispatch::route_at_once(model, request)?);
+    let route = dispatch::route_at_once(model, request)?;
     Some(Place { slot, route })
 }
 

@@ -181,18 +181,18 @@ fn given(field: Option<&String>) -> Option<&str> {
 
 /// Whether some route of the model takes what comes along.
 fn able(model: &Model, needs: Needs) -> Result<(), ApiError> {
-    let abilities = || model.routes().iter().map(|route| route.backend.abilities());
     let name = &model.name;
-    if needs.mask && !abilities().any(|abilities| abilities.mask) {
+    let abilities = model.routes().iter().map(|route| route.backend.abilities());
+    let of_masks = abilities.filter(|abilities| abilities.mask || !needs.mask);
+    let Some(references_max) = of_masks.map(|abilities| abilities.references_max).max() else {
         let message = format!("the model {name} takes no mask");
         return Err(ApiError::field("mask", message));
-    }
-    let references_max = abilities().map(|abilities| abilities.references_max).max();
-    let references_max = references_max.unwrap_or_default();
+    };
     if needs.references > references_max {
         let given = needs.references;
+        let beside = if needs.mask { " beside a mask" } else { "" };
         let message = format!(
-            "{given} reference images given, the model {name} takes {references_max} at most"
+            "{given} reference images given, the model {name} takes {references_max} at most{beside}"
         );
         return Err(ApiError::field("image_urls", message));
     }

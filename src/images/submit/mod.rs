@@ -56,7 +56,7 @@ pub struct Submission {
 pub struct Place {
     pub slot: OwnedSemaphorePermit,
     /// Over which it is drawn.
-    pub route: Option<String>,
+    pub route: String,
 }
 
 /// How a submission may turn out to be the same as an earlier one.
@@ -310,7 +310,7 @@ impl Desk {
         let untouched = task.status == Status::Running && task.fence == store::FIRST_FENCE;
         if let Some(Place { slot, route }) = candidate.place.filter(|_| untouched) {
             let assignment = Assignment {
-                route,
+                route: Some(route),
                 ..Assignment::default()
             };
             let claimed = Claimed {

@@ -55,8 +55,8 @@ pub struct NewTask {
 pub enum Start {
     /// Whichever worker claims it.
     Queued,
-    /// This process, at once: it is inserted as already claimed, over this route if there is one.
-    Claimed { route: Option<String> },
+    /// This process, at once: it is inserted as already claimed, over this route.
+    Claimed { route: String },
 }
 
 /// How long claims and tasks last.
@@ -198,7 +198,7 @@ impl<'a> Columns<'a> {
         self.fingerprints.push(&task.fingerprint);
         let (claimed, route) = match &task.start {
             Start::Queued => (false, None),
-            Start::Claimed { route } => (true, route.as_deref()),
+            Start::Claimed { route } => (true, Some(route.as_str())),
         };
         self.claimed.push(claimed);
         self.routes.push(route);

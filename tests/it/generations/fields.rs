@@ -264,3 +264,17 @@ async fn the_longest_prompt_is_taken_whole() {
     assert_eq!(request["prompt"], prompt);
     app.finish().await;
 }
+
+#[tokio::test]
+async fn what_each_route_takes_but_none_takes_together_is_refused_before_the_hold() {
+    let routes = "[backends]\ndemo = { kind = 'demo' }\nmasks = { kind = 'sdapi' }\n\
+                  [models.gpt-image-2]\nroutes = ['demo', 'masks']\n";
+    let app = TestApp::with(routes).await;
+    let caller = app.caller("9").await;
+    let image = "data:image/png;base64,AAAA";
+    let both = body(json!({"image_urls": [image, image], "mask": image}));
+    let answer = caller.post("/v1/images/generations", &both).await;
+    let message = "2 reference images given, the model gpt-image-2 takes 1 at most beside a mask";
+    answer.assert_refused_field(400, "image_urls", message);
+    app.finish().await;
+}

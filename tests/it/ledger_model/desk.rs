@@ -104,12 +104,11 @@ impl Desk {
         })
     }
 
-    /// A place of this process's worker.
-    /// For a task that is begun at once.
+    /// A place of this process's worker, for a task that is begun at once.
     pub fn place(&self) -> Place {
         Place {
             slot: Arc::clone(&self.slots).try_acquire_owned().unwrap(),
-            route: Some("demo".to_owned()),
+            route: "demo".to_owned(),
         }
     }
 
