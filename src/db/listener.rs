@@ -25,6 +25,18 @@ pub struct Listener {
     listener: PgListener,
 }
 
+/// Takes the lock that says that the process is there. Where a connection that has gone silent still holds it too,
+/// that one is ended: it would say so of a process that has died, for as long as PostgreSQL does not miss it.
+fn present(process: i32) -> String {
+    format!(
+        "SELECT pg_advisory_lock_shared({PRESENCE_LOCK}, {process});
+         SELECT pg_terminate_backend(pid) FROM pg_locks
+         WHERE locktype = 'advisory' AND classid = {PRESENCE_LOCK}::oid AND objid = {process}::oid
+             AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+             AND pid <> pg_backend_pid()"
+    )
+}
+
 /// What came of listening for a while.
 #[derive(Debug)]
 pub enum Heard {
@@ -42,9 +54,10 @@ impl Listener {
         let begun = async {
             let channels = channels.iter().copied();
             listener.listener.listen_all(channels).await?;
-            // Shared: where a lost connection has not been noticed yet, its lock is still there.
-            let present = format!("SELECT pg_advisory_lock_shared({PRESENCE_LOCK}, {process})");
-            listener.listener.execute(AssertSqlSafe(present)).await
+            listener
+                .listener
+                .execute(AssertSqlSafe(present(process)))
+                .await
         };
         match in_time(PROOF_TIMEOUT, begun).await {
             Ok(_) => Ok(listener),

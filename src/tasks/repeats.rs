@@ -55,6 +55,10 @@ pub async fn named(
     .await
 }
 
+/// So many of the same request are looked at, those first that nobody was given and nobody waits for: a client that
+/// queues a thousand of them makes no retry dear.
+const SAME_MAX: i64 = 256;
+
 /// A task of the same request by the same key, which a retry may join: one that is open, or that ended well less
 /// than ten minutes ago.
 #[derive(Clone, Debug)]
@@ -92,18 +96,26 @@ pub async fn same(
 ) -> sqlx::Result<Vec<Same>> {
     query_as!(
         Same,
-        r#"SELECT DISTINCT t.api_key_id, t.fingerprint, t.id AS task_id, t.joined, t.waiter,
-               t.status IN ('queued', 'running') AS "is_open!",
-               EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted
+        r#"WITH there AS MATERIALIZED (
+               SELECT l.objid AS process FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted
                    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-                   AND l.classid = $3::int::oid AND l.objid = t.waiter::oid) AS "is_there!"
-           FROM tasks t JOIN UNNEST($1::uuid[], $2::bytea[]) AS asked (api_key_id, fingerprint)
-               ON t.api_key_id = asked.api_key_id AND t.fingerprint = asked.fingerprint
-           WHERE t.status IN ('queued', 'running')
-               OR (t.status = 'completed' AND t.ended_at > now() - interval '10 minutes')"#,
+                   AND l.classid = $3::int::oid
+           )
+           SELECT same.api_key_id AS "api_key_id!", same.fingerprint AS "fingerprint!", same.id AS "task_id!",
+               same.joined AS "joined!", same.waiter, same.status IN ('queued', 'running') AS "is_open!",
+               same.waiter::oid IN (SELECT process FROM there) IS TRUE AS "is_there!"
+           FROM (SELECT DISTINCT * FROM UNNEST($1::uuid[], $2::bytea[]) AS asked (api_key_id, fingerprint)) asked
+           CROSS JOIN LATERAL (
+               SELECT t.api_key_id, t.fingerprint, t.id, t.joined, t.waiter, t.status FROM tasks t
+               WHERE t.api_key_id = asked.api_key_id AND t.fingerprint = asked.fingerprint
+                   AND (t.status IN ('queued', 'running')
+                       OR (t.status = 'completed' AND t.ended_at > now() - interval '10 minutes'))
+               ORDER BY t.joined, COALESCE(t.waiter, 0) <> 0, t.id DESC LIMIT $4
+           ) same"#,
         keys,
         fingerprints,
         db::PRESENCE_LOCK,
+        SAME_MAX,
     )
     .fetch_all(conn)
     .await

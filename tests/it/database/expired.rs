@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::harness::{TestApp, caller::Caller, upstream::Upstream};
 
 /// Open tasks of one image each, with their holds; `late` is how long ago their deadline was.
-async fn insert(app: &TestApp, caller: &Caller, count: i32, status: &str, late: &str) {
+pub(super) async fn insert(app: &TestApp, caller: &Caller, count: i32, status: &str, late: &str) {
     let mut conn = app.database.connect().await;
     sqlx::query(
         "WITH new AS (

@@ -2,15 +2,17 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use easel::tasks::repeats;
 use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::json;
 
-use super::{hold, waiting};
+use super::{expired, hold, waiting};
 use crate::harness::{
     TestApp,
     caller::{Answer, Caller},
     database::TestDatabase,
+    fault_proxy::FaultProxy,
     process::Setup,
     upstream::{Gate, Upstream},
 };
@@ -125,9 +127,42 @@ async fn what_somebody_still_waits_for_is_not_given_away() {
 /// Its callers come again, to another replica, before its tasks are missed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waited_at_a_killed_replica_gets_its_own_image_at_another() {
-    let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
+    let database = TestDatabase::create().await;
+    let proxy = database.proxy().await;
+    come_again_after_a_kill(database, &proxy, async |_: &TestDatabase| {}).await;
+}
+
+/// PostgreSQL does not miss the connection that fell silent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_connection_does_not_speak_for_a_replica_that_was_killed() {
+    let database = TestDatabase::create().await;
+    let proxy = database.proxy().await;
+    let relisten = async |database: &TestDatabase| {
+        let silent = "CREATE TABLE silent AS SELECT pid, objid FROM pg_locks
+            WHERE locktype = 'advisory' AND mode = 'ShareLock'
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        let mut conn = database.connect().await;
+        sqlx::query(silent).execute(&mut conn).await.unwrap();
+        proxy.freeze();
+        let anew =
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'
+            AND objid IN (SELECT objid FROM silent) AND pid NOT IN (SELECT pid FROM silent)";
+        database.wait_for(anew, 1).await;
+    };
+    come_again_after_a_kill(database, &proxy, relisten).await;
+}
+
+/// `before` happens once the replica that will be killed is there.
+async fn come_again_after_a_kill(
+    database: TestDatabase,
+    proxy: &FaultProxy,
+    before: impl AsyncFnOnce(&TestDatabase),
+) {
+    let upstream = Upstream::start().await;
     let settings = format!("[tasks]\nlease_ms = 1500\n{}", upstream.gateway(""));
-    let killed = Setup::on(&database, &settings).serve();
+    let url = database.url_through(proxy);
+    let killed = Setup::new(&settings).env("DATABASE_URL", &url).serve();
+    before(&database).await;
     let other = Setup::on(&database, &settings).serve();
     let here = database.caller(&killed.url(), "2").await;
     let gates: Vec<Gate> = (0..2).map(|_| hold(&upstream)).collect();
@@ -149,4 +184,29 @@ async fn who_waited_at_a_killed_replica_gets_its_own_image_at_another() {
     assert_eq!(there.balance().await["balance"], 1.6);
     other.end();
     database.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn a_thousand_equal_tasks_make_no_retry_dear_and_hide_nothing_that_was_lost() {
+    let app = TestApp::start().await;
+    let caller = app.caller("1000").await;
+    expired::insert(&app, &caller, 1_000, "running", "-1 hour").await;
+    let mut conn = app.database.connect().await;
+    let lost = "UPDATE tasks SET waiter = CASE WHEN id = (SELECT id FROM tasks ORDER BY id LIMIT 1) THEN 0 ELSE 1 END";
+    sqlx::query(lost).execute(&mut conn).await.unwrap();
+
+    let (keys, fingerprints) = (vec![caller.key_id; 100], vec![Vec::new(); 100]);
+    let same = repeats::same(&mut conn, &keys, &fingerprints)
+        .await
+        .unwrap();
+    assert_eq!(
+        same.len(),
+        256,
+        "those that are looked at, once for all who ask"
+    );
+    assert_eq!(same.iter().filter(|same| same.waiter == Some(0)).count(), 1);
+
+    let end = "UPDATE tasks SET deadline_at = now(), lease_until = now()";
+    sqlx::query(end).execute(&mut conn).await.unwrap();
+    app.finish().await;
 }

@@ -118,6 +118,11 @@ impl TestDatabase {
             .ssl_mode(PgSslMode::Disable)
     }
 
+    pub fn url_through(&self, proxy: &FaultProxy) -> String {
+        let (user, address) = (self.options.get_username(), proxy.address());
+        format!("postgres://{user}@{address}/{}?sslmode=disable", self.name)
+    }
+
     /// The same as a URL, for processes.
     pub fn url(&self) -> String {
         let socket = self.options.get_socket().unwrap().display().to_string();
