@@ -2,15 +2,18 @@
 //! machine. What failed meanwhile says nothing of those who were spoken to.
 
 use std::{
+    pin::pin,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::time::{Instant, error::Elapsed, timeout};
 
 const TICK: Duration = Duration::from_millis(200);
 /// A tick that comes so late is a stall; a busy runtime is late by less.
 const STALL_MIN: Duration = Duration::from_secs(1);
+/// After a stall, for what had come in meanwhile to be read.
+const CATCH_UP: Duration = Duration::from_secs(1);
 
 /// Ticks, and remembers when a tick was late.
 pub struct StallWatch(Mutex<Ticks>);
@@ -45,6 +48,20 @@ impl StallWatch {
         // The first to run after a stall may not be the watch.
         self.tick(Instant::now());
         self.lock().stalled.is_some_and(|until| until >= began)
+    }
+
+    /// Gives `work` up after `limit`; where the process stood still meanwhile, not before it has had a moment to
+    /// read the answer that may be there.
+    pub async fn timeout<T>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Elapsed> {
+        let (began, mut work) = (Instant::now(), pin!(work));
+        match timeout(limit, &mut work).await {
+            Err(_) if self.since(began) => timeout(CATCH_UP, work).await,
+            done => done,
+        }
     }
 
     fn tick(&self, now: Instant) {
@@ -83,5 +100,18 @@ mod tests {
         watch.tick(over);
         assert_eq!(watch.lock().stalled, Some(over));
         assert!(over >= began && over < over + TICK);
+    }
+
+    #[tokio::test]
+    async fn what_came_in_during_a_stall_still_counts() {
+        let (watch, limit) = (StallWatch::default(), TICK);
+        let late = watch.timeout(limit, tokio::time::sleep(2 * limit)).await;
+        assert!(late.is_err(), "no stall, no more time");
+
+        let answered = watch.timeout(limit, async {
+            std::thread::sleep(TICK + STALL_MIN + limit);
+            tokio::time::sleep(CATCH_UP / 4).await;
+        });
+        assert!(answered.await.is_ok());
     }
 }

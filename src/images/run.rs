@@ -326,7 +326,7 @@ impl Call<'_> {
         limit: Duration,
     ) -> Result<(), BackendError> {
         let draw = route.backend.draw(&self.drawing, &mut self.sink);
-        let drawn = timeout(limit, draw).await.unwrap_or_else(|_| {
+        let drawn = app.stalls.timeout(limit, draw).await.unwrap_or_else(|_| {
             self.give_up(app, route);
             Err(BackendError::Silent {
                 detail: format!("no whole answer within {} ms", limit.as_millis()),
