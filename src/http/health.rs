@@ -13,7 +13,7 @@ use tokio::{sync::watch, time::timeout};
 use super::{address, error::ApiError, extract::Query, page, server::Connection};
 use crate::{app::App, storage::Trouble};
 
-const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
+const CHECK_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// A check costs a query and an object written, and anybody may ask: all who ask share one for so long.
 const CHECKED_FOR: Duration = Duration::from_secs(2);
 const RETRY_AFTER_S: u32 = 2;

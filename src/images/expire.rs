@@ -17,7 +17,7 @@ use crate::{
 
 const BATCH_MAX: i64 = 256;
 /// A worker has so long to end its own task at the deadline, with what was delivered until then.
-const GRACE: Duration = Duration::from_secs(5);
+const GRACE: Duration = Duration::from_secs(3);
 
 /// Ends all tasks that are past their deadline, whoever may be working on them. Their number.
 pub async fn end_expired(app: &App) -> sqlx::Result<usize> {
