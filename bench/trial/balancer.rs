@@ -12,6 +12,7 @@ use std::{
 
 use rand::{RngExt, rngs::StdRng};
 use serde_json::json;
+use tokio::task::JoinSet;
 
 use super::{
     book::{Sample, prompt},
@@ -88,27 +89,35 @@ impl Prober {
         let heard = Heard::of(request, WORK_TIMEOUT).await;
         (heard.status == Some(200), heard.message())
     }
-}
 
-/// For as long as the trial takes.
-pub(super) async fn keep_probing(prober: Prober, replica: usize) {
-    let mut ticks = tokio::time::interval(EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
+    async fn sample(&self, replica: usize) {
         let began = Instant::now();
         let ready = async {
-            let (is_ready, said) = prober.is_ready(replica).await;
-            prober.shared.balancer.ready[replica].store(is_ready, Ordering::Relaxed);
+            let (is_ready, said) = self.is_ready(replica).await;
+            self.shared.balancer.ready[replica].store(is_ready, Ordering::Relaxed);
             (is_ready, said)
         };
-        let ((is_ready, said), (works, answered)) = tokio::join!(ready, prober.works(replica));
-        prober.shared.book.samples().push(Sample {
+        let ((is_ready, said), (works, answered)) = tokio::join!(ready, self.works(replica));
+        self.shared.book.samples().push(Sample {
             replica,
             began,
             is_ready,
             works,
             said: said + &answered,
         });
+    }
+}
+
+/// For as long as the trial takes: one sample after another begins, whether or not those before have ended.
+pub(super) async fn keep_probing(prober: Prober, replica: usize) {
+    let mut ticks = tokio::time::interval(EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let prober = Arc::new(prober);
+    let mut sampling = JoinSet::new();
+    loop {
+        ticks.tick().await;
+        while sampling.try_join_next().is_some() {}
+        let prober = Arc::clone(&prober);
+        sampling.spawn(async move { prober.sample(replica).await });
     }
 }

@@ -57,7 +57,8 @@ impl Evidence {
 
     fn lies_of(&self, replica: usize, ended: Instant) -> Vec<Lie> {
         let of_it = |sample: &&Sample| sample.replica == replica;
-        let samples: Vec<&Sample> = self.samples.iter().filter(of_it).collect();
+        let mut samples: Vec<&Sample> = self.samples.iter().filter(of_it).collect();
+        samples.sort_by_key(|sample| sample.began);
         let start = samples.first().map_or(ended, |first| first.began);
         let mut lies: Vec<Lie> = Vec::new();
         let mut goes_on = false;
