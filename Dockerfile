@@ -18,7 +18,7 @@ RUN apt-get update \
     && install -d -o easel -g easel -m 0700 /data
 COPY --from=build /usr/local/bin/easel /usr/local/bin/easel
 
-# There is no PostgreSQL in here for a private database: DATABASE_URL is expected. Pictures go to /data
+# There is no PostgreSQL in here for a private database: DATABASE_URL is expected. Images go to /data
 # unless EASEL_STORAGE__URL names an S3 bucket.
 ENV EASEL_DATA_DIR=/data \
     EASEL_SERVER__LISTEN=0.0.0.0:8080

@@ -1,4 +1,4 @@
-//! The load harness: starts a stand-in upstream and a gateway of its own, puts load on it and prints
+//! The load harness: starts a fake upstream and a gateway of its own, puts load on it and prints
 //! what it measured beside what is the least that is good enough.
 #![expect(clippy::print_stdout, reason = "it prints a table")]
 

@@ -28,7 +28,7 @@ const UPLOADING_CLIENTS: usize = 4;
 /// Of an upload: 20 MB of noise, and less than the 20 MiB that are allowed.
 const UPLOAD_SIDE_PX: u32 = 2_640;
 const IDLE_FOR: Duration = Duration::from_secs(2);
-const DRAWN_WAIT: Duration = Duration::from_mins(1);
+const GENERATED_WAIT: Duration = Duration::from_mins(1);
 
 /// The names of the rows, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -98,7 +98,7 @@ impl Bench {
             Row::Submit => self.submit(&gateway).await?,
             Row::Poll => self.poll(&gateway).await?,
             Row::Tiny => self.tiny(&gateway).await?,
-            Row::Large => self.large(&gateway, &self.draw("large")).await?,
+            Row::Large => self.large(&gateway, &self.generate("large")).await?,
             Row::LargeInline => self.large_inline(&gateway).await?,
             Row::Waiting => self.waiting(&gateway).await?,
             Row::Upload => self.upload(&gateway).await?,
@@ -116,7 +116,7 @@ impl Bench {
             let request = wire::request(&line, "none", "application/json", b"{}");
             let load = self.load(self.upstream.address, vec![request], 200);
             let sample = load.run().await?;
-            let what = format!("direct to the upstream, {model} picture");
+            let what = format!("direct to the upstream, {model} image");
             figures.push(rate(&what, &sample, Floor::None));
         }
         Ok(figures)
@@ -165,7 +165,7 @@ impl Bench {
     }
 
     async fn poll(&self, gateway: &Gateway) -> anyhow::Result<Vec<Figure>> {
-        let requests = self.drawn(gateway).await?;
+        let requests = self.result(gateway).await?;
         let (sample, cpu) = self.steady(gateway, requests, 200).await?;
         Ok(vec![
             rate("task poll", &sample, AtLeast(5_000.0)).note(&cpu),
@@ -179,7 +179,7 @@ impl Bench {
     }
 
     /// Requests for tasks that have ended.
-    async fn drawn(&self, gateway: &Gateway) -> anyhow::Result<Vec<Vec<u8>>> {
+    async fn result(&self, gateway: &Gateway) -> anyhow::Result<Vec<Vec<u8>>> {
         let submit = Load {
             address: gateway.address,
             clients: CLIENTS,
@@ -202,7 +202,7 @@ impl Bench {
                 b"",
             ));
         }
-        let deadline = Instant::now() + DRAWN_WAIT;
+        let deadline = Instant::now() + GENERATED_WAIT;
         loop {
             let look = Load {
                 address: gateway.address,
@@ -224,11 +224,13 @@ impl Bench {
     }
 
     async fn tiny(&self, gateway: &Gateway) -> anyhow::Result<Vec<Figure>> {
-        let (sample, cpu) = self.steady(gateway, vec![self.draw("tiny")], 200).await?;
+        let (sample, cpu) = self
+            .steady(gateway, vec![self.generate("tiny")], 200)
+            .await?;
         Ok(vec![
-            rate("sync, 70-byte picture", &sample, AtLeast(1_500.0)).note(&cpu),
+            rate("sync, 70-byte image", &sample, AtLeast(1_500.0)).note(&cpu),
             Figure::new(
-                "sync, 70-byte picture: peak memory",
+                "sync, 70-byte image: peak memory",
                 gateway.peak_mb()?,
                 "MB",
                 Floor::None,
@@ -239,9 +241,9 @@ impl Bench {
     async fn large(&self, gateway: &Gateway, request: &[u8]) -> anyhow::Result<Vec<Figure>> {
         let (sample, cpu) = self.steady(gateway, vec![request.to_vec()], 200).await?;
         Ok(vec![
-            rate("sync, 1.5 MB picture", &sample, AtLeast(300.0)).note(&cpu),
+            rate("sync, 1.5 MB image", &sample, AtLeast(300.0)).note(&cpu),
             Figure::new(
-                "sync, 1.5 MB picture: peak memory",
+                "sync, 1.5 MB image: peak memory",
                 gateway.peak_mb()?,
                 "MB",
                 AtMost(300.0),
@@ -254,7 +256,7 @@ impl Bench {
         let request = self.generation("POST /v1/images/generations", &body);
         let mut figures = self.large(gateway, &request).await?;
         for figure in &mut figures {
-            figure.what = figure.what.replace("picture", "picture as b64_json");
+            figure.what = figure.what.replace("image", "image as b64_json");
         }
         Ok(figures)
     }
@@ -264,7 +266,7 @@ impl Bench {
             address: gateway.address,
             clients: WAITING_CLIENTS,
             extent: Extent::Times(1),
-            requests: vec![self.draw("slow")],
+            requests: vec![self.generate("slow")],
             status: 200,
         };
         let sample = wait.run().await?;
@@ -286,22 +288,22 @@ impl Bench {
     }
 
     async fn upload(&self, gateway: &Gateway) -> anyhow::Result<Vec<Figure>> {
-        let picture = upstream::noise(UPLOAD_SIDE_PX)?;
-        let load = |picture: &[u8], times: usize| Load {
+        let image = upstream::noise(UPLOAD_SIDE_PX)?;
+        let load = |image: &[u8], times: usize| Load {
             address: gateway.address,
             clients: UPLOADING_CLIENTS,
             extent: Extent::Times(times),
-            requests: vec![self.form(picture)],
+            requests: vec![self.form(image)],
             status: 200,
         };
         // What all uploads share is in memory after the first ones.
         load(&upstream::noise(1)?, 1).run().await?;
         let resident = gateway.resident_mb()?;
         let before = gateway.cpu()?;
-        let sample = load(&picture, self.effort.uploads_each).run().await?;
+        let sample = load(&image, self.effort.uploads_each).run().await?;
         let cpu = cpu_each(before, gateway.cpu()?, sample.count());
         #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
-        let megabytes = picture.len() as f64 / 1e6;
+        let megabytes = image.len() as f64 / 1e6;
         #[expect(clippy::cast_precision_loss, reason = "a handful")]
         let each = (gateway.peak_mb()? - resident) / UPLOADING_CLIENTS as f64;
         Ok(vec![
@@ -360,7 +362,7 @@ impl Bench {
         }
     }
 
-    fn draw(&self, model: &str) -> Vec<u8> {
+    fn generate(&self, model: &str) -> Vec<u8> {
         self.generation("POST /v1/images/generations", &json!({"model": model}))
     }
 
@@ -375,11 +377,11 @@ impl Bench {
         )
     }
 
-    fn form(&self, picture: &[u8]) -> Vec<u8> {
+    fn form(&self, image: &[u8]) -> Vec<u8> {
         let head =
             b"--bench\r\ncontent-disposition: form-data; name=\"file\"; filename=\"noise.png\"\r\n\
                      content-type: image/png\r\n\r\n";
-        let body = [head, picture, b"\r\n--bench--\r\n"].concat();
+        let body = [head, image, b"\r\n--bench--\r\n"].concat();
         wire::request(
             "POST /v1/uploads/images",
             &self.key,

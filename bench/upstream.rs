@@ -1,4 +1,4 @@
-//! A stand-in for an upstream with OpenAI's Images API, whose answers are made beforehand: it costs
+//! A fake of an upstream with OpenAI's Images API, whose answers are made beforehand: it costs
 //! next to nothing, so what is measured is the gateway.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -14,7 +14,7 @@ use super::wire::Connection;
 
 /// How long a model takes that the waiting is measured with.
 pub(super) const SLOW: Duration = Duration::from_secs(5);
-/// Of the large picture: 1.5 MB of noise.
+/// Of the large image: 1.5 MB of noise.
 const LARGE_SIDE_PX: u32 = 707;
 const TINY_PNG: &[u8] = b"iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
 

@@ -1,4 +1,4 @@
-//! As little of HTTP/1.1 as a load generator and a stand-in upstream need: keep-alive connections, and
+//! As little of HTTP/1.1 as a load generator and a fake upstream need: keep-alive connections, and
 //! bodies of a known length that are counted and thrown away.
 
 use std::net::SocketAddr;

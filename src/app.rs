@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock, atomic::AtomicBool};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::{
-    accounts::Doorman,
+    accounts::Authenticator,
     backend::Catalog,
     buffers::Buffers,
     clock::Clock,
@@ -41,7 +41,7 @@ pub struct Inner {
     /// Somebody wants the configuration to be read again.
     pub reload: Notify,
     pub references: Fetcher,
-    pub doorman: Doorman,
+    pub authenticator: Authenticator,
     pub waiters: Waiters,
     pub poller: Poller,
     pub submitter: submit::Submitter,
@@ -51,7 +51,7 @@ pub struct Inner {
     /// The places of this process's worker: whoever has a permit may have a task run here.
     pub slots: Arc<Semaphore>,
     /// Whether tasks wait for no more than a place here: new ones may not overtake them.
-    pub crowded: AtomicBool,
+    pub backlogged: AtomicBool,
     pub backlog: Backlog,
     pub sync_waiters: SyncWaiters,
     /// Memory for request bodies that are held whole.
@@ -101,7 +101,7 @@ impl App {
         let zone = &config.billing.time_zone;
         let (claimed, to_run) = mpsc::unbounded_channel();
         let progress = Progress::default();
-        let submitter = submit::start(submit::Desk {
+        let submitter = submit::start(submit::SubmitBatch {
             pool: pool.clone(),
             waiters: waiters.clone(),
             progress: progress.clone(),
@@ -110,7 +110,7 @@ impl App {
             time_zone: zone.clone(),
         });
         let poller = poll::start(pool.clone(), progress.clone());
-        let settler = settle::start(settle::Desk {
+        let settler = settle::start(settle::SettleBatch {
             pool: pool.clone(),
             waiters: waiters.clone(),
             progress: progress.clone(),
@@ -122,7 +122,7 @@ impl App {
             config.server.account_buffer_bytes_max,
         );
         let app = Self(Arc::new(Inner {
-            doorman: Doorman::new(pool.clone()),
+            authenticator: Authenticator::new(pool.clone()),
             slots: Arc::new(Semaphore::new(config.tasks.running_max)),
             config,
             clock,
@@ -131,7 +131,7 @@ impl App {
             catalog,
             reload: Notify::new(),
             references,
-            crowded: AtomicBool::new(false),
+            backlogged: AtomicBool::new(false),
             backlog: Backlog::default(),
             sync_waiters: SyncWaiters::default(),
             buffers,
@@ -148,7 +148,7 @@ impl App {
         Ok((app, to_run))
     }
 
-    /// The models in force, and who draws them. What is begun goes on with those it began with.
+    /// The models in force, and who generates them. What is begun goes on with those it began with.
     pub fn catalog(&self) -> Arc<Catalog> {
         let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&catalog)

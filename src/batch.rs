@@ -216,10 +216,10 @@ async fn work_alone<T, R, F, Fut>(
     }
 }
 
-type Taken<T, R> = (Vec<T>, Vec<oneshot::Sender<R>>);
+type Batch<T, R> = (Vec<T>, Vec<oneshot::Sender<R>>);
 
 /// Those whose callers have gone before they were begun are left out.
-fn take<T, R>(batch: &mut Vec<(T, oneshot::Sender<R>)>) -> Taken<T, R> {
+fn take<T, R>(batch: &mut Vec<(T, oneshot::Sender<R>)>) -> Batch<T, R> {
     let still_wanted = batch.drain(..).filter(|(_, reply)| !reply.is_closed());
     still_wanted.unzip()
 }

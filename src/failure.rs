@@ -1,4 +1,4 @@
-//! The kinds of what goes wrong with an attempt to draw: what is decided by, and what is kept. And how an
+//! The kinds of what goes wrong with an attempt to generate: what is decided by, and what is kept. And how an
 //! error is told with its causes.
 
 use std::error::Error;
@@ -20,9 +20,9 @@ pub enum Class {
     Unreachable,
     /// The upstream says that it has failed.
     Failed,
-    /// The upstream fell silent, and may have drawn.
-    Silent,
-    /// The upstream answered well, without a usable picture.
+    /// The upstream fell silent, and may have generated.
+    OutcomeUnknown,
+    /// The upstream answered well, without a usable image.
     NoImage,
     /// The worker was lost in the middle.
     Lost,

@@ -32,7 +32,7 @@ impl Shutdown {
     }
 
     /// Says that nobody is to be let in any more: what had to finish has.
-    pub fn close_doors(&self) {
+    pub fn stop_accepting(&self) {
         self.doors_closed.cancel();
     }
 

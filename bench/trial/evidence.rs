@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     book::{Book, Call, Digest, Marker, Outcome, Purchase, Sample, Told},
-    ledger::{Books, Task},
+    ledger::{ServerState, Task},
     stage::Stage,
     upstream,
 };
@@ -15,7 +15,7 @@ use super::{
 const ATTEMPTS_MAX: usize = 3;
 
 pub(super) struct Evidence {
-    pub(super) books: Books,
+    pub(super) state: ServerState,
     pub(super) purchases: Vec<Purchase>,
     pub(super) samples: Vec<Sample>,
     calls: HashMap<Marker, Vec<Call>>,
@@ -25,16 +25,16 @@ pub(super) struct Evidence {
 
 impl Evidence {
     pub(super) async fn gather(stage: &Stage, book: &Book) -> anyhow::Result<Self> {
-        let books = Books::read(stage).await?;
+        let state = ServerState::read(stage).await?;
         let mut calls: HashMap<Marker, Vec<Call>> = HashMap::new();
         for call in book.calls().iter() {
             calls.entry(call.marker).or_default().push(call.clone());
         }
         let digest = |key: &String| stage.store.read(key).map(|bytes| upstream::digest(&bytes));
         let of_task = |task: &Task| (task.id, task.objects.iter().map(digest).collect());
-        let delivered = books.tasks.iter().map(of_task).collect();
+        let delivered = state.tasks.iter().map(of_task).collect();
         Ok(Self {
-            books,
+            state,
             purchases: book.purchases().clone(),
             samples: book.samples().clone(),
             calls,

@@ -30,7 +30,7 @@ pub(super) struct Task {
     pub(super) took_s: f64,
 }
 
-pub(super) struct Books {
+pub(super) struct ServerState {
     pub(super) tasks: Vec<Task>,
     /// What must always hold, and how often it does not.
     pub(super) faults: Vec<(&'static str, i64)>,
@@ -56,7 +56,7 @@ pub(super) async fn wait_until_quiet(stage: &Stage) -> anyhow::Result<()> {
 
 type Row = (Uuid, String, String, i16, i64, i64, Vec<String>, i16, f64);
 
-impl Books {
+impl ServerState {
     pub(super) async fn read(stage: &Stage) -> anyhow::Result<Self> {
         let mut conn = stage.connect().await?;
         let faults = billing::ledger::faults(&mut conn).await?;

@@ -1,4 +1,4 @@
-//! A stand-in for an upstream with OpenAI's Images API that behaves as badly as real ones do, and notes
+//! A fake of an upstream with OpenAI's Images API that behaves as badly as real ones do, and notes
 //! every call. What it does is decided by seed, purchase and how often it was asked for that one.
 
 use std::{
@@ -38,7 +38,7 @@ pub(super) struct Upstream {
     _serving: JoinSet<()>,
 }
 
-struct Desk {
+struct ServerState {
     seed: u64,
     book: Arc<Book>,
     /// How often it was asked for each purchase.
@@ -48,10 +48,10 @@ struct Desk {
 impl Upstream {
     pub(super) async fn start(seed: u64, book: Arc<Book>) -> anyhow::Result<Self> {
         let asked = Mutex::default();
-        let desk = Arc::new(Desk { seed, book, asked });
+        let state = Arc::new(ServerState { seed, book, asked });
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let router = Router::new().fallback(answer).with_state(desk);
+        let router = Router::new().fallback(answer).with_state(state);
         let mut serving = JoinSet::new();
         serving.spawn(async move {
             drop(axum::serve(listener, router).await);
@@ -63,7 +63,7 @@ impl Upstream {
     }
 }
 
-async fn answer(State(desk): State<Arc<Desk>>, request: Request) -> Response {
+async fn answer(State(state): State<Arc<ServerState>>, request: Request) -> Response {
     let is_steady = request.uri().path().starts_with("/steady");
     let Ok(body) = axum::body::to_bytes(request.into_body(), BODY_BYTES_MAX).await else {
         return StatusCode::BAD_REQUEST.into_response();
@@ -72,7 +72,7 @@ async fn answer(State(desk): State<Arc<Desk>>, request: Request) -> Response {
         return StatusCode::BAD_REQUEST.into_response();
     };
     let n = number_of_images(&body);
-    let chance = desk.chance(marker);
+    let chance = state.chance(marker);
     let outcome = choose(&body, n, chance, is_steady);
     let images = match outcome {
         Outcome::Generates | Outcome::Truncates => n,
@@ -80,7 +80,7 @@ async fn answer(State(desk): State<Arc<Desk>>, request: Request) -> Response {
         _ => 0,
     };
     let images: Vec<Vec<u8>> = (0..images).filter_map(|_| image().ok()).collect();
-    let call = desk.note(marker, outcome, &images);
+    let call = state.note(marker, outcome, &images);
     if is_steady {
         tokio::time::sleep(Duration::from_millis(20)).await;
     } else {
@@ -98,7 +98,7 @@ async fn answer(State(desk): State<Arc<Desk>>, request: Request) -> Response {
             "an error",
         ),
         Outcome::Refuses => error(StatusCode::BAD_REQUEST, "moderation_blocked", "refused"),
-        _ => desk.images(call, outcome, &images),
+        _ => state.images(call, outcome, &images),
     }
 }
 
@@ -121,7 +121,7 @@ fn choose(body: &[u8], n: usize, chance: u64, is_steady: bool) -> Outcome {
     }
 }
 
-impl Desk {
+impl ServerState {
     /// Of the next call for a purchase.
     fn chance(&self, marker: Marker) -> u64 {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,13 +154,13 @@ impl Desk {
         let length = whole.len();
         let truncates = outcome == Outcome::Truncates;
         let last = whole.split_off(if truncates { length / 2 } else { length - 1 });
-        let desk = Arc::clone(self);
+        let state = Arc::clone(self);
         // The last piece is asked for when all before it was taken.
         let end = move || {
             if truncates {
                 return Err(std::io::Error::other("broken off"));
             }
-            if let Some(call) = desk.book.calls().get_mut(call) {
+            if let Some(call) = state.book.calls().get_mut(call) {
                 call.is_sent = true;
             }
             Ok(last)

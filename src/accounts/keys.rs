@@ -35,7 +35,7 @@ pub fn generate() -> NewKey {
 }
 
 /// The hash of a key that a client sent, or `None` if no such key was ever made.
-pub fn recognise(presented: &SecretString) -> Option<KeyHash> {
+pub fn authenticate(presented: &SecretString) -> Option<KeyHash> {
     let key = presented.expose_secret();
     let body = key.strip_prefix(PREFIX)?;
     let well_formed = body.len() == RANDOM_CHARS + CHECKSUM_CHARS
@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn a_made_key_is_recognised_and_a_mistyped_one_is_not() {
         let key = generate();
-        assert_eq!(recognise(&key.secret), Some(key.hash));
+        assert_eq!(authenticate(&key.secret), Some(key.hash));
 
         let text = key.secret.expose_secret();
         assert_eq!(text.len(), 41);
@@ -77,14 +77,14 @@ mod tests {
             let mut typo = text.as_bytes().to_vec();
             typo[position] = if typo[position] == b'x' { b'y' } else { b'x' };
             let typo = SecretString::from(String::from_utf8(typo).unwrap());
-            assert_eq!(recognise(&typo), None, "typo at {position}");
+            assert_eq!(authenticate(&typo), None, "typo at {position}");
         }
     }
 
     #[test]
     fn other_texts_are_not_recognised() {
         for text in ["", "sk_", "sk-proj-abc", "sk_é", &"x".repeat(10_000)] {
-            assert_eq!(recognise(&SecretString::from(text)), None, "{text}");
+            assert_eq!(authenticate(&SecretString::from(text)), None, "{text}");
         }
     }
 

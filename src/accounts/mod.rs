@@ -37,7 +37,7 @@ pub struct Caller {
 
 /// Recognises callers by their keys, and remembers them for some seconds.
 #[derive(Clone)]
-pub struct Doorman {
+pub struct Authenticator {
     pool: db::Pool,
     seen: Arc<Cache<KeyHash, Seen>>,
 }
@@ -48,7 +48,7 @@ struct Seen {
     at: Instant,
 }
 
-impl Doorman {
+impl Authenticator {
     pub fn new(pool: db::Pool) -> Self {
         Self {
             pool,
@@ -58,8 +58,11 @@ impl Doorman {
 
     /// The caller that a presented key belongs to; `None` if the key is malformed, unknown, revoked
     /// or expired, or its account disabled.
-    pub async fn recognise(&self, presented: &SecretString) -> sqlx::Result<Option<Arc<Caller>>> {
-        let Some(hash) = keys::recognise(presented) else {
+    pub async fn authenticate(
+        &self,
+        presented: &SecretString,
+    ) -> sqlx::Result<Option<Arc<Caller>>> {
+        let Some(hash) = keys::authenticate(presented) else {
             return Ok(None);
         };
         if let Some(seen) = self.seen.get(&hash).filter(Seen::is_fresh) {

@@ -128,18 +128,18 @@ pub async fn available(conn: &mut PgConnection, id: AccountId) -> sqlx::Result<O
 
 /// Whether an account may be used.
 #[derive(Clone, Copy, Debug)]
-pub enum Standing {
+pub enum AccountStatus {
     Enabled,
     Disabled,
 }
 
 /// `None` if there is no such account.
-pub async fn set_standing(
+pub async fn set_status(
     conn: &mut PgConnection,
     name: &str,
-    standing: Standing,
+    status: AccountStatus,
 ) -> sqlx::Result<Option<()>> {
-    let disabled = matches!(standing, Standing::Disabled);
+    let disabled = matches!(status, AccountStatus::Disabled);
     let touched = query!(
         "UPDATE accounts SET disabled_at = CASE WHEN $2 THEN COALESCE(disabled_at, now()) END
          WHERE name = $1",

@@ -129,7 +129,7 @@ impl Breaker {
         match class {
             // It works, whatever it thinks of the request.
             None | Some(Class::Refused | Class::Invalid) => return self.close(&mut state),
-            // So does one that answers a probe without a picture: what was asked for may be the reason.
+            // So does one that answers a probe without an image: what was asked for may be the reason.
             Some(Class::NoImage) if is_probe => return self.close(&mut state),
             // These say nothing of the backend.
             Some(Class::Lost | Class::Internal) => return,
@@ -138,7 +138,7 @@ impl Breaker {
             // Calls that began before the circuit opened tell nothing new.
             Some(_) if is_open && !is_probe => return,
             Some(Class::Unreachable) => state.row.blameless = state.row.blameless.saturating_add(1),
-            Some(Class::Failed | Class::Silent | Class::NoImage) => {
+            Some(Class::Failed | Class::OutcomeUnknown | Class::NoImage) => {
                 let failures = state.row.by_account.entry(permit.account).or_default();
                 *failures = failures.saturating_add(1);
             }
@@ -151,8 +151,8 @@ impl Breaker {
             state.probe = None;
             let rest = self.settings.rest();
             if state.open_until.replace(now + rest).is_none() {
-                let rest_ms = u64::try_from(rest.as_millis()).unwrap_or(u64::MAX);
-                tracing::warn!(backend = self.name, rest_ms, class = ?class, "the circuit of a backend that keeps failing opened");
+                let open_ms = u64::try_from(rest.as_millis()).unwrap_or(u64::MAX);
+                tracing::warn!(backend = self.name, open_ms, class = ?class, "the circuit of a backend that keeps failing opened");
             }
         }
     }
@@ -169,7 +169,7 @@ impl Breaker {
         state.probe = None;
     }
 
-    fn give_back(&self, now: Instant, probe: u64) {
+    fn release_probe(&self, now: Instant, probe: u64) {
         let mut state = self.lock();
         if state.probe == Some(probe) {
             state.probe = None;
@@ -193,7 +193,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         // After a record that decided, this is no longer the probe that is under way.
         if let Some(probe) = self.probe {
-            self.breaker.give_back(Instant::now(), probe);
+            self.breaker.release_probe(Instant::now(), probe);
         }
     }
 }
@@ -242,7 +242,7 @@ mod tests {
         let [one, other] = [row_id(), row_id()];
         breaker.end_at(start, one, Some(Class::Failed));
         breaker.end_at(start, one, None);
-        breaker.end_at(start, other, Some(Class::Silent));
+        breaker.end_at(start, other, Some(Class::OutcomeUnknown));
         assert_eq!(breaker.circuit(), Circuit::Closed, "not in a row");
         breaker.end_at(start, one, Some(Class::Unreachable));
         assert_eq!(breaker.circuit(), Circuit::Open);
@@ -291,7 +291,7 @@ mod tests {
     fn one_account_never_opens_a_circuit_with_what_it_asks_for() {
         let (breaker, now) = (breaker(4), Instant::now());
         let [one, other, third] = [row_id(), row_id(), row_id()];
-        for class in [Class::Failed, Class::Silent, Class::NoImage] {
+        for class in [Class::Failed, Class::OutcomeUnknown, Class::NoImage] {
             for _ in 0..10 {
                 breaker.end_at(now, one, Some(class));
             }

@@ -1,38 +1,38 @@
-//! Who draws a task next.
+//! Who generates a task next.
 
 use std::time::Duration;
 
 use rand::{RngExt, distr::weighted::WeightedIndex};
 
-use super::catalog::{Model, Needs, Route};
+use super::catalog::{Model, Requirements, Route};
 use crate::failure::Class;
 
-/// A task that asks who is to draw it.
+/// A task that asks who is to generate it.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
-    pub needs: Needs,
+    pub requirements: Requirements,
     /// The routes tried so far, with what came of each try.
     pub tried: &'a [(&'a str, Class)],
     /// Until its deadline.
     pub left: Duration,
 }
 
-/// Who is to draw a task next.
+/// Who is to generate a task next.
 pub enum Pick<'a> {
     Route(&'a Route),
     /// Those that could are full, or their circuits are open, or they take longer than is left: wait.
-    Wait,
+    AtCapacity,
     /// Nobody, ever.
-    Nobody,
+    NoRoute,
 }
 
 impl Model {
-    /// Who draws next: of the routes that were not tried yet, else of those that may be tried again, one
+    /// Who generates next: of the routes that were not tried yet, else of those that may be tried again, one
     /// of the lowest priority that has capacity, by weight. Only a look: who is answered is not asked.
     pub fn pick(&self, ask: Ask<'_>, capacity: impl Fn(&Route) -> Option<u32>) -> Pick<'_> {
         let candidates: Vec<&Route> = self.candidates(ask).collect();
         if candidates.is_empty() {
-            return Pick::Nobody;
+            return Pick::NoRoute;
         }
         // An open circuit sends a task to a route that was tried before; a full route is waited for.
         let usable = candidates
@@ -46,7 +46,7 @@ impl Model {
         let lowest = free.iter().map(|route| route.settings.priority).min();
         free.retain(|route| Some(route.settings.priority) == lowest);
         if free.is_empty() {
-            return Pick::Wait;
+            return Pick::AtCapacity;
         }
         Pick::Route(by_weight(&free))
     }
@@ -57,7 +57,7 @@ impl Model {
         ask: Ask<'t>,
     ) -> impl Iterator<Item = &'a Route> + use<'a, 't> {
         self.routes().iter().filter(move |route| {
-            route.can(ask.needs) && !ask.tried.contains(&(&route.name, Class::Credentials))
+            route.can(ask.requirements) && !ask.tried.contains(&(&route.name, Class::Credentials))
         })
     }
 }
@@ -96,7 +96,7 @@ mod tests {
         ids::row_id,
     };
 
-    const NEEDS: Needs = Needs {
+    const REQUIREMENTS: Requirements = Requirements {
         references: 0,
         mask: false,
     };
@@ -122,7 +122,7 @@ mod tests {
 
     fn ask<'a>(tried: &'a [(&'a str, Class)]) -> Ask<'a> {
         Ask {
-            needs: NEEDS,
+            requirements: REQUIREMENTS,
             tried,
             left: Duration::from_mins(1),
         }
@@ -133,8 +133,8 @@ mod tests {
         for _ in 0..1000 {
             let name = match model.pick(ask, |route| route.capacity(1)) {
                 Pick::Route(route) => &route.name,
-                Pick::Wait => "wait",
-                Pick::Nobody => "nobody",
+                Pick::AtCapacity => "wait",
+                Pick::NoRoute => "nobody",
             };
             *shares.entry(name.to_owned()).or_default() += 1;
         }
@@ -207,7 +207,7 @@ mod tests {
     fn a_route_that_cannot_take_what_comes_along_is_never_chosen() {
         let catalog = catalog("'a'");
         let mut asked = ask(&[]);
-        asked.needs.mask = true;
+        asked.requirements.mask = true;
         let model = catalog.model("m").unwrap();
         assert_eq!(chosen(model, asked), ["nobody"]);
     }

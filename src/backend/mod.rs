@@ -1,15 +1,15 @@
-//! What draws: one trait over very different upstreams, and what can go wrong with any of them.
+//! What generates: one trait over very different upstreams, and what can go wrong with any of them.
 
+pub mod async_job;
 mod breaker;
 pub mod catalog;
 mod choice;
 pub mod comfyui;
 pub mod demo;
 pub mod gemini;
-pub mod json_pictures;
+pub mod json_images;
 pub mod openai;
 mod pace;
-pub mod polled;
 pub mod registry;
 pub mod sdapi;
 mod upstream;
@@ -37,7 +37,7 @@ use crate::{
 #[async_trait]
 pub trait Backend: Send + Sync {
     /// What may be asked of it.
-    fn abilities(&self) -> Abilities;
+    fn capabilities(&self) -> Capabilities;
 
     /// Whether it makes something of the client's parameter of this name (`background`, `seed`, …). Those
     /// that no backend of a model reads are not kept with its tasks.
@@ -45,25 +45,28 @@ pub trait Backend: Send + Sync {
         false
     }
 
-    /// Draws what is asked for and hands each picture over, piece by piece, as it comes in.
+    /// Generates what is asked for and hands each image over, piece by piece, as it comes in.
     ///
-    /// Pictures finished before an error count as delivered. Dropped when time is up.
-    async fn draw(&self, drawing: &Drawing, images: &mut dyn ImageSink)
-    -> Result<(), BackendError>;
+    /// Images finished before an error count as delivered. Dropped when time is up.
+    async fn generate(
+        &self,
+        request: &GenerateRequest,
+        images: &mut dyn ImageSink,
+    ) -> Result<(), BackendError>;
 
     /// Tells the upstream that nobody waits for this job of its any more.
     async fn cancel(&self, _job: &str) -> Result<(), BackendError> {
         Ok(())
     }
 
-    /// Whether the upstream can be reached with what is configured, without drawing anything.
+    /// Whether the upstream can be reached with what is configured, without request anything.
     async fn check(&self) -> Result<(), BackendError>;
 }
 
 /// What may be asked of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Abilities {
-    /// How many pictures one call may ask for, 1 or more. For more than that it is called several
+pub struct Capabilities {
+    /// How many images one call may ask for, 1 or more. For more than that it is called several
     /// times at once.
     pub n_max: u8,
     /// How many references it takes; the API knows no more than 16.
@@ -71,13 +74,13 @@ pub struct Abilities {
     pub mask: bool,
 }
 
-/// What a backend is asked to draw in one call.
+/// What a backend is asked to generate in one call.
 #[derive(Clone, Debug)]
-pub struct Drawing {
+pub struct GenerateRequest {
     /// The upstream's name of the model.
     pub model: String,
     pub prompt: String,
-    /// How many pictures, from 1 to what the backend can do in one call.
+    /// How many images, from 1 to what the backend can do in one call.
     pub n: u8,
     pub ratio: AspectRatio,
     pub resolution: Resolution,
@@ -117,7 +120,7 @@ pub type OpenInput = Arc<
 /// Makes a link to an input that is good for some minutes, for an upstream that fetches it itself.
 pub type MakeLink = Arc<dyn Fn() -> BoxFuture<'static, std::io::Result<String>> + Send + Sync>;
 
-/// Where a backend puts what its upstream gives. The pictures come one after the other: `write` its
+/// Where a backend puts what its upstream gives. The images come one after the other: `write` its
 /// pieces, then `finish` it.
 #[async_trait]
 pub trait ImageSink: Send {
@@ -127,15 +130,15 @@ pub trait ImageSink: Send {
     async fn accepted(&mut self, job: &str) -> Result<(), SinkError>;
     /// What the upstream says that the work has taken, as it says it.
     fn usage(&mut self, usage: Value);
-    /// The next piece of the picture under way. The first piece of a picture begins it.
+    /// The next piece of the image under way. The first piece of an image begins it.
     async fn write(&mut self, piece: Bytes) -> Result<(), SinkError>;
-    /// The picture under way is not one that was asked for: forgets it.
+    /// The image under way is not one that was asked for: forgets it.
     fn discard(&mut self);
-    /// The picture is whole: checks and keeps it.
+    /// The image is whole: checks and keeps it.
     async fn finish(&mut self) -> Result<(), SinkError>;
 }
 
-/// Why a picture was not taken.
+/// Why an image was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
     #[error("the upstream's answer holds no usable image")]
@@ -170,10 +173,10 @@ pub enum BackendError {
     /// It says that it has failed: nothing of this call will come any more.
     #[error("the upstream failed: {detail}")]
     Failed { detail: String },
-    /// It fell silent after it may have begun to draw, and may have drawn.
+    /// It fell silent after it may have begun to generate, and may have generated.
     #[error("the upstream fell silent: {detail}")]
-    Silent { detail: String },
-    /// It answered well, without a picture.
+    OutcomeUnknown { detail: String },
+    /// It answered well, without an image.
     #[error("the upstream answered without an image: {detail}")]
     NoImage { detail: String },
     #[error(transparent)]
@@ -192,7 +195,7 @@ impl BackendError {
             Self::RateLimited { .. } => Class::RateLimited,
             Self::Unreachable { .. } => Class::Unreachable,
             Self::Failed { .. } => Class::Failed,
-            Self::Silent { .. } => Class::Silent,
+            Self::OutcomeUnknown { .. } => Class::OutcomeUnknown,
             Self::NoImage { .. } | Self::Sink(SinkError::NotAnImage(_)) => Class::NoImage,
             Self::Sink(SinkError::Storage(_) | SinkError::Job(_)) | Self::Input(_) => {
                 Class::Internal

@@ -6,22 +6,22 @@ use reqwest::{Client, redirect};
 
 use super::{
     Backend,
+    async_job::{self, AsyncJob},
     comfyui::{self, Comfyui},
     demo::Demo,
     gemini::Gemini,
     openai::Openai,
-    polled::{self, Polled},
     sdapi::Sdapi,
     upstream::InvalidSetting,
 };
 use crate::{
-    config::{self, Fault},
+    config::{self, ConfigIssue},
     failure::with_causes,
     tls,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// An upstream may draw for minutes without a byte: this keeps routers in between from forgetting.
+/// An upstream may generate for minutes without a byte: this keeps routers in between from forgetting.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 
@@ -45,9 +45,9 @@ pub enum RegistryError {
         fault: comfyui::WorkflowError,
     },
     #[error("backends.{backend}: {fault}")]
-    Polled {
+    AsyncJob {
         backend: String,
-        fault: polled::OpenError,
+        fault: async_job::OpenError,
     },
     #[error("the HTTP client for upstreams could not be made")]
     Client(#[source] reqwest::Error),
@@ -55,11 +55,11 @@ pub enum RegistryError {
 
 impl RegistryError {
     /// By the key that is to be changed, where it is a setting's.
-    pub fn fault(&self) -> Fault {
+    pub fn issue(&self) -> ConfigIssue {
         let text = with_causes(self);
         match text.split_once(": ") {
-            Some((key, message)) => Fault::new(key, message),
-            None => Fault::new("backends", text),
+            Some((key, message)) => ConfigIssue::new(key, message),
+            None => ConfigIssue::new("backends", text),
         }
     }
 
@@ -136,9 +136,9 @@ fn open(
             let opened = Gemini::open(settings, shared_client(client)?);
             Arc::new(opened.map_err(|fault| RegistryError::setting(name, fault))?)
         }
-        config::Backend::Polled(settings) => {
-            let opened = Polled::open(settings, shared_client(client)?);
-            Arc::new(opened.map_err(|fault| RegistryError::Polled {
+        config::Backend::AsyncJob(settings) => {
+            let opened = AsyncJob::open(settings, shared_client(client)?);
+            Arc::new(opened.map_err(|fault| RegistryError::AsyncJob {
                 backend: name.to_owned(),
                 fault,
             })?)
@@ -147,7 +147,7 @@ fn open(
 }
 
 /// One client, and so one pool of connections, for all upstreams. Made only when a backend needs it:
-/// it reads the system's certificates, which a machine may lack that draws with `demo`.
+/// it reads the system's certificates, which a machine may lack that generates with `demo`.
 fn shared_client(client: &mut Option<Client>) -> Result<Client, RegistryError> {
     if let Some(client) = client {
         return Ok(client.clone());
@@ -183,8 +183,8 @@ mod tests {
             real = { kind = "openai", base_url = "http://127.0.0.1:1/v1", api_key = "sk-1" }"#,
         )
         .unwrap();
-        assert!(!registry.get("paint").unwrap().abilities().mask);
-        assert!(registry.get("real").unwrap().abilities().mask);
+        assert!(!registry.get("paint").unwrap().capabilities().mask);
+        assert!(registry.get("real").unwrap().capabilities().mask);
         assert!(registry.get("other").is_none());
         let names: Vec<&str> = registry.iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["paint", "real"]);

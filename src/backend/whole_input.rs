@@ -26,7 +26,7 @@ pub(super) async fn read(input: &Input, name: &str) -> Result<Vec<u8>, BackendEr
     Ok(bytes)
 }
 
-/// Keeps a core busy, and takes as much memory as the picture has pixels.
+/// Keeps a core busy, and takes as much memory as the image has pixels.
 pub(super) fn decode(bytes: &[u8], name: &str) -> Result<DynamicImage, BackendError> {
     let mut limits = Limits::default();
     limits.max_image_width = Some(SIDE_PX_MAX);

@@ -9,7 +9,7 @@ use super::{
     output, table,
 };
 use crate::{
-    accounts::store::{self, Standing},
+    accounts::store::{self, AccountStatus},
     billing::ledger,
     config::Config,
     money::Cny,
@@ -64,8 +64,8 @@ async fn act(command: Command, database: &Database, config: &Config) -> anyhow::
         Command::TopUp { name, amount } => top_up(database, &name, amount).await,
         Command::List => list(database, config, None).await,
         Command::Show { name } => list(database, config, Some(&name)).await,
-        Command::Disable { name } => set_standing(database, &name, Standing::Disabled).await,
-        Command::Enable { name } => set_standing(database, &name, Standing::Enabled).await,
+        Command::Disable { name } => set_status(database, &name, AccountStatus::Disabled).await,
+        Command::Enable { name } => set_status(database, &name, AccountStatus::Enabled).await,
     }
 }
 
@@ -147,15 +147,12 @@ async fn list(database: &Database, config: &Config, only: Option<&str>) -> anyho
     output::print(&table::text(&header, &rows))
 }
 
-async fn set_standing(database: &Database, name: &str, standing: Standing) -> anyhow::Result<()> {
+async fn set_status(database: &Database, name: &str, status: AccountStatus) -> anyhow::Result<()> {
     let mut conn = database.pool.acquire().await?;
-    if store::set_standing(&mut conn, name, standing)
-        .await?
-        .is_none()
-    {
+    if store::set_status(&mut conn, name, status).await?.is_none() {
         bail!("{}", unknown(name));
     }
-    let state = if matches!(standing, Standing::Disabled) {
+    let state = if matches!(status, AccountStatus::Disabled) {
         "disabled"
     } else {
         "enabled"

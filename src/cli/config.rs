@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     backend::Registry,
-    config::{Config, ConfigError, Fault, Sources},
+    config::{Config, ConfigError, ConfigIssue, Sources},
     tasks::store,
     telemetry,
 };
@@ -48,13 +48,13 @@ pub(super) fn check(sources: &Sources) -> anyhow::Result<ExitCode> {
         let within = format!("{key}.");
         faults
             .iter()
-            .any(|fault| fault.key == key || fault.key.starts_with(&within))
+            .any(|issue| issue.key == key || issue.key.starts_with(&within))
     };
     let unsound = Registry::faults(&config.backends);
-    let new: Vec<Fault> = unsound
+    let new: Vec<ConfigIssue> = unsound
         .iter()
         .filter(|(backend, _)| !is_told(backend))
-        .map(|(_, fault)| fault.fault())
+        .map(|(_, error)| error.issue())
         .collect();
     faults.extend(new);
     if !faults.is_empty() {

@@ -1,5 +1,5 @@
 //! The first start on an empty database: an account with some money and a key, so that the first
-//! picture is one pasted line away.
+//! image is one pasted line away.
 
 use std::{
     fs,
@@ -128,10 +128,10 @@ impl Welcome {
             ),
         };
         format!(
-            "{ready}{made}\n{given}\n\nTo draw a first picture, into picture.png:\n\n    \
+            "{ready}{made}\n{given}\n\nTo generate a first image, into image.png:\n\n    \
              curl -sS {public_url}/v1/images/generations -H \"Authorization: Bearer {bearer}\" \
              -H 'Content-Type: application/json' -d '{{\"model\":\"gpt-image-2\",\"prompt\":\"a lighthouse at dusk\"}}' \
-             | grep -o 'http[^\"]*' | xargs curl -sSL -o picture.png\n\n"
+             | grep -o 'http[^\"]*' | xargs curl -sSL -o image.png\n\n"
         )
     }
 }

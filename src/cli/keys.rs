@@ -53,7 +53,7 @@ pub(super) struct Create {
     /// When it ends: 2027-01-31, or 2027-01-31T12:00:00Z [default: never]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     expires: Option<DateTime<Utc>>,
-    /// Whether answers carry pictures as `b64_json` [default: as `images.inline_images` says]
+    /// Whether answers carry images as `b64_json` [default: as `images.inline_images` says]
     #[arg(long, value_name = "WHEN")]
     inline_images: Option<InlineImages>,
 }
@@ -147,7 +147,7 @@ async fn revoke(database: &Database, key: &str) -> anyhow::Result<()> {
     let mut conn = database.pool.acquire().await?;
     let id = match key.parse() {
         Ok(id) => Some(id),
-        Err(_) => match keys::recognise(&SecretString::from(key)) {
+        Err(_) => match keys::authenticate(&SecretString::from(key)) {
             Some(hash) => store::key_id_of(&mut conn, &hash).await?,
             None => None,
         },

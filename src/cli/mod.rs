@@ -64,7 +64,7 @@ struct Global {
 }
 
 /// For file operations and the resolving of names. tokio's own 512 would all start when a thousand
-/// pictures come at once, which costs memory and is no faster.
+/// images come at once, which costs memory and is no faster.
 const BLOCKING_THREADS_MAX: usize = 64;
 
 #[derive(Debug, Subcommand)]

@@ -33,15 +33,15 @@ impl Traces {
         lock.lock_shared()?;
         let text = toml::to_string(self).map_err(io::Error::other)?;
         // In one step: a command never reads half of it.
-        let draft = data_dir.join(format!("{FILE}.new"));
+        let staged = data_dir.join(format!("{FILE}.new"));
         let mut options = private_files::options();
         let mut file = options
             .create(true)
             .truncate(true)
             .write(true)
-            .open(&draft)?;
+            .open(&staged)?;
         file.write_all(text.as_bytes())?;
-        fs::rename(draft, data_dir.join(FILE))?;
+        fs::rename(staged, data_dir.join(FILE))?;
         Ok(Running(lock))
     }
 

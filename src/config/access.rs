@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    ComfyuiBackend, Config, Database, PolledBackend, References, Routing, Server, Storage, Tasks,
+    AsyncJobBackend, ComfyuiBackend, Config, Database, References, Routing, Server, Storage, Tasks,
     Uploads,
 };
 
@@ -114,13 +114,13 @@ impl References {
         Duration::from_millis(self.idle_timeout_ms)
     }
     pub fn failure_step(&self) -> Duration {
-        Duration::from_millis(self.failure_step_ms)
+        Duration::from_millis(self.failure_delay_step_ms)
     }
 }
 
 impl Routing {
     pub fn rest(&self) -> Duration {
-        Duration::from_millis(self.rest_ms)
+        Duration::from_millis(self.open_ms)
     }
     pub fn retry_wait(&self) -> Duration {
         Duration::from_millis(self.retry_wait_ms)
@@ -133,7 +133,7 @@ impl Routing {
     }
 }
 
-impl PolledBackend {
+impl AsyncJobBackend {
     pub fn poll_interval(&self) -> Duration {
         Duration::from_millis(self.poll_interval_ms)
     }

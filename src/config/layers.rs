@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use toml::{Table, Value};
 
 use super::{
-    fault::Fault,
+    issue::ConfigIssue,
     key::{Key, NAMED_SECTIONS, variable_part},
     schema::Given,
 };
@@ -14,7 +14,7 @@ use super::{
 #[derive(Default)]
 pub(super) struct Layers {
     pub(super) settings: BTreeMap<Key, Setting>,
-    pub(super) faults: Vec<Fault>,
+    pub(super) issues: Vec<ConfigIssue>,
 }
 
 pub(super) struct Setting {
@@ -74,7 +74,7 @@ impl Layers {
             }
             match self.key_of_variable(&name) {
                 Ok(key) => layer.push((key, from_variable(variable, text))),
-                Err(message) => self.faults.push(Fault::new(variable, message)),
+                Err(message) => self.issues.push(ConfigIssue::new(variable, message)),
             }
         }
         self.lay(layer);
@@ -111,12 +111,12 @@ impl Layers {
             if let Some(twin) = &twin {
                 if seen.contains(twin) {
                     let message = format!("{twin} is given too, only one of them may be");
-                    self.faults.push(Fault::new(&key, message));
+                    self.issues.push(ConfigIssue::new(&key, message));
                 }
                 self.settings.remove(twin);
             }
             if !seen.insert(key.clone()) {
-                self.faults.push(Fault::new(&key, "is set twice"));
+                self.issues.push(ConfigIssue::new(&key, "is set twice"));
             }
             self.settings.insert(key, setting);
         }

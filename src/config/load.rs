@@ -11,7 +11,7 @@ use toml::{Table, Value};
 use url::Url;
 
 use super::{
-    Config, ConfigError, Fault,
+    Config, ConfigError, ConfigIssue,
     key::{Key, NAMED_SECTIONS},
     layers::{Layers, Setting, flatten, listed},
     schema::{DEFAULTS, Given, Schema},
@@ -56,18 +56,18 @@ impl Sources {
 }
 
 impl Config {
-    /// The settings in force, with every fault of theirs reported at once.
+    /// The settings in force, with every issue of theirs reported at once.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
-        let (config, faults) = Self::read(sources)?;
-        if faults.is_empty() {
+        let (config, issues) = Self::read(sources)?;
+        if issues.is_empty() {
             Ok(config)
         } else {
-            Err(ConfigError::Faults(faults))
+            Err(ConfigError::Faults(issues))
         }
     }
 
     /// The settings and all that is wrong with them; where one is faulty, a sound one stands in.
-    pub fn read(sources: &Sources) -> Result<(Self, Vec<Fault>), ConfigError> {
+    pub fn read(sources: &Sources) -> Result<(Self, Vec<ConfigIssue>), ConfigError> {
         let schema = Schema::embedded()
             .map_err(|error| syntax(Path::new("easel.toml"), DEFAULTS, &error))?;
         let file = sources.file.as_deref().map(read_file).transpose()?;
@@ -82,17 +82,17 @@ impl Config {
         layers.lay_overrides(&sources.overrides);
 
         let table = read_settings(&schema, &mut layers);
-        let mut faults = layers.faults;
+        let mut issues = layers.issues;
         let mut config: Self = table.clone().try_into().map_err(|error: toml::de::Error| {
-            faults.push(Fault::new("configuration", error.message()));
-            ConfigError::Faults(std::mem::take(&mut faults))
+            issues.push(ConfigIssue::new("configuration", error.message()));
+            ConfigError::Faults(std::mem::take(&mut issues))
         })?;
-        let reported: BTreeSet<String> = faults.iter().map(|fault| fault.key.clone()).collect();
-        let is_new = |fault: &Fault| {
+        let reported: BTreeSet<String> = issues.iter().map(|issue| issue.key.clone()).collect();
+        let is_new = |issue: &ConfigIssue| {
             // Where a value could not be read, a default stands in: nothing to complain about.
-            !reported.contains(&fault.key) && !reported.contains(&format!("{}_file", fault.key))
+            !reported.contains(&issue.key) && !reported.contains(&format!("{}_file", issue.key))
         };
-        faults.extend(validate::faults(&config).into_iter().filter(is_new));
+        issues.extend(validate::issues(&config).into_iter().filter(is_new));
 
         let used: BTreeSet<String> = config
             .models
@@ -103,7 +103,7 @@ impl Config {
         config.backends.retain(|name, _| used.contains(name));
         config.in_force = without_secrets(&table, &used);
         config.fingerprints = fingerprints(&table);
-        Ok((config, faults))
+        Ok((config, issues))
     }
 }
 
@@ -171,7 +171,7 @@ fn read_settings(schema: &Schema, layers: &mut Layers) -> Table {
                     Some(variable) => format!("{message} (from {variable})"),
                     None => message,
                 };
-                layers.faults.push(Fault::new(key, message));
+                layers.issues.push(ConfigIssue::new(key, message));
                 let key = key.secret_of_file().unwrap_or_else(|| key.clone());
                 if let Some(value) = schema.default(&key, kind) {
                     put(&mut table, &key, value.clone());
@@ -192,8 +192,8 @@ fn complete(schema: &Schema, layers: &mut Layers) -> BTreeMap<String, String> {
         let known = given.filter(|kind| schema.kinds().contains(&kind.as_str()));
         if known.is_none() {
             let message = format!("must be one of: {}", listed(schema.kinds()));
-            layers.faults.push(Fault::new(&key, message));
-            // Its other keys cannot be judged; the name is kept for the models that draw with it.
+            layers.issues.push(ConfigIssue::new(&key, message));
+            // Its other keys cannot be judged; the name is kept for the models that generate with it.
             layers
                 .settings
                 .retain(|other, _| other.tables() != key.tables());
@@ -205,14 +205,14 @@ fn complete(schema: &Schema, layers: &mut Layers) -> BTreeMap<String, String> {
         fill(layers, &key, schema.template("backends", &kind));
         kinds.insert(name, kind);
     }
-    let stand_in = kinds.keys().next().cloned().unwrap_or_default();
+    let fake = kinds.keys().next().cloned().unwrap_or_default();
     for name in layers.names("models") {
         let key = Key::new(["models", &name, "routes"]);
         if !layers.settings.contains_key(&key) {
             let message = format!("is missing, must be a list of: {}", listed(kinds.keys()));
-            layers.faults.push(Fault::new(&key, message));
-            let stand_in = Setting::toml(Value::Array(vec![Value::String(stand_in.clone())]));
-            layers.settings.insert(key.clone(), stand_in);
+            layers.issues.push(ConfigIssue::new(&key, message));
+            let fake = Setting::toml(Value::Array(vec![Value::String(fake.clone())]));
+            layers.settings.insert(key.clone(), fake);
         }
         fill(layers, &key, schema.template("models", ""));
     }

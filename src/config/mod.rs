@@ -4,7 +4,7 @@
 //! them types of their own. See docs/configuration.md for the rules.
 
 mod access;
-mod fault;
+mod issue;
 mod key;
 mod layers;
 mod load;
@@ -28,7 +28,7 @@ use url::Url;
 
 use crate::money::Cny;
 
-pub use fault::{ConfigError, Fault};
+pub use issue::{ConfigError, ConfigIssue};
 pub use load::Sources;
 pub use route::Route;
 
@@ -46,7 +46,7 @@ pub struct Config {
     pub images: Images,
     pub billing: Billing,
     pub log: Log,
-    /// Those that a model draws with.
+    /// Those that a model generates with.
     pub backends: BTreeMap<String, Backend>,
     pub models: BTreeMap<String, Model>,
     /// The same as text knows it, its secrets hidden: see [`Config::to_toml`].
@@ -140,7 +140,7 @@ pub struct References {
     connect_timeout_ms: u64,
     idle_timeout_ms: u64,
     pub redirects_max: u32,
-    failure_step_ms: u64,
+    failure_delay_step_ms: u64,
     pub allow_private_networks: bool,
 }
 
@@ -163,7 +163,7 @@ pub struct Tasks {
 #[serde(deny_unknown_fields)]
 pub struct Routing {
     pub failures_max: u32,
-    rest_ms: u64,
+    open_ms: u64,
     retry_wait_ms: u64,
     retry_wait_max_ms: u64,
     sync_wait_ms: u64,
@@ -175,7 +175,7 @@ pub struct Images {
     pub inline_images: InlineImages,
 }
 
-/// Whether answers carry the pictures themselves beside their links.
+/// Whether answers carry the images themselves beside their links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum, sqlx::Type)]
 #[serde(rename_all = "snake_case")]
 #[clap(rename_all = "snake_case")]
@@ -214,7 +214,7 @@ pub enum LogFormat {
 pub enum Backend {
     Demo(DemoBackend),
     Openai(OpenaiBackend),
-    Polled(PolledBackend),
+    AsyncJob(AsyncJobBackend),
     Sdapi(SdapiBackend),
     Comfyui(ComfyuiBackend),
     Gemini(GeminiBackend),
@@ -238,10 +238,10 @@ pub struct OpenaiBackend {
     /// Parameters of the client's that are sent on, beside those every upstream takes.
     #[serde(default)]
     pub forward: Vec<String>,
-    /// Hosts, beside the one of `base_url`, from which pictures answered as URLs are fetched.
+    /// Hosts, beside the one of `base_url`, from which images answered as URLs are fetched.
     #[serde(default)]
     pub download_hosts: Vec<String>,
-    /// Of the square that the model was trained on; 0: pictures are asked for as they are wanted.
+    /// Of the square that the model was trained on; 0: images are asked for as they are wanted.
     #[serde(default)]
     pub native_side_px: u32,
 }
@@ -264,14 +264,14 @@ pub struct SdapiBackend {
     pub base_url: Url,
     /// `user:password`, or empty.
     pub api_key: SecretString,
-    /// Of the square that the model was trained on; 0: pictures are asked for as they are wanted.
+    /// Of the square that the model was trained on; 0: images are asked for as they are wanted.
     pub native_side_px: u32,
     pub side_step_px: u32,
     pub upscale: Upscale,
     pub batch_max: u8,
 }
 
-/// How pictures get larger than their model draws them.
+/// How images get larger than their model generates them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Upscale {
@@ -288,11 +288,11 @@ pub struct ComfyuiBackend {
     pub text_workflow: String,
     pub image_workflow: String,
     pub mask_workflow: String,
-    /// Where a drawing's values go, like `prompt=6.text`.
-    pub text_places: Vec<String>,
-    pub image_places: Vec<String>,
-    pub mask_places: Vec<String>,
-    /// Of the square that the model draws well at 1k and at 2k; 0: pictures are drawn as they are wanted.
+    /// Where a request's values go, like `prompt=6.text`.
+    pub text_bindings: Vec<String>,
+    pub image_bindings: Vec<String>,
+    pub mask_bindings: Vec<String>,
+    /// Of the square that the model generates well at 1k and at 2k; 0: images are generated as they are wanted.
     pub native_side_px: u32,
     pub native_side_2k_px: u32,
     pub side_step_px: u32,
@@ -310,7 +310,7 @@ pub struct GeminiBackend {
 }
 
 #[derive(Clone, Debug, Deserialize)]
-pub struct PolledBackend {
+pub struct AsyncJobBackend {
     /// The name of a description that is built in; empty where `protocol_file` is set.
     pub profile: String,
     /// A description of the operator's own.
@@ -320,10 +320,10 @@ pub struct PolledBackend {
     #[serde(deserialize_with = "empty_as_none")]
     pub base_url: Option<Url>,
     pub api_key: SecretString,
-    /// Hosts, beside those of the description, from which pictures are fetched.
+    /// Hosts, beside those of the description, from which images are fetched.
     pub download_hosts: Vec<String>,
     pub(super) poll_interval_ms: u64,
-    /// Of the square that the model was trained on; 0: pictures are asked for as they are wanted.
+    /// Of the square that the model was trained on; 0: images are asked for as they are wanted.
     pub native_side_px: u32,
 }
 

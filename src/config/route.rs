@@ -1,4 +1,4 @@
-//! One way to have a model drawn: which backend, as what, and how much of the work it gets.
+//! One way to have a model generated: which backend, as what, and how much of the work it gets.
 
 use std::{fmt, time::Duration};
 
@@ -22,7 +22,7 @@ pub struct Route {
     /// The lowest comes first; others while no route of it can be used.
     #[serde(default)]
     pub priority: u32,
-    /// How many tasks may be drawn over it at once, by all replicas together. 0: any number.
+    /// How many tasks may be generated over it at once, by all replicas together. 0: any number.
     #[serde(default)]
     pub max_concurrency: u32,
     #[serde(default = "Route::default_timeout_ms")]

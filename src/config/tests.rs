@@ -1,7 +1,7 @@
 //! What operators can write, and what they are told when it is wrong.
 
+mod async_job;
 mod backends;
-mod polled;
 
 use std::{collections::BTreeSet, fs, time::Duration};
 
@@ -49,9 +49,9 @@ impl Given {
         Config::load(&self.sources).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    fn faults(&self) -> Vec<String> {
+    fn issues(&self) -> Vec<String> {
         match Config::load(&self.sources) {
-            Err(ConfigError::Faults(faults)) => faults.iter().map(ToString::to_string).collect(),
+            Err(ConfigError::Faults(issues)) => issues.iter().map(ToString::to_string).collect(),
             Err(other) => panic!("{other}"),
             Ok(_) => Vec::new(),
         }
@@ -66,14 +66,14 @@ fn openai<'a>(config: &'a Config, name: &str) -> &'a OpenaiBackend {
 }
 
 #[test]
-fn the_defaults_load_and_draw_both_demo_models() {
+fn the_defaults_load_and_generate_both_demo_models() {
     let config = Config::load(&Sources::default()).unwrap();
     assert_eq!(config.server.public_url(), "http://127.0.0.1:8080");
     assert_eq!(config.tasks.deadline(), Duration::from_mins(10));
     assert!(config.database.url.is_none());
     let models: Vec<_> = config.models.keys().collect();
     assert_eq!(models, ["gemini-3-pro-image-preview", "gpt-image-2"]);
-    // No model draws with the other one, so that it needs no key.
+    // No model generates with the other one, so that it needs no key.
     assert_eq!(config.backends.keys().collect::<Vec<_>>(), ["demo"]);
     assert!(config.warnings().is_empty());
 }
@@ -187,11 +187,11 @@ fn a_secret_can_be_in_a_file() {
     assert!(!config.to_toml().contains("sk-from-file"));
 
     let given = given.env("EASEL_BACKENDS__OPENAI__API_KEY", "sk-2");
-    insta::assert_snapshot!(given.faults().join("\n"), @"backends.openai.api_key: backends.openai.api_key_file is given too, only one of them may be");
+    insta::assert_snapshot!(given.issues().join("\n"), @"backends.openai.api_key: backends.openai.api_key_file is given too, only one of them may be");
 
     let given =
         Given::file("[storage]\nsecret_access_key_file = '/nowhere/s3'\naccess_key_id = 'a'\n");
-    insta::assert_snapshot!(given.faults().join("\n"), @"storage.secret_access_key_file: cannot read /nowhere/s3: No such file or directory (os error 2)");
+    insta::assert_snapshot!(given.issues().join("\n"), @"storage.secret_access_key_file: cannot read /nowhere/s3: No such file or directory (os error 2)");
 }
 
 /// Each of these is wrong in a way of its own.
@@ -268,11 +268,11 @@ fn every_fault_is_reported_at_once() {
         .env("EASEL_MODELS__NONE__N_MAX", "1")
         .env("EASEL_STORAGE__PATHSTYLE", "true")
         .env("EASEL_PORT_8080_TCP", "tcp://10.0.0.1:8080");
-    let faults = given.faults().join("\n");
-    assert!(!faults.contains("hunter2"));
-    insta::assert_snapshot!(faults, @r#"
+    let issues = given.issues().join("\n");
+    assert!(!issues.contains("hunter2"));
+    insta::assert_snapshot!(issues, @r#"
     EASEL_MODELS__NONE__N_MAX: stands for none of the models, which are: a, b/c, d; a file can add one
-    backends.odd.kind: must be one of: comfyui, demo, gemini, openai, polled, sdapi
+    backends.odd.kind: must be one of: async_job, comfyui, demo, gemini, openai, sdapi
     models.d.routes: is missing, must be a list of: demo, mine, odd
     backends.demo.api_key: there is no such key, there are: delay_ms, failure_percent, kind
     backends.demo.failure_percent: must be from 0 to 100, is 101

@@ -5,16 +5,16 @@ use tracing_subscriber::EnvFilter;
 use url::Url;
 
 use super::{
-    Backend, Config, Fault, GeminiBackend, OpenaiBackend, OpenaiProfile, PolledBackend, Route,
-    layers::listed,
+    AsyncJobBackend, Backend, Config, ConfigIssue, GeminiBackend, OpenaiBackend, OpenaiProfile,
+    Route, layers::listed,
 };
 use crate::money::Cny;
 
 const WEIGHT_MAX: u32 = 1_000_000;
 const TIMEOUT_MS_MAX: u64 = 86_400_000;
 
-/// All that is wrong. Backends that no model draws with are not looked at.
-pub(super) fn faults(config: &Config) -> Vec<Fault> {
+/// All that is wrong. Backends that no model generates with are not looked at.
+pub(super) fn issues(config: &Config) -> Vec<ConfigIssue> {
     let mut found = Found::default();
     let empty = config.data_dir.as_os_str().is_empty();
     found.unless(!empty, "data_dir", "must be the path of a directory");
@@ -28,12 +28,12 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
 }
 
 #[derive(Default)]
-struct Found(Vec<Fault>);
+struct Found(Vec<ConfigIssue>);
 
 impl Found {
     fn unless(&mut self, sound: bool, key: impl std::fmt::Display, message: impl Into<String>) {
         if !sound {
-            self.0.push(Fault::new(key, message));
+            self.0.push(ConfigIssue::new(key, message));
         }
     }
 }
@@ -139,7 +139,7 @@ fn tasks_and_money(config: &Config, found: &mut Found) {
     );
     if let Err(error) = EnvFilter::builder().parse(&config.log.filter) {
         let message = format!("must be a filter, like info or easel=debug,warn: {error}");
-        found.0.push(Fault::new("log.filter", message));
+        found.0.push(ConfigIssue::new("log.filter", message));
     }
 }
 
@@ -215,7 +215,7 @@ fn backends(config: &Config, found: &mut Found) {
                 let key = format!("backends.{name}.base_url");
                 found.unless(is_plain_http(&sdapi.base_url), key, PLAIN_HTTP);
             }
-            Backend::Polled(polled) if used => self::polled(name, polled, found),
+            Backend::AsyncJob(polled) if used => async_job(name, polled, found),
             Backend::Comfyui(comfyui) if used => {
                 let key = format!("backends.{name}.base_url");
                 found.unless(is_plain_http(&comfyui.base_url), key, PLAIN_HTTP);
@@ -225,7 +225,7 @@ fn backends(config: &Config, found: &mut Found) {
             | Backend::Sdapi(_)
             | Backend::Comfyui(_)
             | Backend::Gemini(_)
-            | Backend::Polled(_)
+            | Backend::AsyncJob(_)
             | Backend::Demo(_) => {}
         }
     }
@@ -250,7 +250,7 @@ fn openai(name: &str, backend: &OpenaiBackend, found: &mut Found) {
     hosts(&key("download_hosts"), &backend.download_hosts, found);
 }
 
-fn polled(name: &str, backend: &PolledBackend, found: &mut Found) {
+fn async_job(name: &str, backend: &AsyncJobBackend, found: &mut Found) {
     let key = |leaf: &str| format!("backends.{name}.{leaf}");
     let sound = backend.base_url.as_ref().is_none_or(is_plain_http);
     found.unless(sound, key("base_url"), PLAIN_HTTP);

@@ -112,7 +112,7 @@ async fn last_refusal(options: &PgConnectOptions) -> sqlx::Error {
 }
 
 /// A connection of the pool's. Boxed: sqlx's own future is 4 kB, which would be part of every request
-/// that may come to need a connection, all the time that it waits for its pictures.
+/// that may come to need a connection, all the time that it waits for its images.
 pub fn acquire(pool: &PgPool) -> BoxFuture<'_, sqlx::Result<PoolConnection<Postgres>>> {
     Box::pin(pool.acquire())
 }

@@ -13,7 +13,7 @@ use super::{
     error::ApiError,
     extract::{Query, Segment},
     images::FilePath,
-    range::{self, Asked},
+    range::{self, RangeOutcome},
 };
 use crate::{
     app::App,
@@ -120,14 +120,14 @@ async fn object(
     let head = app.storage.head(key).await?.ok_or_else(missing)?;
     let etag = format!("\"{}\"", head.etag.trim_matches('"'));
     let mut headers = object_headers(key, disposition, &etag, head.last_modified);
-    let asked = range::asked(asking, &etag, head.last_modified, head.size);
-    let (status, range) = match &asked {
-        Asked::NotModified => (StatusCode::NOT_MODIFIED, None),
-        Asked::Whole => (StatusCode::OK, Some(0..head.size)),
-        Asked::Part(range) => (StatusCode::PARTIAL_CONTENT, Some(range.clone())),
-        Asked::Unsatisfiable => (StatusCode::RANGE_NOT_SATISFIABLE, None),
+    let outcome = range::evaluate(asking, &etag, head.last_modified, head.size);
+    let (status, range) = match &outcome {
+        RangeOutcome::NotModified => (StatusCode::NOT_MODIFIED, None),
+        RangeOutcome::Whole => (StatusCode::OK, Some(0..head.size)),
+        RangeOutcome::Part(range) => (StatusCode::PARTIAL_CONTENT, Some(range.clone())),
+        RangeOutcome::Unsatisfiable => (StatusCode::RANGE_NOT_SATISFIABLE, None),
     };
-    if let Some(content_range) = range::content_range(&asked, head.size) {
+    if let Some(content_range) = range::content_range(&outcome, head.size) {
         headers.insert(header::CONTENT_RANGE, content_range);
     }
     if status == StatusCode::RANGE_NOT_SATISFIABLE {

@@ -31,7 +31,7 @@ const SERVER_ERROR: &str = "server_error";
 #[derive(Clone, Debug)]
 pub(super) struct ApiError {
     status: StatusCode,
-    body: Fault,
+    body: ErrorBody,
     retry_after_s: Option<NonZeroU32>,
     /// An upstream has been called: a retry would buy again.
     spent: bool,
@@ -41,7 +41,7 @@ pub(super) struct ApiError {
 
 /// The fields of the error body that differ from error to error.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Fault {
+pub(super) struct ErrorBody {
     pub message: String,
     #[serde(rename = "type")]
     pub kind: &'static str,
@@ -50,20 +50,20 @@ pub(super) struct Fault {
 }
 
 #[derive(Serialize)]
-struct ErrorBody<'a> {
+struct Envelope<'a> {
     error: Provided<'a>,
 }
 
 #[derive(Serialize)]
 struct Provided<'a> {
     #[serde(flatten)]
-    fault: &'a Fault,
+    body: &'a ErrorBody,
     provider: &'a str,
 }
 
 impl ApiError {
     pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        let body = Fault {
+        let body = ErrorBody {
             message: message.into(),
             kind: kind_of(status),
             code: Value::Null,
@@ -161,7 +161,7 @@ impl ApiError {
     }
 
     /// The body's fields, for a task that failed.
-    pub(super) fn fault(&self) -> &Fault {
+    pub(super) fn body(&self) -> &ErrorBody {
         &self.body
     }
 }
@@ -199,10 +199,10 @@ pub(super) async fn render(State(app): State<App>, request: Request, next: Next)
     };
     let (mut parts, _) = response.into_parts();
     let provided = Provided {
-        fault: &error.body,
+        body: &error.body,
         provider: &app.config.server.provider,
     };
-    let text = serde_json::to_vec(&ErrorBody { error: provided }).unwrap_or_default();
+    let text = serde_json::to_vec(&Envelope { error: provided }).unwrap_or_default();
     let headers = &mut parts.headers;
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(
@@ -290,7 +290,7 @@ impl From<storage::Trouble> for ApiError {
     }
 }
 
-/// A picture takes seconds: when some of a key's tasks may have ended.
+/// An image takes seconds: when some of a key's tasks may have ended.
 const CONCURRENCY_RETRY_S: u32 = 5;
 
 impl From<SizeError> for ApiError {

@@ -39,7 +39,7 @@ impl FromRequestParts<App> for Authenticated {
                 "missing API key: send one as `Authorization: Bearer sk_…`",
             ));
         };
-        let caller = app.doorman.recognise(&key).await?;
+        let caller = app.authenticator.authenticate(&key).await?;
         let caller = caller.ok_or_else(|| ApiError::unauthorized("invalid API key"))?;
         if let Some(known) = parts.extensions.get::<Known>() {
             known.set();

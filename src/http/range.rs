@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 
 /// What of an object a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum RangeOutcome {
     Whole,
     Part(Range<u64>),
     /// The client has it already.
@@ -15,29 +15,34 @@ pub(super) enum Asked {
     Unsatisfiable,
 }
 
-pub(super) fn asked(headers: &HeaderMap, etag: &str, modified: DateTime<Utc>, size: u64) -> Asked {
+pub(super) fn evaluate(
+    headers: &HeaderMap,
+    etag: &str,
+    modified: DateTime<Utc>,
+    size: u64,
+) -> RangeOutcome {
     let modified = truncate(modified);
     if not_modified(headers, etag, modified) {
-        return Asked::NotModified;
+        return RangeOutcome::NotModified;
     }
     let Some(range) =
         text(headers, &header::RANGE).filter(|_| range_holds(headers, etag, modified))
     else {
-        return Asked::Whole;
+        return RangeOutcome::Whole;
     };
     match parse(range, size) {
-        Parsed::Ignored => Asked::Whole,
-        Parsed::Outside => Asked::Unsatisfiable,
-        Parsed::Within(range) => Asked::Part(range),
+        Parsed::Ignored => RangeOutcome::Whole,
+        Parsed::Outside => RangeOutcome::Unsatisfiable,
+        Parsed::Within(range) => RangeOutcome::Part(range),
     }
 }
 
 /// The `Content-Range` that goes with an answer, if one does.
-pub(super) fn content_range(asked: &Asked, size: u64) -> Option<HeaderValue> {
-    let text = match asked {
-        Asked::Part(range) => format!("bytes {}-{}/{size}", range.start, range.end - 1),
-        Asked::Unsatisfiable => format!("bytes */{size}"),
-        Asked::Whole | Asked::NotModified => return None,
+pub(super) fn content_range(outcome: &RangeOutcome, size: u64) -> Option<HeaderValue> {
+    let text = match outcome {
+        RangeOutcome::Part(range) => format!("bytes {}-{}/{size}", range.start, range.end - 1),
+        RangeOutcome::Unsatisfiable => format!("bytes */{size}"),
+        RangeOutcome::Whole | RangeOutcome::NotModified => return None,
     };
     HeaderValue::try_from(text).ok()
 }
@@ -106,12 +111,12 @@ fn text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
 mod tests {
     use super::*;
 
-    fn asked_with(headers: &[(HeaderName, &str)]) -> Asked {
+    fn outcome_with(headers: &[(HeaderName, &str)]) -> RangeOutcome {
         let headers = headers
             .iter()
             .map(|(name, value)| (name.clone(), value.parse().unwrap()))
             .collect();
-        asked(
+        evaluate(
             &headers,
             "\"e\"",
             DateTime::from_timestamp(1_743_436_800, 500).unwrap(),
@@ -122,22 +127,22 @@ mod tests {
     #[test]
     fn one_range_of_bytes_is_served() {
         for (range, expected) in [
-            ("bytes=0-9", Asked::Part(0..10)),
-            ("bytes=90-", Asked::Part(90..100)),
-            ("bytes=-10", Asked::Part(90..100)),
-            ("bytes=-1000", Asked::Part(0..100)),
-            ("bytes=50-1000", Asked::Part(50..100)),
-            ("bytes=100-", Asked::Unsatisfiable),
-            ("bytes=-0", Asked::Unsatisfiable),
-            ("bytes=5-2", Asked::Whole),
-            ("bytes=0-1,5-6", Asked::Whole),
-            ("lines=0-9", Asked::Whole),
+            ("bytes=0-9", RangeOutcome::Part(0..10)),
+            ("bytes=90-", RangeOutcome::Part(90..100)),
+            ("bytes=-10", RangeOutcome::Part(90..100)),
+            ("bytes=-1000", RangeOutcome::Part(0..100)),
+            ("bytes=50-1000", RangeOutcome::Part(50..100)),
+            ("bytes=100-", RangeOutcome::Unsatisfiable),
+            ("bytes=-0", RangeOutcome::Unsatisfiable),
+            ("bytes=5-2", RangeOutcome::Whole),
+            ("bytes=0-1,5-6", RangeOutcome::Whole),
+            ("lines=0-9", RangeOutcome::Whole),
             (
                 "bytes=18446744073709551615-18446744073709551615",
-                Asked::Unsatisfiable,
+                RangeOutcome::Unsatisfiable,
             ),
         ] {
-            assert_eq!(asked_with(&[(header::RANGE, range)]), expected, "{range}");
+            assert_eq!(outcome_with(&[(header::RANGE, range)]), expected, "{range}");
         }
     }
 
@@ -145,29 +150,29 @@ mod tests {
     fn validators_are_heeded() {
         let date = "Mon, 31 Mar 2025 16:00:00 GMT";
         assert_eq!(
-            asked_with(&[(header::IF_NONE_MATCH, "\"x\", W/\"e\"")]),
-            Asked::NotModified
+            outcome_with(&[(header::IF_NONE_MATCH, "\"x\", W/\"e\"")]),
+            RangeOutcome::NotModified
         );
         assert_eq!(
-            asked_with(&[(header::IF_NONE_MATCH, "\"x\"")]),
-            Asked::Whole
+            outcome_with(&[(header::IF_NONE_MATCH, "\"x\"")]),
+            RangeOutcome::Whole
         );
         assert_eq!(
-            asked_with(&[(header::IF_MODIFIED_SINCE, date)]),
-            Asked::NotModified
+            outcome_with(&[(header::IF_MODIFIED_SINCE, date)]),
+            RangeOutcome::NotModified
         );
         let range = (header::RANGE, "bytes=0-0");
         assert_eq!(
-            asked_with(&[range.clone(), (header::IF_RANGE, "\"e\"")]),
-            Asked::Part(0..1)
+            outcome_with(&[range.clone(), (header::IF_RANGE, "\"e\"")]),
+            RangeOutcome::Part(0..1)
         );
         assert_eq!(
-            asked_with(&[range.clone(), (header::IF_RANGE, "\"x\"")]),
-            Asked::Whole
+            outcome_with(&[range.clone(), (header::IF_RANGE, "\"x\"")]),
+            RangeOutcome::Whole
         );
         assert_eq!(
-            asked_with(&[range, (header::IF_RANGE, date)]),
-            Asked::Part(0..1)
+            outcome_with(&[range, (header::IF_RANGE, date)]),
+            RangeOutcome::Part(0..1)
         );
     }
 }

@@ -11,7 +11,7 @@ use super::{body, error::ApiError, extract::Admitted, page};
 use crate::{
     app::App,
     images::{
-        intake::{self, IntakeError, Origin, Reach},
+        intake::{self, IntakeError, Origin, Visibility},
         stored_inputs::StoredInputs,
     },
     uploads::Upload,
@@ -35,13 +35,13 @@ pub(super) async fn upload(
         let origin = Origin {
             account_id: caller.account_id,
             file_name: part.file_name.as_deref(),
-            reach: Reach::Linked,
+            visibility: Visibility::Linked,
         };
-        let taken = intake::take_in(&app, origin, form.content(), &mut inputs)
+        let ingested = intake::ingest(&app, origin, form.content(), &mut inputs)
             .await
             .map_err(refusal)?;
         inputs.keep();
-        return Ok(page::json(&object(&app, &taken.upload)));
+        return Ok(page::json(&object(&app, &ingested.upload)));
     }
     Err(ApiError::field("file", NO_FILE))
 }

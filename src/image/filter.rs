@@ -5,7 +5,7 @@ use bytes::{Buf, Bytes};
 
 use super::{
     Format, ImageInfo, InvalidImage, Limits, detect,
-    walk::{Fate, Step, Then, Walk, walker},
+    parse::{Action, FormatParser, Step, Then, parser},
 };
 
 /// What zeroed bytes are cut from.
@@ -33,17 +33,17 @@ pub struct Filter {
 enum Stage {
     /// Too little has come to name the format.
     Head(Bytes),
-    Body(Format, Course),
+    Body(Format, ParserState),
 }
 
-/// How far a walk has come.
-struct Course {
-    walker: Box<dyn Walk>,
+/// How far a parse has come.
+struct ParserState {
+    parser: Box<dyn FormatParser>,
     policy: Metadata,
     /// The beginning of a field that was cut.
     carry: Vec<u8>,
-    fate: Fate,
-    /// How many bytes are left that meet this fate, before `then`.
+    action: Action,
+    /// How many bytes are left that meet this action, before `then`.
     body: u64,
     then: Then,
 }
@@ -72,9 +72,9 @@ impl Filter {
                 let head = joined(std::mem::take(head), piece);
                 match detect::known(&head) {
                     Some(format) => {
-                        let mut course = Course::new(walker(format, self.limits), self.policy);
-                        let result = course.push(head, out);
-                        self.stage = Stage::Body(format, course);
+                        let mut state = ParserState::new(parser(format, self.limits), self.policy);
+                        let result = state.push(head, out);
+                        self.stage = Stage::Body(format, state);
                         result
                     }
                     None if head.len() < detect::HEAD_BYTES_MAX => {
@@ -84,7 +84,7 @@ impl Filter {
                     None => Err(detect::unknown(&head)),
                 }
             }
-            Stage::Body(_, course) => course.push(piece, out),
+            Stage::Body(_, state) => state.push(piece, out),
         }
     }
 
@@ -98,10 +98,10 @@ impl Filter {
 
     /// What the image is, as soon as its header has passed.
     pub fn info(&self) -> Option<ImageInfo> {
-        let Stage::Body(format, course) = &self.stage else {
+        let Stage::Body(format, state) = &self.stage else {
             return None;
         };
-        course.walker.size().map(|size| ImageInfo {
+        state.parser.size().map(|size| ImageInfo {
             format: *format,
             width: size.width,
             height: size.height,
@@ -112,20 +112,20 @@ impl Filter {
     pub fn finish(self) -> Result<ImageInfo, InvalidImage> {
         match &self.stage {
             Stage::Head(head) => Err(detect::unknown(head)),
-            Stage::Body(_, course) if course.is_over() => self.info().ok_or(InvalidImage::Damaged),
+            Stage::Body(_, state) if state.is_over() => self.info().ok_or(InvalidImage::Damaged),
             Stage::Body(..) => Err(InvalidImage::Damaged),
         }
     }
 }
 
-impl Course {
-    fn new(walker: Box<dyn Walk>, policy: Metadata) -> Self {
+impl ParserState {
+    fn new(parser: Box<dyn FormatParser>, policy: Metadata) -> Self {
         Self {
-            then: Then::Field(walker.first_field()),
-            walker,
+            then: Then::Field(parser.first_field()),
+            parser,
             policy,
             carry: Vec::new(),
-            fate: Fate::Keep,
+            action: Action::Keep,
             body: 0,
         }
     }
@@ -143,22 +143,22 @@ impl Course {
         while !cursor.rest().is_empty() {
             if self.body > 0 {
                 let here = usize::try_from(self.body).unwrap_or(usize::MAX);
-                let passed = cursor.pass(self.fate, here);
+                let passed = cursor.pass(self.action, here);
                 self.body -= passed as u64;
                 continue;
             }
             match self.then {
                 Then::Field(length) => self.field(length, &mut cursor)?,
-                Then::Marker(fate) => {
+                Then::Marker(action) => {
                     let rest = cursor.rest();
                     let before = memchr::memchr(0xFF, rest).unwrap_or(rest.len());
-                    cursor.pass(self.policy.over(fate), before);
+                    cursor.pass(self.policy.over(action), before);
                     if !cursor.rest().is_empty() {
                         self.then = Then::Field(2);
                     }
                 }
                 Then::End => {
-                    cursor.pass(self.policy.over(Fate::Drop), usize::MAX);
+                    cursor.pass(self.policy.over(Action::Drop), usize::MAX);
                 }
             }
         }
@@ -166,7 +166,7 @@ impl Course {
         Ok(())
     }
 
-    /// Shows the walker its next field, if the piece has the rest of it, and does as it says.
+    /// Shows the parser its next field, if the piece has the rest of it, and does as it says.
     fn field(&mut self, length: usize, cursor: &mut Cursor<'_>) -> Result<(), InvalidImage> {
         let in_place = self.carry.is_empty() && cursor.rest().len() >= length;
         if !in_place {
@@ -180,25 +180,25 @@ impl Course {
         } else {
             &self.carry
         };
-        let (instead, fate, body, then) = match self.walker.step(field)? {
+        let (instead, action, body, then) = match self.parser.step(field)? {
             Step::More(length) => {
                 self.then = Then::Field(length);
                 return Ok(());
             }
-            Step::Keep { body, then } => (Bytes::new(), Fate::Keep, body, then),
-            Step::Drop { body, then } => (Bytes::new(), Fate::Drop, body, then),
-            Step::Replace { field, body, then } => (field, Fate::Blank, body, then),
+            Step::Keep { body, then } => (Bytes::new(), Action::Keep, body, then),
+            Step::Drop { body, then } => (Bytes::new(), Action::Drop, body, then),
+            Step::Replace { field, body, then } => (field, Action::Blank, body, then),
         };
-        (self.fate, self.body, self.then) = (self.policy.over(fate), body, then);
-        match self.fate {
-            Fate::Keep if in_place => {
-                cursor.pass(Fate::Keep, length);
+        (self.action, self.body, self.then) = (self.policy.over(action), body, then);
+        match self.action {
+            Action::Keep if in_place => {
+                cursor.pass(Action::Keep, length);
             }
-            Fate::Keep => cursor.insert(std::mem::take(&mut self.carry).into()),
-            Fate::Drop | Fate::Blank => {
+            Action::Keep => cursor.insert(std::mem::take(&mut self.carry).into()),
+            Action::Drop | Action::Blank => {
                 cursor.insert(instead);
                 if in_place {
-                    cursor.pass(Fate::Drop, length);
+                    cursor.pass(Action::Drop, length);
                 }
                 self.carry = Vec::new();
             }
@@ -208,11 +208,11 @@ impl Course {
 }
 
 impl Metadata {
-    /// What really becomes of bytes that a walker gives this fate.
-    fn over(self, fate: Fate) -> Fate {
+    /// What really becomes of bytes that a parser gives this action.
+    fn over(self, action: Action) -> Action {
         match self {
-            Self::Keep => Fate::Keep,
-            Self::Strip => fate,
+            Self::Keep => Action::Keep,
+            Self::Strip => action,
         }
     }
 }
@@ -223,14 +223,14 @@ impl Cursor<'_> {
     }
 
     /// Passes up to `count` bytes, and says how many there were.
-    fn pass(&mut self, fate: Fate, count: usize) -> usize {
+    fn pass(&mut self, action: Action, count: usize) -> usize {
         let count = count.min(self.rest().len());
-        if fate == Fate::Keep {
+        if action == Action::Keep {
             self.kept += count;
         } else if count > 0 {
             self.flush();
             self.piece.advance(count);
-            if fate == Fate::Blank {
+            if action == Action::Blank {
                 blank(count, self.out);
             }
         }
@@ -241,7 +241,7 @@ impl Cursor<'_> {
     fn carry_over(&mut self, count: usize, carry: &mut Vec<u8>) {
         let count = count.min(self.rest().len());
         carry.extend_from_slice(&self.rest()[..count]);
-        self.pass(Fate::Drop, count);
+        self.pass(Action::Drop, count);
     }
 
     fn insert(&mut self, bytes: Bytes) {

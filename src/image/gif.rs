@@ -2,7 +2,7 @@
 
 use super::{
     ImageSize, InvalidImage, Limits,
-    walk::{Fate, Step, Then, Walk, array},
+    parse::{Action, FormatParser, Step, Then, array},
 };
 
 /// Signature, then the logical screen.
@@ -12,7 +12,7 @@ const FRAME_BYTES: usize = 10;
 const APPLICATION_BYTES: usize = 3 + 11;
 const LOOPS: [&[u8]; 2] = [b"\x0BNETSCAPE2.0", b"\x0BANIMEXTS1.0"];
 
-pub(super) struct Walker {
+pub(super) struct Parser {
     limits: Limits,
     size: Option<ImageSize>,
     frames: Frames,
@@ -30,11 +30,11 @@ enum Frames {
 enum Next {
     Header,
     Block,
-    /// The length of a sub-block, which shares the fate of its extension.
-    SubBlock(Fate),
+    /// The length of a sub-block, which shares the action of its extension.
+    SubBlock(Action),
 }
 
-impl Walker {
+impl Parser {
     pub(super) fn new(limits: Limits) -> Self {
         Self {
             limits,
@@ -65,12 +65,14 @@ impl Walker {
             [0x21] => Ok(Step::More(2)),
             [0x21, 0xFF] => Ok(Step::More(3)),
             [0x21, 0xFF, 11] => Ok(Step::More(APPLICATION_BYTES)),
-            [0x21, 0xFF, name @ ..] if LOOPS.contains(&name) => Ok(self.sub_blocks(Fate::Keep, 0)),
+            [0x21, 0xFF, name @ ..] if LOOPS.contains(&name) => {
+                Ok(self.sub_blocks(Action::Keep, 0))
+            }
             // The name is the first of the sub-blocks: one of another length is passed over as such.
-            [0x21, 0xFF, length] => Ok(self.sub_block(Fate::Drop, *length)),
+            [0x21, 0xFF, length] => Ok(self.sub_block(Action::Drop, *length)),
             // How a frame is shown.
-            [0x21, 0xF9] => Ok(self.sub_blocks(Fate::Keep, 0)),
-            [0x21, ..] => Ok(self.sub_blocks(Fate::Drop, 0)),
+            [0x21, 0xF9] => Ok(self.sub_blocks(Action::Keep, 0)),
+            [0x21, ..] => Ok(self.sub_blocks(Action::Drop, 0)),
             [0x3B] if self.frames == Frames::Some => Ok(Step::Keep {
                 body: 0,
                 then: Then::End,
@@ -92,13 +94,13 @@ impl Walker {
             height: number(3)? + frame.height,
         })?;
         self.frames = Frames::Some;
-        // The byte behind the palette tells the code size of the picture's data.
-        Ok(self.sub_blocks(Fate::Keep, palette_bytes(array(field, 9)?) + 1))
+        // The byte behind the palette tells the code size of the image's data.
+        Ok(self.sub_blocks(Action::Keep, palette_bytes(array(field, 9)?) + 1))
     }
 
     /// The block ends with an empty one of these.
-    fn sub_block(&mut self, fate: Fate, length: u8) -> Step {
-        let step = self.sub_blocks(fate, length.into());
+    fn sub_block(&mut self, action: Action, length: u8) -> Step {
+        let step = self.sub_blocks(action, length.into());
         if length == 0 {
             self.next = Next::Block;
         }
@@ -106,17 +108,17 @@ impl Walker {
     }
 
     /// Sub-blocks follow after `body` bytes.
-    fn sub_blocks(&mut self, fate: Fate, body: u64) -> Step {
-        self.next = Next::SubBlock(fate);
+    fn sub_blocks(&mut self, action: Action, body: u64) -> Step {
+        self.next = Next::SubBlock(action);
         let then = Then::Field(1);
-        match fate {
-            Fate::Keep => Step::Keep { body, then },
-            Fate::Drop | Fate::Blank => Step::Drop { body, then },
+        match action {
+            Action::Keep => Step::Keep { body, then },
+            Action::Drop | Action::Blank => Step::Drop { body, then },
         }
     }
 }
 
-impl Walk for Walker {
+impl FormatParser for Parser {
     fn first_field(&self) -> usize {
         HEADER_BYTES
     }
@@ -125,9 +127,9 @@ impl Walk for Walker {
         match self.next {
             Next::Header => self.header(field),
             Next::Block => self.block(field),
-            Next::SubBlock(fate) => {
+            Next::SubBlock(action) => {
                 let [length] = array(field, 0)?;
-                Ok(self.sub_block(fate, length))
+                Ok(self.sub_block(action, length))
             }
         }
     }

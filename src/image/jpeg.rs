@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use super::{
     ImageSize, InvalidImage, Limits,
-    walk::{Fate, Step, Then, Walk, array},
+    parse::{Action, FormatParser, Step, Then, array},
 };
 
 const EXIF: &[u8] = b"Exif\0\0";
@@ -17,12 +17,12 @@ const KEPT: [(u8, &[u8]); 3] = [
     (0xEE, b"Adobe"),
 ];
 
-pub(super) struct Walker {
+pub(super) struct Parser {
     limits: Limits,
     size: Option<ImageSize>,
     begun: Begun,
-    /// What becomes of bytes before the next marker: picture data inside a scan, rubbish elsewhere.
-    between: Fate,
+    /// What becomes of bytes before the next marker: image data inside a scan, rubbish elsewhere.
+    between: Action,
     /// How many bytes of the field stand before the marker's code: none where fill bytes went before.
     code_at: usize,
     orientation: Option<Orientation>,
@@ -35,13 +35,13 @@ enum Begun {
     Scans,
 }
 
-impl Walker {
+impl Parser {
     pub(super) fn new(limits: Limits) -> Self {
         Self {
             limits,
             size: None,
             begun: Begun::Nothing,
-            between: Fate::Drop,
+            between: Action::Drop,
             code_at: 1,
             orientation: None,
         }
@@ -61,9 +61,9 @@ impl Walker {
         if segment.len() < wanted {
             return Ok(Step::More(at + wanted));
         }
-        self.between = Fate::Drop;
+        self.between = Action::Drop;
         let body = (length - segment.len()) as u64;
-        let then = Then::Marker(Fate::Drop);
+        let then = Then::Marker(Action::Drop);
         match code {
             0xC4 | 0xC8 | 0xCC | 0xDB..=0xDF => Ok(Step::Keep { body, then }),
             0xC0..=0xCF => {
@@ -72,10 +72,10 @@ impl Walker {
             }
             0xDA if self.size.is_some() => {
                 self.begun = Begun::Scans;
-                self.between = Fate::Keep;
+                self.between = Action::Keep;
                 Ok(Step::Keep {
                     body,
-                    then: Then::Marker(Fate::Keep),
+                    then: Then::Marker(Action::Keep),
                 })
             }
             0xE1 => Ok(self.exif(segment, body)),
@@ -99,7 +99,7 @@ impl Walker {
 
     /// Without its orientation a photograph would lie on its side: the first that is found stays.
     fn exif(&mut self, segment: &[u8], body: u64) -> Step {
-        let then = Then::Marker(Fate::Drop);
+        let then = Then::Marker(Action::Drop);
         let orientation = segment[2..]
             .strip_prefix(EXIF)
             .filter(|_| self.orientation.is_none())
@@ -116,7 +116,7 @@ impl Walker {
     }
 }
 
-impl Walk for Walker {
+impl FormatParser for Parser {
     fn first_field(&self) -> usize {
         2
     }
@@ -127,7 +127,7 @@ impl Walk for Walker {
         let step = match (code, &self.begun) {
             (0xD8, Begun::Nothing) => {
                 self.begun = Begun::Image;
-                keep(Then::Marker(Fate::Drop))
+                keep(Then::Marker(Action::Drop))
             }
             // Any number of fill bytes may stand before a marker. They are passed one by one, so as to
             // hold none of them, and whatever then becomes of that marker, they may stand before the next.
@@ -136,10 +136,10 @@ impl Walk for Walker {
                 return keep(Then::Field(1));
             }
             (0x00 | 0x01 | 0xD0..=0xD7, _) => match self.between {
-                Fate::Keep => keep(Then::Marker(Fate::Keep)),
-                Fate::Drop | Fate::Blank => Ok(Step::Drop {
+                Action::Keep => keep(Then::Marker(Action::Keep)),
+                Action::Drop | Action::Blank => Ok(Step::Drop {
                     body: 0,
-                    then: Then::Marker(Fate::Drop),
+                    then: Then::Marker(Action::Drop),
                 }),
             },
             (0xD9, Begun::Scans) => keep(Then::End),
@@ -216,7 +216,7 @@ mod tests {
         samples::jpeg_segment(0xC2, &data.concat())
     }
 
-    /// A picture of these parts, whose data no decoder would take.
+    /// An image of these parts, whose data no decoder would take.
     fn image(parts: &[&[u8]]) -> Vec<u8> {
         [b"\xFF\xD8", &parts.concat()[..], b"\xFF\xD9"].concat()
     }

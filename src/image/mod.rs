@@ -5,11 +5,11 @@ mod detect;
 mod filter;
 mod gif;
 mod jpeg;
+mod parse;
 mod png;
 #[cfg(test)]
 mod samples;
 mod size;
-mod walk;
 mod webp;
 
 pub use filter::{Filter, Metadata};

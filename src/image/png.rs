@@ -2,7 +2,7 @@
 
 use super::{
     ImageSize, InvalidImage, Limits,
-    walk::{Step, Then, Walk, array},
+    parse::{FormatParser, Step, Then, array},
 };
 
 /// Signature, then IHDR with its length, name, 13 bytes and checksum.
@@ -17,7 +17,7 @@ const KEPT: [&[u8; 4]; 17] = [
     b"bKGD", b"cICP", b"mDCV", b"cLLI", b"acTL", b"fcTL", b"fdAT",
 ];
 
-pub(super) struct Walker {
+pub(super) struct Parser {
     limits: Limits,
     size: Option<ImageSize>,
     data: Data,
@@ -29,7 +29,7 @@ enum Data {
     Seen,
 }
 
-impl Walker {
+impl Parser {
     pub(super) fn new(limits: Limits) -> Self {
         Self {
             limits,
@@ -87,7 +87,7 @@ impl Walker {
     }
 }
 
-impl Walk for Walker {
+impl FormatParser for Parser {
     fn first_field(&self) -> usize {
         HEADER_BYTES
     }

@@ -90,7 +90,7 @@ pub(super) fn png() -> Vec<u8> {
     let mut image = Vec::new();
     let mut encoder = PngEncoder::new(&mut image);
     encoder.set_exif_metadata(exif(6)).unwrap();
-    picture().write_with_encoder(encoder).unwrap();
+    scene().write_with_encoder(encoder).unwrap();
     let chunks = [
         png_chunk(*b"tEXt", &[b"parameters\0", SECRET].concat()),
         png_chunk(*b"pHYs", &[0, 0, 0, 1, 0, 0, 0, 1, 0]),
@@ -110,13 +110,13 @@ pub(super) fn png_chunk(name: [u8; 4], data: &[u8]) -> Vec<u8> {
     [&length[..], &named, &checksum].concat()
 }
 
-/// Lying on its side, with EXIF, XMP, a comment, and a second picture behind its end.
+/// Lying on its side, with EXIF, XMP, a comment, and a second image behind its end.
 pub(super) fn jpeg() -> Vec<u8> {
     let mut image = Vec::new();
     let mut encoder = JpegEncoder::new_with_quality(&mut image, 50);
     encoder.set_exif_metadata(exif(6)).unwrap();
     encoder.set_icc_profile(vec![7; 100]).unwrap();
-    picture().write_with_encoder(encoder).unwrap();
+    scene().write_with_encoder(encoder).unwrap();
     with_jpeg_segments(image)
 }
 
@@ -145,11 +145,11 @@ pub(super) fn webp() -> Vec<u8> {
     let mut image = Vec::new();
     let mut encoder = WebPEncoder::new_lossless(&mut image);
     encoder.set_exif_metadata(exif(6)).unwrap();
-    picture().write_with_encoder(encoder).unwrap();
+    scene().write_with_encoder(encoder).unwrap();
     with_webp_chunk(image, *b"XMP ", SECRET)
 }
 
-/// A picture and nothing else.
+/// An image and nothing else.
 pub(super) fn lossy_webp() -> Vec<u8> {
     decoded(LOSSY_WEBP)
 }
@@ -173,7 +173,7 @@ pub(super) fn gif() -> Vec<u8> {
     let mut image = Vec::new();
     let mut encoder = GifEncoder::new(&mut image);
     encoder.set_repeat(Repeat::Infinite).unwrap();
-    for frame in [picture(), picture().rotate90()] {
+    for frame in [scene(), scene().rotate90()] {
         let delay = Delay::from_numer_denom_ms(100, 1);
         encoder
             .encode_frame(Frame::from_parts(frame.to_rgba8(), 0, 0, delay))
@@ -212,7 +212,7 @@ pub(super) fn exif(orientation: u8) -> Vec<u8> {
     exif
 }
 
-fn picture() -> DynamicImage {
+fn scene() -> DynamicImage {
     let mut random = 1_u32;
     RgbImage::from_fn(24, 24, |_, _| {
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -76,7 +76,7 @@ pub struct SizeError {
 /// Settles what the fields `size` and `resolution` of a request ask for, down to the pixels.
 ///
 /// `size` is `auto`, a ratio, or pixels such as `1536x1024`. A `resolution` that is given decides; without
-/// one the number of pixels does, and a ratio is drawn at 1k.
+/// one the number of pixels does, and a ratio is generated at 1k.
 pub fn resolve_size(
     size: Option<&str>,
     resolution: Option<&str>,

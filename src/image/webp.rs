@@ -4,7 +4,7 @@
 
 use super::{
     ImageSize, InvalidImage, Limits,
-    walk::{Step, Then, Walk, array},
+    parse::{FormatParser, Step, Then, array},
 };
 
 /// `RIFF`, length, `WEBP`.
@@ -13,19 +13,19 @@ const HEADER_BYTES: usize = 12;
 const CHUNK_HEAD_BYTES: usize = 8;
 const EXIF_AND_XMP_FLAGS: u8 = 0x08 | 0x04;
 
-pub(super) struct Walker {
+pub(super) struct Parser {
     limits: Limits,
     /// Of the image, or of an animation's canvas.
     size: Option<ImageSize>,
-    pictures: Pictures,
+    images: Images,
     /// What is left of the file by its own account; `None` before its header.
     left: Option<u64>,
-    /// The frame of an animation that the walk is inside of.
+    /// The frame of an animation that the parse is inside of.
     frame: Option<Frame>,
 }
 
 #[derive(PartialEq, Eq)]
-enum Pictures {
+enum Images {
     None,
     Some,
 }
@@ -36,12 +36,12 @@ struct Frame {
     left: u64,
 }
 
-impl Walker {
+impl Parser {
     pub(super) fn new(limits: Limits) -> Self {
         Self {
             limits,
             size: None,
-            pictures: Pictures::None,
+            images: Images::None,
             left: None,
             frame: None,
         }
@@ -68,8 +68,8 @@ impl Walker {
         match &name {
             b"VP8X" if body == 0 && self.size.is_none() => return self.extended(field, header),
             b"ANMF" if self.frame.is_none() => return self.animated(field.len(), header, body),
-            b"VP8 " => self.picture(lossy_size(header)?)?,
-            b"VP8L" => self.picture(lossless_size(header)?)?,
+            b"VP8 " => self.image(lossy_size(header)?)?,
+            b"VP8L" => self.image(lossless_size(header)?)?,
             b"ALPH" | b"ANIM" | b"ICCP" if self.size.is_some() => {}
             b"VP8X" | b"ANMF" => return Err(InvalidImage::Damaged),
             _ if self.size.is_some() => return self.blank(field, body),
@@ -79,7 +79,7 @@ impl Walker {
         self.keep(field.len(), body)
     }
 
-    /// The header of a file that has more to it than one plain picture.
+    /// The header of a file that has more to it than one plain image.
     fn extended(&mut self, field: &[u8], header: &[u8]) -> Result<Step, InvalidImage> {
         let size = ImageSize {
             width: u24(header, 4)? + 1,
@@ -122,9 +122,9 @@ impl Walker {
         Ok(step)
     }
 
-    /// A picture must be what its frame or canvas has told; where it stands alone, it is the image.
-    fn picture(&mut self, size: ImageSize) -> Result<(), InvalidImage> {
-        self.pictures = Pictures::Some;
+    /// An image must be what its frame or canvas has told; where it stands alone, it is the image.
+    fn image(&mut self, size: ImageSize) -> Result<(), InvalidImage> {
+        self.images = Images::Some;
         match self.frame.map(|frame| frame.size).or(self.size) {
             Some(told) if told == size => Ok(()),
             Some(_) => Err(InvalidImage::Damaged),
@@ -172,14 +172,14 @@ impl Walker {
         }
         self.frame = self.frame.filter(|frame| frame.left > 0);
         match file_left {
-            0 if self.pictures == Pictures::None => Err(InvalidImage::Damaged),
+            0 if self.images == Images::None => Err(InvalidImage::Damaged),
             0 => Ok((body, Then::End)),
             _ => Ok((body, Then::Field(CHUNK_HEAD_BYTES))),
         }
     }
 }
 
-impl Walk for Walker {
+impl FormatParser for Parser {
     fn first_field(&self) -> usize {
         HEADER_BYTES
     }
@@ -328,32 +328,29 @@ mod tests {
 
     #[test]
     fn structure_is_checked() {
-        let (canvas, picture) = (extended(4, 4), lossless(4, 4));
+        let (canvas, image) = (extended(4, 4), lossless(4, 4));
         let canvas = (*b"VP8X", &canvas[..]);
-        let picture = (*b"VP8L", &picture[..]);
+        let image = (*b"VP8L", &image[..]);
         let frame = |chunk: &[u8]| [&[0; 6], &[3, 0, 0, 3, 0, 0, 0, 0, 0, 0][..], chunk].concat();
-        let inner = &file(&[picture])[12..];
+        let inner = &file(&[image])[12..];
         assert_eq!(outcome(&file(&[canvas, (*b"ANMF", &frame(inner))])), "4x4");
         let mut outside = frame(inner);
         outside[0] = 1;
         let short = frame(&inner[..inner.len() - 2]);
         for (what, chunks) in [
             ("nothing", vec![]),
-            ("no picture", vec![canvas]),
+            ("no image", vec![canvas]),
             ("metadata only", vec![canvas, (*b"EXIF", b"x")]),
             ("another size", vec![canvas, (*b"VP8L", &lossless(4, 5))]),
-            ("two headers", vec![canvas, canvas, picture]),
-            ("something in front", vec![(*b"EXIF", b"x"), picture]),
-            ("empty picture", vec![(*b"VP8L", b"")]),
+            ("two headers", vec![canvas, canvas, image]),
+            ("something in front", vec![(*b"EXIF", b"x"), image]),
+            ("empty image", vec![(*b"VP8L", b"")]),
             ("another signature", vec![(*b"VP8L", &[0; 20])]),
             ("no key frame", vec![(*b"VP8 ", &[1; 20])]),
             ("frame without a canvas", vec![(*b"ANMF", &frame(inner))]),
             ("frame outside", vec![canvas, (*b"ANMF", &outside)]),
-            (
-                "empty frame",
-                vec![canvas, (*b"ANMF", &frame(b"")), picture],
-            ),
-            ("short frame", vec![canvas, (*b"ANMF", &short), picture]),
+            ("empty frame", vec![canvas, (*b"ANMF", &frame(b"")), image]),
+            ("short frame", vec![canvas, (*b"ANMF", &short), image]),
         ] {
             assert_eq!(outcome(&file(&chunks)), DAMAGED, "{what}");
         }

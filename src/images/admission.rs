@@ -7,12 +7,12 @@ use std::{
     time::Duration,
 };
 
-use super::run::needs;
+use super::run::requirements;
 use crate::{
     app::App,
     backend::{
         Catalog,
-        catalog::{Model, Needs, Route},
+        catalog::{Model, Requirements, Route},
     },
     ids::AccountId,
     tasks::{Request, store::Line},
@@ -146,7 +146,7 @@ pub fn enqueue(
     let line = Line {
         account_id: account,
         model: request.model.clone(),
-        needs: needs(request).column(),
+        requirements: requirements(request).column(),
     };
     let catalog = app.catalog();
     if let Some(model) = catalog.model(&request.model) {
@@ -179,8 +179,8 @@ struct Outlook {
 
 impl Outlook {
     fn new(app: &App, catalog: &Catalog, model: &Model, line: &Line) -> Self {
-        let needs = Needs::of_column(line.needs);
-        let takes = |route: &&Route| route.can(needs);
+        let requirements = Requirements::of_column(line.requirements);
+        let takes = |route: &&Route| route.can(requirements);
         let routes: Vec<&Route> = model.routes().iter().filter(takes).collect();
         let due = routes.iter().map(|route| route.breaker.probe_due());
         let probe_due = due.min().flatten().unwrap_or_default();
@@ -192,12 +192,12 @@ impl Outlook {
                 ready_in: Duration::ZERO,
             };
         };
-        let competes = |name: &str, needs: i16| {
-            let needs = Needs::of_column(needs);
+        let competes = |name: &str, requirements: i16| {
+            let requirements = Requirements::of_column(requirements);
             let same = catalog
                 .model(name)
                 .is_some_and(|other| other.name == model.name);
-            same && routes.iter().any(|route| route.can(needs))
+            same && routes.iter().any(|route| route.can(requirements))
         };
         let before = app.backlog.before(line.account_id, competes);
         let for_routes = rounds(before, limit_of(&routes));
@@ -223,7 +223,7 @@ impl Outlook {
 /// More than this takes longer than any deadline.
 const ROUNDS_MAX: f64 = 1e6;
 
-/// How many tasks routes draw at once; `None`: any number.
+/// How many tasks routes generate at once; `None`: any number.
 fn limit_of(routes: &[&Route]) -> Option<u64> {
     let limits = routes
         .iter()

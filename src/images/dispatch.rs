@@ -1,16 +1,16 @@
-//! Taking tasks off the queue: which come next, and over which route each is drawn. One short transaction
+//! IngestWriter tasks off the queue: which come next, and over which route each is generated. One short transaction
 //! at a time among all replicas, so that what a route may do at once is never exceeded.
 
 use std::{collections::HashMap, ptr, time::Duration};
 
 use sqlx::PgConnection;
 
-use super::{run::needs, verdict};
+use super::{retry, run::requirements};
 use crate::{
     app::App,
     backend::{
         Catalog,
-        catalog::{Ask, Model, Needs, Pick, Route},
+        catalog::{Ask, Model, Pick, Requirements, Route},
     },
     ids::TaskId,
     tasks::{
@@ -90,18 +90,18 @@ async fn claim_some(app: &App, limit: usize) -> sqlx::Result<Dispatched> {
     Ok(Dispatched::Tasks { tasks, more })
 }
 
-/// Who draws a task that has not been tried yet, where no route of its model is limited: then there is
+/// Who generates a task that has not been tried yet, where no route of its model is limited: then there is
 /// nothing to look up. `None`: it has to wait, or to be told so by who looks at the queue.
 pub fn route_at_once(model: &Model, request: &Request) -> Option<String> {
     let ask = Ask {
-        needs: needs(request),
+        requirements: requirements(request),
         tried: &[],
         left: Duration::MAX,
     };
     // A probe is for the queue to hand out: not everybody who comes now can have it.
     match model.pick(ask, |route| route.breaker.capacity().map(|_| 0)) {
         Pick::Route(route) => Some(route.name.clone()),
-        Pick::Wait | Pick::Nobody => None,
+        Pick::AtCapacity | Pick::NoRoute => None,
     }
 }
 
@@ -148,13 +148,13 @@ impl<'a> Capacity<'a> {
         })
     }
 
-    /// Of these models and needs those of which something may be claimed. Tasks whose model is gone, or that
+    /// Of these models and requirements those of which something may be claimed. Tasks whose model is gone, or that
     /// no route takes, are claimed to be told so.
     fn demands(&self, queued: Vec<(String, i16)>) -> Vec<Demand> {
         let mut pools: Vec<Vec<&Route>> = Vec::new();
         let mut demands = Vec::new();
-        for (model, needs) in queued {
-            let routes = self.takers(&model, needs);
+        for (model, requirements) in queued {
+            let routes = self.takers(&model, requirements);
             let same = |pool: &Vec<&Route>| {
                 pool.len() == routes.len() && pool.iter().zip(&routes).all(|(a, b)| ptr::eq(*a, *b))
             };
@@ -166,7 +166,7 @@ impl<'a> Capacity<'a> {
             if capacity > 0 {
                 demands.push(Demand {
                     model,
-                    needs,
+                    requirements,
                     pool: i32::try_from(pool).unwrap_or(i32::MAX),
                     capacity,
                     least,
@@ -176,18 +176,18 @@ impl<'a> Capacity<'a> {
         demands
     }
 
-    fn takers(&self, model: &str, needs: i16) -> Vec<&'a Route> {
+    fn takers(&self, model: &str, requirements: i16) -> Vec<&'a Route> {
         let routes = self
             .catalog
             .model(model)
             .into_iter()
             .flat_map(Model::routes);
         routes
-            .filter(|route| route.can(Needs::of_column(needs)))
+            .filter(|route| route.can(Requirements::of_column(requirements)))
             .collect()
     }
 
-    /// How many tasks these routes may begin now, and how much time the quickest of those that may needs.
+    /// How many tasks these routes may begin now, and how much time the quickest of those that may requirements.
     fn of_routes(&self, model: Option<&Model>, routes: &[&Route]) -> (u32, Duration) {
         let (Some(model), [_, ..]) = (model, routes) else {
             return (self.limit, Duration::ZERO);
@@ -213,13 +213,13 @@ impl<'a> Capacity<'a> {
 
     /// Whether some route that takes the task may begin more.
     fn is_left_for(&self, waiting: &Waiting) -> bool {
-        let routes = self.takers(&waiting.model, waiting.needs);
+        let routes = self.takers(&waiting.model, waiting.requirements);
         self.of_routes(self.catalog.model(&waiting.model), &routes)
             .0
             > 0
     }
 
-    /// Says over which route a task is drawn; `None`: it has to wait.
+    /// Says over which route a task is generated; `None`: it has to wait.
     fn assign(&mut self, waiting: &Waiting) -> Option<Assignment> {
         let mut assignment = waiting.assignment.clone();
         let Some(model) = self.catalog.model(&waiting.model) else {
@@ -234,19 +234,19 @@ impl<'a> Capacity<'a> {
         let capacity = |route: &Route| self.of_route(model, route);
         let picked = match pinned {
             Some(route) if capacity(route) != Some(0) => Pick::Route(route),
-            Some(_) => Pick::Wait,
+            Some(_) => Pick::AtCapacity,
             None => {
                 let ask = Ask {
-                    needs: Needs::of_column(waiting.needs),
-                    tried: &verdict::tried(&waiting.assignment, None),
+                    requirements: Requirements::of_column(waiting.requirements),
+                    tried: &retry::tried(&waiting.assignment, None),
                     left: waiting.left,
                 };
                 model.pick(ask, capacity)
             }
         };
         let route = match picked {
-            Pick::Wait => return None,
-            Pick::Nobody => None,
+            Pick::AtCapacity => return None,
+            Pick::NoRoute => None,
             Pick::Route(route) => {
                 let name = (model.name.as_str(), route.name.as_str());
                 if let Some(free) = self.free.get_mut(&name) {

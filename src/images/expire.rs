@@ -3,7 +3,7 @@
 
 use std::{collections::HashSet, error::Error, time::Duration};
 
-use super::{run::PAST_DEADLINE, verdict::failed};
+use super::{retry::failed, run::PAST_DEADLINE};
 use crate::{
     app::App,
     billing::ledger::{self, Settlement},

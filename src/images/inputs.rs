@@ -1,4 +1,4 @@
-//! What a task draws from: its references and its mask, the foreign ones fetched and stored first, so
+//! What a task generates from: its references and its mask, the foreign ones fetched and stored first, so
 //! that a backend reads all of them in one way, and as often as it likes.
 
 use std::{error::Error, sync::Arc};
@@ -7,14 +7,14 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use url::Url;
 
 use super::{
-    intake::{self, IntakeError, Origin, Reach},
+    intake::{self, IntakeError, Origin, Visibility},
+    retry::failed,
     stored_inputs::StoredInputs,
-    verdict::failed,
 };
 use crate::{
     app::App,
     backend::{Input, MakeLink, OpenInput},
-    references::{Allowance, FetchError},
+    references::{FetchBudget, FetchError},
     storage::{Disposition, Key},
     tasks::{Failure, FailureKind, Reference, StoredReference, Task},
 };
@@ -48,12 +48,12 @@ async fn input(
     task: &Task,
     reference: &Reference,
     name: String,
-    allowance: &Arc<Allowance>,
+    allowance: &Arc<FetchBudget>,
 ) -> Result<Input, Failure> {
     let stored = match reference {
         Reference::Stored(stored) => stored.clone(),
         Reference::Foreign(url) => fetch(app, task, url, allowance).await.map_err(|error| {
-            tracing::info!(task.id = %task.id, error = &error as &dyn Error, "a reference was not taken");
+            tracing::info!(task.id = %task.id, error = &error as &dyn Error, "a reference was not ingested");
             failure(&name, &error)
         })?,
     };
@@ -64,19 +64,19 @@ async fn fetch(
     app: &App,
     task: &Task,
     url: &Url,
-    allowance: &Arc<Allowance>,
+    allowance: &Arc<FetchBudget>,
 ) -> Result<StoredReference, IntakeError<FetchError>> {
     let origin = Origin {
         account_id: task.account_id,
         file_name: None,
-        reach: Reach::Unlinked,
+        visibility: Visibility::Unlinked,
     };
     let fetched = app.references.fetch(url, allowance).await;
     let stream = fetched.map_err(IntakeError::Read)?.stream;
     let mut inputs = StoredInputs::default();
-    let taken = intake::take_in(app, origin, stream, &mut inputs).await?;
+    let ingested = intake::ingest(app, origin, stream, &mut inputs).await?;
     inputs.keep();
-    Ok(taken.into_reference())
+    Ok(ingested.into_reference())
 }
 
 /// Says what is wrong with the image, but nothing about the network.

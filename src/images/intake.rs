@@ -1,4 +1,4 @@
-//! Taking images in: from an upload, from inside a request, or fetched for a task. All are streamed
+//! IngestWriter images in: from an upload, from inside a request, or fetched for a task. All are streamed
 //! into storage while they are checked, and kept as uploads, so that one sweep deletes them all.
 
 use std::{error::Error, fmt::Write as _};
@@ -26,17 +26,17 @@ const OVERSIZE_READ_MAX: u64 = 256 << 20;
 pub struct Origin<'a> {
     pub account_id: AccountId,
     pub file_name: Option<&'a str>,
-    pub reach: Reach,
+    pub visibility: Visibility,
 }
 
 /// Whether an image gets a URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
+pub enum Visibility {
     Linked,
     Unlinked,
 }
 
-/// Why an image was not taken in. `E` is how reading it can fail.
+/// Why an image was not ingested in. `E` is how reading it can fail.
 #[derive(Debug, thiserror::Error)]
 pub enum IntakeError<E> {
     #[error(transparent)]
@@ -54,14 +54,14 @@ pub enum IntakeError<E> {
     Database(#[from] sqlx::Error),
 }
 
-/// What was taken in, and the SHA-256 of its bytes in hex: only of what came inside a request.
+/// What was ingested in, and the SHA-256 of its bytes in hex: only of what came inside a request.
 #[derive(Debug)]
-pub struct Taken {
+pub struct Ingested {
     pub upload: Upload,
     pub digest: String,
 }
 
-impl Taken {
+impl Ingested {
     pub fn into_reference(self) -> StoredReference {
         StoredReference {
             object: self.upload.object,
@@ -74,12 +74,12 @@ impl Taken {
 
 /// Streams an image into storage. It is one of `inputs` from its first byte on: nothing is left of it if
 /// those are not kept.
-pub async fn take_in<S, E>(
+pub async fn ingest<S, E>(
     app: &App,
     origin: Origin<'_>,
     pieces: S,
     inputs: &mut StoredInputs,
-) -> Result<Taken, IntakeError<E>>
+) -> Result<Ingested, IntakeError<E>>
 where
     S: Stream<Item = Result<Bytes, E>> + Unpin + Send,
     E: Error + Send,
@@ -90,23 +90,23 @@ where
         .check(&app.pool, origin.account_id)
         .await
         .map_err(full)?;
-    let mut taking = Taking::new(app, origin.reach);
+    let mut writer = IngestWriter::new(app, origin.visibility);
     let mut pieces = pieces;
     while let Some(piece) = pieces.next().await {
         let piece = piece.map_err(IntakeError::Read)?;
-        taking.size += piece.len() as u64;
-        if taking.size > app.config.uploads.bytes_max {
-            return Err(taking.too_large(pieces).await);
+        writer.size += piece.len() as u64;
+        if writer.size > app.config.uploads.bytes_max {
+            return Err(writer.too_large(pieces).await);
         }
-        taking.push(piece, inputs).await?;
+        writer.push(piece, inputs).await?;
     }
-    let kept = taking.finish().await?;
+    let kept = writer.finish().await?;
     let upload = kept.upload(app, origin);
     let added = stock.add(&app.pool, origin.account_id, kept.bytes).await;
     added.map_err(full)?;
     let inserted = async { store::insert(&mut *db::acquire(&app.pool).await?, &upload).await };
     app.pool.in_time(inserted).await?;
-    Ok(Taken {
+    Ok(Ingested {
         upload,
         digest: kept.digest,
     })
@@ -124,7 +124,7 @@ impl<E> IntakeError<E> {
     }
 }
 
-struct Taking<'a> {
+struct IngestWriter<'a> {
     app: &'a App,
     filter: Filter,
     /// Hashing takes longer than all else that is done here.
@@ -144,12 +144,12 @@ struct Kept {
     digest: String,
 }
 
-impl<'a> Taking<'a> {
-    fn new(app: &'a App, reach: Reach) -> Self {
+impl<'a> IngestWriter<'a> {
+    fn new(app: &'a App, visibility: Visibility) -> Self {
         Self {
             app,
             filter: Filter::new(Metadata::Keep, app.image_limits()),
-            digest: (reach == Reach::Unlinked).then(Sha256::new),
+            digest: (visibility == Visibility::Unlinked).then(Sha256::new),
             size: 0,
             ready: Vec::new(),
             object: None,
@@ -223,11 +223,11 @@ impl Kept {
     fn upload(&self, app: &App, origin: Origin<'_>) -> Upload {
         let created_at = app.clock.now();
         let file_name = uploads::safe_file_name(origin.file_name, self.format);
-        let linked = origin.reach == Reach::Linked;
-        let life = match origin.reach {
-            Reach::Linked => app.config.uploads.ttl(),
+        let linked = origin.visibility == Visibility::Linked;
+        let life = match origin.visibility {
+            Visibility::Linked => app.config.uploads.ttl(),
             // Until its request has been read and its task has ended.
-            Reach::Unlinked => app.config.server.body_timeout() + app.config.tasks.deadline(),
+            Visibility::Unlinked => app.config.server.body_timeout() + app.config.tasks.deadline(),
         };
         Upload {
             id: self.id,

@@ -1,5 +1,5 @@
-//! Drawing images for callers who pay: the only place that joins accounts, tasks, billing, storage and
-//! backends. `submit` accepts a task, `run` draws it, `settle` ends it.
+//! Generating images for callers who pay: the only place that joins accounts, tasks, billing, storage and
+//! backends. `submit` accepts a task, `run` generates it, `settle` ends it.
 
 pub mod admission;
 mod adopt;
@@ -7,6 +7,7 @@ pub mod dispatch;
 pub mod expire;
 mod inputs;
 pub mod intake;
+mod retry;
 pub mod run;
 pub mod settle;
 mod sink;
@@ -14,7 +15,6 @@ pub mod stored_inputs;
 pub mod submit;
 pub mod sweep;
 pub mod usage;
-mod verdict;
 
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -42,7 +42,7 @@ pub fn unit_price(model: &config::Model, quality: Quality) -> Cny {
     }
 }
 
-/// The links of a task's pictures. `public_url` is what they start with.
+/// The links of a task's images. `public_url` is what they start with.
 pub fn links(task: &Summary, public_url: &str) -> Vec<String> {
     let (model, file_id) = (&task.model, task.file_id);
     let date = task.created_at.format("%Y%m%d");

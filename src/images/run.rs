@@ -1,5 +1,5 @@
-//! One attempt to draw a claimed task: its references are made ready, the backend of its route draws, the
-//! pictures are stored. No connection to the database is held meanwhile.
+//! One attempt to generate a claimed task: its references are made ready, the backend of its route generates, the
+//! images are stored. No connection to the database is held meanwhile.
 
 use std::{collections::BTreeMap, error::Error, time::Duration};
 
@@ -10,14 +10,14 @@ use tokio::time::{Instant, timeout};
 use super::{
     adopt::{self, Adopted},
     inputs::{self, Inputs},
+    retry::{self, RetryContext, failed},
     sink::StorageSink,
-    verdict::{self, Circumstances, failed},
 };
 use crate::{
     app::App,
     backend::{
-        BackendError, Catalog, Drawing, Permit, SETTLE_TIME,
-        catalog::{Model, Needs, Route},
+        BackendError, Catalog, GenerateRequest, Permit, SETTLE_TIME,
+        catalog::{Model, Requirements, Route},
     },
     failure::Class,
     tasks::{Assignment, Attempt, FailureKind, Image, Outcome, Request, Task, storable},
@@ -81,15 +81,15 @@ impl Ending {
     }
 }
 
-/// What a task asks of who draws it.
-pub fn needs(request: &Request) -> Needs {
-    Needs {
+/// What a task asks of who generates it.
+pub fn requirements(request: &Request) -> Requirements {
+    Requirements {
         references: request.references.len(),
         mask: request.mask.is_some(),
     }
 }
 
-/// Has a task drawn as it was assigned, within its deadline. What was delivered before something failed
+/// Has a task generated as it was assigned, within its deadline. What was delivered before something failed
 /// counts, and then nothing is tried again.
 pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
     let deadline = Instant::now() + task.left;
@@ -117,7 +117,12 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
     };
     let limit = route.settings.timeout().min(left);
     let mut calls = calls(app, task, route, assignment, &inputs, &adopted);
-    let drawn = join_all(calls.iter_mut().map(|call| call.draw(app, route, limit))).await;
+    let result = join_all(
+        calls
+            .iter_mut()
+            .map(|call| call.generate(app, route, limit)),
+    )
+    .await;
     let took = began.elapsed();
     let mut attempt = Attempt {
         route: route.name.clone(),
@@ -129,14 +134,14 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
     let until = deadline.checked_sub(SETTLE_TIME).unwrap_or(deadline);
     let kept = join_all(calls.into_iter().map(|call| call.sink.into_kept(until))).await;
     let (mut images, mut usage) = (adopted, Vec::new());
-    let mut errors: Vec<BackendError> = drawn.into_iter().filter_map(Result::err).collect();
+    let mut errors: Vec<BackendError> = result.into_iter().filter_map(Result::err).collect();
     for kept in kept {
         attempt.jobs.extend(kept.job);
         images.extend(kept.images);
         usage.extend(kept.usage);
         errors.extend(kept.not_stored.map(BackendError::Sink));
     }
-    let error = verdict::decisive(errors.into_iter()).filter(|_| images.is_empty());
+    let error = retry::decisive(errors.into_iter()).filter(|_| images.is_empty());
     attempt.class = error.as_ref().map(BackendError::class);
     let calls = Called {
         began,
@@ -144,17 +149,17 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
         left,
         class: attempt.class,
     };
-    calls.tell(app, route, permit);
-    let circumstances = Circumstances {
+    calls.record(app, route, permit);
+    let context = RetryContext {
         model,
-        needs: needs(&task.request),
+        requirements: requirements(&task.request),
         routing: &catalog.routing,
         attempts: u16::try_from(task.attempts).unwrap_or_default(),
         attempts_max: app.config.tasks.attempts_max,
         left: until.saturating_duration_since(Instant::now()),
     };
     match error {
-        Some(error) => fail(&error, attempt, assignment, &circumstances, usage),
+        Some(error) => fail(&error, attempt, assignment, &context, usage),
         None => Ran::Ended(Ending {
             outcome: delivered(images),
             attempt: Some(attempt),
@@ -193,7 +198,7 @@ struct Called {
 impl Called {
     /// Tells the route's circuit, and how long it took; but nothing of a backend that our deadline or a stall
     /// of this process left no chance: then the permit is given back.
-    fn tell(&self, app: &App, route: &Route, permit: Permit) {
+    fn record(&self, app: &App, route: &Route, permit: Permit) {
         match self.class {
             None => route.pace.delivered_in(self.took),
             Some(_) if self.took + SETTLE_TIME >= self.left => {
@@ -228,16 +233,16 @@ fn fail(
     error: &BackendError,
     attempt: Attempt,
     before: &Assignment,
-    circumstances: &Circumstances<'_>,
+    context: &RetryContext<'_>,
     usage: Vec<Value>,
 ) -> Ran {
-    if let Some(wait) = verdict::wait(error, &attempt.route, before, circumstances) {
+    if let Some(wait) = retry::wait(error, &attempt.route, before, context) {
         return Ran::Again { attempt, wait };
     }
-    let failure = if circumstances.left.is_zero() {
+    let failure = if context.left.is_zero() {
         failed(FailureKind::Deadline, PAST_DEADLINE)
     } else {
-        verdict::failure(error)
+        retry::failure(error)
     };
     Ran::Ended(Ending {
         outcome: Outcome::Failed(failure),
@@ -254,10 +259,10 @@ fn delivered(images: BTreeMap<u8, Image>) -> Outcome {
     Outcome::Completed(images.into_values().collect())
 }
 
-/// One call of a backend: as many of a task's pictures as it draws at once.
+/// One call of a backend: as many of a task's images as it generates at once.
 struct Call<'a> {
     task: &'a Task,
-    drawing: Drawing,
+    request: GenerateRequest,
     sink: StorageSink<'a>,
 }
 
@@ -271,7 +276,7 @@ fn calls<'a>(
     inputs: &Inputs,
     adopted: &Adopted,
 ) -> Vec<Call<'a>> {
-    let n_max = route.backend.abilities().n_max.max(1);
+    let n_max = route.backend.capabilities().n_max.max(1);
     let seqs: Vec<u8> = (1..=task.request.n).collect();
     let call = |(index, seqs): (usize, &[u8])| {
         let job = assignment.jobs.get(index).cloned().flatten();
@@ -286,10 +291,10 @@ fn calls<'a>(
             .collect();
         Some(Call {
             task,
-            drawing: Drawing {
+            request: GenerateRequest {
                 n: u8::try_from(seqs.len()).unwrap_or(n_max),
                 job,
-                ..drawing(&task.request, route, inputs)
+                ..generate_request(&task.request, route, inputs)
             },
             sink: StorageSink::new(app, task, index, seqs),
         })
@@ -300,9 +305,9 @@ fn calls<'a>(
         .collect()
 }
 
-fn drawing(request: &Request, route: &Route, inputs: &Inputs) -> Drawing {
+fn generate_request(request: &Request, route: &Route, inputs: &Inputs) -> GenerateRequest {
     let settings = &route.settings;
-    Drawing {
+    GenerateRequest {
         model: route.upstream_model.clone(),
         prompt: request.prompt.clone(),
         n: request.n,
@@ -319,28 +324,32 @@ fn drawing(request: &Request, route: &Route, inputs: &Inputs) -> Drawing {
 }
 
 impl Call<'_> {
-    async fn draw(
+    async fn generate(
         &mut self,
         app: &App,
         route: &Route,
         limit: Duration,
     ) -> Result<(), BackendError> {
-        let draw = route.backend.draw(&self.drawing, &mut self.sink);
-        let drawn = app.stalls.timeout(limit, draw).await.unwrap_or_else(|_| {
-            self.give_up(app, route);
-            Err(BackendError::Silent {
-                detail: format!("no whole answer within {} ms", limit.as_millis()),
-            })
-        });
-        if let Err(error) = &drawn {
-            tracing::warn!(task.id = %self.task.id, route = route.name, class = ?error.class(), error = error as &dyn Error, "an upstream did not draw");
+        let generate = route.backend.generate(&self.request, &mut self.sink);
+        let result = app
+            .stalls
+            .timeout(limit, generate)
+            .await
+            .unwrap_or_else(|_| {
+                self.give_up(app, route);
+                Err(BackendError::OutcomeUnknown {
+                    detail: format!("no whole answer within {} ms", limit.as_millis()),
+                })
+            });
+        if let Err(error) = &result {
+            tracing::warn!(task.id = %self.task.id, route = route.name, class = ?error.class(), error = error as &dyn Error, "an upstream did not generate");
         }
-        drawn
+        result
     }
 
     /// Tells the upstream, as well as that can be done; nobody waits for it.
     fn give_up(&self, app: &App, route: &Route) {
-        let resumed = self.drawing.job.as_deref();
+        let resumed = self.request.job.as_deref();
         let Some(job) = self.sink.job().or(resumed).map(str::to_owned) else {
             return;
         };

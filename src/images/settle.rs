@@ -40,7 +40,7 @@ pub struct Finished {
 pub type Settler = Batcher<Finished, Option<Arc<Summary>>>;
 
 /// What tasks are ended with.
-pub struct Desk {
+pub struct SettleBatch {
     pub pool: db::Pool,
     pub waiters: Waiters,
     pub progress: Progress,
@@ -48,13 +48,13 @@ pub struct Desk {
 }
 
 /// Starts ending tasks, and waking those who wait for them.
-pub fn start(desk: Desk) -> Settler {
-    let desk = Arc::new(desk);
+pub fn start(settle: SettleBatch) -> Settler {
+    let settle = Arc::new(settle);
     let alone = Arc::new(Semaphore::new(ALONE_MAX));
     let account_of = |finished: &Finished| finished.task.account_id;
     Batcher::start_with_lines(BATCH_MAX, account_of, move |batch, line| {
-        let (desk, alone) = (Arc::clone(&desk), Arc::clone(&alone));
-        async move { desk.settle(batch, line, &alone).await }
+        let (settle, alone) = (Arc::clone(&settle), Arc::clone(&alone));
+        async move { settle.settle(batch, line, &alone).await }
     })
 }
 
@@ -68,7 +68,7 @@ enum Detail {
     Outcome,
 }
 
-impl Desk {
+impl SettleBatch {
     async fn settle(
         &self,
         mut batch: Vec<Finished>,

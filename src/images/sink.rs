@@ -1,4 +1,4 @@
-//! Where a backend's pictures go: each through the filter that checks it and takes its metadata away, and once
+//! Where a backend's images go: each through the filter that checks it and takes its metadata away, and once
 //! it is whole into storage, however long that takes.
 
 use async_trait::async_trait;
@@ -16,17 +16,17 @@ use crate::{
     tasks::{Image, Task, store},
 };
 
-/// Of one picture, as an upstream sends it.
+/// Of one image, as an upstream sends it.
 const IMAGE_BYTES_MAX: usize = 64 << 20;
 
-/// Keeps what one call of a backend gives. The pictures of an attempt that lost its lease stay under keys of
+/// Keeps what one call of a backend gives. The images of an attempt that lost its lease stay under keys of
 /// their own: the next attempt adopts them, or they are swept.
 pub(super) struct StorageSink<'a> {
     app: &'a App,
     task: &'a Task,
     /// Which of the task's calls this is.
     call: u8,
-    /// Which of the task's pictures are this call's, from 1.
+    /// Which of the task's images are this call's, from 1.
     seqs: Vec<u8>,
     current: Option<Current>,
     job: Option<String>,
@@ -55,7 +55,7 @@ struct Current {
     held: Option<HeldImage>,
 }
 
-/// A whole picture on its way into storage.
+/// A whole image on its way into storage.
 struct Storing {
     seq: u8,
     image: Image,

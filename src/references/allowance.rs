@@ -11,14 +11,14 @@ use crate::config;
 
 /// The bytes and the time that are left for the references of one task.
 #[derive(Debug)]
-pub struct Allowance {
+pub struct FetchBudget {
     pub(super) deadline: Instant,
     pub(super) timeout: Duration,
     pub(super) bytes_max: u64,
     bytes_left: AtomicU64,
 }
 
-impl Allowance {
+impl FetchBudget {
     /// Its time runs from now.
     pub(super) fn new(config: &config::References) -> Self {
         let timeout = config.fetch_all_timeout();

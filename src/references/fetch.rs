@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use url::Url;
 
 use super::{
-    allowance::Allowance,
+    allowance::FetchBudget,
     connection::{Answer, Connector, RequestFault},
     guard::{Guard, UrlError},
     resolve::GuardedResolver,
@@ -80,7 +80,7 @@ pub struct BuildError(#[source] rustls::Error);
 /// What takes the internet's place in a trial: one server, the name server that leads to it, and the
 /// certificate that it is trusted by. Every other address is treated as always. No setting leads here.
 #[derive(Clone, Debug)]
-pub struct StandIn {
+pub struct ExemptServer {
     pub address: SocketAddr,
     pub name_server: SocketAddr,
     pub root: CertificateDer<'static>,
@@ -106,20 +106,20 @@ impl Fetcher {
     }
 
     /// For trials without an internet.
-    pub fn with_stand_in(
+    pub fn with_exempt(
         config: &config::References,
         bytes_max: u64,
         public_url: &str,
-        stand_in: StandIn,
+        exempt: ExemptServer,
     ) -> Result<Self, BuildError> {
         let resolver = GuardedResolver {
-            guard: Guard::new(config, public_url).with_stand_in(stand_in.address),
-            name_server: Some(stand_in.name_server),
+            guard: Guard::new(config, public_url).with_exempt(exempt.address),
+            name_server: Some(exempt.name_server),
             connect_timeout: config.connect_timeout(),
         };
         tls::install_crypto_provider();
         let mut roots = RootCertStore::empty();
-        roots.add(stand_in.root).map_err(BuildError)?;
+        roots.add(exempt.root).map_err(BuildError)?;
         let tls = ClientConfig::builder().with_root_certificates(roots);
         let tls = tls.with_no_client_auth();
         Ok(Self::build(config, bytes_max, resolver, tls))
@@ -154,8 +154,8 @@ impl Fetcher {
     }
 
     /// For the references of one task, which share it.
-    pub fn allowance(&self) -> Arc<Allowance> {
-        Arc::new(Allowance::new(&self.config))
+    pub fn allowance(&self) -> Arc<FetchBudget> {
+        Arc::new(FetchBudget::new(&self.config))
     }
 
     /// Asks for a URL, follows its redirects, and gives back the body as it comes in. Whether that is
@@ -163,7 +163,7 @@ impl Fetcher {
     pub async fn fetch(
         &self,
         url: &Url,
-        allowance: &Arc<Allowance>,
+        allowance: &Arc<FetchBudget>,
     ) -> Result<Fetched, FetchError> {
         let begin = Instant::now();
         let timeout = self.config.fetch_timeout();
@@ -222,7 +222,7 @@ struct Body {
     timeout: Duration,
     bytes_max: u64,
     bytes_left: u64,
-    allowance: Arc<Allowance>,
+    allowance: Arc<FetchBudget>,
 }
 
 impl Body {

@@ -16,16 +16,16 @@ const URL_BYTES_MAX: usize = 8192;
 /// What clients may make this gateway connect to.
 #[derive(Clone, Debug)]
 pub struct Guard {
-    reach: Reach,
+    policy: AddressPolicy,
     /// Of this gateway itself, as its clients know it: it doesn't call itself.
     own: Option<(String, u16)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reach {
+enum AddressPolicy {
     /// The public internet, on port 443.
     Public,
-    /// As `Public`, and this one address, on its port too: a trial's stand-in for a public server.
+    /// As `Public`, and this one address, on its port too: a trial's exempt server for a public server.
     PublicAnd(SocketAddr),
     /// Every address, on any port: the operator allows private networks.
     Everything,
@@ -59,19 +59,19 @@ pub struct AddressRefused(pub IpAddr);
 impl Guard {
     /// `public_url` is what this gateway's own links begin with.
     pub fn new(config: &config::References, public_url: &str) -> Self {
-        let reach = if config.allow_private_networks {
-            Reach::Everything
+        let policy = if config.allow_private_networks {
+            AddressPolicy::Everything
         } else {
-            Reach::Public
+            AddressPolicy::Public
         };
-        let own = Url::parse(public_url).ok().as_ref().and_then(place);
-        Self { reach, own }
+        let own = Url::parse(public_url).ok().as_ref().and_then(authority);
+        Self { policy, own }
     }
 
     /// Lets one more address through, unless all are.
-    pub(super) fn with_stand_in(mut self, stand_in: SocketAddr) -> Self {
-        if self.reach == Reach::Public {
-            self.reach = Reach::PublicAnd(stand_in);
+    pub(super) fn with_exempt(mut self, exempt: SocketAddr) -> Self {
+        if self.policy == AddressPolicy::Public {
+            self.policy = AddressPolicy::PublicAnd(exempt);
         }
         self
     }
@@ -97,17 +97,17 @@ impl Guard {
         if !url.username().is_empty() || url.password().is_some() {
             return Err(UrlError::UserInfo);
         }
-        if !self.reach.permits_port(url.port().unwrap_or(HTTPS_PORT)) {
+        if !self.policy.permits_port(url.port().unwrap_or(HTTPS_PORT)) {
             return Err(UrlError::Port);
         }
-        if self.own.is_some() && place(url) == self.own {
+        if self.own.is_some() && authority(url) == self.own {
             return Err(UrlError::Own);
         }
         // However an address is spelt, parsing has made a literal of it.
         let permitted = match url.host() {
-            Some(Host::Ipv4(address)) => self.reach.permits(address.into()),
-            Some(Host::Ipv6(address)) => self.reach.permits(address.into()),
-            Some(Host::Domain(name)) => self.reach.permits_name(name),
+            Some(Host::Ipv4(address)) => self.policy.permits(address.into()),
+            Some(Host::Ipv6(address)) => self.policy.permits(address.into()),
+            Some(Host::Domain(name)) => self.policy.permits_name(name),
             None => false,
         };
         if permitted {
@@ -120,10 +120,10 @@ impl Guard {
     /// Checks an address that is about to be connected to, or that has been: public, and not one of
     /// this machine's own.
     pub fn check_address(&self, address: IpAddr) -> Result<(), AddressRefused> {
-        let exempt = match self.reach {
-            Reach::Public => false,
-            Reach::PublicAnd(stand_in) => address == stand_in.ip(),
-            Reach::Everything => true,
+        let exempt = match self.policy {
+            AddressPolicy::Public => false,
+            AddressPolicy::PublicAnd(exempt) => address == exempt.ip(),
+            AddressPolicy::Everything => true,
         };
         if exempt || is_global(address) && !is_own(address) {
             Ok(())
@@ -133,12 +133,12 @@ impl Guard {
     }
 }
 
-impl Reach {
+impl AddressPolicy {
     /// Without a look at this machine: an answer to the client must not tell its addresses.
     fn permits(self, address: IpAddr) -> bool {
         match self {
             Self::Public => is_global(address),
-            Self::PublicAnd(stand_in) => address == stand_in.ip() || is_global(address),
+            Self::PublicAnd(exempt) => address == exempt.ip() || is_global(address),
             Self::Everything => true,
         }
     }
@@ -153,14 +153,14 @@ impl Reach {
     fn permits_port(self, port: u16) -> bool {
         match self {
             Self::Public => port == HTTPS_PORT,
-            Self::PublicAnd(stand_in) => port == HTTPS_PORT || port == stand_in.port(),
+            Self::PublicAnd(exempt) => port == HTTPS_PORT || port == exempt.port(),
             Self::Everything => port != 0,
         }
     }
 }
 
 /// The host and port of a URL. Port 80 counts as 443: a proxy before this gateway may serve both.
-fn place(url: &Url) -> Option<(String, u16)> {
+fn authority(url: &Url) -> Option<(String, u16)> {
     let host = url.host_str()?;
     let host = host.strip_suffix('.').unwrap_or(host).to_owned();
     let port = url.port_or_known_default()?;
@@ -278,25 +278,31 @@ mod tests {
             .map(|address| address.parse().expect(address))
     }
 
-    fn guard(reach: Reach) -> Guard {
+    fn guard(policy: AddressPolicy) -> Guard {
         let own = Some(("own.example".to_owned(), HTTPS_PORT));
-        Guard { reach, own }
+        Guard { policy, own }
     }
 
     fn refusal(url: &str) -> Option<UrlError> {
-        guard(Reach::Public).check_url(url).err()
+        guard(AddressPolicy::Public).check_url(url).err()
     }
 
     #[test]
     fn only_global_addresses_are_permitted() {
         for address in addresses(REFUSED) {
-            assert!(!Reach::Public.permits(address), "{address} is permitted");
-            let refused = guard(Reach::Public).check_address(address);
+            assert!(
+                !AddressPolicy::Public.permits(address),
+                "{address} is permitted"
+            );
+            let refused = guard(AddressPolicy::Public).check_address(address);
             assert_eq!(refused, Err(AddressRefused(address)));
         }
         for address in addresses(PERMITTED) {
-            assert!(Reach::Public.permits(address), "{address} is refused");
-            assert_eq!(guard(Reach::Public).check_address(address), Ok(()));
+            assert!(
+                AddressPolicy::Public.permits(address),
+                "{address} is refused"
+            );
+            assert_eq!(guard(AddressPolicy::Public).check_address(address), Ok(()));
         }
     }
 
@@ -466,25 +472,31 @@ mod tests {
             "https://localhost/",
             "https://[::1]:8443/",
         ] {
-            assert!(guard(Reach::Everything).check_url(url).is_ok(), "{url}");
+            assert!(
+                guard(AddressPolicy::Everything).check_url(url).is_ok(),
+                "{url}"
+            );
         }
         assert_eq!(
-            guard(Reach::Everything).check_url("http://127.0.0.1/"),
+            guard(AddressPolicy::Everything).check_url("http://127.0.0.1/"),
             Err(UrlError::Scheme)
         );
         assert_eq!(
-            guard(Reach::Everything).check_url("https://10.0.0.1:0/"),
+            guard(AddressPolicy::Everything).check_url("https://10.0.0.1:0/"),
             Err(UrlError::Port)
         );
         assert_eq!(
-            guard(Reach::Everything).check_address(Ipv4Addr::LOCALHOST.into()),
+            guard(AddressPolicy::Everything).check_address(Ipv4Addr::LOCALHOST.into()),
             Ok(())
         );
     }
 
     #[test]
-    fn a_stand_in_is_the_only_exception() {
-        let guard = guard(Reach::PublicAnd(SocketAddr::from(([127, 0, 0, 1], 9000))));
+    fn an_exempt_server_is_the_only_exception() {
+        let guard = guard(AddressPolicy::PublicAnd(SocketAddr::from((
+            [127, 0, 0, 1],
+            9000,
+        ))));
         assert_eq!(guard.check_address(Ipv4Addr::LOCALHOST.into()), Ok(()));
         assert!(
             guard
@@ -504,19 +516,19 @@ mod tests {
 
     #[test]
     fn the_gateway_itself_is_known_by_host_and_port() {
-        for reach in [Reach::Public, Reach::Everything] {
+        for policy in [AddressPolicy::Public, AddressPolicy::Everything] {
             for url in [
                 "https://own.example/",
                 "https://OWN.example.:443/f/image/x",
                 "https://own.example/v1/images/files/a",
             ] {
-                let refused = guard(reach).check_url(url);
+                let refused = guard(policy).check_url(url);
                 assert_eq!(refused, Err(UrlError::Own), "{url}");
             }
-            let other = guard(reach).check_url("https://own.example.com/");
+            let other = guard(policy).check_url("https://own.example.com/");
             assert!(other.is_ok());
         }
-        let elsewhere = guard(Reach::Everything).check_url("https://own.example:8443/");
+        let elsewhere = guard(AddressPolicy::Everything).check_url("https://own.example:8443/");
         assert!(elsewhere.is_ok());
         for (public_url, url) in [
             ("http://[2606:4700::1]:80", "https://[2606:4700::1]/"),
@@ -526,9 +538,9 @@ mod tests {
                 "https://xn--bcher-kva.example:8443/",
             ),
         ] {
-            let own = Url::parse(public_url).ok().as_ref().and_then(place);
+            let own = Url::parse(public_url).ok().as_ref().and_then(authority);
             let guard = Guard {
-                reach: Reach::Everything,
+                policy: AddressPolicy::Everything,
                 own,
             };
             assert_eq!(guard.check_url(url), Err(UrlError::Own), "{url}");

@@ -7,7 +7,7 @@ mod fetch;
 mod guard;
 mod resolve;
 
-pub use allowance::Allowance;
+pub use allowance::FetchBudget;
 pub use connection::RequestFault;
-pub use fetch::{BuildError, FetchError, FetchFault, Fetched, Fetcher, StandIn};
+pub use fetch::{BuildError, ExemptServer, FetchError, FetchFault, Fetched, Fetcher};
 pub use guard::{AddressRefused, Guard, UrlError};

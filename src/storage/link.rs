@@ -149,9 +149,9 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 /// Processes that start together all end up with the key of the one that linked it first.
 fn read_or_make_key(file: &Path) -> io::Result<Vec<u8>> {
     if !file.try_exists()? {
-        let draft = file.with_extension(ids::random_hex());
-        let made = make_key(&draft).and_then(|()| fs::hard_link(&draft, file));
-        fs::remove_file(&draft)?;
+        let staged = file.with_extension(ids::random_hex());
+        let made = make_key(&staged).and_then(|()| fs::hard_link(&staged, file));
+        fs::remove_file(&staged)?;
         if let Err(error) = made
             && error.kind() != io::ErrorKind::AlreadyExists
         {
@@ -166,9 +166,9 @@ fn read_or_make_key(file: &Path) -> io::Result<Vec<u8>> {
     Err(io::Error::new(io::ErrorKind::InvalidData, text))
 }
 
-fn make_key(draft: &Path) -> io::Result<()> {
+fn make_key(staged: &Path) -> io::Result<()> {
     let mut options = private_files::options();
-    let mut file = options.write(true).create_new(true).open(draft)?;
+    let mut file = options.write(true).create_new(true).open(staged)?;
     file.write_all(&rand::random::<[u8; KEY_BYTES]>())?;
     // Synced, because an empty key after a power cut would stop every later start.
     file.sync_all()

@@ -33,7 +33,7 @@ use crate::{
 pub(super) struct Local {
     root: PathBuf,
     /// Where files are until they are whole.
-    pub(super) drafts: PathBuf,
+    pub(super) staging: PathBuf,
     pub(super) publisher: Arc<Publisher>,
     links: LinkSigner,
     free_bytes_min: u64,
@@ -57,12 +57,12 @@ impl Local {
     pub(super) fn open(options: Options<'_>) -> Result<Self, StorageError> {
         let root = std::path::absolute(&options.root)
             .map_err(StorageError::local("find the directory"))?;
-        let drafts = root.join(".drafts");
-        for dir in [&root, &drafts] {
+        let staging = root.join(".staging");
+        for dir in [&root, &staging] {
             private_files::make_dir(dir, Access::Owner)
                 .map_err(StorageError::local("make the directory"))?;
         }
-        remove_old(&drafts, options.clock.now() - DRAFT_AGE_MAX)
+        remove_old(&staging, options.clock.now() - DRAFT_AGE_MAX)
             .map_err(StorageError::local("clean the directory"))?;
         let links = LinkSigner::open(
             &root.join(".signing-key"),
@@ -74,7 +74,7 @@ impl Local {
         Ok(Self {
             publisher: Publisher::new(&root, options.durability),
             root,
-            drafts,
+            staging,
             links,
             free_bytes_min: options.free_bytes_min,
         })
@@ -90,13 +90,13 @@ impl Local {
 
     /// Stores a whole image.
     pub(super) async fn keep(&self, key: &Key, image: Whole) -> Result<(), StorageError> {
-        let drafts = self.drafts.clone();
+        let staging = self.staging.clone();
         let write = move || {
             let blocks = match image {
                 Whole::File(file, _) => return Ok(file),
                 Whole::Memory(blocks) => blocks,
             };
-            let file = StagedFile::create(&drafts)?;
+            let file = StagedFile::create(&staging)?;
             let mut at = 0;
             for block in blocks {
                 file.write_at(&block, at)?;
@@ -195,8 +195,8 @@ impl Local {
 
     /// Writes a file, removes it, and looks whether enough space is free.
     pub(super) async fn check(&self) -> Result<(), StorageError> {
-        let drafts = self.drafts.clone();
-        blocking(move || StagedFile::create(&drafts)?.write_at(b"check", 0))
+        let staging = self.staging.clone();
+        blocking(move || StagedFile::create(&staging)?.write_at(b"check", 0))
             .await
             .map_err(StorageError::local("write a file"))?;
         self.check_free_space().await

@@ -71,12 +71,12 @@ impl LocalWriter {
             begun,
             ..
         } = self;
-        let drafts = local.drafts.clone();
+        let staging = local.staging.clone();
         let write = move || {
             let mut staged = match staged {
                 Some(staged) => staged,
                 None if begun => return Err(io::Error::other("an earlier write had failed")),
-                None => Staged::create(&drafts)?,
+                None => Staged::create(&staging)?,
             };
             staged.append(&gathered)?;
             Ok(staged.file)
@@ -87,12 +87,12 @@ impl LocalWriter {
 
     async fn flush(&mut self) -> io::Result<()> {
         self.settle().await?;
-        let drafts = self.local.drafts.clone();
+        let staging = self.local.staging.clone();
         let staged = self.staged.take();
         self.begun = true;
         let mut batch = mem::replace(&mut self.gathered, mem::take(&mut self.spare));
         self.writing = Some(spawn_blocking(move || {
-            let mut staged = staged.map_or_else(|| Staged::create(&drafts), Ok)?;
+            let mut staged = staged.map_or_else(|| Staged::create(&staging), Ok)?;
             staged.append(&batch)?;
             batch.clear();
             Ok((staged, batch))

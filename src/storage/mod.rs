@@ -127,9 +127,9 @@ impl Storage {
             },
             free_bytes_min: config.free_bytes_min,
         })?;
-        let drafts = local.drafts.clone();
+        let staging = local.staging.clone();
         let store = Store::Local(Arc::new(local));
-        let storage = Self::over(store, config, drafts, Naming::Named);
+        let storage = Self::over(store, config, staging, Naming::Named);
         // A disk that is full is no reason not to serve what is there.
         if let Err(error @ StorageError::Local { .. }) = storage.check().await {
             return Err(error);

@@ -21,7 +21,7 @@ pub struct Backlog(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// Models with needs; their place in the list is their number.
+    /// Models with requirements; their place in the list is their number.
     classes: Vec<(String, i16)>,
     /// Of each account the tasks by the number of their class.
     accounts: HashMap<AccountId, HashMap<usize, u64>>,
@@ -40,7 +40,7 @@ impl Backlog {
     /// A task was claimed here, or was not accepted after all.
     pub fn remove(&self, line: &Line) {
         let mut state = self.lock();
-        let class = state.class(&line.model, line.needs);
+        let class = state.class(&line.model, line.requirements);
         let count = state.accounts.get_mut(&line.account_id);
         if let Some(count) = count.and_then(|classes| classes.get_mut(&class))
             && *count > 0
@@ -96,7 +96,7 @@ impl Backlog {
         let state = self.lock();
         let classes = state.classes.iter();
         let competing: Vec<bool> = classes
-            .map(|(model, needs)| competes(model, *needs))
+            .map(|(model, requirements)| competes(model, *requirements))
             .collect();
         let of = |classes: &HashMap<usize, u64>| -> u64 {
             let competing = classes.iter().filter(|(class, _)| competing[**class]);
@@ -118,20 +118,20 @@ impl Backlog {
 
 impl State {
     fn add(&mut self, line: &Line, tasks: u64) {
-        let class = self.class(&line.model, line.needs);
+        let class = self.class(&line.model, line.requirements);
         let account = self.accounts.entry(line.account_id).or_default();
         *account.entry(class).or_default() += tasks;
         self.total += tasks;
     }
 
     /// The number of a class, which is new if need be.
-    fn class(&mut self, model: &str, needs: i16) -> usize {
+    fn class(&mut self, model: &str, requirements: i16) -> usize {
         let known = self.classes.iter();
         let known = known
             .clone()
-            .position(|(name, other)| name == model && *other == needs);
+            .position(|(name, other)| name == model && *other == requirements);
         known.unwrap_or_else(|| {
-            self.classes.push((model.to_owned(), needs));
+            self.classes.push((model.to_owned(), requirements));
             self.classes.len() - 1
         })
     }
@@ -146,10 +146,10 @@ mod tests {
     fn a_crowd_of_one_account_is_no_wait_for_another() {
         let backlog = Backlog::default();
         let [crowd, one, new] = [row_id(), row_id(), row_id()];
-        let line = |account_id, model: &str, needs| Line {
+        let line = |account_id, model: &str, requirements| Line {
             account_id,
             model: model.to_owned(),
-            needs,
+            requirements,
         };
         for _ in 0..1000 {
             backlog.add(&line(crowd, "m", 0));
@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(backlog.before(new, of_m), 2);
         assert_eq!(backlog.before(one, of_m), 4 + 3);
         assert_eq!(
-            backlog.before(one, |model, needs| model == "m" && needs > 0),
+            backlog.before(one, |model, requirements| model == "m" && requirements > 0),
             3
         );
         assert_eq!(backlog.before(crowd, of_m), 1003);

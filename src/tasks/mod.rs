@@ -21,7 +21,7 @@ use crate::{
     money::Cny,
 };
 
-/// What to draw: valid by type, complete, and kept with the task.
+/// What to generate: valid by type, complete, and kept with the task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
     pub model: String,
@@ -115,7 +115,7 @@ pub struct Summary {
     pub end: Option<End>,
 }
 
-/// How a claimed task is to be drawn.
+/// How a claimed task is to be generated.
 #[derive(Clone, Debug, Default)]
 pub struct Assignment {
     /// The name of a route of its model's; `None`: none can be used.
@@ -126,7 +126,7 @@ pub struct Assignment {
     pub tried: Vec<Attempt>,
 }
 
-/// One attempt to have a task drawn, when it is over.
+/// One attempt to have a task generated, when it is over.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
     pub route: String,
@@ -135,7 +135,7 @@ pub struct Attempt {
     pub jobs: Vec<String>,
     #[serde(default)]
     pub duration_ms: u64,
-    /// What went wrong; `None`: pictures were delivered.
+    /// What went wrong; `None`: images were delivered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<Class>,
 }

@@ -41,12 +41,12 @@ struct State {
 pub struct Flush(Arc<Lines>);
 
 impl Lines {
-    /// Starts the thread that writes to `destination`. `tell` is called from it with the number of lines
+    /// Starts the thread that writes to `destination`. `report` is called from it with the number of lines
     /// that were dropped, once lines get through again.
     pub(super) fn start(
         bytes_max: usize,
         destination: impl Write + Send + 'static,
-        tell: fn(u64),
+        report: fn(u64),
     ) -> io::Result<(Arc<Self>, Flush)> {
         let lines = Arc::new(Self {
             bytes_max,
@@ -56,12 +56,12 @@ impl Lines {
         let writing = Arc::clone(&lines);
         thread::Builder::new()
             .name("log".to_owned())
-            .spawn(move || writing.keep_writing(destination, tell))?;
+            .spawn(move || writing.keep_writing(destination, report))?;
         let flush = Flush(Arc::clone(&lines));
         Ok((lines, flush))
     }
 
-    fn keep_writing(&self, mut destination: impl Write, tell: fn(u64)) {
+    fn keep_writing(&self, mut destination: impl Write, report: fn(u64)) {
         let mut batch = Vec::new();
         let mut is_within_line = false;
         while self.next(&mut batch) {
@@ -72,7 +72,7 @@ impl Lines {
             let (through, left) = batch.split_at(written);
             is_within_line = through.last().map_or(is_within_line, |&last| last != b'\n');
             if let Some(lost) = self.account(left) {
-                tell(lost);
+                report(lost);
             }
             thread::sleep(GATHER_WAIT);
         }
@@ -199,14 +199,14 @@ mod tests {
         taken: mpsc::Receiver<Vec<u8>>,
     }
 
-    fn start(bytes_max: usize, tell: fn(u64)) -> Trial {
+    fn start(bytes_max: usize, report: fn(u64)) -> Trial {
         let (allow, allowed) = mpsc::channel();
         let (take, taken) = mpsc::channel();
         let taps = Taps {
             allowed,
             taken: take,
         };
-        let (lines, flush) = Lines::start(bytes_max, taps, tell).unwrap();
+        let (lines, flush) = Lines::start(bytes_max, taps, report).unwrap();
         Trial {
             lines,
             flush,

@@ -20,7 +20,7 @@ const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
 /// leases of all workers have run out, and each needs time to renew its own: whoever took them for lost would buy
 /// everything again.
 #[derive(Debug, Default)]
-pub(super) struct Reach(Mutex<Option<Reached>>);
+pub(super) struct Reachability(Mutex<Option<Reached>>);
 
 #[derive(Clone, Copy, Debug)]
 struct Reached {
@@ -28,7 +28,7 @@ struct Reached {
     last: Instant,
 }
 
-impl Reach {
+impl Reachability {
     pub(super) fn lost(&self) {
         *self.lock() = None;
     }
@@ -55,7 +55,7 @@ impl Worker {
         loop {
             tokio::time::sleep(lease / RENEWALS_A_LEASE).await;
             if let Err(error) = self.renew_once(lease).await {
-                self.reach.lost();
+                self.reachability.lost();
                 tracing::warn!(error = &error as &dyn Error, "leases could not be renewed");
             }
         }
@@ -89,7 +89,7 @@ impl Worker {
             match self.rescue_once().await {
                 Ok(()) => attempt.succeeded(),
                 Err(error) => {
-                    self.reach.lost();
+                    self.reachability.lost();
                     tracing::warn!(
                         error = &error as &dyn Error,
                         "lost tasks could not be looked for"
@@ -108,7 +108,7 @@ impl Worker {
         let attempts_max = i16::try_from(app.config.tasks.attempts_max).unwrap_or(i16::MAX);
         let any_lost = async { store::is_any_lost(&mut *db::acquire(&app.pool).await?).await };
         let any_lost = app.pool.in_time(any_lost).await?;
-        if self.reach.seen(Instant::now(), lease * 3 / 4) < lease || !any_lost {
+        if self.reachability.seen(Instant::now(), lease * 3 / 4) < lease || !any_lost {
             return Ok(());
         }
         let requeued =
@@ -141,18 +141,18 @@ mod tests {
 
     #[test]
     fn what_was_out_of_reach_begins_anew() {
-        let reach = Reach::default();
+        let reachability = Reachability::default();
         let began = Instant::now();
         let seen = |second| {
             let now = began + Duration::from_secs(second);
-            reach.seen(now, Duration::from_secs(7)).as_secs()
+            reachability.seen(now, Duration::from_secs(7)).as_secs()
         };
         for second in 0..=20 {
             assert_eq!(seen(second), second);
         }
         assert_eq!(seen(28), 0, "paused meanwhile");
         assert_eq!(seen(31), 3);
-        reach.lost();
+        reachability.lost();
         assert_eq!(seen(32), 0, "lost meanwhile");
     }
 }

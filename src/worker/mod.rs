@@ -1,4 +1,4 @@
-//! Works on tasks: claims them as places come free, keeps their leases, has them drawn and settled, and
+//! Works on tasks: claims them as places come free, keeps their leases, has them generated and settled, and
 //! sees to those whose worker was lost.
 
 mod leases;
@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::leases::Reach;
+use self::leases::Reachability;
 use crate::{
     app::App,
     backend::catalog::Model,
@@ -44,7 +44,7 @@ pub struct Worker {
     running: Arc<Mutex<HashMap<TaskId, Running>>>,
     /// Something may be in the queue, or a place has come free.
     wake: Arc<Notify>,
-    reach: Arc<Reach>,
+    reachability: Arc<Reachability>,
 }
 
 struct Running {
@@ -78,7 +78,7 @@ impl Worker {
             app,
             running: Arc::default(),
             wake: Arc::default(),
-            reach: Arc::default(),
+            reachability: Arc::default(),
         }
     }
 
@@ -106,22 +106,22 @@ impl Worker {
         let shutdown = &self.app.shutdown;
         let tasks = async {
             shutdown.tracker.wait().await;
-            shutdown.close_doors();
+            shutdown.stop_accepting();
         };
         let orderly = async { tokio::join!(tasks, serving.as_mut()) };
         let in_time = timeout(patience, orderly).await.is_ok();
         // Even in time: a request may have come with the shutdown and begun its task last.
-        self.give_back().await;
+        self.release_claims().await;
         if !in_time {
             self.app.waiters.dismiss();
-            shutdown.close_doors();
+            shutdown.stop_accepting();
             if timeout(LAST_ANSWERS, serving).await.is_err() {
                 tracing::warn!("some answers could not be sent in time");
             }
         }
     }
 
-    async fn give_back(&self) {
+    async fn release_claims(&self) {
         let claims = self.claims();
         if claims.is_empty() {
             return;
@@ -130,7 +130,8 @@ impl Worker {
             running.lost.cancel();
         }
         let pool = &self.app.pool;
-        let given_back = async { store::unclaim(&mut *pool.acquire().await?, &claims).await };
+        let given_back =
+            async { store::release_claims(&mut *pool.acquire().await?, &claims).await };
         match pool.in_time(given_back).await {
             Ok(tasks) => tracing::info!(tasks, "gave tasks back to the queue"),
             Err(error) => tracing::warn!(
@@ -147,7 +148,7 @@ impl Worker {
         }
     }
 
-    /// Has a task drawn and settled, whatever becomes of anything but its lease.
+    /// Has a task generated and settled, whatever becomes of anything but its lease.
     fn begin(&self, claimed: Claimed) {
         let Claimed {
             task,
@@ -170,7 +171,7 @@ impl Worker {
             drop(under_way);
             drop(slot);
             // Where nothing waits, a look at the queue for every task that ends would cost a query each.
-            if was_limited || worker.app.crowded.load(Ordering::Relaxed) {
+            if was_limited || worker.app.backlogged.load(Ordering::Relaxed) {
                 worker.wake.notify_one();
             }
         });
@@ -180,8 +181,8 @@ impl Worker {
         let ran = run::run(&self.app, &task, &assignment);
         match failed_if_it_panics(ran).await {
             Ran::Ended(ending) => self.settle(task, ending).await,
-            Ran::Again { attempt, wait } => self.put_back(&task, &attempt, wait).await,
-            Ran::NotBegun => self.requeue(&task).await,
+            Ran::Again { attempt, wait } => self.requeue(&task, &attempt, wait).await,
+            Ran::NotBegun => self.release_claim(&task).await,
         }
     }
 

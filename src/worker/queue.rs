@@ -75,7 +75,7 @@ impl Worker {
         let any_waiting =
             async { store::is_any_waiting(&mut *db::acquire(&app.pool).await?).await };
         if !app.pool.in_time(any_waiting).await? {
-            app.crowded.store(false, Ordering::Relaxed);
+            app.backlogged.store(false, Ordering::Relaxed);
             app.backlog.clear();
             return Ok(Found::Nothing);
         }
@@ -86,18 +86,18 @@ impl Worker {
             slots.push(slot);
         }
         if slots.is_empty() {
-            app.crowded.store(true, Ordering::Relaxed);
+            app.backlogged.store(true, Ordering::Relaxed);
             return self.count().await;
         }
         let (tasks, more) = match dispatch::claim(app, slots.len()).await? {
             Dispatched::Busy => return Ok(Found::Busy),
             Dispatched::Tasks { tasks, more } => (tasks, more),
         };
-        app.crowded.store(more, Ordering::Relaxed);
+        app.backlogged.store(more, Ordering::Relaxed);
         for ((task, assignment), slot) in tasks.into_iter().zip(slots) {
             app.backlog.remove(&Line {
                 model: task.request.model.clone(),
-                needs: run::needs(&task.request).column(),
+                requirements: run::requirements(&task.request).column(),
                 account_id: task.account_id,
             });
             self.begin(Claimed {
@@ -123,14 +123,14 @@ impl Worker {
     }
 
     /// Leaves a task to the queue until it may be tried again. If that fails, its lease runs out.
-    pub(super) async fn put_back(&self, task: &Task, attempt: &Attempt, wait: Duration) {
+    pub(super) async fn requeue(&self, task: &Task, attempt: &Attempt, wait: Duration) {
         let (id, claim) = (task.id, (task.id, task.fence));
         let attempt = &attempt.clone().storable();
-        let put_back = async {
+        let requeue = async {
             let mut conn = db::acquire(&self.app.pool).await?;
-            store::put_back(&mut conn, claim, attempt, wait).await
+            store::requeue(&mut conn, claim, attempt, wait).await
         };
-        match self.app.pool.in_time(put_back).await {
+        match self.app.pool.in_time(requeue).await {
             Ok(true) => {
                 let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
                 tracing::info!(task.id = %id, route = attempt.route, wait_ms, "a task is tried again");
@@ -146,10 +146,10 @@ impl Worker {
     }
 
     /// Leaves a task to the queue as if it had not been begun. If that fails, its lease runs out.
-    pub(super) async fn requeue(&self, task: &Task) {
+    pub(super) async fn release_claim(&self, task: &Task) {
         let requeued = async {
             let mut conn = db::acquire(&self.app.pool).await?;
-            store::unclaim(&mut conn, &[(task.id, task.fence)]).await
+            store::release_claims(&mut conn, &[(task.id, task.fence)]).await
         };
         match self.app.pool.in_time(requeued).await {
             Ok(_) => tracing::debug!(task.id = %task.id, "a task waits for its route"),

@@ -13,7 +13,7 @@ import time
 
 import requests
 
-import pictures
+import image_files
 
 MODEL = "gemini-3-pro-image-preview"
 
@@ -53,13 +53,13 @@ def fetch(url):
     return answer
 
 
-def main(base_url, key, picture=None):
+def main(base_url, key, image=None):
     workflow = Workflow(base_url, key)
-    if picture:
-        with open(picture, "rb") as file:
+    if image:
+        with open(image, "rb") as file:
             upload_url = workflow.upload(file)
     else:
-        upload_url = workflow.upload(("reference.png", pictures.draw(), "image/png"))
+        upload_url = workflow.upload(("reference.png", image_files.make(), "image/png"))
     task_id = workflow.create(upload_url, "Turn this photo into a watercolour")
     result_url = workflow.wait(task_id)
     result = fetch(result_url)
@@ -69,7 +69,7 @@ def main(base_url, key, picture=None):
         "result_url": result_url,
         "content_type": result.headers["Content-Type"],
         "redirects": [hop.status_code for hop in result.history],
-        "picture": pictures.describe(result.content),
+        "image": image_files.describe(result.content),
     }
     print(json.dumps(facts))
 

@@ -3,7 +3,7 @@
 #
 #     curl_lines.sh BASE_URL KEY [PYTHON]
 #
-# Prints a line of JSON for each: its name, the status, and what came; for pictures also what the link holds.
+# Prints a line of JSON for each: its name, the status, and what came; for images also what the link holds.
 # Ends at the first that does not answer as it should.
 set -euo pipefail
 
@@ -14,7 +14,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 photo=$work/photo.png
-"$python" "$here/pictures.py" --draw "$photo"
+"$python" "$here/image_files.py" --write "$photo"
 
 # Sets `status`, and leaves the body in a file.
 call() {
@@ -36,16 +36,16 @@ expect() {
   fi
 }
 
-# report NAME [LINK]: the last body, and what the link to a picture in it leads to.
+# report NAME [LINK]: the last body, and what the link to an image in it leads to.
 report() {
-  local picture=null
+  local image=null
   if (($# > 1)); then
-    curl --silent --show-error --fail --location --output "$work/picture" "$2"
-    picture=$("$python" "$here/pictures.py" "$work/picture")
+    curl --silent --show-error --fail --location --output "$work/image" "$2"
+    image=$("$python" "$here/image_files.py" "$work/image")
   fi
   "$python" -c 'import json, sys
 print(json.dumps({"name": sys.argv[1], "status": int(sys.argv[2]), "body": json.load(open(sys.argv[3])),
-                  "picture": json.loads(sys.argv[4])}))' "$1" "$status" "$work/body" "$picture"
+                  "image": json.loads(sys.argv[4])}))' "$1" "$status" "$work/body" "$image"
 }
 
 # ── upload ──

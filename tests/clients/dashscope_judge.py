@@ -1,8 +1,8 @@
-"""Judges a stand-in for DashScope with the official SDK: what it answers must be what the SDK reads.
+"""Judges a fake of DashScope with the official SDK: what it answers must be what the SDK reads.
 
     python3 dashscope_judge.py BASE_URL KEY SCENE
 
-SCENE says how the stand-in plays: draws, refuses, knows_no_key, limits_rate, finds_invalid, hangs.
+SCENE says how the fake plays: generates, refuses, knows_no_key, limits_rate, finds_invalid, hangs.
 """
 
 import json
@@ -29,7 +29,7 @@ def asked(key):
     return generation, synthesis
 
 
-def draws(key):
+def generates(key):
     generation, synthesis = asked(key)
     for task in (generation, synthesis):
         assert task.status_code == 200 and task.output.task_status == "PENDING", task
@@ -41,8 +41,8 @@ def draws(key):
     for task in (generation, synthesis):
         assert task.output.task_status == "SUCCEEDED" and task.usage.image_count == 2, task
     for url in urls:
-        with urllib.request.urlopen(url) as picture:
-            assert picture.read(4) == b"\x89PNG", url
+        with urllib.request.urlopen(url) as image:
+            assert image.read(4) == b"\x89PNG", url
     return {"urls": urls}
 
 
@@ -72,7 +72,7 @@ def main():
     if scene in ERRORS:
         facts = errs(key, *ERRORS[scene])
     else:
-        facts = {"draws": draws, "refuses": refuses, "hangs": hangs}[scene](key)
+        facts = {"generates": generates, "refuses": refuses, "hangs": hangs}[scene](key)
     print(json.dumps(facts))
 
 

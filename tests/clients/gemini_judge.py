@@ -1,8 +1,8 @@
-"""Judges a stand-in for Gemini's API with the official SDK: what it answers must be what the SDK reads.
+"""Judges a fake of Gemini's API with the official SDK: what it answers must be what the SDK reads.
 
     python3 gemini_judge.py BASE_URL KEY --wrong-key KEY --refused-prompt TEXT
 
-Tests draw conclusions from the stand-in, so it must take what the SDK sends and fail as the real thing does: a
+Tests rely on the fake, so it must take what the SDK sends and fail as the real thing does: a
 refusal is an answer without candidates, and an error has a code and a status.
 """
 
@@ -12,10 +12,10 @@ import json
 from google import genai
 from google.genai import errors, types
 
-import pictures
+import image_files
 
 
-def draw(client, contents, **more):
+def generate(client, contents, **more):
     config = types.GenerateContentConfig(
         response_modalities=["IMAGE"],
         image_config=types.ImageConfig(aspect_ratio="16:9", **more),
@@ -27,9 +27,9 @@ def judge(answer):
     [candidate] = answer.candidates
     assert candidate.finish_reason == types.FinishReason.STOP, candidate.finish_reason
     images = [part.inline_data for part in candidate.content.parts if part.inline_data and not part.thought]
-    assert len(images) == 1, f"one picture expected: {candidate.content.parts}"
+    assert len(images) == 1, f"one image expected: {candidate.content.parts}"
     assert answer.usage_metadata.total_token_count > 0, answer.usage_metadata
-    return pictures.describe(images[0].data)
+    return image_files.describe(images[0].data)
 
 
 def judge_error(status, action):
@@ -54,21 +54,21 @@ def main():
     arguments = parser.parse_args()
 
     client = client_of(arguments.base_url, arguments.key)
-    reference = types.Part.from_bytes(data=pictures.draw(), mime_type="image/png")
+    reference = types.Part.from_bytes(data=image_files.make(), mime_type="image/png")
     facts = {
-        "text": judge(draw(client, "a heron")),
-        "size": judge(draw(client, "a heron", image_size="2K")),
-        "reference": judge(draw(client, ["the same at night", reference])),
+        "text": judge(generate(client, "a heron")),
+        "size": judge(generate(client, "a heron", image_size="2K")),
+        "reference": judge(generate(client, ["the same at night", reference])),
     }
     assert facts["size"]["width"] == 2 * facts["text"]["width"], facts
 
-    refused = draw(client, arguments.refused_prompt)
+    refused = generate(client, arguments.refused_prompt)
     assert not refused.candidates, refused
     facts["refused"] = refused.prompt_feedback.block_reason.value
 
     stranger = client_of(arguments.base_url, arguments.wrong_key)
-    facts["wrong_key"] = judge_error("INVALID_ARGUMENT", lambda: draw(stranger, "a heron"))
-    facts["unknown_size"] = judge_error("INVALID_ARGUMENT", lambda: draw(client, "a heron", image_size="9K"))
+    facts["wrong_key"] = judge_error("INVALID_ARGUMENT", lambda: generate(stranger, "a heron"))
+    facts["unknown_size"] = judge_error("INVALID_ARGUMENT", lambda: generate(client, "a heron", image_size="9K"))
     print(json.dumps(facts))
 
 

@@ -10,19 +10,19 @@ import urllib.request
 
 from openai import BadRequestError, OpenAI
 
-import pictures
+import image_files
 
 
 def edit(client, model, image, **more):
     answer = client.images.edit(model=model, prompt="the same at night", image=image, size="1024x1024", **more)
     with urllib.request.urlopen(answer.data[0].url) as link:
-        picture = pictures.describe(link.read())
-    return {"id": answer.id, "url": answer.data[0].url, "picture": picture}
+        image = image_files.describe(link.read())
+    return {"id": answer.id, "url": answer.data[0].url, "image": image}
 
 
 def refusal_of_mask(client, model, image):
     try:
-        answer = client.images.edit(model=model, prompt="only the sky", image=image, mask=("mask.png", pictures.draw()))
+        answer = client.images.edit(model=model, prompt="only the sky", image=image, mask=("mask.png", image_files.make()))
     except BadRequestError as error:
         return {"status": error.status_code, "type": error.type, "param": error.param, "message": error.body["message"]}
     raise AssertionError(f"a mask was taken by a backend that takes none: {answer}")
@@ -30,13 +30,13 @@ def refusal_of_mask(client, model, image):
 
 def main(base_url, key, model="gpt-image-2"):
     client = OpenAI(base_url=f"{base_url}/v1", api_key=key)
-    first = ("first.png", pictures.draw(colour=(220, 60, 60)), "image/png")
-    second = ("second.png", pictures.draw(64, 64, (60, 60, 220)), "image/png")
+    first = ("first.png", image_files.make(colour=(220, 60, 60)), "image/png")
+    second = ("second.png", image_files.make(64, 64, (60, 60, 220)), "image/png")
     facts = {
         "one": edit(client, model, first),
         "list": edit(client, model, [first, second]),
-        # The SDK names it `upload` and declares no picture's type: its bytes alone say what it is.
-        "nameless": edit(client, model, io.BytesIO(pictures.draw())),
+        # The SDK names it `upload` and declares no image's type: its bytes alone say what it is.
+        "nameless": edit(client, model, io.BytesIO(image_files.make())),
         "mask": refusal_of_mask(client, model, first),
     }
     print(json.dumps(facts))

@@ -1,4 +1,4 @@
-"""images.generate of the official SDK: a link that leads to the picture, and the picture itself when asked for.
+"""images.generate of the official SDK: a link that leads to the image, and the image itself when asked for.
 
     python3 openai_generate.py BASE_URL KEY [MODEL]
 """
@@ -10,7 +10,7 @@ import urllib.request
 
 from openai import OpenAI
 
-import pictures
+import image_files
 
 
 def fetch(url):
@@ -26,7 +26,7 @@ def main(base_url, key, model="gpt-image-2"):
     assert all(links), f"an image without a link: {by_link}"
 
     inline = client.images.generate(model=model, prompt="a heron at dusk", response_format="b64_json", quality="low")
-    picture = base64.b64decode(inline.data[0].b64_json, validate=True)
+    image = base64.b64decode(inline.data[0].b64_json, validate=True)
     behind_link = fetch(inline.data[0].url)
 
     facts = {
@@ -35,12 +35,12 @@ def main(base_url, key, model="gpt-image-2"):
             "created": by_link.created,
             "urls": links,
             "inline": [image.b64_json is not None for image in by_link.data],
-            "pictures": [pictures.describe(fetch(link)) for link in links],
+            "images": [image_files.describe(fetch(link)) for link in links],
         },
         "inline": {
             "id": inline.id,
-            "picture": pictures.describe(picture),
-            "same_as_link": picture == behind_link,
+            "image": image_files.describe(image),
+            "same_as_link": image == behind_link,
         },
         "models": sorted(entry.id for entry in client.models.list()),
     }

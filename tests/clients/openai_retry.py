@@ -1,4 +1,4 @@
-"""The official SDK's own retries: it gives up waiting after a while, asks again, and must get the one picture.
+"""The official SDK's own retries: it gives up waiting after a while, asks again, and must get the one image.
 
     python3 openai_retry.py BASE_URL KEY [MODEL] [TIMEOUT_S]
 
@@ -13,7 +13,7 @@ import urllib.request
 import openai
 from openai import OpenAI
 
-import pictures
+import image_files
 
 
 def main(base_url, key, model="gpt-image-2", timeout_s="2"):
@@ -33,15 +33,15 @@ def main(base_url, key, model="gpt-image-2", timeout_s="2"):
     waited_s = time.monotonic() - start
 
     assert len(attempts) > 1, f"the model was too fast to be asked twice: {waited_s:.1f} s"
-    assert len(answer.data) == 1, f"one picture was asked for: {answer}"
+    assert len(answer.data) == 1, f"one image was asked for: {answer}"
     with urllib.request.urlopen(answer.data[0].url) as link:
-        picture = pictures.describe(link.read())
+        image = image_files.describe(link.read())
     facts = {
         "attempts": attempts,
         "waited_s": round(waited_s, 1),
         "id": answer.id,
         "url": answer.data[0].url,
-        "picture": picture,
+        "image": image,
     }
     print(json.dumps(facts))
 

@@ -1,8 +1,8 @@
-"""Judges a stand-in for Replicate with the official SDK: what it answers must be what the SDK reads.
+"""Judges a fake of Replicate with the official SDK: what it answers must be what the SDK reads.
 
     python3 replicate_judge.py BASE_URL KEY SCENE
 
-SCENE says how the stand-in plays: draws, refuses, knows_no_key, limits_rate, finds_invalid, hangs.
+SCENE says how the fake plays: generates, refuses, knows_no_key, limits_rate, finds_invalid, hangs.
 """
 
 import json
@@ -17,7 +17,7 @@ INPUT = {"prompt": "a heron", "aspect_ratio": "16:9", "seed": 7}
 STATUSES = {"knows_no_key": 401, "limits_rate": 429, "finds_invalid": 422}
 
 
-def draws(client):
+def generates(client):
     prediction = client.models.predictions.create(model=MODEL, input=INPUT)
     assert prediction.status == "starting" and prediction.output is None, prediction
     prediction.wait()
@@ -29,8 +29,8 @@ def draws(client):
     assert {type(output) for output in outputs} == {str, list}, outputs
     for output in outputs:
         url = output if isinstance(output, str) else output[0]
-        with urllib.request.urlopen(url) as picture:
-            assert picture.read(4) == b"\x89PNG", url
+        with urllib.request.urlopen(url) as image:
+            assert image.read(4) == b"\x89PNG", url
     return {"output": outputs}
 
 
@@ -66,7 +66,7 @@ def main():
     if scene in STATUSES:
         facts = errs(client, STATUSES[scene])
     else:
-        facts = {"draws": draws, "refuses": refuses, "hangs": hangs}[scene](client)
+        facts = {"generates": generates, "refuses": refuses, "hangs": hangs}[scene](client)
     print(json.dumps(facts))
 
 

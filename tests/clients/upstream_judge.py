@@ -1,8 +1,8 @@
-"""Judges a stand-in for an upstream with the official SDK: what it answers must be what the SDK reads.
+"""Judges a fake of an upstream with the official SDK: what it answers must be what the SDK reads.
 
     python3 upstream_judge.py BASE_URL KEY [--model MODEL] [--wrong-key KEY] [--refused-prompt TEXT]
 
-Tests draw conclusions from the stand-in, so it must not be kinder than the real thing: pictures come as
+Tests rely on the fake, so it must not be kinder than the real thing: images come as
 base64 only, and a response_format is an unknown parameter. With the options, a wrong key must be refused, and
 so must that prompt, by the safety system.
 """
@@ -14,15 +14,15 @@ import json
 import openai
 from openai import OpenAI
 
-import pictures
+import image_files
 
 
 def judge(answer, count):
     assert isinstance(answer.created, int), f"no time of creation: {answer}"
-    assert answer.data and len(answer.data) == count, f"{count} pictures expected: {answer.data}"
+    assert answer.data and len(answer.data) == count, f"{count} images expected: {answer.data}"
     for image in answer.data:
         assert image.url is None, f"a link, where the upstream answers with base64 only: {image.url}"
-    return [pictures.describe(base64.b64decode(image.b64_json, validate=True)) for image in answer.data]
+    return [image_files.describe(base64.b64decode(image.b64_json, validate=True)) for image in answer.data]
 
 
 def judge_error(exception, action):
@@ -45,8 +45,8 @@ def main():
     arguments = parser.parse_args()
 
     client = OpenAI(base_url=f"{arguments.base_url}/v1", api_key=arguments.key, max_retries=0)
-    first = ("first.png", pictures.draw(), "image/png")
-    second = ("second.png", pictures.draw(64, 64, (60, 60, 220)), "image/png")
+    first = ("first.png", image_files.make(), "image/png")
+    second = ("second.png", image_files.make(64, 64, (60, 60, 220)), "image/png")
 
     def generate(client=client, prompt="a heron", **more):
         return client.images.generate(model=arguments.model, prompt=prompt, size="1024x1024", **more)

@@ -72,7 +72,7 @@ async fn models_show_their_prices() {
 async fn a_balance_speaks_both_languages() {
     let app = TestApp::start().await;
     let caller = app.caller("100").await;
-    assert_eq!(caller.draw("a cat").await.status, 200);
+    assert_eq!(caller.generate("a cat").await.status, 200);
 
     let balance = caller.get("/v1/balance").await;
 
@@ -158,7 +158,7 @@ async fn a_usage_record_has_its_cost_broken_down() {
 async fn a_failed_request_is_a_record_without_cost() {
     let app = TestApp::with("[backends.demo]\nkind = 'demo'\nfailure_percent = 100").await;
     let (caller, other) = (app.caller("1").await, app.caller("1").await);
-    assert_eq!(caller.draw("a cat").await.status, 502);
+    assert_eq!(caller.generate("a cat").await.status, 502);
 
     let usage = caller.get("/v1/usage").await.json();
 

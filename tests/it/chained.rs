@@ -1,4 +1,4 @@
-//! Two gateways, one in front of the other, as processes: what is drawn behind is delivered and charged
+//! Two gateways, one in front of the other, as processes: what is generated behind is delivered and charged
 //! in front, once on each side, whichever of the two is killed.
 
 use std::{net::TcpListener, time::Duration};
@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use crate::harness::{
     caller::Caller,
     database::TestDatabase,
-    pictures,
+    images,
     process::{Process, Setup},
 };
 
-/// Who draws, on a port that it keeps when it is started again.
+/// Who generates, on a port that it keeps when it is started again.
 struct Back {
     database: TestDatabase,
     setup: Setup,
@@ -51,14 +51,14 @@ impl Back {
         let (listen, key) = (&self.listen, &self.account.key);
         let settings = format!(
             "[tasks]\nlease_ms = 1000\n[models.gpt-image-2]\nroutes = [\"back\"]\n\
-             [backends.back]\nkind = \"polled\"\nprofile = \"easel\"\n\
+             [backends.back]\nkind = \"async_job\"\nprofile = \"easel\"\n\
              base_url = \"http://{listen}/v1\"\napi_key = \"{key}\"\npoll_interval_ms = 50\n"
         );
         Setup::on(database, &settings)
     }
 
-    /// It has drawn so many, and was paid for each.
-    async fn assert_drew(&self, tasks: i64) {
+    /// It has generated so many, and was paid for each.
+    async fn assert_generated(&self, tasks: i64) {
         let count = self.database.number("SELECT count(*) FROM tasks");
         assert_eq!(count.await, tasks, "not bought once each");
         assert_eq!(captured(&self.database).await, tasks * 200_000);
@@ -73,13 +73,13 @@ async fn captured(database: &TestDatabase) -> i64 {
 }
 
 async fn edit(caller: &Caller) -> Value {
-    let upload = caller.upload(pictures::png(), "bird.png").await.json();
+    let upload = caller.upload(images::png(), "bird.png").await.json();
     json!({"model": "gpt-image-2", "prompt": "the same at night", "size": "16:9",
         "image_urls": [upload["url"]]})
 }
 
-/// The picture of a task that has ended well.
-async fn picture(caller: &Caller, task: &Value) -> Vec<u8> {
+/// The image of a task that has ended well.
+async fn image(caller: &Caller, task: &Value) -> Vec<u8> {
     assert_eq!(
         (&task["status"], &task["cost"]),
         (&json!("completed"), &json!(0.2)),
@@ -99,54 +99,54 @@ async fn picture(caller: &Caller, task: &Value) -> Vec<u8> {
 #[tokio::test]
 async fn a_reference_goes_through_both_and_both_bill_it() {
     let (back, database) = (Back::new(0).await, TestDatabase::create().await);
-    let (drawing, front) = (back.serve(), back.front(&database));
+    let (request, front) = (back.serve(), back.front(&database));
     let front = front.serve();
     let caller = database.caller(&front.url(), "1").await;
 
     let task = caller.submit(&edit(&caller).await).await;
     let task = caller.wait_for(&task).await;
 
-    let picture = picture(&caller, &task).await;
-    let size = imagesize(&picture);
+    let image = image(&caller, &task).await;
+    let size = imagesize(&image);
     assert_eq!(size, (1536, 864));
     let references = "SELECT jsonb_array_length(request->'references')::bigint FROM tasks";
     assert_eq!(back.database.number(references).await, 1);
     assert_eq!(captured(&database).await, 200_000);
-    back.assert_drew(1).await;
+    back.assert_generated(1).await;
     assert_eq!(back.account.balance().await["balance"], 9.8);
     front.end();
-    drawing.end();
+    request.end();
     database.assert_at_rest().await;
 }
 
 #[tokio::test]
 async fn the_one_behind_is_killed_in_the_middle() {
     let (back, database) = (Back::new(1_500).await, TestDatabase::create().await);
-    let (drawing, front) = (back.serve(), back.front(&database).serve());
+    let (request, front) = (back.serve(), back.front(&database).serve());
     let caller = database.caller(&front.url(), "1").await;
     let task = caller.submit(&edit(&caller).await).await;
     back.database
         .wait_for("SELECT count(*) FROM tasks WHERE status = 'running'", 1)
         .await;
 
-    drawing.kill();
+    request.kill();
     // Long enough for some polls in vain.
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let drawing = back.serve();
+    let request = back.serve();
 
     let task = caller.wait_for(&task).await;
-    picture(&caller, &task).await;
+    image(&caller, &task).await;
     assert_eq!(captured(&database).await, 200_000);
-    back.assert_drew(1).await;
+    back.assert_generated(1).await;
     front.end();
-    drawing.end();
+    request.end();
     database.assert_at_rest().await;
 }
 
 #[tokio::test]
 async fn the_one_in_front_is_killed_in_the_middle() {
     let (back, database) = (Back::new(1_500).await, TestDatabase::create().await);
-    let (drawing, setup) = (back.serve(), back.front(&database));
+    let (request, setup) = (back.serve(), back.front(&database));
     let front = setup.serve();
     let caller = database.caller(&front.url(), "1").await;
     let task = caller.submit(&edit(&caller).await).await;
@@ -159,11 +159,11 @@ async fn the_one_in_front_is_killed_in_the_middle() {
 
     let caller = caller.at(&front.url());
     let task = caller.wait_for(&task).await;
-    picture(&caller, &task).await;
+    image(&caller, &task).await;
     assert_eq!(captured(&database).await, 200_000);
-    back.assert_drew(1).await;
+    back.assert_generated(1).await;
     front.end();
-    drawing.end();
+    request.end();
     database.assert_at_rest().await;
 }
 
@@ -172,7 +172,7 @@ async fn the_one_in_front_is_killed_in_the_middle() {
 async fn the_one_in_front_is_killed_at_any_moment() {
     const TASKS: u32 = 6;
     let (back, database) = (Back::new(700).await, TestDatabase::create().await);
-    let (drawing, setup) = (back.serve(), back.front(&database));
+    let (request, setup) = (back.serve(), back.front(&database));
     let front = setup.serve();
     let caller = database.caller(&front.url(), "10").await;
     let body = edit(&caller).await;
@@ -188,16 +188,16 @@ async fn the_one_in_front_is_killed_at_any_moment() {
     let caller = caller.at(&front.url());
     for task in &tasks {
         let task = caller.wait_for(task).await;
-        picture(&caller, &task).await;
+        image(&caller, &task).await;
     }
     assert_eq!(captured(&database).await, i64::from(TASKS) * 200_000);
-    back.assert_drew(TASKS.into()).await;
+    back.assert_generated(TASKS.into()).await;
     front.end();
-    drawing.end();
+    request.end();
     database.assert_at_rest().await;
 }
 
-fn imagesize(picture: &[u8]) -> (u32, u32) {
-    let picture = image::load_from_memory(picture).unwrap();
-    (picture.width(), picture.height())
+fn imagesize(image: &[u8]) -> (u32, u32) {
+    let image = image::load_from_memory(image).unwrap();
+    (image.width(), image.height())
 }

@@ -135,7 +135,7 @@ async fn openai_python_sees_errors_as_its_typed_exceptions() {
     app.finish().await;
 }
 
-/// The SDK asks three times; one picture is drawn and charged.
+/// The SDK asks three times; one image is generated and charged.
 #[tokio::test(flavor = "multi_thread")]
 async fn openai_python_retries_without_buying_twice() {
     let app = TestApp::with("[backends.demo]\nkind = 'demo'\ndelay_ms = 3500\n").await;
@@ -157,9 +157,9 @@ async fn openai_python_retries_without_buying_twice() {
     app.finish().await;
 }
 
-/// The stand-in that plays the upstream in other tests is what the SDK takes for OpenAI's API.
+/// The fake that plays the upstream in other tests is what the SDK takes for OpenAI's API.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_stand_in_upstream_passes_for_the_real_one() {
+async fn the_fake_upstream_passes_for_the_real_one() {
     let upstream = Upstream::start().await;
     let arguments = [
         "--wrong-key",
@@ -173,7 +173,7 @@ async fn the_stand_in_upstream_passes_for_the_real_one() {
 
 /// And the one for Gemini is what Google's SDK takes for its API.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_stand_in_for_gemini_passes_for_the_real_one() {
+async fn the_fake_gemini_passes_for_the_real_one() {
     let server = Gemini::start().await;
     let arguments = [
         server.url.as_str(),

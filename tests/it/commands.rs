@@ -12,7 +12,7 @@ async fn get(url: &str, path: &str, key: &str) -> Answer {
     Answer::of(http_client().get(format!("{url}{path}")).bearer_auth(key)).await
 }
 
-async fn draw(url: &str, key: &str) -> Answer {
+async fn generate(url: &str, key: &str) -> Answer {
     let body = serde_json::json!({"model": "gpt-image-2", "prompt": "a cat", "n": 2});
     let request = http_client().post(format!("{url}/v1/images/generations"));
     Answer::of(request.bearer_auth(key).json(&body)).await
@@ -57,7 +57,7 @@ async fn commands_work_on_a_private_database_whether_a_gateway_runs_or_not() {
         .good();
     let key = key.strip_suffix('\n').unwrap();
     assert!(!key.contains(char::is_whitespace));
-    assert_eq!(draw(&url, key).await.status, 200);
+    assert_eq!(generate(&url, key).await.status, 200);
     let topped_up = setup.run(&["accounts", "top-up", "studio", "12.50"]).good();
     assert_eq!(topped_up, "\"studio\" now has 17.10 CNY\n");
     let balance = get(&url, "/v1/balance", key).await.json();
@@ -72,9 +72,9 @@ async fn commands_work_on_a_private_database_whether_a_gateway_runs_or_not() {
         ["studio", "17.10", "0.00", "0.40", "0.40", "3.00", "enabled"]
     );
     setup.run(&["accounts", "disable", "studio"]).good();
-    assert_eq!(draw(&url, key).await.status, 401);
+    assert_eq!(generate(&url, key).await.status, 401);
     setup.run(&["accounts", "enable", "studio"]).good();
-    assert_eq!(draw(&url, key).await.status, 200);
+    assert_eq!(generate(&url, key).await.status, 200);
     let doctor = setup.run(&["doctor"]).good();
     assert!(
         doctor.lines().all(|line| line.starts_with("ok    ")),
@@ -137,7 +137,7 @@ async fn keys_are_listed_without_themselves_and_revoked_by_either_name() {
     setup.run(&["keys", "revoke", cells[0]]).good();
     setup.run(&["keys", "revoke", &second]).good();
     for key in [&first, &second] {
-        assert_eq!(draw(&gateway.url(), key).await.status, 401);
+        assert_eq!(generate(&gateway.url(), key).await.status, 401);
     }
     let listed = setup.run(&["keys", "list"]).good();
     assert_eq!(listed.matches("revoked").count(), 2, "{listed}");
@@ -155,7 +155,7 @@ async fn usage_comes_as_a_table_as_json_and_as_csv() {
     let setup = Setup::on(&database, "");
     let gateway = setup.serve();
     let caller = database.caller(&gateway.url(), "5").await;
-    assert_eq!(draw(&caller.url, &caller.key).await.status, 200);
+    assert_eq!(generate(&caller.url, &caller.key).await.status, 200);
     gateway.end();
     let usage = |more: &[&str]| {
         let arguments = [&["usage", "--account", &caller.account], more].concat();

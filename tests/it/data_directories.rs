@@ -49,7 +49,7 @@ fn commands_make_nothing_in_an_empty_folder_and_say_what_to_do() {
 async fn serve_says_where_it_made_a_database_and_a_remembered_configuration_needs_no_flag() {
     let setup = Setup::new("[models.only-one]\nroutes = ['demo']");
     let gateway = setup.serve();
-    let said = gateway.wait_said("picture.png\n");
+    let said = gateway.wait_said("image.png\n");
     let data_dir = setup.data_dir();
     let made = format!(
         "It keeps everything in {}, where it has made a database.\n",
@@ -177,7 +177,7 @@ fn the_quiet_log_of_commands_is_not_shown_as_a_setting() {
 #[test]
 fn the_check_names_a_backend_without_a_key_beside_all_else_and_once() {
     let setup = Setup::new(
-        "[backends.far]\nkind = 'polled'\nprofile = 'replicate'\n[backends.near]\nkind = 'polled'\n\
+        "[backends.far]\nkind = 'async_job'\nprofile = 'replicate'\n[backends.near]\nkind = 'async_job'\n\
          [backends.flow]\nkind = 'comfyui'\ntext_workflow = 'builtin:none'\n[tasks]\nlease_ms = 5\n\
          [models.m]\nroutes = ['far', 'near', 'flow']",
     );
@@ -193,7 +193,7 @@ fn the_check_names_a_backend_without_a_key_beside_all_else_and_once() {
     assert_eq!(said.lines().count(), 5, "{said}");
     // Where it is the only fault, too.
     let setup = Setup::new(
-        "[backends.far]\nkind = 'polled'\nprofile = 'replicate'\n[models.m]\nroutes = ['far']",
+        "[backends.far]\nkind = 'async_job'\nprofile = 'replicate'\n[models.m]\nroutes = ['far']",
     );
     let said = setup.run(&["config", "check"]).bad();
     assert_eq!(said.matches("api_key").count(), 2, "{said}");

@@ -44,7 +44,7 @@ async fn an_empty_balance_says_by_how_much() {
     let app = TestApp::start().await;
     let caller = app.caller("0.15").await;
 
-    let answer = caller.draw("a cat").await;
+    let answer = caller.generate("a cat").await;
 
     let message = "balance too low: this costs 0.20 CNY and 0.15 CNY is available";
     let error = answer.assert_refused(402, message);
@@ -79,10 +79,10 @@ async fn the_rate_of_a_key_is_limited() {
     };
     let caller = app.caller_with("1", None, &limits).await;
     for _ in 0..2 {
-        assert_eq!(caller.draw("a cat").await.status, 502);
+        assert_eq!(caller.generate("a cat").await.status, 502);
     }
     for answer in [
-        caller.draw("a cat").await,
+        caller.generate("a cat").await,
         caller.upload(Vec::new(), "a.png").await,
     ] {
         let error = answer.assert_refused(429, "Rate limit exceeded. Please try again later");
@@ -109,14 +109,14 @@ async fn the_open_tasks_of_a_key_are_limited() {
     let body = json!({"model": "gpt-image-2", "prompt": "a cat"});
     let first = caller.submit(&body).await;
 
-    let answer = caller.draw("a dog").await;
+    let answer = caller.generate("a dog").await;
 
     let message = "the API key has 1 tasks open already, as many as it may";
     let error = answer.assert_refused(429, message);
     assert_eq!(error["code"], "concurrency_limit");
     assert_eq!(answer.header("retry-after"), Some("5"));
     caller.wait_for(&first).await;
-    assert_eq!(caller.draw("a dog").await.status, 200);
+    assert_eq!(caller.generate("a dog").await.status, 200);
     app.finish().await;
 }
 
@@ -125,7 +125,7 @@ async fn no_error_after_an_upstream_was_called_asks_for_a_retry() {
     let app = TestApp::with(FAILING).await;
     let caller = app.caller("1").await;
 
-    let answer = caller.draw("a cat").await;
+    let answer = caller.generate("a cat").await;
 
     let error = answer.assert_refused(502, "the upstream failed");
     assert_eq!(error["code"], "upstream_error");
@@ -143,7 +143,7 @@ async fn a_task_past_its_deadline_is_answered_and_costs_nothing() {
     .await;
     let caller = app.caller("1").await;
 
-    let answer = caller.draw("a cat").await;
+    let answer = caller.generate("a cat").await;
 
     let error = answer.assert_refused(504, "the task ran past its deadline");
     assert_eq!(error["code"], "deadline_exceeded");

@@ -40,13 +40,13 @@ async fn balance(url: &str, key: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn on_a_pipe_the_key_is_in_a_file_and_the_printed_line_draws() {
+async fn on_a_pipe_the_key_is_in_a_file_and_the_printed_line_generates() {
     let setup = Setup::new("");
     let began = Instant::now();
     let gateway = setup.serve();
     let first = began.elapsed();
 
-    let said = gateway.wait_said("picture.png\n");
+    let said = gateway.wait_said("image.png\n");
     let file = setup.data_dir().join("first-key");
     let key = std::fs::read_to_string(&file).unwrap();
     let key = key.trim();
@@ -74,11 +74,11 @@ async fn on_a_pipe_the_key_is_in_a_file_and_the_printed_line_draws() {
         .output()
         .unwrap();
     assert!(shell.status.success(), "{shell:?}");
-    let picture = std::fs::read(setup.dir.path().join("picture.png")).unwrap();
+    let image = std::fs::read(setup.dir.path().join("image.png")).unwrap();
     assert!(
-        picture.starts_with(b"\x89PNG\r\n"),
+        image.starts_with(b"\x89PNG\r\n"),
         "{:?}",
-        String::from_utf8_lossy(&picture)
+        String::from_utf8_lossy(&image)
     );
     assert_eq!(balance(&url, key).await.json()["balance"], 99.8);
 
@@ -131,7 +131,7 @@ async fn on_a_terminal_the_key_is_shown_once_and_no_file_is_made() {
         let said = std::fs::read_to_string(&log)
             .unwrap_or_default()
             .replace('\r', "");
-        if said.contains("picture.png\n") {
+        if said.contains("image.png\n") {
             break said;
         }
         assert!(began.elapsed() < Duration::from_secs(30), "{said}");

@@ -1,4 +1,4 @@
-//! What a generation may ask for, field by field, and how its pictures are answered.
+//! What a generation may ask for, field by field, and how its images are answered.
 
 mod bodies;
 mod fields;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::harness::{TestApp, caller::Caller};
 
-/// Accepted tasks end without a picture, at once and at no cost.
+/// Accepted tasks end without an image, at once and at no cost.
 const FAILING: &str = "[backends.demo]\nkind = 'demo'\nfailure_percent = 100";
 
 /// As [`FAILING`], with a second route whose backend reads some of the client's options.
@@ -34,7 +34,7 @@ fn body(fields: Value) -> Value {
     body
 }
 
-/// What a task is to draw, as it was understood.
+/// What a task is to generate, as it was understood.
 async fn understood(app: &TestApp, task: &str) -> Value {
     let id: Uuid = task.parse().unwrap();
     sqlx::query_scalar("SELECT request FROM tasks WHERE id = $1")

@@ -27,8 +27,8 @@ async fn the_audit_finds_what_was_changed_by_hand() {
     let app = TestApp::with(&upstream.gateway("")).await;
     let caller = app.caller("10.00").await;
     let body = json!({"model": "gpt-image-2", "prompt": "a ledger", "n": 2});
-    let drawn = caller.post("/v1/images/generations", &body).await;
-    assert_eq!(drawn.status, 200, "{drawn:?}");
+    let result = caller.post("/v1/images/generations", &body).await;
+    assert_eq!(result.status, 200, "{result:?}");
     let mut conn = app.database.connect().await;
     assert!(broken(&mut conn).await.is_empty());
 
@@ -76,7 +76,7 @@ async fn the_audit_finds_an_entry_on_the_account_of_somebody_else() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&upstream.gateway("")).await;
     let (caller, other) = (app.caller("1.00").await, app.caller("1.00").await);
-    assert_eq!(caller.draw("a mix-up").await.status, 200);
+    assert_eq!(caller.generate("a mix-up").await.status, 200);
     let mut conn = app.database.connect().await;
     let mut tx = conn.begin().await.unwrap();
     sqlx::query("UPDATE entries SET account_id = $1 WHERE kind <> 'top_up'")
@@ -247,7 +247,7 @@ async fn a_task_in_no_state_is_refused() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&upstream.gateway("")).await;
     let caller = app.caller("1.00").await;
-    assert_eq!(caller.draw("a state").await.status, 200);
+    assert_eq!(caller.generate("a state").await.status, 200);
     let mut conn = app.database.connect().await;
     for change in [
         "status = 'done'",

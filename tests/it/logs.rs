@@ -12,7 +12,7 @@ use std::{
 use crate::harness::{
     caller::{Answer, Caller, http_client},
     database::TestDatabase,
-    pictures::png,
+    images::png,
     process::{Setup, signal},
     upstream::{self, Reply, Upstream},
 };
@@ -55,11 +55,11 @@ impl Gateway {
         asked.await.is_ok_and(|answer| answer.status() == 200)
     }
 
-    /// It draws, lives, and ends well and soon when it is told to.
+    /// It generates, lives, and ends well and soon when it is told to.
     async fn works_and_ends(mut self, database: &TestDatabase) {
         let caller = database.caller(&self.url, "5").await;
         for _ in 0..3 {
-            assert_eq!(draw(&caller).await.status, 200);
+            assert_eq!(generate(&caller).await.status, 200);
         }
         assert!(self.child.try_wait().unwrap().is_none());
         signal("TERM", self.child.id());
@@ -82,7 +82,7 @@ impl Drop for Gateway {
     }
 }
 
-async fn draw(caller: &Caller) -> Answer {
+async fn generate(caller: &Caller) -> Answer {
     let body = serde_json::json!({"model": "gpt-image-2", "prompt": "a cat"});
     let request = http_client().post(format!("{}/v1/images/generations", caller.url));
     Answer::of(request.bearer_auth(&caller.key).json(&body)).await
@@ -168,7 +168,7 @@ async fn what_is_lost_is_counted_in_the_log_once_it_is_read_again() {
     .await;
     let caller = database.caller(&gateway.url, "5").await;
     for _ in 0..5 {
-        assert_eq!(draw(&caller).await.status, 200);
+        assert_eq!(generate(&caller).await.status, 200);
     }
     let (found, is_found) = std::sync::mpsc::channel();
     thread::spawn(move || {
@@ -238,9 +238,9 @@ async fn the_log_at_its_most_talkative_holds_no_key_prompt_or_link() {
     let upload = upload["url"].as_str().unwrap().to_owned();
     let body = serde_json::json!({"model": "gpt-image-2", "prompt": "a-prompt-nobody-may-see",
         "image_urls": [upload, format!("data:image/png;base64,{}", base64_simd::STANDARD.encode_to_string(png()))]});
-    let drawn = caller.post("/v1/images/generations", &body).await;
-    assert_eq!(drawn.status, 200, "{drawn:?}");
-    let link = drawn.json()["data"][0]["url"].as_str().unwrap().to_owned();
+    let result = caller.post("/v1/images/generations", &body).await;
+    assert_eq!(result.status, 200, "{result:?}");
+    let link = result.json()["data"][0]["url"].as_str().unwrap().to_owned();
     let stored = caller
         .get(&link)
         .await
@@ -250,13 +250,19 @@ async fn the_log_at_its_most_talkative_holds_no_key_prompt_or_link() {
     assert_eq!(caller.get(&stored).await.status, 200);
     upstream.always(Some(Reply::error(400, "bad", "It is so.")));
     assert_eq!(
-        caller.draw("another-prompt-nobody-may-see").await.status,
+        caller
+            .generate("another-prompt-nobody-may-see")
+            .await
+            .status,
         400
     );
     assert_eq!(caller.get("/v1/images/tasks").await.status, 200);
     let mut stranger = caller.clone();
     stranger.key = format!("{}x", caller.key);
-    assert_eq!(stranger.draw("a-prompt-of-a-stranger").await.status, 401);
+    assert_eq!(
+        stranger.generate("a-prompt-of-a-stranger").await.status,
+        401
+    );
     gateway.end();
 
     let log = gateway.stderr();

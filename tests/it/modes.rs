@@ -5,20 +5,20 @@ use serde_json::json;
 use crate::harness::TestApp;
 
 #[tokio::test]
-async fn a_sync_request_is_answered_with_its_picture_and_charged_once() {
+async fn a_sync_request_is_answered_with_its_image_and_charged_once() {
     let app = TestApp::start().await;
     let caller = app.caller("1.00").await;
 
-    let answer = caller.draw("a lighthouse").await;
+    let answer = caller.generate("a lighthouse").await;
 
     assert_eq!(answer.status, 200, "{answer:?}");
     let body = answer.json();
     let link = body["data"][0]["url"].as_str().unwrap();
     let redirect = caller.get(link).await;
     assert_eq!(redirect.status, 302);
-    let picture = caller.get(redirect.header("location").unwrap()).await;
+    let image = caller.get(redirect.header("location").unwrap()).await;
     assert_eq!(
-        (picture.status, picture.header("content-type")),
+        (image.status, image.header("content-type")),
         (200, Some("image/png"))
     );
     assert_eq!(caller.balance().await["balance"], 0.8);

@@ -1,5 +1,5 @@
 //! The whole main job in the shape of production: an S3 store, a real upstream's API, two gateways on
-//! one database. Upload, draw from it, poll at the other gateway, download by the signed link, pay.
+//! one database. Upload, generate from it, poll at the other gateway, download by the signed link, pay.
 
 use base64_simd::STANDARD;
 use reqwest::multipart::{Form, Part};
@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::harness::{
     TestApp,
     s3::{ACCESS_KEY_ID, S3Server, SECRET_ACCESS_KEY},
-    upstream::{Upstream, picture},
+    upstream::{Upstream, image},
 };
 
 fn settings(store: &S3Server, upstream: &Upstream) -> String {
@@ -40,7 +40,7 @@ async fn main_job(store: &S3Server) {
     let other = app.replica(&settings).await;
     let caller = app.caller("1.00").await;
 
-    let photo = picture(64, 48, 7);
+    let photo = image(64, 48, 7);
     let part = Part::bytes(photo.clone()).file_name("photo.png");
     let upload = caller
         .post_form("/v1/uploads/images", Form::new().part("file", part))
@@ -67,17 +67,17 @@ async fn main_job(store: &S3Server) {
         let redirect = caller.get(image["url"].as_str().unwrap()).await;
         let location = redirect.header("location").unwrap();
         assert!(location.starts_with(&store.endpoint), "{location}");
-        let picture = crate::harness::caller::http_client()
+        let image = crate::harness::caller::http_client()
             .get(location)
             .send()
             .await
             .unwrap();
-        assert_eq!(picture.headers()["content-type"], "image/png");
-        assert!(picture.bytes().await.unwrap().starts_with(b"\x89PNG"));
+        assert_eq!(image.headers()["content-type"], "image/png");
+        assert!(image.bytes().await.unwrap().starts_with(b"\x89PNG"));
     }
     assert_eq!(caller.balance().await["balance"], 0.6);
 
-    // The picture itself, where it is asked for: streamed out of the store.
+    // The image itself, where it is asked for: streamed out of the store.
     let body = json!({"model": "gpt-image-2", "prompt": "a heron", "response_format": "b64_json"});
     let answer = caller.post("/v1/images/generations", &body).await.json();
     let inline = STANDARD

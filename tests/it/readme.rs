@@ -46,7 +46,7 @@ async fn run(program: &str, arguments: &[&str], dir: &Path, variables: &[(&str, 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_pictures_are_drawn_as_the_readme_says() {
+async fn the_first_images_are_generated_as_the_readme_says() {
     let app = TestApp::start().await;
     let caller = app.caller("1.00").await;
     let dir = tempfile::tempdir().unwrap();

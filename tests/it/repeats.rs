@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::harness::{
     TestApp,
     caller::{Answer, Caller},
-    upstream::{Reply, Upstream, picture},
+    upstream::{Reply, Upstream, image},
 };
 
 const GENERATE: &str = "/v1/images/generations";
@@ -40,9 +40,9 @@ impl Gateway {
         }
     }
 
-    /// The next picture takes a while.
+    /// The next image takes a while.
     fn slow(&self) {
-        let reply = Reply::pictures(&[picture(16, 16, 0)]);
+        let reply = Reply::images(&[image(16, 16, 0)]);
         self.upstream.next(reply.after(Duration::from_millis(1200)));
     }
 
@@ -71,7 +71,7 @@ impl Gateway {
         assert!(done.rows_affected() > 0, "{update}");
     }
 
-    /// Ends in order; so many pictures were drawn and paid for.
+    /// Ends in order; so many images were generated and paid for.
     async fn finish(self, purchases: usize) {
         let spent = self.caller.balance().await["used_balance"].clone();
         self.app.finish().await;
@@ -113,7 +113,7 @@ async fn the_same_name_and_body_is_the_same_task_in_both_modes() {
     let waited = post(caller, GENERATE, name, &body("a cup")).await;
     assert_eq!((waited.status, task(&waited)), (200, first.clone()));
     let link = waited.json()["data"][0]["url"].clone();
-    // It has ended: the same pictures again, and the fields in another order are the same body.
+    // It has ended: the same images again, and the fields in another order are the same body.
     let body = json!({"prompt": "a cup", "model": "gpt-image-2", "n": 1});
     let after = post(caller, GENERATE, name, &body).await;
     assert_eq!(
@@ -234,7 +234,7 @@ async fn a_refused_request_does_not_use_its_name_up_and_a_failed_one_does() {
     // The same answer again, and no second try: that takes a new name.
     gateway
         .upstream
-        .next(Reply::error(400, "invalid_value", "cannot draw that"));
+        .next(Reply::error(400, "invalid_value", "cannot generate that"));
     let failed = post(&gateway.caller, GENERATE, name, &body("a cup")).await;
     assert_eq!(failed.status, 400);
     let again = post(&gateway.caller, GENERATE, name, &body("a cup")).await;
@@ -324,7 +324,7 @@ async fn a_retry_joins_neither_what_failed_nor_what_is_anothers() {
     gateway
         .upstream
         .next(Reply::error(400, "invalid_value", "broken"));
-    let failed = caller.draw("a cup").await;
+    let failed = caller.generate("a cup").await;
     assert_eq!(failed.status, 400, "{failed:?}");
     assert_eq!(failed.header("x-should-retry"), Some("false"));
     let failures = gateway.upstream.received().len();
@@ -349,28 +349,28 @@ async fn a_retry_joins_neither_what_failed_nor_what_is_anothers() {
     gateway.app.finish().await;
 }
 
-fn form(pictures: &[u8]) -> Form {
-    let part = Part::bytes(picture(20, 20, pictures[0])).file_name("photo.png");
+fn form(images: &[u8]) -> Form {
+    let part = Part::bytes(image(20, 20, images[0])).file_name("photo.png");
     let form = Form::new()
         .text("model", "gpt-image-2")
         .text("prompt", "a cup");
-    pictures[1..]
+    images[1..]
         .iter()
         .fold(form.part("image", part), |form, index| {
-            let part = Part::bytes(picture(20, 20, *index)).file_name("other.png");
+            let part = Part::bytes(image(20, 20, *index)).file_name("other.png");
             form.part("image[]", part)
         })
 }
 
 #[tokio::test]
-async fn pictures_that_come_with_a_request_count_by_their_bytes() {
+async fn images_that_come_with_a_request_count_by_their_bytes() {
     let gateway = Gateway::start().await;
     let caller = &gateway.caller;
     let retry = (RETRY, "1");
     // Each form has a boundary of its own.
     let first = task(&post_form(caller, (RETRY, "0"), form(&[1])).await);
     assert_eq!(task(&post_form(caller, retry, form(&[1])).await), first);
-    let encoded = base64_simd::STANDARD.encode_to_string(picture(20, 20, 1));
+    let encoded = base64_simd::STANDARD.encode_to_string(image(20, 20, 1));
     let mut same = body("a cup");
     same["image"] = json!(format!("data:image/png;base64,{encoded}"));
     assert_eq!(task(&post(caller, ASYNC, (RETRY, "2"), &same).await), first);

@@ -35,12 +35,12 @@ async fn local_files() {
     every_store(&storage).await;
     // A write that was under way when its writer was dropped ends first.
     let cleaned = async {
-        while file_count(&root.join(".drafts")) > 0 {
+        while file_count(&root.join(".staging")) > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
     let cleaned = tokio::time::timeout(Duration::from_secs(10), cleaned).await;
-    cleaned.expect("drafts are left behind");
+    cleaned.expect("staging are left behind");
     local_links(&storage, &clock).await;
 }
 
@@ -67,13 +67,13 @@ async fn drafts_of_a_killed_process_go_a_day_later() {
     let folder = tempfile::tempdir().unwrap();
     let clock = Clock::default();
     open_local(folder.path(), &clock).await;
-    let drafts = folder.path().join("objects/.drafts");
-    std::fs::write(drafts.join("left"), "half an image").unwrap();
+    let staging = folder.path().join("objects/.staging");
+    std::fs::write(staging.join("left"), "half an image").unwrap();
     open_local(folder.path(), &clock).await;
-    assert_eq!(file_count(&drafts), 1);
+    assert_eq!(file_count(&staging), 1);
     clock.advance(Duration::from_hours(25));
     open_local(folder.path(), &clock).await;
-    assert_eq!(file_count(&drafts), 0);
+    assert_eq!(file_count(&staging), 0);
 }
 
 #[tokio::test]
@@ -252,7 +252,7 @@ async fn images_of_a_task(storage: &Storage) {
     let keys =
         [(1, 1), (1, 2), (4, 1)].map(|(fence, seq)| Key::image(task, fence, seq, Format::Png));
     for key in &keys {
-        write(storage, key, b"picture").await;
+        write(storage, key, b"image").await;
     }
     // In the same folder, in the order of names right behind it.
     let folder_mate = uuid::Uuid::from_u128(task.as_u128() + (1 << 12));
@@ -343,7 +343,7 @@ async fn s3_link(storage: &Storage) {
 
 async fn s3_attachment(storage: &Storage) {
     let key = image_key();
-    write(storage, &key, b"picture").await;
+    write(storage, &key, b"image").await;
     let save = Disposition::Attachment {
         file_name: "a b.png".to_owned(),
     };
@@ -353,7 +353,7 @@ async fn s3_attachment(storage: &Storage) {
     let wanted = "attachment; filename=\"a_b.png\"";
     assert_eq!(response.headers()[header::CONTENT_DISPOSITION], wanted);
     assert_eq!(response.headers()[header::CONTENT_TYPE], "image/png");
-    assert_eq!(response.bytes().await.unwrap(), "picture");
+    assert_eq!(response.bytes().await.unwrap(), "image");
 }
 
 /// The store goes by its own clock: the link must be fetched after it has expired for it.
@@ -362,7 +362,7 @@ async fn s3_expired_link(server: &S3Server) {
     settings["link_ttl_s"] = json!(1);
     let storage = open(&config(&settings)).await.unwrap();
     let key = image_key();
-    write(&storage, &key, b"picture").await;
+    write(&storage, &key, b"image").await;
     let link = storage.link(&key, Disposition::Inline).await.unwrap();
     let signed = |url: &str| plain_client().get(url).send();
     assert_eq!(signed(&link.url).await.unwrap().status(), StatusCode::OK);
@@ -390,11 +390,11 @@ async fn wrong_credentials(server: &S3Server) {
 /// Links are signed for the name by which clients reach the store, everything else goes to the endpoint.
 async fn public_endpoint(server: &S3Server, key: &Key) {
     let mut settings = s3_settings(server);
-    settings["public_endpoint"] = json!("https://pictures.example:8443");
+    settings["public_endpoint"] = json!("https://images.example:8443");
     let storage = open(&config(&settings)).await.unwrap();
     assert_eq!(read(&storage, key).await.unwrap(), b"shared");
     let link = storage.link(key, Disposition::Inline).await.unwrap();
-    let wanted = format!("https://pictures.example:8443/pics/{key}?X-Amz-");
+    let wanted = format!("https://images.example:8443/pics/{key}?X-Amz-");
     assert!(link.url.starts_with(&wanted), "{}", link.url);
 }
 

@@ -10,7 +10,7 @@ use reqwest::multipart::{Form, Part};
 use crate::harness::{
     TestApp,
     caller::{Answer, Caller},
-    pictures::{picture, png},
+    images::{image, png},
     redact::redacted,
 };
 
@@ -58,7 +58,7 @@ async fn all_four_formats_come_back_byte_for_byte() {
         (ImageFormat::WebP, "image/webp"),
         (ImageFormat::Gif, "image/gif"),
     ] {
-        let bytes = picture(format);
+        let bytes = image(format);
         let answer = caller.upload(bytes.clone(), "x").await;
         assert_eq!(answer.status, 200, "{answer:?}");
         assert_eq!(answer.json()["content_type"], content_type);
@@ -76,7 +76,7 @@ async fn all_four_formats_come_back_byte_for_byte() {
 async fn the_type_is_decided_by_the_bytes() {
     let app = TestApp::start().await;
     let caller = app.caller("0").await;
-    let file = Part::bytes(picture(ImageFormat::Jpeg))
+    let file = Part::bytes(image(ImageFormat::Jpeg))
         .file_name("photo.png")
         .mime_str("text/html")
         .unwrap();

@@ -1,5 +1,5 @@
 """Writes a model of Stable Diffusion 1's small kin in which every number is zero, as a sparse safetensors file:
-a gigabyte to its reader, next to nothing on the disk. It paints a picture of one colour, which is all a test needs.
+a gigabyte to its reader, next to nothing on the disk. It paints an image of one colour, which is all a test needs.
 
     python3 zero_model.py FILE
 """
@@ -122,7 +122,7 @@ def denoiser(model):
     model.at("out", 2).convolution(channels, 4, 3)
 
 
-def picture_block(block, into, out):
+def image_block(block, into, out):
     block.at("norm1").norm(into)
     block.at("conv1").convolution(into, out, 3)
     block.at("norm2").norm(out)
@@ -131,15 +131,15 @@ def picture_block(block, into, out):
         block.at("nin_shortcut").convolution(into, out, 1)
 
 
-def picture_middle(middle, channels):
-    picture_block(middle.at("block_1"), channels, channels)
+def image_middle(middle, channels):
+    image_block(middle.at("block_1"), channels, channels)
     middle.at("attn_1", "norm").norm(channels)
     for name in ["q", "k", "v", "proj_out"]:
         middle.at("attn_1", name).convolution(channels, channels, 1)
-    picture_block(middle.at("block_2"), channels, channels)
+    image_block(middle.at("block_2"), channels, channels)
 
 
-def picture_coder(model):
+def image_coder(model):
     levels = [times * VAE for times in VAE_LEVELS]
     encoder, decoder = model.at("encoder"), model.at("decoder")
 
@@ -147,21 +147,21 @@ def picture_coder(model):
     encoder.at("conv_in").convolution(3, channels, 3)
     for number, level in enumerate(levels):
         for turn in range(2):
-            picture_block(encoder.at("down", number, "block", turn), channels, level)
+            image_block(encoder.at("down", number, "block", turn), channels, level)
             channels = level
         if number < len(levels) - 1:
             encoder.at("down", number, "downsample", "conv").convolution(channels, channels, 3)
-    picture_middle(encoder.at("mid"), channels)
+    image_middle(encoder.at("mid"), channels)
     encoder.at("norm_out").norm(channels)
     encoder.at("conv_out").convolution(channels, 8, 3)
     model.at("quant_conv").convolution(8, 8, 1)
 
     model.at("post_quant_conv").convolution(4, 4, 1)
     decoder.at("conv_in").convolution(4, channels, 3)
-    picture_middle(decoder.at("mid"), channels)
+    image_middle(decoder.at("mid"), channels)
     for number, level in reversed(list(enumerate(levels))):
         for turn in range(3):
-            picture_block(decoder.at("up", number, "block", turn), channels, level)
+            image_block(decoder.at("up", number, "block", turn), channels, level)
             channels = level
         if number > 0:
             decoder.at("up", number, "upsample", "conv").convolution(channels, channels, 3)
@@ -173,7 +173,7 @@ def write(path):
     shapes = Shapes()
     text_encoder(shapes.at("cond_stage_model", "transformer", "text_model"))
     denoiser(shapes.at("model", "diffusion_model"))
-    picture_coder(shapes.at("first_stage_model"))
+    image_coder(shapes.at("first_stage_model"))
     header, end = {}, 0
     for name, shape in shapes.table.items():
         start, end = end, end + 2 * prod(shape)

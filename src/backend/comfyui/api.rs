@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::{
-    history::{Ended, Picture},
+    history::{Ended, Image},
     queue::{Found, QueueScanner},
 };
 use crate::backend::{
@@ -18,7 +18,7 @@ use crate::backend::{
     },
 };
 
-/// The history of one prompt holds the workflow and what its nodes said, but no pictures.
+/// The history of one prompt holds the workflow and what its nodes said, but no images.
 const HISTORY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The queue holds the workflow of everything in it; it is read as it comes in, and not kept.
 const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -55,13 +55,13 @@ struct Submitted {
 
 impl Api {
     /// Sends an input along; the name that a node loads it by. ComfyUI empties the folder as it
-    /// starts, so that clients' pictures don't stay with it.
+    /// starts, so that clients' images don't stay with it.
     pub(super) async fn upload(&self, input: &Input, stem: &str) -> Result<String, BackendError> {
         self.try_upload(input, stem)
             .await
             .map_err(|error| match error {
-                // However it failed: nothing has begun to draw.
-                BackendError::Silent { detail } => BackendError::Unreachable { detail },
+                // However it failed: nothing has begun to generate.
+                BackendError::OutcomeUnknown { detail } => BackendError::Unreachable { detail },
                 other => other,
             })
     }
@@ -137,19 +137,19 @@ impl Api {
     }
 
     pub(super) async fn unqueue(&self, id: Uuid) -> Result<(), BackendError> {
-        self.tell("queue", &json!({"delete": [id]})).await
+        self.post("queue", &json!({"delete": [id]})).await
     }
 
     pub(super) async fn interrupt(&self, id: Uuid) -> Result<(), BackendError> {
-        self.tell("interrupt", &json!({"prompt_id": id})).await
+        self.post("interrupt", &json!({"prompt_id": id})).await
     }
 
-    /// Starts to read a picture.
-    pub(super) async fn view(&self, picture: &Picture) -> Result<Response, BackendError> {
+    /// Starts to read an image.
+    pub(super) async fn view(&self, image: &Image) -> Result<Response, BackendError> {
         let query = [
-            ("filename", &picture.filename),
-            ("subfolder", &picture.subfolder),
-            ("type", &picture.folder),
+            ("filename", &image.filename),
+            ("subfolder", &image.subfolder),
+            ("type", &image.folder),
         ];
         let request = self.endpoint.get("view").query(&query);
         request.send().await.map_err(error::interrupted)
@@ -170,7 +170,7 @@ impl Api {
         self.good(sent.map_err(error::interrupted)?).await
     }
 
-    async fn tell(&self, path: &str, body: &Value) -> Result<(), BackendError> {
+    async fn post(&self, path: &str, body: &Value) -> Result<(), BackendError> {
         let sent = self.endpoint.post(path).json(body).send().await;
         let response = sent.map_err(error::transport)?;
         self.good(response).await.map(drop)

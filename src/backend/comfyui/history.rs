@@ -51,9 +51,9 @@ struct Failed<'a> {
     exception_message: Option<&'a RawValue>,
 }
 
-/// A picture on ComfyUI's disk. Its words are only ever handed back to it.
+/// An image on ComfyUI's disk. Its words are only ever handed back to it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub(super) struct Picture {
+pub(super) struct Image {
     pub(super) filename: String,
     #[serde(default)]
     pub(super) subfolder: String,
@@ -78,12 +78,12 @@ impl Ended {
         serde_json::from_str(self.0.get()).map_err(|error| foreign(&error))
     }
 
-    /// The pictures of the workflow's results, unless it has failed.
-    pub(super) fn pictures(
+    /// The images of the workflow's results, unless it has failed.
+    pub(super) fn images(
         &self,
         workflow: &Workflow,
         api_key: &str,
-    ) -> Result<Vec<Picture>, BackendError> {
+    ) -> Result<Vec<Image>, BackendError> {
         let entry = self.entry()?;
         if let Some(failure) = entry.failure(workflow, api_key) {
             return Err(failure);
@@ -92,7 +92,7 @@ impl Ended {
             let output = entry.outputs.get(node)?.get();
             serde_json::from_str::<Output<'_>>(output).ok()
         });
-        // What is no picture, such as a latent, is passed over.
+        // What is no image, such as a latent, is passed over.
         Ok(outputs
             .flat_map(|output| output.images)
             .filter_map(|image| serde_json::from_str(image.get()).ok())
@@ -161,17 +161,17 @@ mod tests {
         Ended::of(answer.to_string().as_bytes(), "id-1")
     }
 
-    fn pictures(entry: &Value) -> Result<Vec<Picture>, BackendError> {
-        let places = [
+    fn images(entry: &Value) -> Result<Vec<Image>, BackendError> {
+        let bindings = [
             "prompt=6.text",
             "seed=3.seed",
             "output=9",
             "reference=10.image",
         ];
-        let places = places.map(str::to_owned);
-        let workflow = Workflow::open(Source::Images, "builtin:image-to-image", &places);
+        let bindings = bindings.map(str::to_owned);
+        let workflow = Workflow::open(Source::Images, "builtin:image-to-image", &bindings);
         let ended = of(&json!({"id-1": entry})).unwrap().unwrap();
-        ended.pictures(&workflow.unwrap().unwrap(), "")
+        ended.images(&workflow.unwrap().unwrap(), "")
     }
 
     #[test]
@@ -183,20 +183,17 @@ mod tests {
     }
 
     #[test]
-    fn only_pictures_of_the_named_nodes_count() {
+    fn only_images_of_the_named_nodes_count() {
         let image = |name: &str| json!({"filename": name, "subfolder": "", "type": "output"});
         let entry = json!({
             "outputs": {"9": {"images": [image("a"), {"latent": 1}, 7]}, "10": {"text": ["x"]},
                 "11": {"images": [image("b")]}},
             "status": {"status_str": "success", "completed": true, "messages": []}});
-        let found = pictures(&entry).unwrap();
+        let found = images(&entry).unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].filename, "a");
         // Old servers say no status.
-        assert_eq!(
-            pictures(&json!({"outputs": {}, "status": null})).unwrap(),
-            []
-        );
+        assert_eq!(images(&json!({"outputs": {}, "status": null})).unwrap(), []);
     }
 
     #[test]
@@ -207,7 +204,7 @@ mod tests {
                 "exception_type": "torch.OutOfMemoryError",
                 "exception_message": "Allocation on device \nsee https://x.example/",
                 "current_inputs": {"text": ["the prompt"]}, "traceback": ["File x"]}]]}});
-        let Err(BackendError::Failed { detail }) = pictures(&entry) else {
+        let Err(BackendError::Failed { detail }) = images(&entry) else {
             panic!("it did not fail");
         };
         assert_eq!(
@@ -216,7 +213,7 @@ mod tests {
         );
         let entry = json!({"status": {"status_str": "error",
             "messages": [["execution_interrupted", {"node_id": "3"}], "odd"]}});
-        let failed = pictures(&entry);
+        let failed = images(&entry);
         assert!(matches!(failed, Err(BackendError::Failed { detail }) if detail == "interrupted"));
     }
 
@@ -226,11 +223,11 @@ mod tests {
             let said = json!({"node_id": node, "node_type": class, "exception_type": exception,
                 "exception_message": "cannot identify image file '/comfy/temp/x.png'"});
             let status = json!({"status_str": "error", "messages": [["execution_error", said]]});
-            pictures(&json!({"status": status})).unwrap_err().class()
+            images(&json!({"status": status})).unwrap_err().class()
         };
         let unreadable = "PIL.UnidentifiedImageError";
         assert_eq!(failed("10", "LoadImage", unreadable), Class::Invalid);
-        // By its place, whatever it is called, and by its class, wherever it is.
+        // By its binding, whatever it is called, and by its class, wherever it is.
         assert_eq!(failed("10", "LoadFromAnywhere", unreadable), Class::Invalid);
         assert_eq!(failed("77", "LoadImageMask", "OSError"), Class::Invalid);
         assert_eq!(failed("3", "KSampler", "ValueError"), Class::Failed);

@@ -1,12 +1,12 @@
-//! ComfyUI: a workflow of the operator's with the drawing's values put into their places, submitted,
-//! polled, and its pictures fetched.
+//! ComfyUI: a workflow of the operator's with the request's values put into their bindings, submitted,
+//! polled, and its images fetched.
 //!
 //! The prompt's id is ours and is noted before it is submitted: whoever comes later, knowing the id, finds
 //! the prompt in ComfyUI's history or queue and submits it only if it is in neither.
 
 mod api;
+mod binding;
 mod history;
-mod place;
 mod queue;
 mod workflow;
 
@@ -18,7 +18,7 @@ use reqwest::Client;
 use uuid::Uuid;
 
 use super::{
-    Abilities, Backend, BackendError, Drawing, ImageSink,
+    Backend, BackendError, Capabilities, GenerateRequest, ImageSink,
     upstream::{
         InvalidSetting,
         delivery::Delivery,
@@ -29,8 +29,8 @@ use super::{
 };
 use crate::{config::ComfyuiBackend, ids, image::Resolution};
 use api::{Api, Stage};
+use binding::Role;
 use history::Ended;
-use place::Role;
 use workflow::{Source, Values, Workflow};
 
 pub use workflow::WorkflowError;
@@ -73,13 +73,21 @@ impl Comfyui {
         let (url, key) = (&settings.base_url, &settings.api_key);
         let endpoint = Endpoint::open(client, url, key, Scheme::Authorization("Bearer"))?;
         let (text, images, mask) = (
-            Workflow::open(Source::Text, &settings.text_workflow, &settings.text_places)?,
+            Workflow::open(
+                Source::Text,
+                &settings.text_workflow,
+                &settings.text_bindings,
+            )?,
             Workflow::open(
                 Source::Images,
                 &settings.image_workflow,
-                &settings.image_places,
+                &settings.image_bindings,
             )?,
-            Workflow::open(Source::Mask, &settings.mask_workflow, &settings.mask_places)?,
+            Workflow::open(
+                Source::Mask,
+                &settings.mask_workflow,
+                &settings.mask_bindings,
+            )?,
         );
         let native = |side_px| NativeSize {
             side_px,
@@ -101,11 +109,11 @@ impl Comfyui {
         [&self.text, &self.images, &self.mask].into_iter().flatten()
     }
 
-    fn workflow(&self, drawing: &Drawing) -> Result<&Workflow, BackendError> {
-        let (found, lacking) = if drawing.mask.is_some() {
+    fn workflow(&self, request: &GenerateRequest) -> Result<&Workflow, BackendError> {
+        let (found, lacking) = if request.mask.is_some() {
             (&self.mask, "takes no mask")
-        } else if drawing.references.is_empty() {
-            (&self.text, "draws only from a reference image")
+        } else if request.references.is_empty() {
+            (&self.text, "generates only from a reference image")
         } else {
             (&self.images, "takes no reference images without a mask")
         };
@@ -116,48 +124,48 @@ impl Comfyui {
 
     async fn submit(
         &self,
-        drawing: &Drawing,
+        request: &GenerateRequest,
         workflow: &Workflow,
         id: Uuid,
         images: &mut dyn ImageSink,
     ) -> Result<Uuid, BackendError> {
-        let negative = drawing.options.get(NEGATIVE_PROMPT);
+        let negative = request.options.get(NEGATIVE_PROMPT);
         let negative = negative.and_then(serde_json::Value::as_str);
         if negative.is_some_and(|text| text.chars().count() > NEGATIVE_CHARS_MAX) {
             let message =
                 format!("negative_prompt must be at most {NEGATIVE_CHARS_MAX} characters");
             return Err(BackendError::Invalid { message });
         }
-        let mut references = Vec::with_capacity(drawing.references.len());
-        for (index, input) in drawing.references.iter().enumerate() {
+        let mut references = Vec::with_capacity(request.references.len());
+        for (index, input) in request.references.iter().enumerate() {
             references.push(
                 self.api
                     .upload(input, &format!("{id}-{}", index + 1))
                     .await?,
             );
         }
-        let mask = match &drawing.mask {
+        let mask = match &request.mask {
             Some(mask) => Some(self.api.upload(mask, &format!("{id}-mask")).await?),
             None => None,
         };
-        let native = match drawing.resolution {
+        let native = match request.resolution {
             Resolution::OneK => self.native,
             Resolution::TwoK => self.native_2k,
         };
-        let size = native.fit(drawing.size);
+        let size = native.fit(request.size);
         let values = Values {
-            model: &drawing.model,
-            prompt: &drawing.prompt,
+            model: &request.model,
+            prompt: &request.prompt,
             negative,
             width: size.width,
             height: size.height,
-            batch: drawing.n,
-            // The same one twice would get the same picture, from ComfyUI's cache.
+            batch: request.n,
+            // The same one twice would get the same image, from ComfyUI's cache.
             seed: rand::random(),
             references: &references,
             mask: mask.as_deref(),
         };
-        let nodes = workflow.fill(&values, &drawing.extra);
+        let nodes = workflow.fill(&values, &request.extra);
         let nodes = nodes.map_err(|detail| BackendError::Failed { detail })?;
         let given = self.api.submit(id, nodes).await?;
         if given != id {
@@ -167,7 +175,7 @@ impl Comfyui {
     }
 
     /// How far a prompt is that was submitted before. A server that is away for a moment has not forgotten
-    /// it: another prompt would be drawn beside it.
+    /// it: another prompt would be generated beside it.
     async fn found(&self, id: Uuid) -> Result<Stage, BackendError> {
         for _ in 0..POLL_FAILURES_MAX {
             if let Ok(stage) = self.api.stage(id).await {
@@ -211,14 +219,14 @@ impl Comfyui {
 
 #[async_trait]
 impl Backend for Comfyui {
-    fn abilities(&self) -> Abilities {
+    fn capabilities(&self) -> Capabilities {
         let batches = self
             .workflows()
             .all(|workflow| workflow.count(Role::Batch) > 0);
         let references = self
             .workflows()
             .map(|workflow| workflow.count(Role::Reference));
-        Abilities {
+        Capabilities {
             n_max: if batches { self.batch_max } else { 1 },
             references_max: references.max().unwrap_or_default(),
             mask: self.mask.is_some(),
@@ -229,14 +237,14 @@ impl Backend for Comfyui {
         name == NEGATIVE_PROMPT
     }
 
-    async fn draw(
+    async fn generate(
         &self,
-        drawing: &Drawing,
+        request: &GenerateRequest,
         images: &mut dyn ImageSink,
     ) -> Result<(), BackendError> {
-        let workflow = self.workflow(drawing)?;
+        let workflow = self.workflow(request)?;
         // What is no id cannot have been submitted.
-        let known = drawing.job.as_deref().and_then(|id| id.parse().ok());
+        let known = request.job.as_deref().and_then(|id| id.parse().ok());
         let stage = match known {
             Some(id) => self.found(id).await?,
             None => Stage::Unknown,
@@ -248,18 +256,18 @@ impl Backend for Comfyui {
             Stage::Ended(ended) => ended,
             Stage::Queued | Stage::Running => self.follow(id).await?,
             Stage::Unknown => {
-                let id = self.submit(drawing, workflow, id, images).await?;
+                let id = self.submit(request, workflow, id, images).await?;
                 self.follow(id).await?
             }
         };
-        let pictures = ended.pictures(workflow, self.api.endpoint.secret())?;
-        let mut delivery = Delivery::new(images, drawing.n);
-        for picture in pictures.iter().take(usize::from(drawing.n)) {
-            let response = self.api.view(picture).await?;
+        let outputs = ended.images(workflow, self.api.endpoint.secret())?;
+        let mut delivery = Delivery::new(images, request.n);
+        for output in outputs.iter().take(usize::from(request.n)) {
+            let response = self.api.view(output).await?;
             download::receive(response, &mut delivery).await?;
         }
         if delivery.finished() == 0 {
-            let detail = "the output nodes gave no pictures".to_owned();
+            let detail = "the output nodes gave no images".to_owned();
             return Err(BackendError::NoImage { detail });
         }
         Ok(())
@@ -283,10 +291,10 @@ impl Backend for Comfyui {
     }
 }
 
-/// Nothing is known of the prompt any more, which may have been drawn.
+/// Nothing is known of the prompt any more, which may have been generated.
 fn lost(error: &BackendError) -> BackendError {
     let failures = POLL_FAILURES_MAX + 1;
-    BackendError::Silent {
+    BackendError::OutcomeUnknown {
         detail: format!("{failures} polls failed, the last: {error}"),
     }
 }

@@ -1,4 +1,4 @@
-//! A workflow in ComfyUI's API format, and the places in it where a drawing's values go.
+//! A workflow in ComfyUI's API format, and the bindings in it where a request's values go.
 //!
 //! `{"6": {"class_type": "CLIPTextEncode", "inputs": {"text": "…", "clip": ["4", 1]}}, …}`: each node by
 //! its id, each input a value or a link to another node's output.
@@ -7,7 +7,7 @@ use std::{fs::File, io::Read};
 
 use serde_json::{Map, Value};
 
-use super::place::{Place, PlaceFault, Role, Target};
+use super::binding::{BindingError, NodeBinding, Role, Target};
 
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
@@ -26,7 +26,7 @@ const BUILT_IN: [(&str, &str); 3] = [
     ),
 ];
 
-/// What a workflow draws from; says what it must have a place for.
+/// What a workflow generates from; says what it must have a binding for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
     Text,
@@ -58,18 +58,18 @@ pub enum WorkflowError {
     #[error("{key}: {}", .faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Places {
         key: String,
-        faults: Vec<PlaceFault>,
+        faults: Vec<BindingError>,
     },
 }
 
-/// A workflow whose places are all there.
+/// A workflow whose bindings are all there.
 #[derive(Debug)]
 pub(super) struct Workflow {
     nodes: Map<String, Value>,
-    places: Vec<Place>,
+    bindings: Vec<NodeBinding>,
 }
 
-/// What goes into a workflow for one drawing. References and mask are files of ComfyUI's.
+/// What goes into a workflow for one request. References and mask are files of ComfyUI's.
 #[derive(Debug)]
 pub(super) struct Values<'a> {
     pub(super) model: &'a str,
@@ -111,7 +111,7 @@ impl Workflow {
     pub(super) fn open(
         source: Source,
         file: &str,
-        places: &[String],
+        bindings: &[String],
     ) -> Result<Option<Self>, WorkflowError> {
         if file.is_empty() {
             return Ok(None);
@@ -122,57 +122,57 @@ impl Workflow {
             file: file.to_owned(),
             reason,
         })?;
-        let (places, mut faults) = read_places(&nodes, source, places);
-        let lacks = |role: &Role| source.needs(*role) && !places.iter().any(|p| p.role == *role);
-        // A faulty place may be the one that is missing.
+        let (bindings, mut faults) = read_bindings(&nodes, source, bindings);
+        let lacks = |role: &Role| source.needs(*role) && !bindings.iter().any(|p| p.role == *role);
+        // A faulty binding may be the one that is missing.
         if faults.is_empty() {
             let missing = Role::ALL.into_iter().filter(lacks);
-            faults.extend(missing.map(|role| PlaceFault::Missing(role.name())));
+            faults.extend(missing.map(|role| BindingError::Missing(role.name())));
         }
         if !faults.is_empty() {
-            let key = format!("{}_places", source.name());
+            let key = format!("{}_bindings", source.name());
             return Err(WorkflowError::Places { key, faults });
         }
-        Ok(Some(Self { nodes, places }))
+        Ok(Some(Self { nodes, bindings }))
     }
 
     pub(super) fn count(&self, role: Role) -> usize {
-        self.places
+        self.bindings
             .iter()
-            .filter(|place| place.role == role)
+            .filter(|binding| binding.role == role)
             .count()
     }
 
-    /// The nodes whose pictures are the results.
+    /// The nodes whose images are the results.
     pub(super) fn outputs(&self) -> impl Iterator<Item = &str> {
         let outputs = self
-            .places
+            .bindings
             .iter()
-            .filter(|place| place.role == Role::Output);
-        outputs.map(|place| place.target.node.as_str())
+            .filter(|binding| binding.role == Role::Output);
+        outputs.map(|binding| binding.target.node.as_str())
     }
 
     /// Whether the node, of this class, loads what a client has sent.
     pub(super) fn loads_inputs(&self, node: &str, class: &str) -> bool {
-        let mut places = self.places.iter();
+        let mut bindings = self.bindings.iter();
         class.starts_with("LoadImage")
-            || places.any(|place| {
-                matches!(place.role, Role::Reference | Role::Mask) && place.target.node == node
+            || bindings.any(|binding| {
+                matches!(binding.role, Role::Reference | Role::Mask) && binding.target.node == node
             })
     }
 
     /// What is submitted. The operator's own values go over all others; the error says which of them
-    /// has no place.
+    /// has no binding.
     pub(super) fn fill(
         &self,
         values: &Values<'_>,
         extra: &Map<String, Value>,
     ) -> Result<Map<String, Value>, String> {
         let mut nodes = self.nodes.clone();
-        // Where there are more places than references, the last one is in all that are left.
+        // Where there are more bindings than references, the last one is in all that are left.
         let mut references = values.references.iter();
         let mut reference = None;
-        for Place { role, target } in &self.places {
+        for NodeBinding { role, target } in &self.bindings {
             let value = match role {
                 Role::Model => Value::from(values.model),
                 Role::Prompt => Value::from(values.prompt),
@@ -241,17 +241,17 @@ fn parse(text: &str) -> Result<Map<String, Value>, String> {
     Ok(nodes)
 }
 
-fn read_places(
+fn read_bindings(
     nodes: &Map<String, Value>,
     source: Source,
-    places: &[String],
-) -> (Vec<Place>, Vec<PlaceFault>) {
+    bindings: &[String],
+) -> (Vec<NodeBinding>, Vec<BindingError>) {
     let mut sound = Vec::new();
     let mut faults = Vec::new();
-    for text in places {
-        match Place::parse(text, nodes) {
-            Ok(place) if source.takes(place.role) => sound.push(place),
-            Ok(place) => faults.push(PlaceFault::NotHere(place.role.name())),
+    for text in bindings {
+        match NodeBinding::parse(text, nodes) {
+            Ok(binding) if source.takes(binding.role) => sound.push(binding),
+            Ok(binding) => faults.push(BindingError::NotHere(binding.role.name())),
             Err(fault) => faults.push(fault),
         }
     }

@@ -1,4 +1,4 @@
-//! Draws by itself: an abstract picture that depends on nothing but the prompt, for trying the gateway
+//! Generates by itself: an abstract image that depends on nothing but the prompt, for trying the gateway
 //! out and for testing what stands around a backend.
 
 mod chance;
@@ -24,7 +24,7 @@ use image::{
 };
 use tokio::sync::Semaphore;
 
-use super::{Abilities, Backend, BackendError, Drawing, ImageSink, whole_input};
+use super::{Backend, BackendError, Capabilities, GenerateRequest, ImageSink, whole_input};
 use crate::{config::DemoBackend, image::ImageSize};
 use chance::Chance;
 use scene::{Scene, Strength};
@@ -37,12 +37,12 @@ const INPUTS_PER_CORE: usize = 2;
 pub struct Demo {
     delay: Duration,
     failure_percent: u8,
-    /// How many pictures were begun: what fails goes by that.
+    /// How many images were begun: what fails goes by that.
     begun: AtomicU64,
-    /// A permit per core: drawing keeps one busy.
+    /// A permit per core: request keeps one busy.
     cores: Arc<Semaphore>,
     /// A permit for each reference that is held whole. They are not those of the cores: one that comes
-    /// slowly holds up no drawing.
+    /// slowly holds up no request.
     inputs: Semaphore,
 }
 
@@ -58,7 +58,7 @@ impl Demo {
         }
     }
 
-    /// Whether the next picture fails: the same ones in every run of the program.
+    /// Whether the next image fails: the same ones in every run of the program.
     fn next_fails(&self) -> bool {
         let begun = self.begun.fetch_add(1, Ordering::Relaxed);
         Chance::of_number(begun).below(100) < self.failure_percent
@@ -80,21 +80,21 @@ impl Demo {
 
 #[async_trait]
 impl Backend for Demo {
-    fn abilities(&self) -> Abilities {
-        Abilities {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
             n_max: 10,
             references_max: 16,
             mask: false,
         }
     }
 
-    async fn draw(
+    async fn generate(
         &self,
-        drawing: &Drawing,
+        request: &GenerateRequest,
         images: &mut dyn ImageSink,
     ) -> Result<(), BackendError> {
-        let size = drawing.size;
-        let start = match drawing.references.first() {
+        let size = request.size;
+        let start = match request.references.first() {
             None => None,
             Some(input) => {
                 let _permit = self.inputs.acquire().await.map_err(failed)?;
@@ -103,17 +103,17 @@ impl Backend for Demo {
                 Some(Arc::new(fitted))
             }
         };
-        for index in 0..drawing.n {
+        for index in 0..request.n {
             tokio::time::sleep(self.delay).await;
             if self.next_fails() {
                 return Err(BackendError::Failed {
                     detail: "it was to fail, by failure_percent".to_owned(),
                 });
             }
-            let chance = Chance::of_prompt(&drawing.prompt, index);
+            let chance = Chance::of_prompt(&request.prompt, index);
             let start = start.clone();
             let mut png = self
-                .on_core(move || draw_png(chance, size, start.as_deref()))
+                .on_core(move || render_png(chance, size, start.as_deref()))
                 .await?;
             while !png.is_empty() {
                 let piece = png.split_to(png.len().min(PIECE_BYTES));
@@ -129,7 +129,7 @@ impl Backend for Demo {
     }
 }
 
-fn draw_png(
+fn render_png(
     chance: Chance,
     size: ImageSize,
     start: Option<&RgbImage>,

@@ -53,7 +53,7 @@ fn sky(scene: &Scene, y: f32, row: &mut [Colour]) {
     }
 }
 
-/// The reference, its shades drawn towards the palette's.
+/// The reference, its shades generated towards the palette's.
 fn tint(scene: &Scene, start: &[u8], row: &mut [Colour]) {
     for (pixel, rgb) in row.iter_mut().zip(start.as_chunks::<3>().0) {
         let colour = rgb.map(f32::from);

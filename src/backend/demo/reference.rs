@@ -1,4 +1,4 @@
-//! Cuts a reference to the size of the picture.
+//! Cuts a reference to the size of the image.
 
 use image::{GenericImageView, RgbImage, imageops::FilterType};
 

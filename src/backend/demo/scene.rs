@@ -1,4 +1,4 @@
-//! What a picture shows: a sky, a sun in it, bubbles, and waves one before the other.
+//! What an image shows: a sky, a sun in it, bubbles, and waves one before the other.
 
 #![expect(
     clippy::cast_precision_loss,

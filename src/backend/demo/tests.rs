@@ -1,4 +1,4 @@
-//! The pictures' promises: their size, what they depend on, and that a reference shows.
+//! The images' promises: their size, what they depend on, and that a reference shows.
 
 use std::sync::Mutex;
 
@@ -13,7 +13,7 @@ use crate::{
 
 #[derive(Default)]
 struct Sink {
-    pictures: Vec<Vec<u8>>,
+    images: Vec<Vec<u8>>,
     under_way: Vec<u8>,
     longest: usize,
 }
@@ -37,13 +37,13 @@ impl ImageSink for Sink {
     }
 
     async fn finish(&mut self) -> Result<(), SinkError> {
-        self.pictures.push(std::mem::take(&mut self.under_way));
+        self.images.push(std::mem::take(&mut self.under_way));
         Ok(())
     }
 }
 
-fn drawing(prompt: &str, n: u8, width: u32, height: u32) -> Drawing {
-    Drawing {
+fn request(prompt: &str, n: u8, width: u32, height: u32) -> GenerateRequest {
+    GenerateRequest {
         model: "any".into(),
         prompt: prompt.into(),
         n,
@@ -66,11 +66,11 @@ fn settings(failure_percent: u8) -> DemoBackend {
     }
 }
 
-async fn draw(drawing: &Drawing) -> Result<Vec<Vec<u8>>, BackendError> {
+async fn generate(request: &GenerateRequest) -> Result<Vec<Vec<u8>>, BackendError> {
     let mut sink = Sink::default();
-    Demo::new(&settings(0)).draw(drawing, &mut sink).await?;
+    Demo::new(&settings(0)).generate(request, &mut sink).await?;
     assert!(sink.longest <= PIECE_BYTES);
-    Ok(sink.pictures)
+    Ok(sink.images)
 }
 
 fn png(image: &RgbImage) -> Vec<u8> {
@@ -100,18 +100,22 @@ fn input(bytes: Vec<u8>) -> Input {
 }
 
 #[tokio::test]
-async fn pictures_have_the_size_asked_for_and_follow_from_the_prompt() {
-    let first = draw(&drawing("a lighthouse", 2, 336, 144)).await.unwrap();
+async fn images_have_the_size_asked_for_and_follow_from_the_prompt() {
+    let first = generate(&request("a lighthouse", 2, 336, 144))
+        .await
+        .unwrap();
     assert_eq!(first.len(), 2);
-    for picture in &first {
-        assert!(picture.starts_with(b"\x89PNG\r\n\x1a\n"));
-        let decoded = image::load_from_memory(picture).unwrap();
+    for image in &first {
+        assert!(image.starts_with(b"\x89PNG\r\n\x1a\n"));
+        let decoded = image::load_from_memory(image).unwrap();
         assert_eq!(decoded.dimensions(), (336, 144));
     }
-    assert_ne!(first[0], first[1], "the second picture is another one");
-    let again = draw(&drawing("a lighthouse", 2, 336, 144)).await.unwrap();
+    assert_ne!(first[0], first[1], "the second image is another one");
+    let again = generate(&request("a lighthouse", 2, 336, 144))
+        .await
+        .unwrap();
     assert_eq!(first, again);
-    let other = draw(&drawing("a whale", 1, 336, 144)).await.unwrap();
+    let other = generate(&request("a whale", 1, 336, 144)).await.unwrap();
     assert_ne!(first[0], other[0]);
 }
 
@@ -123,10 +127,10 @@ async fn a_reference_shows() {
         _ => image::Rgb([245, 245, 245]),
     });
     for prompt in ["one", "two", "three", "four", "five"] {
-        let mut drawing = drawing(prompt, 1, 200, 100);
-        drawing.references.push(input(png(&halves)));
-        let pictures = draw(&drawing).await.unwrap();
-        let decoded = image::load_from_memory(&pictures[0]).unwrap().into_luma8();
+        let mut request = request(prompt, 1, 200, 100);
+        request.references.push(input(png(&halves)));
+        let images = generate(&request).await.unwrap();
+        let decoded = image::load_from_memory(&images[0]).unwrap().into_luma8();
         assert_eq!(decoded.dimensions(), (200, 100));
         let mean = |from: u32, to: u32| {
             let shades = (from..to).flat_map(|x| (0..100).map(move |y| (x, y)));
@@ -145,20 +149,20 @@ async fn a_reference_shows() {
 
 #[tokio::test]
 async fn references_are_scaled_up_too_and_bad_ones_refused() {
-    let mut small = drawing("up", 1, 90, 160);
+    let mut small = request("up", 1, 90, 160);
     small.references.push(input(png(&RgbImage::new(3, 2))));
-    let pictures = draw(&small).await.unwrap();
-    let decoded = image::load_from_memory(&pictures[0]).unwrap();
+    let images = generate(&small).await.unwrap();
+    let decoded = image::load_from_memory(&images[0]).unwrap();
     assert_eq!(decoded.dimensions(), (90, 160));
 
-    let mut bad = drawing("bad", 1, 64, 64);
+    let mut bad = request("bad", 1, 64, 64);
     bad.references.push(input(b"no image".to_vec()));
     assert!(matches!(
-        draw(&bad).await,
+        generate(&bad).await,
         Err(BackendError::Invalid { .. })
     ));
 
-    let mut gone = drawing("gone", 1, 64, 64);
+    let mut gone = request("gone", 1, 64, 64);
     let fault = Mutex::new(Some(std::io::Error::other("gone")));
     gone.references.push(Input {
         open: Arc::new(move || {
@@ -167,7 +171,7 @@ async fn references_are_scaled_up_too_and_bad_ones_refused() {
         }),
         ..input(vec![])
     });
-    assert!(matches!(draw(&gone).await, Err(BackendError::Input(_))));
+    assert!(matches!(generate(&gone).await, Err(BackendError::Input(_))));
 }
 
 #[tokio::test]
@@ -178,18 +182,18 @@ async fn as_many_fail_as_the_settings_say() {
 
     let always = Demo::new(&settings(100));
     let mut sink = Sink::default();
-    let drawn = always.draw(&drawing("x", 1, 8, 8), &mut sink).await;
-    assert!(matches!(drawn, Err(BackendError::Failed { .. })));
-    assert!(sink.pictures.is_empty());
+    let result = always.generate(&request("x", 1, 8, 8), &mut sink).await;
+    assert!(matches!(result, Err(BackendError::Failed { .. })));
+    assert!(sink.images.is_empty());
 }
 
-/// References that never come: no more of them are begun than may be held, and text is drawn meanwhile.
+/// References that never come: no more of them are begun than may be held, and text is generated meanwhile.
 #[tokio::test]
-async fn slow_references_are_bounded_and_hold_up_no_drawing() {
+async fn slow_references_are_bounded_and_hold_up_no_generation() {
     let demo = Arc::new(Demo::new(&settings(0)));
     let most = demo.inputs.available_permits();
     let begun = Arc::new(AtomicU64::new(0));
-    let mut slow = drawing("a cat", 1, 8, 8);
+    let mut slow = request("a cat", 1, 8, 8);
     let counted = Arc::clone(&begun);
     slow.references.push(Input {
         format: Format::Png,
@@ -203,14 +207,14 @@ async fn slow_references_are_bounded_and_hold_up_no_drawing() {
     let mut waiting = tokio::task::JoinSet::new();
     for _ in 0..most + 5 {
         let (demo, slow) = (Arc::clone(&demo), slow.clone());
-        waiting.spawn(async move { demo.draw(&slow, &mut Sink::default()).await.is_ok() });
+        waiting.spawn(async move { demo.generate(&slow, &mut Sink::default()).await.is_ok() });
     }
     while begun.load(Ordering::Relaxed) < most as u64 {
         tokio::task::yield_now().await;
     }
-    let (dog, mut sink) = (drawing("a dog", 1, 8, 8), Sink::default());
-    let drawn = demo.draw(&dog, &mut sink);
-    let drawn = tokio::time::timeout(Duration::from_secs(10), drawn).await;
-    drawn.unwrap().unwrap();
+    let (dog, mut sink) = (request("a dog", 1, 8, 8), Sink::default());
+    let result = demo.generate(&dog, &mut sink);
+    let result = tokio::time::timeout(Duration::from_secs(10), result).await;
+    result.unwrap().unwrap();
     assert_eq!(begun.load(Ordering::Relaxed), most as u64);
 }

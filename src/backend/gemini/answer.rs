@@ -1,5 +1,5 @@
-//! Reads an answer while it comes in. A model that thinks may draw drafts first, and a draft is only told by a
-//! flag behind its picture, if at all: so the last picture is the one, and those before it are forgotten.
+//! Reads an answer while it comes in. A model that thinks may generate drafts first, and a draft is only told by a
+//! flag behind its image, if at all: so the last image is the one, and those before it are forgotten.
 
 use std::sync::Arc;
 
@@ -8,12 +8,12 @@ use serde_json::Value;
 
 use crate::backend::{
     BackendError,
-    json_pictures::{Found, PictureScanner, Place},
+    json_images::{Found, ImageScanner, JsonPath},
     upstream::{delivery::Delivery, error, message},
 };
 
-/// Pictures in one answer: far more than there are drafts.
-const PICTURES_MAX: usize = 32;
+/// Images in one answer: far more than there are drafts.
+const IMAGES_MAX: usize = 32;
 
 /// Why a candidate has ended that was refused.
 const REFUSALS: [&str; 8] = [
@@ -27,27 +27,27 @@ const REFUSALS: [&str; 8] = [
     "IMAGE_RECITATION",
 ];
 
-/// Where the pictures are. Signatures may be longer than they are, and nobody needs them here.
-pub(super) fn places() -> Arc<[Place]> {
+/// Where the images are. Signatures may be longer than they are, and nobody needs them here.
+pub(super) fn paths() -> Arc<[JsonPath]> {
     let part = "candidates[].content.parts[]";
     Arc::new([
-        Place::of_base64(&format!("{part}.inlineData.data")),
-        Place::of_echo(&format!("{part}.thoughtSignature")),
+        JsonPath::of_base64(&format!("{part}.inlineData.data")),
+        JsonPath::of_echo(&format!("{part}.thoughtSignature")),
     ])
 }
 
-/// What an answer holds beside its pictures.
+/// What an answer holds beside its images.
 #[derive(Debug)]
 pub(super) struct Answer(Value);
 
-/// Hands on the last picture in the body of `response`, unless it is a draft too.
+/// Hands on the last image in the body of `response`, unless it is a draft too.
 pub(super) async fn receive(
     mut response: Response,
-    places: &Arc<[Place]>,
+    paths: &Arc<[JsonPath]>,
     delivery: &mut Delivery<'_>,
 ) -> Result<Answer, BackendError> {
-    let mut scanner = PictureScanner::new(Arc::clone(places));
-    let mut pictures = 0;
+    let mut scanner = ImageScanner::new(Arc::clone(paths));
+    let mut images = 0;
     let mut whole = false;
     while let Some(chunk) = response.chunk().await.map_err(error::interrupted)? {
         let mut left = &chunk[..];
@@ -61,9 +61,9 @@ pub(super) async fn receive(
                 }
                 Found::End => {
                     whole = true;
-                    pictures += 1;
-                    if pictures > PICTURES_MAX {
-                        let detail = format!("more than {PICTURES_MAX} pictures in one answer");
+                    images += 1;
+                    if images > IMAGES_MAX {
+                        let detail = format!("more than {IMAGES_MAX} images in one answer");
                         return Err(BackendError::Failed { detail });
                     }
                 }
@@ -87,7 +87,7 @@ impl Answer {
         self.0.get_mut("usageMetadata").map(Value::take)
     }
 
-    /// The error for an answer that has led to no picture. What the model says instead is not shown: it may
+    /// The error for an answer that has led to no image. What the model says instead is not shown: it may
     /// repeat the prompt.
     pub(super) fn without_image(&self, api_key: &str) -> BackendError {
         let feedback = &self.0["promptFeedback"];
@@ -114,13 +114,13 @@ impl Answer {
         }
     }
 
-    /// Whether the last picture is one that the model has thought of, but not answered.
+    /// Whether the last image is one that the model has thought of, but not answered.
     fn ends_with_a_draft(&self) -> bool {
-        // A picture that has been taken out left `true`.
-        let mut pictures = self
+        // An image that has been taken out left `true`.
+        let mut images = self
             .parts()
             .filter(|part| part["inlineData"]["data"] == true);
-        pictures
+        images
             .next_back()
             .is_some_and(|part| part["thought"] == true)
     }

@@ -1,4 +1,4 @@
-//! Google's Gemini models that draw, by `generateContent`: one picture a call, references within the request,
+//! Google's Gemini models that generate, by `generateContent`: one image a call, references within the request,
 //! refusals that are answers like any other.
 
 mod answer;
@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use reqwest::{Client, header::ACCEPT};
 
 use super::{
-    Abilities, Backend, BackendError, Drawing, ImageSink,
-    json_pictures::Place,
+    Backend, BackendError, Capabilities, GenerateRequest, ImageSink,
+    json_images::JsonPath,
     upstream::{
         InvalidSetting,
         delivery::Delivery,
@@ -29,7 +29,7 @@ const REFERENCES_MAX: usize = 14;
 pub struct Gemini {
     endpoint: Endpoint,
     sizes: Vec<String>,
-    places: Arc<[Place]>,
+    paths: Arc<[JsonPath]>,
 }
 
 impl Gemini {
@@ -38,37 +38,37 @@ impl Gemini {
         Ok(Self {
             endpoint: Endpoint::open(client, url, key, Scheme::Header("x-goog-api-key"))?,
             sizes: settings.image_sizes.clone(),
-            places: answer::places(),
+            paths: answer::paths(),
         })
     }
 }
 
 #[async_trait]
 impl Backend for Gemini {
-    fn abilities(&self) -> Abilities {
-        Abilities {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
             n_max: 1,
             references_max: REFERENCES_MAX,
             mask: false,
         }
     }
 
-    async fn draw(
+    async fn generate(
         &self,
-        drawing: &Drawing,
+        request: &GenerateRequest,
         images: &mut dyn ImageSink,
     ) -> Result<(), BackendError> {
         let fault = ReadFault::default();
         let mut body = JsonBody::new(&fault);
-        let content = request::content(drawing, &self.sizes, &mut body)?;
-        let path = format!("models/{}:generateContent", drawing.model);
-        let request = self.endpoint.post(&path).header(ACCEPT, "application/json");
-        let response = inputs::send(body.on(request, &content), &fault).await?;
+        let content = request::content(request, &self.sizes, &mut body)?;
+        let path = format!("models/{}:generateContent", request.model);
+        let builder = self.endpoint.post(&path).header(ACCEPT, "application/json");
+        let response = inputs::send(body.on(builder, &content), &fault).await?;
         if !response.status().is_success() {
             return Err(error::read(response, self.endpoint.secret()).await);
         }
-        let mut delivery = Delivery::new(images, drawing.n);
-        let mut answer = answer::receive(response, &self.places, &mut delivery).await?;
+        let mut delivery = Delivery::new(images, request.n);
+        let mut answer = answer::receive(response, &self.paths, &mut delivery).await?;
         delivery.usage(answer.usage());
         if delivery.finished() == 0 {
             return Err(answer.without_image(self.endpoint.secret()));

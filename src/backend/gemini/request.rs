@@ -1,13 +1,13 @@
-//! What is sent: the prompt and the references as parts of one turn, and how the picture should be.
+//! What is sent: the prompt and the references as parts of one turn, and how the image should be.
 
 use serde_json::{Value, json};
 
-use super::{BackendError, Drawing};
+use super::{BackendError, GenerateRequest};
 use crate::{
     backend::{
         Input,
         upstream::{
-            extra::lay_over,
+            extra::deep_merge,
             inputs::{Encoding, JsonBody},
         },
     },
@@ -19,20 +19,20 @@ const INLINE_BYTES_MAX: u64 = 7 * 1024 * 1024;
 
 /// The body of a request. `sizes` are the words for sizes that the model knows.
 pub(super) fn content(
-    drawing: &Drawing,
+    request: &GenerateRequest,
     sizes: &[String],
     body: &mut JsonBody<'_>,
 ) -> Result<Value, BackendError> {
-    let mut parts = vec![json!({"text": drawing.prompt})];
-    for (index, input) in drawing.references.iter().enumerate() {
+    let mut parts = vec![json!({"text": request.prompt})];
+    for (index, input) in request.references.iter().enumerate() {
         check(input).map_err(|fault| BackendError::Invalid {
             message: format!("reference image {} {fault}", index + 1),
         })?;
         let data = body.input(input, Encoding::Base64);
         parts.push(json!({"inlineData": {"mimeType": input.format.content_type(), "data": data}}));
     }
-    let mut image = json!({"aspectRatio": ratio(drawing.ratio)});
-    let size = match drawing.resolution {
+    let mut image = json!({"aspectRatio": ratio(request.ratio)});
+    let size = match request.resolution {
         Resolution::OneK => "1K",
         Resolution::TwoK => "2K",
     };
@@ -43,7 +43,7 @@ pub(super) fn content(
         "contents": [{"role": "user", "parts": parts}],
         "generationConfig": {"responseModalities": ["IMAGE"], "imageConfig": image},
     });
-    lay_over(&mut content, &drawing.extra);
+    deep_merge(&mut content, &request.extra);
     Ok(content)
 }
 

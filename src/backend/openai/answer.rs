@@ -1,19 +1,19 @@
-//! What an answer holds, and what it means that it holds no picture.
+//! What an answer holds, and what it means that it holds no image.
 
 use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::backend::{BackendError, json_pictures::Place, upstream::error::UpstreamError};
+use crate::backend::{BackendError, json_images::JsonPath, upstream::error::UpstreamError};
 
-/// Where its pictures are.
-pub(super) fn places() -> Arc<[Place]> {
-    let b64_json = Place::of_base64("data[].b64_json");
-    Arc::new([b64_json, Place::of_data_urls("data[].url")])
+/// Where its images are.
+pub(super) fn paths() -> Arc<[JsonPath]> {
+    let b64_json = JsonPath::of_base64("data[].b64_json");
+    Arc::new([b64_json, JsonPath::of_data_urls("data[].url")])
 }
 
-/// What an answer holds beside the pictures that came in it.
+/// What an answer holds beside the images that came in it.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Answer {
     #[serde(default)]
@@ -27,7 +27,7 @@ pub(super) struct Answer {
 
 #[derive(Debug, Deserialize)]
 struct Entry {
-    /// `true` where a picture has been taken out.
+    /// `true` where an image has been taken out.
     #[serde(default)]
     b64_json: Value,
     #[serde(default)]
@@ -35,7 +35,7 @@ struct Entry {
 }
 
 impl Answer {
-    /// Where the pictures are that did not come in the answer itself.
+    /// Where the images are that did not come in the answer itself.
     pub(super) fn urls(&self) -> impl Iterator<Item = &str> {
         self.data
             .iter()
@@ -45,7 +45,7 @@ impl Answer {
             .filter(|url| !url.is_empty())
     }
 
-    /// The error for an answer that has led to no picture.
+    /// The error for an answer that has led to no image.
     pub(super) fn without_image(&self, api_key: &str) -> BackendError {
         let Some(error) = self.error.as_ref().filter(|error| !error.is_null()) else {
             return BackendError::NoImage {

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use reqwest::{Client, StatusCode};
 
 use super::{
-    Abilities, Backend, BackendError, Drawing, ImageSink,
-    json_pictures::Place,
+    Backend, BackendError, Capabilities, GenerateRequest, ImageSink,
+    json_images::JsonPath,
     upstream::{
         InvalidSetting,
         answer::receive,
@@ -28,7 +28,7 @@ use answer::Answer;
 use profile::Profile;
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
-/// Of the models that are drawn with on one's own machine.
+/// Of the models that are generated with on one's own machine.
 const SIDE_STEP_PX: u32 = 64;
 
 /// An upstream with OpenAI's Images API.
@@ -40,7 +40,7 @@ pub struct Openai {
     native: NativeSize,
     forward: Vec<String>,
     downloads: DownloadRule,
-    places: Arc<[Place]>,
+    paths: Arc<[JsonPath]>,
 }
 
 impl Openai {
@@ -57,34 +57,34 @@ impl Openai {
             },
             forward: settings.forward.clone(),
             downloads: DownloadRule::new(base_url, &settings.download_hosts),
-            places: answer::places(),
+            paths: answer::paths(),
         })
     }
 }
 
 #[async_trait]
 impl Backend for Openai {
-    fn abilities(&self) -> Abilities {
-        self.profile.abilities
+    fn capabilities(&self) -> Capabilities {
+        self.profile.capabilities
     }
 
     fn reads_option(&self, name: &str) -> bool {
         self.forwards().any(|forwarded| forwarded == name)
     }
 
-    async fn draw(
+    async fn generate(
         &self,
-        drawing: &Drawing,
+        request: &GenerateRequest,
         images: &mut dyn ImageSink,
     ) -> Result<(), BackendError> {
         let fault = ReadFault::default();
-        let request = self.request(drawing, &fault)?;
-        let response = inputs::send(request, &fault).await?;
+        let builder = self.request(request, &fault)?;
+        let response = inputs::send(builder, &fault).await?;
         if !response.status().is_success() {
             return Err(error::read(response, self.endpoint.secret()).await);
         }
-        let mut delivery = Delivery::new(images, drawing.n);
-        let mut answer: Answer = receive(response, &self.places, &mut delivery).await?;
+        let mut delivery = Delivery::new(images, request.n);
+        let mut answer: Answer = receive(response, &self.paths, &mut delivery).await?;
         delivery.usage(answer.usage.take());
         for url in answer.urls() {
             if delivery.is_done() {

@@ -2,7 +2,7 @@
 
 use crate::{
     backend::{
-        Abilities,
+        Capabilities,
         upstream::{
             endpoint::Scheme,
             prompt::{self, Replaced},
@@ -13,7 +13,7 @@ use crate::{
 
 pub(super) struct Profile {
     pub(super) key: Scheme<'static>,
-    pub(super) abilities: Abilities,
+    pub(super) capabilities: Capabilities,
     pub(super) references: References,
     /// Sent where base64 has to be asked for; OpenAI's own image models refuse to be asked.
     pub(super) response_format: Option<&'static str>,
@@ -31,7 +31,7 @@ pub(super) enum References {
 
 const OPENAI: Profile = Profile {
     key: Scheme::Authorization("Bearer"),
-    abilities: Abilities {
+    capabilities: Capabilities {
         n_max: 10,
         references_max: 16,
         mask: true,
@@ -50,19 +50,19 @@ impl Profile {
                 ..OPENAI
             },
             OpenaiProfile::SdServer => Self {
-                abilities: Abilities {
-                    // It draws eight, and says nothing, where more are asked for.
+                capabilities: Capabilities {
+                    // It generates eight, and says nothing, where more are asked for.
                     n_max: 8,
-                    ..OPENAI.abilities
+                    ..OPENAI.capabilities
                 },
                 prompt: &[prompt::SD_SERVER],
                 ..OPENAI
             },
             OpenaiProfile::Localai => Self {
-                abilities: Abilities {
+                capabilities: Capabilities {
                     references_max: 1,
                     mask: false,
-                    ..OPENAI.abilities
+                    ..OPENAI.capabilities
                 },
                 references: References::File,
                 response_format: Some("b64_json"),

@@ -6,7 +6,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{RequestBuilder, header::ACCEPT, multipart::Form};
 use serde_json::{Map, Value, json};
 
-use super::{BackendError, Drawing, Openai, profile::References};
+use super::{BackendError, GenerateRequest, Openai, profile::References};
 use crate::{
     backend::upstream::{
         inputs::{Encoding, JsonBody, ReadFault, file},
@@ -35,31 +35,31 @@ const RESERVED: [&str; 15] = [
 ];
 
 impl Openai {
-    /// The request for the drawing, ready to be sent.
+    /// The request for the request, ready to be sent.
     pub(super) fn request(
         &self,
-        drawing: &Drawing,
+        request: &GenerateRequest,
         fault: &ReadFault,
     ) -> Result<RequestBuilder, BackendError> {
-        let mut fields = self.fields(drawing);
-        let as_form = !drawing.references.is_empty() && self.profile.references == References::Edit;
+        let mut fields = self.fields(request);
+        let as_form = !request.references.is_empty() && self.profile.references == References::Edit;
         let operation = if as_form { "edits" } else { "generations" };
         let path = if self.in_deployments {
-            let model = utf8_percent_encode(&drawing.model, NON_ALPHANUMERIC);
+            let model = utf8_percent_encode(&request.model, NON_ALPHANUMERIC);
             format!("openai/deployments/{model}/images/{operation}")
         } else {
             format!("images/{operation}")
         };
-        let request = self.endpoint.post(&path).header(ACCEPT, "application/json");
+        let builder = self.endpoint.post(&path).header(ACCEPT, "application/json");
         if as_form {
-            return Ok(request.multipart(form(drawing, fields, fault)?));
+            return Ok(builder.multipart(form(request, fields, fault)?));
         }
         let mut body = JsonBody::new(fault);
-        if let Some(reference) = drawing.references.first() {
+        if let Some(reference) = request.references.first() {
             let reference = body.input(reference, Encoding::Base64);
             fields.insert("file".to_owned(), reference);
         }
-        Ok(body.on(request, &Value::Object(fields)))
+        Ok(body.on(builder, &Value::Object(fields)))
     }
 
     /// The client's parameters that are sent on.
@@ -68,22 +68,22 @@ impl Openai {
         names.filter(|name| !RESERVED.contains(name))
     }
 
-    fn fields(&self, drawing: &Drawing) -> Map<String, Value> {
-        let size = self.size(drawing);
-        let quality = drawing.quality.map(|quality| match quality {
+    fn fields(&self, request: &GenerateRequest) -> Map<String, Value> {
+        let size = self.size(request);
+        let quality = request.quality.map(|quality| match quality {
             Quality::Low => "low",
             Quality::Medium => "medium",
             Quality::High => "high",
         });
-        let prompt = prompt::without(&drawing.prompt, self.profile.prompt);
+        let prompt = prompt::without(&request.prompt, self.profile.prompt);
         let own = [
             // Azure's deployments know their model, and some refuse to be told.
             (
                 "model",
-                (!self.in_deployments).then(|| json!(drawing.model)),
+                (!self.in_deployments).then(|| json!(request.model)),
             ),
             ("prompt", Some(json!(prompt))),
-            ("n", Some(json!(drawing.n))),
+            ("n", Some(json!(request.n))),
             (
                 "size",
                 Some(json!(format!("{}x{}", size.width, size.height))),
@@ -95,20 +95,20 @@ impl Openai {
             ),
         ];
         let options = self.forwards().filter_map(|name| {
-            let value = drawing.options.get(name)?;
+            let value = request.options.get(name)?;
             (!value.is_null()).then(|| (name.to_owned(), value.clone()))
         });
         own.into_iter()
             .filter_map(|(name, value)| Some((name.to_owned(), value?)))
             .chain(options)
-            .chain(drawing.extra.clone())
+            .chain(request.extra.clone())
             .collect()
     }
 
-    /// What is asked for, as far as the model can draw it.
-    fn size(&self, drawing: &Drawing) -> ImageSize {
-        let wanted = self.native.fit(drawing.size);
-        if draws_three_sizes(&drawing.model) {
+    /// What is asked for, as far as the model can generate it.
+    fn size(&self, request: &GenerateRequest) -> ImageSize {
+        let wanted = self.native.fit(request.size);
+        if generates_three_sizes(&request.model) {
             nearest_of_three(wanted)
         } else {
             wanted
@@ -116,8 +116,8 @@ impl Openai {
     }
 }
 
-/// gpt-image-1.5 and gpt-image-1-mini, and what `ChatGPT` has of them, draw no size but their three.
-fn draws_three_sizes(model: &str) -> bool {
+/// gpt-image-1.5 and gpt-image-1-mini, and what `ChatGPT` has of them, generate no size but their three.
+fn generates_three_sizes(model: &str) -> bool {
     model.contains("gpt-image-1") || model.contains("chatgpt-image")
 }
 
@@ -137,7 +137,7 @@ fn nearest_of_three(wanted: ImageSize) -> ImageSize {
 
 /// Text first, then the files, which are read only as they are sent.
 fn form(
-    drawing: &Drawing,
+    request: &GenerateRequest,
     fields: Map<String, Value>,
     fault: &ReadFault,
 ) -> Result<Form, BackendError> {
@@ -149,15 +149,15 @@ fn form(
         };
         form = form.text(name, text);
     }
-    let name = match drawing.references.len() {
+    let name = match request.references.len() {
         1 => "image",
         _ => "image[]",
     };
-    for (index, input) in drawing.references.iter().enumerate() {
+    for (index, input) in request.references.iter().enumerate() {
         let part = file(input, &format!("image-{}", index + 1), fault)?;
         form = form.part(name, part);
     }
-    if let Some(mask) = &drawing.mask {
+    if let Some(mask) = &request.mask {
         form = form.part("mask", file(mask, "mask", fault)?);
     }
     Ok(form)
@@ -185,10 +185,10 @@ mod tests {
             "openai/gpt-image-1-mini",
             "chatgpt-image-latest",
         ] {
-            assert!(draws_three_sizes(model), "{model}");
+            assert!(generates_three_sizes(model), "{model}");
         }
         for model in ["gpt-image-2", "gpt-image-2.5-flare", "sd-cpp-local"] {
-            assert!(!draws_three_sizes(model), "{model}");
+            assert!(!generates_three_sizes(model), "{model}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Turns a mask of OpenAI's kind into one of the web UI's: there, what is to be drawn anew is clear; here,
+//! Turns a mask of OpenAI's kind into one of the web UI's: there, what is to be generated anew is clear; here,
 //! it is white on black.
 
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Servers with the API of AUTOMATIC1111's web UI: that one, Forge, SD.Next, sd-server.
 //!
-//! They draw while the connection waits and know no names of jobs. What they can be told to stop is
-//! whatever they draw at the time, be it somebody else's: so nothing is ever stopped.
+//! They generate while the connection waits and know no names of jobs. What they can be told to stop is
+//! whatever they generate at the time, be it somebody else's: so nothing is ever stopped.
 
 mod mask;
 mod request;
@@ -14,8 +14,8 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 
 use super::{
-    Abilities, Backend, BackendError, Drawing, ImageSink,
-    json_pictures::Place,
+    Backend, BackendError, Capabilities, GenerateRequest, ImageSink,
+    json_images::JsonPath,
     upstream::{
         InvalidSetting,
         answer::receive,
@@ -36,12 +36,12 @@ pub struct Sdapi {
     native: NativeSize,
     upscale: Upscale,
     batch_max: u8,
-    places: Arc<[Place]>,
+    paths: Arc<[JsonPath]>,
     /// For turning masks, one at a time.
     masks: Arc<Semaphore>,
 }
 
-/// What is left of an answer; that there are pictures in it has shown by then.
+/// What is left of an answer; that there are images in it has shown by then.
 #[derive(Deserialize)]
 struct Answer {}
 
@@ -56,10 +56,10 @@ impl Sdapi {
             },
             upscale: settings.upscale,
             batch_max: settings.batch_max,
-            places: Arc::new([
-                Place::of_base64("images[]"),
-                Place::of_echo("parameters.init_images[]"),
-                Place::of_echo("parameters.mask"),
+            paths: Arc::new([
+                JsonPath::of_base64("images[]"),
+                JsonPath::of_echo("parameters.init_images[]"),
+                JsonPath::of_echo("parameters.mask"),
             ]),
             masks: Arc::new(Semaphore::new(1)),
         })
@@ -68,28 +68,28 @@ impl Sdapi {
 
 #[async_trait]
 impl Backend for Sdapi {
-    fn abilities(&self) -> Abilities {
-        Abilities {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
             n_max: self.batch_max,
-            // More would be drawn from one after the other, not together.
+            // More would be generated from one after the other, not together.
             references_max: 1,
             mask: true,
         }
     }
 
-    async fn draw(
+    async fn generate(
         &self,
-        drawing: &Drawing,
+        request: &GenerateRequest,
         images: &mut dyn ImageSink,
     ) -> Result<(), BackendError> {
         let fault = ReadFault::default();
-        let request = self.request(drawing, &fault).await?;
-        let response = inputs::send(request, &fault).await?;
+        let builder = self.request(request, &fault).await?;
+        let response = inputs::send(builder, &fault).await?;
         if !response.status().is_success() {
             return Err(error::read(response, self.endpoint.secret()).await);
         }
-        let mut delivery = Delivery::new(images, drawing.n);
-        let Answer {} = receive(response, &self.places, &mut delivery).await?;
+        let mut delivery = Delivery::new(images, request.n);
+        let Answer {} = receive(response, &self.paths, &mut delivery).await?;
         if delivery.finished() == 0 {
             return Err(BackendError::NoImage {
                 detail: "no image is in images".to_owned(),
@@ -99,8 +99,8 @@ impl Backend for Sdapi {
     }
 
     async fn check(&self) -> Result<(), BackendError> {
-        let request = self.endpoint.get("sdapi/v1/sd-models");
-        let sent = request.timeout(CHECK_TIMEOUT).send().await;
+        let builder = self.endpoint.get("sdapi/v1/sd-models");
+        let sent = builder.timeout(CHECK_TIMEOUT).send().await;
         let response = sent.map_err(error::not_reached)?;
         match response.status() {
             status if status.is_success() => Ok(()),

@@ -1,11 +1,11 @@
-//! What is sent: a picture from words, or from a picture and words.
+//! What is sent: an image from words, or from an image and words.
 
 use std::sync::Arc;
 
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 
-use super::{BackendError, Drawing, Sdapi, Upscale, mask};
+use super::{BackendError, GenerateRequest, Sdapi, Upscale, mask};
 use crate::{
     backend::upstream::{
         inputs::{Encoding, JsonBody, ReadFault},
@@ -14,36 +14,36 @@ use crate::{
     image::ImageSize,
 };
 
-/// How much of a picture is drawn anew while it is made larger: less leaves it blurred, more makes
+/// How much of an image is generated anew while it is made larger: less leaves it blurred, more makes
 /// another one of it.
 const UPSCALE_STRENGTH: f64 = 0.6;
 /// Cuts a reference of other proportions instead of bending it.
 const CROP_AND_RESIZE: u8 = 1;
 
 impl Sdapi {
-    /// The request for the drawing, ready to be sent.
+    /// The request for the request, ready to be sent.
     pub(super) async fn request(
         &self,
-        drawing: &Drawing,
+        request: &GenerateRequest,
         fault: &ReadFault,
     ) -> Result<RequestBuilder, BackendError> {
-        let size = self.native.fit(drawing.size);
-        let prompt = prompt::without(&drawing.prompt, &[prompt::SD_SERVER]);
+        let size = self.native.fit(request.size);
+        let prompt = prompt::without(&request.prompt, &[prompt::SD_SERVER]);
         let mut body = JsonBody::new(fault);
         let mut value = json!({
             "prompt": prompt,
             "width": size.width,
             "height": size.height,
-            "batch_size": drawing.n,
+            "batch_size": request.n,
             // Passed over where there is no such checkpoint.
-            "override_settings": {"sd_model_checkpoint": drawing.model},
+            "override_settings": {"sd_model_checkpoint": request.model},
         });
-        let path = match drawing.references.first() {
+        let path = match request.references.first() {
             None => {
-                if self.upscale == Upscale::Hires && is_larger(drawing.size, size) {
+                if self.upscale == Upscale::Hires && is_larger(request.size, size) {
                     value["enable_hr"] = json!(true);
-                    value["hr_resize_x"] = json!(drawing.size.width);
-                    value["hr_resize_y"] = json!(drawing.size.height);
+                    value["hr_resize_x"] = json!(request.size.width);
+                    value["hr_resize_y"] = json!(request.size.height);
                     value["denoising_strength"] = json!(UPSCALE_STRENGTH);
                 }
                 "sdapi/v1/txt2img"
@@ -51,7 +51,7 @@ impl Sdapi {
             Some(reference) => {
                 value["init_images"] = json!([body.input(reference, Encoding::Base64)]);
                 value["resize_mode"] = json!(CROP_AND_RESIZE);
-                if let Some(given) = &drawing.mask {
+                if let Some(given) = &request.mask {
                     let mask = mask::white_where_clear(given, Arc::clone(&self.masks)).await?;
                     value["mask"] = body.input(&mask, Encoding::Base64);
                 }
@@ -59,13 +59,13 @@ impl Sdapi {
             }
         };
         if let Value::Object(fields) = &mut value {
-            fields.extend(drawing.extra.clone());
+            fields.extend(request.extra.clone());
         }
         Ok(body.on(self.endpoint.post(path), &value))
     }
 }
 
-fn is_larger(wanted: ImageSize, drawn: ImageSize) -> bool {
+fn is_larger(wanted: ImageSize, result: ImageSize) -> bool {
     let pixels = |size: ImageSize| u64::from(size.width) * u64::from(size.height);
-    pixels(wanted) > pixels(drawn)
+    pixels(wanted) > pixels(result)
 }

@@ -1,4 +1,4 @@
-//! Reads an answer while it comes in: pictures go on at once, what is left is looked at afterwards.
+//! Reads an answer while it comes in: images go on at once, what is left is looked at afterwards.
 
 use std::sync::Arc;
 
@@ -7,15 +7,15 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{BackendError, delivery::Delivery, error};
-use crate::backend::json_pictures::{Found, PictureScanner, Place, REST_BYTES_MAX};
+use crate::backend::json_images::{Found, ImageScanner, JsonPath, REST_BYTES_MAX};
 
-/// Hands on the pictures at the `places` of the JSON in `response`, and gives what is left of it.
+/// Hands on the images at the `paths` of the JSON in `response`, and gives what is left of it.
 pub(in crate::backend) async fn receive<T: DeserializeOwned>(
     mut response: Response,
-    places: &Arc<[Place]>,
+    paths: &Arc<[JsonPath]>,
     delivery: &mut Delivery<'_>,
 ) -> Result<T, BackendError> {
-    let mut scanner = PictureScanner::new(Arc::clone(places));
+    let mut scanner = ImageScanner::new(Arc::clone(paths));
     while let Some(chunk) = response.chunk().await.map_err(error::interrupted)? {
         let mut left = &chunk[..];
         while let Some(found) = scanner.next(&mut left).map_err(error::invalid_answer)? {
@@ -35,7 +35,7 @@ pub(in crate::backend) async fn receive<T: DeserializeOwned>(
     })
 }
 
-/// The JSON of an answer that holds no pictures; what is wrong with it.
+/// The JSON of an answer that holds no images; what is wrong with it.
 pub(in crate::backend) async fn small(mut response: Response) -> Result<Value, String> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(error::detail)? {

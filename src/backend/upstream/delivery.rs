@@ -1,18 +1,18 @@
-//! Hands pictures to the sink: no more of them, and none larger, than was agreed.
+//! Hands images to the sink: no more of them, and none larger, than was agreed.
 
 use bytes::Bytes;
 use serde_json::Value;
 
 use super::{BackendError, ImageSink};
 
-/// Of one picture, whichever way it comes.
-pub(in crate::backend) const PICTURE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Of one image, whichever way it comes.
+pub(in crate::backend) const IMAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 pub(in crate::backend) struct Delivery<'a> {
     images: &'a mut dyn ImageSink,
     wanted: u8,
     finished: u8,
-    /// Of the picture under way.
+    /// Of the image under way.
     bytes: usize,
 }
 
@@ -30,17 +30,17 @@ impl<'a> Delivery<'a> {
         self.finished
     }
 
-    /// Whether a picture, or a part of one, has been handed on.
+    /// Whether an image, or a part of one, has been handed on.
     pub(in crate::backend) fn has_begun(&self) -> bool {
         self.finished > 0 || self.bytes > 0
     }
 
-    /// Whether a picture has been handed on in part.
+    /// Whether an image has been handed on in part.
     pub(in crate::backend) fn is_within(&self) -> bool {
         self.bytes > 0
     }
 
-    /// Whether every picture asked for is there; more are not taken.
+    /// Whether every image asked for is there; more are not taken.
     pub(in crate::backend) fn is_done(&self) -> bool {
         self.finished == self.wanted
     }
@@ -57,15 +57,15 @@ impl<'a> Delivery<'a> {
             return Ok(());
         }
         self.bytes += piece.len();
-        if self.bytes > PICTURE_BYTES_MAX {
+        if self.bytes > IMAGE_BYTES_MAX {
             return Err(BackendError::Failed {
-                detail: format!("a picture is larger than {PICTURE_BYTES_MAX} bytes"),
+                detail: format!("an image is larger than {IMAGE_BYTES_MAX} bytes"),
             });
         }
         Ok(self.images.write(piece).await?)
     }
 
-    /// Forgets the picture under way.
+    /// Forgets the image under way.
     pub(in crate::backend) fn discard(&mut self) {
         self.images.discard();
         self.bytes = 0;

@@ -1,4 +1,4 @@
-//! Fetches pictures that an upstream answers as URLs: at once, because such links die within minutes,
+//! Fetches images that an upstream answers as URLs: at once, because such links die within minutes,
 //! without the key, and from no host and port that the settings don't name.
 
 use reqwest::{Client, Response, StatusCode, header::LOCATION};
@@ -22,14 +22,14 @@ impl DownloadRule {
     pub(in crate::backend) fn new(base_url: &Url, hosts: &[String]) -> Self {
         Self {
             base_url: base_url.clone(),
-            hosts: hosts.iter().map(|host| place(host)).collect(),
+            hosts: hosts.iter().map(|host| authority(host)).collect(),
         }
     }
 
-    /// The picture's URL if it may be fetched.
+    /// The image's URL if it may be fetched.
     pub(in crate::backend) fn allow(&self, url: &str) -> Result<Url, BackendError> {
         self.check(url).map_err(|fault| BackendError::NoImage {
-            detail: format!("a picture's url {fault}; see download_hosts"),
+            detail: format!("an image's url {fault}; see download_hosts"),
         })
     }
 
@@ -73,7 +73,7 @@ impl DownloadRule {
 }
 
 /// A host as the settings have it. What else a host has on its other ports is nobody's business.
-fn place(host: &str) -> (String, u16) {
+fn authority(host: &str) -> (String, u16) {
     let host = host.to_lowercase();
     let with_port = host.rsplit_once(':');
     with_port
@@ -88,7 +88,7 @@ fn host_and_port(host: &str, port: u16) -> String {
     }
 }
 
-/// Hands on the picture at `url`, if the rule allows it.
+/// Hands on the image at `url`, if the rule allows it.
 pub(in crate::backend) async fn fetch(
     client: &Client,
     rule: &DownloadRule,
@@ -105,11 +105,11 @@ pub(in crate::backend) async fn fetch(
         url = rule.allow(&location(&url, &response)?)?;
     }
     Err(BackendError::NoImage {
-        detail: format!("a picture's url leads on more than {REDIRECTS_MAX} times"),
+        detail: format!("an image's url leads on more than {REDIRECTS_MAX} times"),
     })
 }
 
-/// Hands on the picture that is the answer.
+/// Hands on the image that is the answer.
 pub(in crate::backend) async fn receive(
     mut response: Response,
     delivery: &mut Delivery<'_>,
@@ -118,12 +118,12 @@ pub(in crate::backend) async fn receive(
         StatusCode::OK => {}
         status if status.is_server_error() => {
             return Err(BackendError::Failed {
-                detail: format!("a picture's url answered {status}"),
+                detail: format!("an image's url answered {status}"),
             });
         }
         status => {
             return Err(BackendError::NoImage {
-                detail: format!("a picture's url answered {status}"),
+                detail: format!("an image's url answered {status}"),
             });
         }
     }
@@ -139,7 +139,7 @@ fn location(from: &Url, response: &Response) -> Result<String, BackendError> {
     let named = named.and_then(|to| to.to_str().ok());
     let to = named.and_then(|to| from.join(to).ok());
     to.map(String::from).ok_or_else(|| BackendError::NoImage {
-        detail: "a picture's url leads on to nowhere".to_owned(),
+        detail: "an image's url leads on to nowhere".to_owned(),
     })
 }
 
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     fn allows(base_url: &str, url: &str) -> bool {
-        let hosts = ["cdn.example", "*.Pictures.example", "odd.example:9443"].map(str::to_owned);
+        let hosts = ["cdn.example", "*.Images.example", "odd.example:9443"].map(str::to_owned);
         let rule = DownloadRule::new(&Url::parse(base_url).unwrap(), &hosts);
         rule.allow(url).is_ok()
     }
@@ -160,17 +160,17 @@ mod tests {
             "https://api.example/1.png",
             "https://cdn.example/1.png",
             "https://CDN.example/1.png",
-            "https://a.pictures.example/1.png",
-            "https://a.b.pictures.example/1.png",
+            "https://a.images.example/1.png",
+            "https://a.b.images.example/1.png",
         ] {
             assert!(allows(base, url), "{url}");
         }
         for url in [
             "http://api.example/1.png",
             "https://other.example/1.png",
-            "https://pictures.example/1.png",
-            "https://.pictures.example/1.png",
-            "https://evilpictures.example/1.png",
+            "https://images.example/1.png",
+            "https://.images.example/1.png",
+            "https://evilimages.example/1.png",
             "https://cdn.example.evil/1.png",
             "https://cdn.example@evil.example/1.png",
             "https://user@cdn.example/1.png",
@@ -194,7 +194,7 @@ mod tests {
             "https://api.example:9443/1.png",
             "https://cdn.example:8443/1.png",
             "https://odd.example/1.png",
-            "https://a.pictures.example:22/1.png",
+            "https://a.images.example:22/1.png",
             "http://api.example:8443/1.png",
         ] {
             assert!(!allows(base, url), "{url}");

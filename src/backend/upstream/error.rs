@@ -9,7 +9,7 @@ use reqwest::{
 use serde_json::Value;
 
 use super::{BackendError, google, message};
-use crate::{backend::json_pictures::InvalidAnswer, failure::with_causes};
+use crate::{backend::json_images::InvalidAnswer, failure::with_causes};
 
 /// Of an error's body; the rest is not read.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -53,7 +53,7 @@ pub(in crate::backend) struct UpstreamError {
 impl UpstreamError {
     /// Reads the value of `error`: an object, a list of them, or just a text.
     pub(in crate::backend) fn of_value(error: &Value, api_key: &str) -> Self {
-        // Of a list of faults the first is told.
+        // Of a list of faults the first is response.
         let error = error.get(0).unwrap_or(error);
         let text = |name: &str| match &error[name] {
             Value::String(text) => text.clone(),
@@ -124,7 +124,7 @@ impl UpstreamError {
 }
 
 /// An answer that is an error.
-pub(in crate::backend) struct Told {
+pub(in crate::backend) struct ErrorResponse {
     pub(in crate::backend) status: StatusCode,
     pub(in crate::backend) retry_after: Option<Duration>,
     pub(in crate::backend) error: UpstreamError,
@@ -132,11 +132,11 @@ pub(in crate::backend) struct Told {
 
 /// Reads an error's body and tells what it means.
 pub(in crate::backend) async fn read(response: Response, api_key: &str) -> BackendError {
-    tell(response, api_key).await.classify()
+    read_error(response, api_key).await.classify()
 }
 
 /// Reads an error's body.
-pub(in crate::backend) async fn tell(mut response: Response, api_key: &str) -> Told {
+pub(in crate::backend) async fn read_error(mut response: Response, api_key: &str) -> ErrorResponse {
     let status = response.status();
     let retry_after = retry_after(response.headers());
     let mut body = Vec::new();
@@ -149,14 +149,14 @@ pub(in crate::backend) async fn tell(mut response: Response, api_key: &str) -> T
         }
     }
     let error = UpstreamError::of_body(&body, api_key);
-    Told {
+    ErrorResponse {
         status,
         retry_after,
         error,
     }
 }
 
-impl Told {
+impl ErrorResponse {
     /// What it means.
     pub(in crate::backend) fn classify(self) -> BackendError {
         classify(self.status, self.retry_after, self.error)
@@ -178,9 +178,9 @@ pub(in crate::backend) fn not_reached(error: reqwest::Error) -> BackendError {
     }
 }
 
-/// Silence after the upstream may have begun to draw, however the connection failed.
+/// Silence after the upstream may have begun to generate, however the connection failed.
 pub(in crate::backend) fn interrupted(error: reqwest::Error) -> BackendError {
-    BackendError::Silent {
+    BackendError::OutcomeUnknown {
         detail: detail(error),
     }
 }

@@ -31,7 +31,7 @@ impl ReadFault {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn note(&self, error: io::Error) -> io::Error {
+    fn record(&self, error: io::Error) -> io::Error {
         let kind = error.kind();
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         io::Error::from(kind)
@@ -165,7 +165,7 @@ fn read(input: &Input, fault: &ReadFault) -> BoxStream<'static, io::Result<Bytes
         });
     // A body of HTTP/1 takes an empty piece for its end.
     let pieces = counted.try_filter(|bytes| std::future::ready(!bytes.is_empty()));
-    pieces.map_err(move |error| fault.note(error)).boxed()
+    pieces.map_err(move |error| fault.record(error)).boxed()
 }
 
 /// What comes, as base64: each piece as far as it makes whole quads, the last one padded.

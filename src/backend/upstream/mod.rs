@@ -1,5 +1,5 @@
 //! What all backends share that speak HTTP to an upstream: what its errors mean, how inputs go
-//! along, how its pictures are handed on and fetched, and what of its words may be shown.
+//! along, how its images are handed on and fetched, and what of its words may be shown.
 
 pub(super) mod answer;
 pub(super) mod delivery;

@@ -1,10 +1,10 @@
-//! The size that a model draws well: the number of pixels it was trained on, in the proportions asked for.
+//! The size that a model generates well: the number of pixels it was trained on, in the proportions asked for.
 
 use crate::image::ImageSize;
 
 #[derive(Clone, Copy, Debug)]
 pub(in crate::backend) struct NativeSize {
-    /// Of the square it was trained on; 0: it draws any size.
+    /// Of the square it was trained on; 0: it generates any size.
     pub(in crate::backend) side_px: u32,
     /// What both sides must be a multiple of.
     pub(in crate::backend) step_px: u32,

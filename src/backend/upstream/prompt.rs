@@ -5,7 +5,7 @@ pub(in crate::backend) type Replaced = (&'static str, &'static str);
 
 /// The name of the tags in which sd-server looks for settings.
 pub(in crate::backend) const SD_SERVER: Replaced = ("sd_cpp_extra_args", "sd cpp extra args");
-/// `LocalAI` takes what is behind it for what the picture must not show.
+/// `LocalAI` takes what is behind it for what the image must not show.
 pub(in crate::backend) const LOCALAI: Replaced = ("|", "/");
 
 /// None of the replacements brings up what it replaces.

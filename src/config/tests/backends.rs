@@ -20,7 +20,7 @@ fn the_examples_load() {
         ("sdapi", "EASEL_BACKENDS__WEBUI__API_KEY", &["sdxl"]),
         ("comfyui", "", &["sdxl"]),
         (
-            "polled",
+            "async_job",
             "EASEL_BACKENDS__BEHIND__API_KEY",
             &["gpt-image-2"],
         ),
@@ -54,21 +54,21 @@ fn the_examples_load() {
 
 #[test]
 fn backends_are_told_what_their_addresses_and_keys_must_be() {
-    let faults = |backend: &str| {
+    let issues = |backend: &str| {
         let text = format!("[backends.up]\n{backend}\n[models.m]\nroutes = ['up']\n");
-        Given::file(&text).faults().join("; ")
+        Given::file(&text).issues().join("; ")
     };
     let azure = "kind = 'openai'\nprofile = 'azure'\napi_key = 'k'\n";
     let version = "https://n.openai.azure.com?api-version=2025-04-01-preview";
-    assert_eq!(faults(&format!("{azure}base_url = '{version}'")), "");
+    assert_eq!(issues(&format!("{azure}base_url = '{version}'")), "");
     for url in [&format!("{version}&a=b"), "https://h?key=1"] {
-        let found = faults(&format!("{azure}base_url = '{url}'"));
+        let found = issues(&format!("{azure}base_url = '{url}'"));
         assert!(
             found.starts_with("backends.up.base_url: must be an http"),
             "{found}"
         );
     }
-    let found = faults(&format!(
+    let found = issues(&format!(
         "kind = 'openai'\napi_key = 'k'\nbase_url = '{version}'"
     ));
     assert!(
@@ -83,29 +83,29 @@ fn backends_are_told_what_their_addresses_and_keys_must_be() {
         ("sd-server", false),
         ("localai", false),
     ] {
-        let found = faults(&format!("kind = 'openai'\nprofile = '{profile}'"));
+        let found = issues(&format!("kind = 'openai'\nprofile = '{profile}'"));
         assert_eq!(
             found.starts_with("backends.up.api_key: is missing"),
             wants_key,
             "{found}"
         );
     }
-    let found = faults("kind = 'openai'\napi_key = 'k'\nprofile = 'openapi'");
+    let found = issues("kind = 'openai'\napi_key = 'k'\nprofile = 'openapi'");
     assert!(
         found.contains("unknown variant `openapi`, expected one of `openai`"),
         "{found}"
     );
-    let found = faults("kind = 'sdapi'\nupscale = 'esrgan'");
+    let found = issues("kind = 'sdapi'\nupscale = 'esrgan'");
     assert!(
         found.starts_with("backends.up.upscale: unknown variant"),
         "{found}"
     );
-    let found = faults("kind = 'sdapi'\nbase_url = 'http://u:p@h'\nbatch_max = 9");
+    let found = issues("kind = 'sdapi'\nbase_url = 'http://u:p@h'\nbatch_max = 9");
     assert!(
         found.contains("backends.up.batch_max: must be from 1 to 8, is 9"),
         "{found}"
     );
-    let found = faults("kind = 'sdapi'\nbase_url = 'http://u:p@h'");
+    let found = issues("kind = 'sdapi'\nbase_url = 'http://u:p@h'");
     assert!(
         found.starts_with("backends.up.base_url: must be an http"),
         "{found}"

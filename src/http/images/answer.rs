@@ -1,4 +1,4 @@
-//! The answers to a generation: a ticket, or the pictures' links, with the pictures themselves where
+//! The answers to a generation: a ticket, or the images' links, with the images themselves where
 //! they are wanted. Those are streamed from storage, never held whole.
 
 use std::error::Error;
@@ -45,7 +45,7 @@ pub(super) fn ticket(app: &App, id: TaskId) -> Response {
     response
 }
 
-/// 200 with the pictures of a task, or the error that it ended with.
+/// 200 with the images of a task, or the error that it ended with.
 pub(super) async fn images(
     app: &App,
     caller: &Caller,
@@ -64,7 +64,7 @@ pub(super) async fn images(
         InlineImages::Never => false,
     };
     let mut response = if inline {
-        with_pictures(app, task)
+        with_images(app, task)
             .await
             .unwrap_or_else(|error| unreadable(task, &error))
     } else {
@@ -86,8 +86,8 @@ fn with_links(app: &App, task: &Summary) -> Response {
     page::json(&json!({ "id": task.id, "created": task.created_at.timestamp(), "data": data }))
 }
 
-/// What is stored and charged cannot be read just now. Whoever asked for the pictures themselves does not look
-/// for links: they are told where the pictures will be.
+/// What is stored and charged cannot be read just now. Whoever asked for the images themselves does not look
+/// for links: they are told where the images will be.
 fn unreadable(task: &Summary, error: &StorageError) -> Response {
     tracing::error!(
         task.id = %task.id,
@@ -103,12 +103,12 @@ fn unreadable(task: &Summary, error: &StorageError) -> Response {
         .into_response()
 }
 
-/// When stored pictures may be readable again.
+/// When stored images may be readable again.
 const READ_RETRY_S: u32 = 5;
 
-/// The same JSON, with `b64_json` beside each `url`. All pictures are open, and the first is being read, before
+/// The same JSON, with `b64_json` beside each `url`. All images are open, and the first is being read, before
 /// a status is sent.
-async fn with_pictures(app: &App, task: &Summary) -> Result<Response, StorageError> {
+async fn with_images(app: &App, task: &Summary) -> Result<Response, StorageError> {
     let mut length = 0;
     let mut pieces: Vec<BoxStream<'static, Result<Bytes, StorageError>>> = Vec::new();
     let mut text = |text: String, pieces: &mut Vec<BoxStream<'static, _>>| {
@@ -160,7 +160,7 @@ async fn open(storage: &Storage, image: &Image) -> Result<SteadyRead, StorageErr
     storage.read_steadily(key).await
 }
 
-/// A stored picture in base64, piece by piece as it is read.
+/// A stored image in base64, piece by piece as it is read.
 fn base64(read: SteadyRead) -> BoxStream<'static, Result<Bytes, StorageError>> {
     let ends = read
         .into_stream()

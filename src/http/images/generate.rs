@@ -1,4 +1,4 @@
-//! `POST /v1/images/generations` and `/edits`: the same operation. Waiting for the pictures is the same
+//! `POST /v1/images/generations` and `/edits`: the same operation. Waiting for the images is the same
 //! as not waiting, and then waiting.
 
 use std::{
@@ -13,7 +13,7 @@ use axum::{
 };
 use serde::Deserialize;
 
-use super::{answer, read, resolve::Asked};
+use super::{answer, read, resolve::ValidatedRequest};
 use crate::{
     accounts::Caller,
     app::App,
@@ -25,7 +25,7 @@ use crate::{
     images::{
         admission::{self, Mode},
         dispatch,
-        submit::{Place, Repeat, Submission, Submitted},
+        submit::{Repeat, Slot, Submission, Submitted},
     },
     tasks::{self, Summary, wait::Waited},
 };
@@ -40,7 +40,7 @@ pub(in crate::http) struct Wanted {
     is_async: Option<String>,
 }
 
-/// Waits for the pictures, unless `?async=1` says not to.
+/// Waits for the images, unless `?async=1` says not to.
 pub(in crate::http) async fn generate(
     State(app): State<App>,
     Admitted(caller): Admitted,
@@ -56,9 +56,9 @@ pub(in crate::http) async fn generate(
     }
     let repeat = repeat(request.headers())?;
     app.storage.usable()?;
-    let asked = read::read(&app, &caller, request).await?;
-    let response_format = asked.response_format;
-    let task = submit_and_wait(&app, &caller, asked, repeat).await?;
+    let validated = read::read(&app, &caller, request).await?;
+    let response_format = validated.response_format;
+    let task = submit_and_wait(&app, &caller, validated, repeat).await?;
     answer::images(&app, &caller, response_format, &task).await
 }
 
@@ -70,16 +70,16 @@ pub(in crate::http) async fn generate_async(
 ) -> Result<Response, ApiError> {
     let repeat = repeat(request.headers())?;
     app.storage.usable()?;
-    let asked = read::read(&app, &caller, request).await?;
+    let validated = read::read(&app, &caller, request).await?;
     let (Submitted::New(id) | Submitted::Joined(id)) =
-        submit(&app, &caller, asked, repeat, ids::row_id(), Mode::Async).await?;
+        submit(&app, &caller, validated, repeat, ids::row_id(), Mode::Async).await?;
     Ok(answer::ticket(&app, id))
 }
 
 async fn submit_and_wait(
     app: &App,
     caller: &Arc<Caller>,
-    asked: Asked,
+    validated: ValidatedRequest,
     repeat: Repeat,
 ) -> Result<Arc<Summary>, ApiError> {
     let id = ids::row_id();
@@ -90,7 +90,7 @@ async fn submit_and_wait(
         .enter(caller.account_id, own_max, all_max)?;
     // Before it can end.
     let mut subscription = app.waiters.subscribe(id);
-    let task = match submit(app, caller, asked, repeat, id, Mode::Sync).await? {
+    let task = match submit(app, caller, validated, repeat, id, Mode::Sync).await? {
         Submitted::New(id) => id,
         Submitted::Joined(earlier) => {
             subscription = app.waiters.subscribe(earlier);
@@ -109,7 +109,7 @@ async fn submit_and_wait(
 async fn submit(
     app: &App,
     caller: &Arc<Caller>,
-    asked: Asked,
+    validated: ValidatedRequest,
     repeat: Repeat,
     id: TaskId,
     mode: Mode,
@@ -118,14 +118,14 @@ async fn submit(
     if app.shutdown.has_begun() && app.config.database.url.is_none() {
         return Err(ending());
     }
-    let Asked {
+    let ValidatedRequest {
         request,
         inputs,
         unit_price,
         ..
-    } = asked;
-    let place = place(app, &request);
-    let queued = match &place {
+    } = validated;
+    let slot = free_slot(app, &request);
+    let queued = match &slot {
         Some(_) => None,
         None => Some(admission::enqueue(app, caller.account_id, &request, mode)?),
     };
@@ -137,7 +137,7 @@ async fn submit(
         inputs,
         unit_price,
         repeat,
-        place,
+        slot,
     };
     let submitted = app.submitter.call(submission).await;
     let submitted = submitted.map_err(|closed| ApiError::unavailable(&closed.to_string(), 1))?;
@@ -153,18 +153,18 @@ fn ending() -> ApiError {
 
 /// Where it can be begun at once: nobody waits before it, its model has no limit that the queue has to keep,
 /// and some route's circuit is closed.
-fn place(app: &App, request: &tasks::Request) -> Option<Place> {
+fn free_slot(app: &App, request: &tasks::Request) -> Option<Slot> {
     if app.shutdown.has_begun() {
         return None;
     }
     let catalog = app.catalog();
     let model = catalog.model(&request.model)?;
-    if model.is_limited() || app.crowded.load(Ordering::Relaxed) {
+    if model.is_limited() || app.backlogged.load(Ordering::Relaxed) {
         return None;
     }
-    let slot = Arc::clone(&app.slots).try_acquire_owned().ok()?;
+    let permit = Arc::clone(&app.slots).try_acquire_owned().ok()?;
     let route = dispatch::route_at_once(model, request)?;
-    Some(Place { slot, route })
+    Some(Slot { permit, route })
 }
 
 /// Whether a request says that it may be a repeat of an earlier one.

@@ -1,4 +1,4 @@
-//! Images: asking for them, and for the tasks that draw them.
+//! Images: asking for them, and for the tasks that generate them.
 
 mod answer;
 mod generate;

@@ -14,7 +14,7 @@ use crate::{
 
 /// What one of our links names.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::http) enum OwnLink {
+pub(in crate::http) enum GatewayUrl {
     /// `/f/image/{name}`
     Upload(String),
     /// `/v1/images/files/{model}/{YYYYMMDD}/{file_id}-{seq}.{ext}`
@@ -32,7 +32,7 @@ pub(in crate::http) struct FilePath {
     pub extension: String,
 }
 
-impl OwnLink {
+impl GatewayUrl {
     /// `None` if the address is none of ours.
     pub(in crate::http) fn parse(public_url: &str, text: &str) -> Option<Self> {
         let (public, given) = (Url::parse(public_url).ok()?, Url::parse(text.trim()).ok()?);
@@ -95,10 +95,10 @@ impl FilePath {
 }
 
 /// What one of our links stands for, as a task's reference.
-pub(super) async fn reference(app: &App, link: OwnLink) -> Result<Reference, ApiError> {
+pub(super) async fn reference(app: &App, link: GatewayUrl) -> Result<Reference, ApiError> {
     let gone = || ApiError::bad_request("a reference is a link of this gateway that names nothing");
     let (object, format, bytes) = match link {
-        OwnLink::Upload(name) => {
+        GatewayUrl::Upload(name) => {
             let upload = async {
                 let mut conn = db::acquire(&app.pool).await?;
                 uploads::store::get(&mut conn, &name).await
@@ -111,7 +111,7 @@ pub(super) async fn reference(app: &App, link: OwnLink) -> Result<Reference, Api
             }
             (upload.object, upload.format, upload.bytes.unsigned_abs())
         }
-        OwnLink::File(path) => {
+        GatewayUrl::File(path) => {
             let image = path.find(app).await?.ok_or_else(gone)?;
             (image.object, image.format, image.bytes)
         }
@@ -135,13 +135,13 @@ mod tests {
         for scheme in ["http", "https"] {
             let link = format!("{scheme}://img.example.com/easel/f/image/1-a-b.png");
             assert_eq!(
-                OwnLink::parse(PUBLIC, &link),
-                Some(OwnLink::Upload("1-a-b.png".to_owned()))
+                GatewayUrl::parse(PUBLIC, &link),
+                Some(GatewayUrl::Upload("1-a-b.png".to_owned()))
             );
         }
         let id = "3e0c77bb-9cbd-4c44-9549-bff1b4060623";
         let link = format!("{PUBLIC}/v1/images/files/org/model/20260616/{id}-2.png");
-        let Some(OwnLink::File(file)) = OwnLink::parse(PUBLIC, &link) else {
+        let Some(GatewayUrl::File(file)) = GatewayUrl::parse(PUBLIC, &link) else {
             panic!("{link}")
         };
         assert_eq!((file.model.as_str(), file.seq), ("org/model", 2));
@@ -158,7 +158,7 @@ mod tests {
             "https://evil.net/easel/f/image/x",
             "not a url",
         ] {
-            assert_eq!(OwnLink::parse(PUBLIC, other), None, "{other}");
+            assert_eq!(GatewayUrl::parse(PUBLIC, other), None, "{other}");
         }
     }
 }

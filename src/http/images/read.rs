@@ -7,7 +7,7 @@ use axum::{
 use bytes::BytesMut;
 
 use super::{
-    resolve::{self, Asked},
+    resolve::{self, ValidatedRequest},
     wire::{self, Fields, Part},
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
         form::Form,
     },
     images::{
-        intake::{self, Origin, Reach},
+        intake::{self, Origin, Visibility},
         stored_inputs::StoredInputs,
     },
 };
@@ -28,7 +28,11 @@ use crate::{
 const PARTS_MAX: usize = 64;
 
 /// Reads and checks a request; images that came inside it are stored.
-pub(super) async fn read(app: &App, caller: &Caller, request: Request) -> Result<Asked, ApiError> {
+pub(super) async fn read(
+    app: &App,
+    caller: &Caller,
+    request: Request,
+) -> Result<ValidatedRequest, ApiError> {
     let content_type = request
         .headers()
         .get(header::CONTENT_TYPE)
@@ -48,7 +52,7 @@ pub(super) async fn read(app: &App, caller: &Caller, request: Request) -> Result
             "unsupported content type, allowed: application/json, multipart/form-data",
         ));
     };
-    Asked::resolve(app, caller, fields, inputs).await
+    ValidatedRequest::resolve(app, caller, fields, inputs).await
 }
 
 /// `curl -d` without a header says that JSON is a form.
@@ -94,11 +98,11 @@ async fn form(
                 let origin = Origin {
                     account_id: caller.account_id,
                     file_name: part.file_name.as_deref(),
-                    reach: Reach::Unlinked,
+                    visibility: Visibility::Unlinked,
                 };
-                let taken = intake::take_in(app, origin, form.content(), inputs).await;
-                let taken = taken.map_err(|error| ApiError::from(error).param(&name))?;
-                fields.set_file(&name, taken.into_reference());
+                let ingested = intake::ingest(app, origin, form.content(), inputs).await;
+                let ingested = ingested.map_err(|error| ApiError::from(error).param(&name))?;
+                fields.set_file(&name, ingested.into_reference());
             }
             continue;
         }

@@ -1,11 +1,11 @@
-//! Tasks and their pictures as JSON.
+//! Tasks and their images as JSON.
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
     app::App,
-    http::error::{ApiError, Fault},
+    http::error::{ApiError, ErrorBody},
     images::links,
     money::Cny,
     tasks::{Outcome, Status, Summary},
@@ -39,7 +39,7 @@ pub(super) struct TaskObject {
 impl TaskObject {
     pub(super) fn new(app: &App, task: &Summary) -> Self {
         let links = links(task, &app.public_url);
-        let fault = fault(task);
+        let error = error_body(task);
         Self {
             id: task.id.to_string(),
             task_id: task.id.to_string(),
@@ -56,15 +56,15 @@ impl TaskObject {
             result_url: links.first().cloned(),
             url: links.first().cloned(),
             data: links.into_iter().map(|url| json!({ "url": url })).collect(),
-            fail_reason: fault.as_ref().map(|fault| fault.message.clone()),
-            error: fault.map(|f| json!({ "type": f.kind, "code": f.code, "message": f.message })),
+            fail_reason: error.as_ref().map(|error| error.message.clone()),
+            error: error.map(|f| json!({ "type": f.kind, "code": f.code, "message": f.message })),
         }
     }
 }
 
-fn fault(task: &Summary) -> Option<Fault> {
+fn error_body(task: &Summary) -> Option<ErrorBody> {
     match &task.end.as_ref()?.outcome {
         Outcome::Completed(_) => None,
-        Outcome::Failed(failure) => Some(ApiError::from(failure).fault().clone()),
+        Outcome::Failed(failure) => Some(ApiError::from(failure).body().clone()),
     }
 }

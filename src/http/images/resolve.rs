@@ -1,4 +1,4 @@
-//! From what was sent to what is to be drawn: every field checked once, images that came inside the
+//! From what was sent to what is to be generated: every field checked once, images that came inside the
 //! request stored, our own links turned into what they stand for.
 
 use axum::http::StatusCode;
@@ -6,7 +6,7 @@ use futures_util::{StreamExt, stream};
 
 use super::{
     inline,
-    own_links::{self, OwnLink},
+    own_links::{self, GatewayUrl},
     sources::{Source, Text, URL_BYTES_MAX},
     wire::{self, Count, Fields, PROMPT_CHARS_MAX},
 };
@@ -15,14 +15,14 @@ use crate::{
     app::App,
     backend::{
         Catalog,
-        catalog::{Model, Needs},
+        catalog::{Model, Requirements},
     },
     billing::Refusal,
     db,
     http::error::ApiError,
     image::{self, Quality},
     images::{
-        intake::{self, Origin, Reach},
+        intake::{self, Origin, Visibility},
         stored_inputs::StoredInputs,
         submit::SubmitError,
         unit_price,
@@ -33,7 +33,7 @@ use crate::{
 
 /// A valid request, and how its answer is wanted.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct ValidatedRequest {
     pub request: Request,
     /// What of it is in storage, and is deleted unless the request is accepted.
     pub inputs: StoredInputs,
@@ -48,7 +48,7 @@ pub(super) enum ResponseFormat {
     B64Json,
 }
 
-impl Asked {
+impl ValidatedRequest {
     /// What is cheap to check comes first, so that nothing is stored for a request that is refused.
     pub(super) async fn resolve(
         app: &App,
@@ -68,7 +68,7 @@ impl Asked {
         let quality = Quality::parse(given(fields.quality.as_ref()))?;
         let response_format = response_format(fields.response_format.as_deref())?;
         few_enough(app, fields.references.given)?;
-        let needs = Needs {
+        let needs = Requirements {
             references: fields.references.given,
             mask: fields.mask.is_some(),
         };
@@ -180,11 +180,17 @@ fn given(field: Option<&String>) -> Option<&str> {
 }
 
 /// Whether some route of the model takes what comes along.
-fn able(model: &Model, needs: Needs) -> Result<(), ApiError> {
+fn able(model: &Model, needs: Requirements) -> Result<(), ApiError> {
     let name = &model.name;
-    let abilities = model.routes().iter().map(|route| route.backend.abilities());
-    let of_masks = abilities.filter(|abilities| abilities.mask || !needs.mask);
-    let Some(references_max) = of_masks.map(|abilities| abilities.references_max).max() else {
+    let capabilities = model
+        .routes()
+        .iter()
+        .map(|route| route.backend.capabilities());
+    let of_masks = capabilities.filter(|capabilities| capabilities.mask || !needs.mask);
+    let Some(references_max) = of_masks
+        .map(|capabilities| capabilities.references_max)
+        .max()
+    else {
         let message = format!("the model {name} takes no mask");
         return Err(ApiError::field("mask", message));
     };
@@ -283,7 +289,7 @@ async fn reference(
             format!("{param} must be an https:// URL of at most {URL_BYTES_MAX} bytes"),
         )
     })?;
-    if let Some(own) = OwnLink::parse(&app.config.server.public_url(), &address) {
+    if let Some(own) = GatewayUrl::parse(&app.config.server.public_url(), &address) {
         return own_links::reference(app, own)
             .await
             .map_err(|error| error.param(param));
@@ -318,9 +324,9 @@ async fn inline(
     let origin = Origin {
         account_id: caller.account_id,
         file_name: None,
-        reach: Reach::Unlinked,
+        visibility: Visibility::Unlinked,
     };
-    let taken = intake::take_in(app, origin, Box::pin(pieces), inputs).await;
-    let taken = taken.map_err(|error| ApiError::from(error).param(param))?;
-    Ok(Reference::Stored(taken.into_reference()))
+    let ingested = intake::ingest(app, origin, Box::pin(pieces), inputs).await;
+    let ingested = ingested.map_err(|error| ApiError::from(error).param(param))?;
+    Ok(Reference::Stored(ingested.into_reference()))
 }

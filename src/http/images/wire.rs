@@ -338,7 +338,7 @@ mod tests {
             r#"{"image":{"url":7}}"#,
         ] {
             let error = json(body).unwrap_err();
-            assert_eq!(error.fault().param, "image", "{body}");
+            assert_eq!(error.body().param, "image", "{body}");
         }
     }
 
@@ -362,7 +362,7 @@ mod tests {
         for field in fields {
             assert!(json(&body(field, 256)).is_ok());
             let error = json(&body(field, 257)).unwrap_err();
-            assert_eq!(error.fault().message, TOO_MANY_FIELDS);
+            assert_eq!(error.body().message, TOO_MANY_FIELDS);
         }
     }
 
@@ -371,7 +371,7 @@ mod tests {
         let long = "x".repeat(VALUE_BYTES_MAX);
         let error = json(&format!(r#"{{"size":"{long}"}}"#)).unwrap_err();
         let message = "size must have at most 4096 bytes";
-        assert_eq!(error.fault().message, message);
+        assert_eq!(error.body().message, message);
         let escapes = r"\ud83d\udc08".repeat(PROMPT_CHARS_MAX);
         let prompt = json(&format!(r#"{{"prompt":"{escapes}"}}"#))
             .unwrap()
@@ -379,9 +379,9 @@ mod tests {
         assert_eq!(prompt.unwrap().chars().count(), PROMPT_CHARS_MAX);
         let error = json(&format!(r#"{{"prompt":"{escapes}x"}}"#)).unwrap_err();
         let message = "prompt must have at most 32000 characters";
-        assert_eq!(error.fault().message, message);
+        assert_eq!(error.body().message, message);
         let error = Fields::new(16).set_form("prompt", Part::TooLong);
-        assert_eq!(error.unwrap_err().fault().message, message);
+        assert_eq!(error.unwrap_err().body().message, message);
     }
 
     #[test]

@@ -27,7 +27,7 @@ use connection::Patience;
 use refusal::Refusal;
 use stream::Stream;
 use table::{Admission, Entry, Table};
-use watched::{Answer, Asked};
+use watched::{Answer, RequestBody};
 
 /// Clients that come all at once must not see refused connections: the usual 128 drops them.
 const BACKLOG: u32 = 4096;
@@ -204,7 +204,7 @@ async fn answer(
     connection: Arc<Connection>,
     request: hyper::Request<Incoming>,
 ) -> Result<Response<Answer>, Infallible> {
-    let mut request = request.map(|body| Asked::new(body, Arc::clone(&connection)));
+    let mut request = request.map(|body| RequestBody::new(body, Arc::clone(&connection)));
     request.extensions_mut().insert(Arc::clone(&connection));
     let request: Request = request.map(axum::body::Body::new);
     let response = router.oneshot(request).await?;

@@ -46,7 +46,7 @@ impl Stream {
         }
     }
 
-    fn note(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn record(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &polled {
             Poll::Ready(Ok(bytes)) => self.connection.wrote(Some(*bytes)),
             Poll::Pending => self.connection.wrote(None),
@@ -98,7 +98,7 @@ impl AsyncWrite for Stream {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.tcp).poll_write(context, bytes);
-        self.note(polled)
+        self.record(polled)
     }
 
     fn poll_write_vectored(
@@ -107,7 +107,7 @@ impl AsyncWrite for Stream {
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.tcp).poll_write_vectored(context, pieces);
-        self.note(polled)
+        self.record(polled)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -13,7 +13,7 @@ use hyper::body::{Frame, Incoming, SizeHint};
 use super::Connection;
 
 /// The body of a request.
-pub(super) struct Asked {
+pub(super) struct RequestBody {
     body: Incoming,
     connection: Arc<Connection>,
     has_ended: bool,
@@ -25,7 +25,7 @@ pub(super) struct Answer {
     connection: Arc<Connection>,
 }
 
-impl Asked {
+impl RequestBody {
     pub(super) fn new(body: Incoming, connection: Arc<Connection>) -> Self {
         let has_ended = body.is_end_stream();
         connection.asked(!has_ended);
@@ -44,7 +44,7 @@ impl Answer {
     }
 }
 
-impl HttpBody for Asked {
+impl HttpBody for RequestBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -67,7 +67,7 @@ impl HttpBody for Asked {
     }
 }
 
-impl Drop for Asked {
+impl Drop for RequestBody {
     fn drop(&mut self) {
         self.connection.body_over(self.has_ended);
     }

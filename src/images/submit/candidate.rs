@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Known, Place, Repeat, Submission, SubmitError};
+use super::{Known, Repeat, Slot, Submission, SubmitError};
 use crate::{
     billing::Payers,
     ids::{self, TaskId},
@@ -18,12 +18,12 @@ pub(super) struct Candidate {
     pub(super) inputs: StoredInputs,
     pub(super) repeat: Repeat,
     pub(super) concurrent_requests: Option<u32>,
-    pub(super) place: Option<Place>,
+    pub(super) slot: Option<Slot>,
     pub(super) asked: Instant,
-    pub(super) verdict: Verdict,
+    pub(super) decision: Decision,
 }
 
-pub(super) enum Verdict {
+pub(super) enum Decision {
     Undecided,
     Granted,
     Joined(TaskId),
@@ -39,13 +39,11 @@ impl Candidate {
             inputs,
             unit_price,
             repeat,
-            place,
+            slot,
         } = submission;
-        let start = place
-            .as_ref()
-            .map_or(Start::Queued, |place| Start::Claimed {
-                route: place.route.clone(),
-            });
+        let start = slot.as_ref().map_or(Start::Queued, |slot| Start::Claimed {
+            route: slot.route.clone(),
+        });
         let task = NewTask {
             id,
             account_id: caller.account_id,
@@ -70,20 +68,20 @@ impl Candidate {
             inputs,
             repeat,
             concurrent_requests: caller.concurrent_requests,
-            place,
+            slot,
             asked: Instant::now(),
-            verdict: Verdict::Undecided,
+            decision: Decision::Undecided,
         }
     }
 
     /// Joins an earlier request, or holds the price, or refuses.
     pub(super) fn decide(&mut self, payers: &mut Payers, known: &mut Known) {
-        self.verdict = match known.earlier(&self.task, &self.repeat) {
-            Some(Ok(task_id)) => Verdict::Joined(task_id),
-            Some(Err(error)) => Verdict::Refused(error),
+        self.decision = match known.earlier(&self.task, &self.repeat) {
+            Some(Ok(task_id)) => Decision::Joined(task_id),
+            Some(Err(error)) => Decision::Refused(error),
             None => match self.hold(payers, known) {
-                Ok(()) => Verdict::Granted,
-                Err(error) => Verdict::Refused(error),
+                Ok(()) => Decision::Granted,
+                Err(error) => Decision::Refused(error),
             },
         };
     }

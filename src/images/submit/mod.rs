@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use self::{
-    candidate::{Candidate, Verdict},
+    candidate::{Candidate, Decision},
     known::Known,
 };
 use super::{Claimed, stored_inputs::StoredInputs};
@@ -48,14 +48,14 @@ pub struct Submission {
     pub unit_price: Cny,
     pub repeat: Repeat,
     /// Where this process's worker can begin it at once, if it can.
-    pub place: Option<Place>,
+    pub slot: Option<Slot>,
 }
 
-/// A free place of this process's worker.
+/// A free slot of this process's worker.
 #[derive(Debug)]
-pub struct Place {
-    pub slot: OwnedSemaphorePermit,
-    /// Over which it is drawn.
+pub struct Slot {
+    pub permit: OwnedSemaphorePermit,
+    /// Over which it is generated.
     pub route: String,
 }
 
@@ -78,7 +78,7 @@ pub enum Submitted {
     Joined(TaskId),
 }
 
-/// Why a submission was not accepted. Nothing was held and nothing will be drawn.
+/// Why a submission was not accepted. Nothing was held and nothing will be generated.
 #[derive(Debug, thiserror::Error)]
 pub enum SubmitError {
     #[error(transparent)]
@@ -105,11 +105,11 @@ impl Submitter {
 }
 
 /// What submissions are accepted with.
-pub struct Desk {
+pub struct SubmitBatch {
     pub pool: db::Pool,
     pub waiters: Waiters,
     pub progress: Progress,
-    /// Those with a place go to the worker from here and not from whoever submitted them, who may have hung
+    /// Those with a slot go to the worker from here and not from whoever submitted them, who may have hung
     /// up meanwhile.
     pub claimed: mpsc::UnboundedSender<Claimed>,
     pub terms: Terms,
@@ -117,19 +117,19 @@ pub struct Desk {
 }
 
 /// Starts accepting submissions.
-pub fn start(desk: Desk) -> Submitter {
-    let desk = Arc::new(desk);
+pub fn start(submit: SubmitBatch) -> Submitter {
+    let submit = Arc::new(submit);
     let alone = Arc::new(Semaphore::new(ALONE_MAX));
     let account_of = |candidate: &Candidate| candidate.task.account_id;
     Submitter(Batcher::start_with_lines(
         BATCH_MAX,
         account_of,
         move |batch, line| {
-            let (desk, alone) = (Arc::clone(&desk), Arc::clone(&alone));
+            let (submit, alone) = (Arc::clone(&submit), Arc::clone(&alone));
             async move {
                 match line {
-                    Line::Shared => desk.accept_together(batch).await,
-                    Line::Own => Ok(desk.accept_alone(batch, &alone).await),
+                    Line::Shared => submit.accept_together(batch).await,
+                    Line::Own => Ok(submit.accept_alone(batch, &alone).await),
                 }
             }
         },
@@ -143,7 +143,7 @@ enum Try {
     Second,
 }
 
-impl Desk {
+impl SubmitBatch {
     /// All of a batch, or none: then it has to be taken apart.
     async fn accept_together(&self, mut batch: Vec<Candidate>) -> Worked<Candidate, Answer> {
         let attempt = self.progress.begin(Loop::Submit);
@@ -204,7 +204,7 @@ impl Desk {
         asked.unwrap_or_else(Instant::now) + self.pool.patience()
     }
 
-    /// Gives every candidate its verdict, and answers the tasks of those that were granted.
+    /// Gives every candidate its decision, and answers the tasks of those that were granted.
     ///
     /// Where the connection is lost the first try may have been committed all the same: the second, with the same
     /// ids, sees to that. What others hold is waited for twice in a line of its own, and not here else.
@@ -257,7 +257,7 @@ impl Desk {
         }
         let granted: Vec<&mut Candidate> = candidates
             .iter_mut()
-            .filter(|candidate| matches!(candidate.verdict, Verdict::Granted))
+            .filter(|candidate| matches!(candidate.decision, Decision::Granted))
             .collect();
         if granted.is_empty() && known.joins.is_empty() {
             tx.rollback().await?;
@@ -288,16 +288,16 @@ impl Desk {
 
     fn answer_one(&self, candidate: Candidate, tasks: &mut HashMap<TaskId, Task>) -> Answer {
         let NewTask { id, waiter, .. } = candidate.task;
-        match candidate.verdict {
-            Verdict::Refused(error) => {
+        match candidate.decision {
+            Decision::Refused(error) => {
                 // The commit may have gone through all the same.
                 if matches!(error, SubmitError::Database(_)) {
                     candidate.inputs.keep();
                 }
                 return Err(error);
             }
-            Verdict::Joined(id) => return Ok(Submitted::Joined(id)),
-            Verdict::Undecided | Verdict::Granted => {}
+            Decision::Joined(id) => return Ok(Submitted::Joined(id)),
+            Decision::Undecided | Decision::Granted => {}
         }
         candidate.inputs.keep();
         let not_inserted = || SubmitError::Database(Arc::new(sqlx::Error::RowNotFound));
@@ -308,7 +308,7 @@ impl Desk {
         }
         // After an ambiguous commit another worker may have found the task meanwhile.
         let untouched = task.status == Status::Running && task.fence == store::FIRST_FENCE;
-        if let Some(Place { slot, route }) = candidate.place.filter(|_| untouched) {
+        if let Some(Slot { permit, route }) = candidate.slot.filter(|_| untouched) {
             let assignment = Assignment {
                 route: Some(route),
                 ..Assignment::default()
@@ -316,7 +316,7 @@ impl Desk {
             let claimed = Claimed {
                 task,
                 assignment,
-                slot,
+                slot: permit,
             };
             // A worker that has stopped listening leaves the task to whoever finds its lease run out.
             drop(self.claimed.send(claimed));
@@ -333,7 +333,7 @@ fn is_of_one(error: &sqlx::Error) -> bool {
 fn refuse(candidates: &mut [Candidate], error: sqlx::Error) {
     let error = Arc::new(error);
     for candidate in candidates {
-        candidate.verdict = Verdict::Refused(SubmitError::Database(Arc::clone(&error)));
+        candidate.decision = Decision::Refused(SubmitError::Database(Arc::clone(&error)));
     }
 }
 

@@ -89,9 +89,9 @@ pub async fn claim(
         .map(|claim| (claim.id, claim.route.as_deref()))
         .unzip();
     query!(
-        "INSERT INTO turns (account_id, served_at)
+        "INSERT INTO account_schedule (account_id, last_dispatched_at)
          SELECT DISTINCT account_id, now() FROM tasks WHERE id = ANY($1)
-         ON CONFLICT (account_id) DO UPDATE SET served_at = excluded.served_at",
+         ON CONFLICT (account_id) DO UPDATE SET last_dispatched_at = excluded.last_dispatched_at",
         &ids,
     )
     .execute(&mut *conn)
@@ -139,7 +139,7 @@ pub async fn note_job(
 
 /// Puts a task back into the queue after an attempt that failed, to be tried again after a wait, over
 /// any route. `false`: it is no longer this claim's.
-pub async fn put_back(
+pub async fn requeue(
     conn: &mut PgConnection,
     (id, fence): (TaskId, i64),
     attempt: &Attempt,
@@ -160,7 +160,10 @@ pub async fn put_back(
 }
 
 /// Puts claimed tasks back into the queue, as if they had not been begun: at a shutdown.
-pub async fn unclaim(conn: &mut PgConnection, claims: &[(TaskId, i64)]) -> sqlx::Result<u64> {
+pub async fn release_claims(
+    conn: &mut PgConnection,
+    claims: &[(TaskId, i64)],
+) -> sqlx::Result<u64> {
     let (ids, fences): (Vec<_>, Vec<_>) = claims.iter().copied().unzip();
     let done = query!(
         "UPDATE tasks SET status = 'queued', lease_until = NULL, attempts = attempts - 1, fence = tasks.fence + 1,

@@ -7,8 +7,8 @@ mod sweep;
 mod waiting;
 
 pub use dispatch::{
-    Claim, claim, is_any_waiting, lock_queue, note_job, notify_queued, notify_reload, put_back,
-    requeue_lost, running, unclaim,
+    Claim, claim, is_any_waiting, lock_queue, note_job, notify_queued, notify_reload,
+    release_claims, requeue, requeue_lost, running,
 };
 pub use lookup::{by_file_id, ended_among, list, list_ended, present, summaries};
 pub use queue::{

@@ -1,5 +1,5 @@
 //! What waits in the queue: which tasks come next, and how many there are. The queue is one line for each
-//! model, needs and account.
+//! model, requirements and account.
 
 use std::time::Duration;
 
@@ -11,29 +11,32 @@ use crate::{
     tasks::{Assignment, Attempt},
 };
 
-/// The models and needs of the tasks in the queue, each pair once.
+/// The models and requirements of the tasks in the queue, each pair once.
 pub async fn queued_classes(conn: &mut PgConnection) -> sqlx::Result<Vec<(String, i16)>> {
     let rows = query!(
         r#"WITH RECURSIVE class AS (
-               (SELECT model, needs FROM tasks WHERE status = 'queued' ORDER BY model, needs LIMIT 1)
+               (SELECT model, requirements FROM tasks WHERE status = 'queued' ORDER BY model, requirements LIMIT 1)
                UNION ALL
-               SELECT next.model, next.needs FROM class CROSS JOIN LATERAL (
-                   SELECT t.model, t.needs FROM tasks t
-                   WHERE t.status = 'queued' AND (t.model, t.needs) > (class.model, class.needs)
-                   ORDER BY t.model, t.needs LIMIT 1) AS next
+               SELECT next.model, next.requirements FROM class CROSS JOIN LATERAL (
+                   SELECT t.model, t.requirements FROM tasks t
+                   WHERE t.status = 'queued' AND (t.model, t.requirements) > (class.model, class.requirements)
+                   ORDER BY t.model, t.requirements LIMIT 1) AS next
            )
-           SELECT model AS "model!", needs AS "needs!" FROM class"#
+           SELECT model AS "model!", requirements AS "requirements!" FROM class"#
     )
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(|row| (row.model, row.needs)).collect())
+    Ok(rows
+        .into_iter()
+        .map(|row| (row.model, row.requirements))
+        .collect())
 }
 
-/// Tasks of one model with the same needs, of which some may be claimed now.
+/// Tasks of one model with the same requirements, of which some may be claimed now.
 #[derive(Clone, Debug)]
 pub struct Demand {
     pub model: String,
-    pub needs: i16,
+    pub requirements: i16,
     /// Those with the same number share their capacity.
     pub pool: i32,
     /// How many tasks of the pool may be claimed.
@@ -47,13 +50,13 @@ pub struct Demand {
 pub struct Waiting {
     pub id: TaskId,
     pub model: String,
-    pub needs: i16,
+    pub requirements: i16,
     /// Until its deadline.
     pub left: Duration,
     pub assignment: Assignment,
 }
 
-/// The tasks of these models and needs that come next, `limit` at most. Accounts take turns: whose tasks run
+/// The tasks of these models and requirements that come next, `limit` at most. Accounts take turns: whose tasks run
 /// already, or come before in the queue, waits longer; and then, who was served last.
 pub async fn waiting(
     conn: &mut PgConnection,
@@ -64,50 +67,50 @@ pub async fn waiting(
     let rows = query!(
         r#"WITH RECURSIVE class AS MATERIALIZED (
                SELECT * FROM UNNEST($1::text[], $2::smallint[], $3::int[], $4::bigint[], $5::bigint[])
-                   AS class (model, needs, pool, capacity, least_ms)
+                   AS class (model, requirements, pool, capacity, least_ms)
            ), line AS (
-               SELECT class.model, class.needs, first.account_id FROM class CROSS JOIN LATERAL (
+               SELECT class.model, class.requirements, first.account_id FROM class CROSS JOIN LATERAL (
                    SELECT t.account_id FROM tasks t
-                   WHERE t.status = 'queued' AND t.model = class.model AND t.needs = class.needs
+                   WHERE t.status = 'queued' AND t.model = class.model AND t.requirements = class.requirements
                    ORDER BY t.account_id LIMIT 1) AS first
                UNION ALL
-               SELECT line.model, line.needs, next.account_id FROM line CROSS JOIN LATERAL (
+               SELECT line.model, line.requirements, next.account_id FROM line CROSS JOIN LATERAL (
                    SELECT t.account_id FROM tasks t
-                   WHERE t.status = 'queued' AND t.model = line.model AND t.needs = line.needs
+                   WHERE t.status = 'queued' AND t.model = line.model AND t.requirements = line.requirements
                        AND t.account_id > line.account_id
                    ORDER BY t.account_id LIMIT 1) AS next
            ), at_work AS (
                SELECT account_id, count(*) AS tasks FROM tasks WHERE status = 'running' GROUP BY account_id
            ), head AS (
-               SELECT next.id, next.run_at, turns.served_at, class.pool, class.capacity,
+               SELECT next.id, next.run_at, account_schedule.last_dispatched_at, class.pool, class.capacity,
                    COALESCE(at_work.tasks, 0)
                        + row_number() OVER (PARTITION BY line.account_id ORDER BY next.run_at, next.id) AS turn
                FROM line
-               JOIN class USING (model, needs)
+               JOIN class USING (model, requirements)
                LEFT JOIN at_work USING (account_id)
-               LEFT JOIN turns USING (account_id)
+               LEFT JOIN account_schedule USING (account_id)
                CROSS JOIN LATERAL (
                    SELECT t.id, t.run_at FROM tasks t
-                   WHERE t.status = 'queued' AND t.model = line.model AND t.needs = line.needs
+                   WHERE t.status = 'queued' AND t.model = line.model AND t.requirements = line.requirements
                        AND t.account_id = line.account_id AND t.run_at <= now() AND t.deadline_at > now()
                        AND (t.deadline_at >= now() + class.least_ms * INTERVAL '1 millisecond'
                            OR t.route IS NOT NULL)
                    ORDER BY t.run_at, t.id LIMIT LEAST(class.capacity, $6)) AS next
            ), ranked AS (
-               SELECT id, run_at, turn, served_at, capacity, row_number() OVER (
-                   PARTITION BY pool ORDER BY turn, served_at NULLS FIRST, run_at, id) AS place
+               SELECT id, run_at, turn, last_dispatched_at, capacity, row_number() OVER (
+                   PARTITION BY pool ORDER BY turn, last_dispatched_at NULLS FIRST, run_at, id) AS place
                FROM head
            ), chosen AS MATERIALIZED (
-               SELECT id, run_at, turn, served_at FROM ranked WHERE place <= capacity
-               ORDER BY turn, served_at NULLS FIRST, run_at, id LIMIT $6
+               SELECT id, run_at, turn, last_dispatched_at FROM ranked WHERE place <= capacity
+               ORDER BY turn, last_dispatched_at NULLS FIRST, run_at, id LIMIT $6
            )
-           SELECT t.id, t.model, t.needs, t.route, t.jobs AS "jobs: Vec<Option<String>>",
+           SELECT t.id, t.model, t.requirements, t.route, t.jobs AS "jobs: Vec<Option<String>>",
                t.tried AS "tried: Json<Vec<Attempt>>",
                (extract(epoch FROM t.deadline_at - now()) * 1000)::bigint AS "left_ms!"
            FROM chosen JOIN tasks t ON t.id = chosen.id
-           ORDER BY turn, served_at NULLS FIRST, chosen.run_at, t.id"#,
+           ORDER BY turn, last_dispatched_at NULLS FIRST, chosen.run_at, t.id"#,
         &columns.models,
-        &columns.needs,
+        &columns.requirements,
         &columns.pools,
         &columns.capacities,
         &columns.least_ms,
@@ -118,7 +121,7 @@ pub async fn waiting(
     let waiting = rows.into_iter().map(|row| Waiting {
         id: row.id,
         model: row.model,
-        needs: row.needs,
+        requirements: row.requirements,
         left: Duration::from_millis(u64::try_from(row.left_ms).unwrap_or_default()),
         assignment: Assignment {
             route: row.route,
@@ -132,7 +135,7 @@ pub async fn waiting(
 /// Demands, column by column, as UNNEST takes them.
 struct DemandColumns {
     models: Vec<String>,
-    needs: Vec<i16>,
+    requirements: Vec<i16>,
     pools: Vec<i32>,
     capacities: Vec<i64>,
     least_ms: Vec<i64>,
@@ -146,7 +149,7 @@ impl DemandColumns {
             .map(|demand| i64::try_from(demand.least.as_millis()).unwrap_or(i64::MAX));
         Self {
             models: all.clone().map(|demand| demand.model.clone()).collect(),
-            needs: all.clone().map(|demand| demand.needs).collect(),
+            requirements: all.clone().map(|demand| demand.requirements).collect(),
             pools: all.clone().map(|demand| demand.pool).collect(),
             capacities: all
                 .clone()
@@ -177,7 +180,7 @@ pub async fn step_aside(
 #[derive(Clone, Debug)]
 pub struct Line {
     pub model: String,
-    pub needs: i16,
+    pub requirements: i16,
     pub account_id: AccountId,
 }
 
@@ -187,9 +190,9 @@ pub async fn count_queued(
     at_most: i64,
 ) -> sqlx::Result<(Vec<(Line, u64)>, u64)> {
     let rows = query!(
-        r#"SELECT model, needs, account_id AS "account_id: AccountId", count(*) AS "tasks!"
-           FROM (SELECT model, needs, account_id FROM tasks WHERE status = 'queued' LIMIT $1) AS queued
-           GROUP BY model, needs, account_id"#,
+        r#"SELECT model, requirements, account_id AS "account_id: AccountId", count(*) AS "tasks!"
+           FROM (SELECT model, requirements, account_id FROM tasks WHERE status = 'queued' LIMIT $1) AS queued
+           GROUP BY model, requirements, account_id"#,
         at_most,
     )
     .fetch_all(&mut *conn)
@@ -201,7 +204,7 @@ pub async fn count_queued(
     let lines = rows.into_iter().map(|row| {
         let line = Line {
             model: row.model,
-            needs: row.needs,
+            requirements: row.requirements,
             account_id: row.account_id,
         };
         (line, u64::try_from(row.tasks).unwrap_or_default())

@@ -1,17 +1,17 @@
-//! The backends, each against a stand-in for its upstream: what all of them promise, and their own quirks.
+//! The backends, each against a fake of its upstream: what all of them promise, and their own quirks.
 
+mod async_job;
 mod comfyui;
 mod contract;
 pub mod gemini;
 mod openai;
-mod polled;
 mod sdapi;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
 use easel::{
-    backend::{Backend, Drawing, ImageSink, Input, Registry, SinkError},
+    backend::{Backend, GenerateRequest, ImageSink, Input, Registry, SinkError},
     config,
     image::{Format, ImageSize, InvalidImage, Resolution},
 };
@@ -23,7 +23,7 @@ use serde_json::{Map, Value};
 struct Collected {
     jobs: Vec<String>,
     usage: Vec<Value>,
-    pictures: Vec<Vec<u8>>,
+    images: Vec<Vec<u8>>,
     under_way: Vec<u8>,
 }
 
@@ -49,12 +49,12 @@ impl ImageSink for Collected {
     }
 
     async fn finish(&mut self) -> Result<(), SinkError> {
-        let picture = std::mem::take(&mut self.under_way);
+        let image = std::mem::take(&mut self.under_way);
         // Whether it is an image is for the gateway's filter to say; here a page of HTML is none.
-        if picture.starts_with(b"<html") {
+        if image.starts_with(b"<html") {
             return Err(SinkError::NotAnImage(InvalidImage::Damaged));
         }
-        self.pictures.push(picture);
+        self.images.push(image);
         Ok(())
     }
 }
@@ -67,9 +67,9 @@ fn backend_of(settings: &str) -> Arc<dyn Backend> {
     Arc::clone(registry.get("it").unwrap())
 }
 
-/// Of a wide picture.
-fn drawing(n: u8) -> Drawing {
-    Drawing {
+/// Of a wide image.
+fn request(n: u8) -> GenerateRequest {
+    GenerateRequest {
         model: "gpt-image-2".into(),
         prompt: "a heron".into(),
         n,

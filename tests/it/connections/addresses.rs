@@ -58,9 +58,7 @@ async fn who_guesses_keys_is_limited_and_nobody_else() {
 async fn who_guesses_links_is_limited_and_good_links_work_on() {
     let app = TestApp::with(LIMITS).await;
     let caller = app.caller("1").await;
-    let upload = caller
-        .upload(crate::harness::pictures::png(), "a.png")
-        .await;
+    let upload = caller.upload(crate::harness::images::png(), "a.png").await;
     let good = upload.json()["url"].as_str().unwrap().replace(&app.url, "");
     let guesses = [
         "/f/image/9990000123456-a1b2c3d4-photo.jpg",

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
 use super::{
-    HEALTH, PATIENCE, answer, connect, drawing, exchange, generation, is_closed, sent, status,
+    HEALTH, PATIENCE, answer, connect, exchange, generation, is_closed, request, sent, status,
     until_closed,
 };
 use crate::harness::{TestApp, database::TestDatabase, process::Setup};
@@ -70,8 +70,8 @@ async fn where_all_wait_for_images_health_polls_and_files_are_answered_still() {
     let app = TestApp::with(&limits("connections_max = 2\nconnections_reserved = 2")).await;
     let caller = app.caller("1").await;
     let mut waiting = [
-        sent(&app.url, &drawing(&caller)).await,
-        sent(&app.url, &drawing(&caller)).await,
+        sent(&app.url, &request(&caller)).await,
+        sent(&app.url, &request(&caller)).await,
     ];
     wait_for_tasks(&app, 2).await;
 
@@ -86,7 +86,7 @@ async fn where_all_wait_for_images_health_polls_and_files_are_answered_still() {
     }
     let file = "GET /f/image/nowhere HTTP/1.1\r\nHost: x\r\n\r\n";
     assert_eq!(status(&exchange(&app.url, file).await), 404);
-    let refused = exchange(&app.url, &drawing(&caller)).await;
+    let refused = exchange(&app.url, &request(&caller)).await;
     assert_eq!(status(&refused), 503, "{refused}");
     assert!(refused.contains("\r\nretry-after: 1\r\n"), "{refused}");
     assert!(
@@ -106,12 +106,12 @@ async fn one_address_has_no_more_than_its_share() {
     let settings = limits("connections_per_address_max = 2\ntrusted_proxies = []");
     let app = TestApp::with(&settings).await;
     let caller = app.caller("1").await;
-    let mut waiting = sent(&app.url, &drawing(&caller)).await;
+    let mut waiting = sent(&app.url, &request(&caller)).await;
     wait_for_tasks(&app, 1).await;
     let mut idle = connect(&app.url).await;
     // Its own idle connection makes room.
     grow_old().await;
-    let mut second = sent(&app.url, &drawing(&caller)).await;
+    let mut second = sent(&app.url, &request(&caller)).await;
     assert_eq!(until_closed(&mut idle).await.0, "");
     wait_for_tasks(&app, 2).await;
 
@@ -132,7 +132,7 @@ async fn a_trusted_proxy_has_no_share_of_its_own() {
     let settings = limits("connections_per_address_max = 1\ntrusted_proxies = ['127.0.0.1']");
     let app = TestApp::with(&settings).await;
     let caller = app.caller("1").await;
-    let mut waiting = sent(&app.url, &drawing(&caller)).await;
+    let mut waiting = sent(&app.url, &request(&caller)).await;
     wait_for_tasks(&app, 1).await;
     assert_eq!(
         status(&answer(&mut sent(&app.url, HEALTH).await).await),
@@ -148,14 +148,14 @@ async fn a_trusted_proxy_has_no_share_of_its_own() {
 async fn health_is_answered_while_far_more_come_than_there_is_room_for() {
     let database = TestDatabase::create().await;
     let of_server = "connections_max = 300\nconnections_reserved = 50";
-    // Who has to be drawn for would keep the machine busy long after.
+    // Who has to be generated for would keep the machine busy long after.
     let settings = limits(of_server).replace("3000", "3000\nfailure_percent = 100");
     let gateway = Setup::on(&database, &settings).serve();
     let url = gateway.url();
     let caller = database.caller(&url, "1000").await;
     let clients: Vec<_> = (0..800)
         .map(|n| {
-            let (url, request) = (url.clone(), drawing(&caller));
+            let (url, request) = (url.clone(), request(&caller));
             super::spawn(async move {
                 let request = if n % 3 == 0 { "" } else { &request };
                 let mut stream = connect(&url).await;

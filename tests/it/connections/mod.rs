@@ -78,7 +78,7 @@ fn generation(caller: &Caller, length: usize) -> String {
 }
 
 /// A whole request that waits for its image.
-fn drawing(caller: &Caller) -> String {
+fn request(caller: &Caller) -> String {
     let body = r#"{"model":"gpt-image-2","prompt":"a cat"}"#;
     generation(caller, body.len()) + body
 }

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{PATIENCE, answer, exchange, sent, status};
-use crate::harness::{TestApp, database::TestDatabase, pictures, process::Setup};
+use crate::harness::{TestApp, database::TestDatabase, images, process::Setup};
 
 /// A connection with little room for what comes.
 async fn narrow(url: &str) -> TcpStream {
@@ -53,7 +53,7 @@ async fn a_connection_whose_answers_nobody_reads_is_closed() {
 async fn who_reads_slowly_gets_all() {
     let app = TestApp::with("[server]\nwrite_timeout_ms = 700").await;
     let caller = app.caller("1").await;
-    let image = pictures::noise(800, 600);
+    let image = images::noise(800, 600);
     let upload = caller.upload(image.clone(), "a.png").await.json();
     let path = upload["url"].as_str().unwrap().replace(&app.url, "");
     let mut stream = narrow(&app.url).await;

@@ -12,7 +12,7 @@ use crate::harness::{fault_proxy::Fault, upstream::Gate};
 async fn clients_are_told_within_five_seconds_and_may_come_again() {
     let behind = Behind::start("").await;
     let caller = behind.caller("1").await;
-    assert_eq!(caller.draw("before").await.status, 200);
+    assert_eq!(caller.generate("before").await.status, 200);
     for fault in [Fault::BlackHole, Fault::Reset] {
         behind.proxy.set(fault);
         let body = json!({"model": "gpt-image-2", "prompt": "meanwhile"});

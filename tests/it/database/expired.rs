@@ -53,7 +53,7 @@ async fn five_thousand_end_in_seconds_one_that_cannot_be_read_among_them() {
     let told = "SELECT count(*) FROM tasks WHERE failure->>'kind' = 'deadline' AND cost = 0";
     assert_eq!(app.database.number(told).await, 5_000);
     assert_eq!(many.balance().await["held"], 0.0);
-    assert_eq!(few.draw("a bridge").await.status, 200);
+    assert_eq!(few.generate("a bridge").await.status, 200);
     assert_eq!(upstream.received().len(), 1);
     replica.finish().await;
     app.finish().await;

@@ -41,7 +41,7 @@ fn ids(answers: &[Answer]) -> BTreeSet<String> {
     answers.iter().map(id).collect()
 }
 
-/// As many calls as are held back, given up once they are drawn.
+/// As many calls as are held back, given up once they are generated.
 async fn lost_calls(upstream: &Upstream, callers: &[&Caller]) -> Vec<Gate> {
     let gates: Vec<Gate> = callers.iter().map(|_| hold(upstream)).collect();
     let before = upstream.received().len();

@@ -36,17 +36,17 @@ async fn one_locked_account_holds_up_no_other() {
 
     let submitting = waiting(&locked, "to be submitted meanwhile");
     let began = Instant::now();
-    let (mut drawn, mut slowest) = (0, Duration::ZERO);
+    let (mut result, mut slowest) = (0, Duration::ZERO);
     while began.elapsed() < Duration::from_secs(6) {
         let asked = Instant::now();
-        let answer = free.draw("a bridge").await;
+        let answer = free.generate("a bridge").await;
         assert_eq!(answer.status, 200, "{answer:?}");
         slowest = slowest.max(asked.elapsed());
-        drawn += 1;
+        result += 1;
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 
-    assert!(slowest < Duration::from_secs(1), "{slowest:?} of {drawn}");
+    assert!(slowest < Duration::from_secs(1), "{slowest:?} of {result}");
     let told = in_time(async { submitting.await.unwrap() }).await;
     told.assert_refused(503, "the task could not be stored");
     assert_eq!(told.header("retry-after"), Some("2"));
@@ -54,7 +54,7 @@ async fn one_locked_account_holds_up_no_other() {
     lock.rollback().await.unwrap();
     let settled = in_time(async { settling.await.unwrap() }).await;
     assert_eq!(settled.status, 200, "{settled:?}");
-    assert_eq!(locked.draw("afterwards").await.status, 200);
+    assert_eq!(locked.generate("afterwards").await.status, 200);
     assert_eq!(locked.balance().await["balance"], 1.6);
     app.finish().await;
 }
@@ -72,11 +72,11 @@ async fn a_paused_replica_holds_up_the_others_for_seconds_only() {
     let there = here.at(&other.url());
     for round in 0..4 {
         let load: Vec<_> = (0..8)
-            .map(|n| waiting(&here, &format!("round {round}, picture {n}")))
+            .map(|n| waiting(&here, &format!("round {round}, image {n}")))
             .collect();
         tokio::time::sleep(Duration::from_millis(rand::random_range(0..40))).await;
         paused.signal("STOP");
-        let answer = in_time(there.draw(&format!("round {round}, elsewhere"))).await;
+        let answer = in_time(there.generate(&format!("round {round}, elsewhere"))).await;
         assert_eq!(answer.status, 200, "{answer:?}");
         paused.signal("CONT");
         for request in load {

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::harness::{
     self, TestApp,
     database::TestDatabase,
-    upstream::{Reply, Upstream, picture},
+    upstream::{Reply, Upstream, image},
 };
 
 #[tokio::test]
@@ -14,19 +14,19 @@ async fn what_an_upstream_says_is_stored_whatever_it_holds() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&upstream.gateway("")).await;
     let caller = app.caller("1").await;
-    let image = base64_simd::STANDARD.encode_to_string(picture(3, 2, 0));
+    let image = base64_simd::STANDARD.encode_to_string(image(3, 2, 0));
     let usage = json!({"no\0te": "a\0b", "input_tokens": 1, "output_tokens": 1, "total_tokens": 2});
-    let drawn = json!({"created": 1, "data": [{"b64_json": image}], "usage": usage});
-    upstream.next(Reply::json(200, &drawn));
+    let result = json!({"created": 1, "data": [{"b64_json": image}], "usage": usage});
+    upstream.next(Reply::json(200, &result));
 
-    let answer = caller.draw("a bridge").await;
+    let answer = caller.generate("a bridge").await;
 
     assert_eq!(answer.status, 200, "{answer:?}");
     assert_eq!(upstream.received().len(), 1);
     assert_eq!(caller.balance().await["balance"], 0.8);
 
     upstream.next(Reply::error(400, "invalid_value", "no\0 such thing"));
-    let refused = caller.draw("a bridge").await;
+    let refused = caller.generate("a bridge").await;
     assert_eq!(refused.status, 400, "{refused:?}");
     assert_eq!(upstream.received().len(), 2);
     app.finish().await;

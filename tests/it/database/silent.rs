@@ -24,11 +24,11 @@ async fn requests_go_on_over_new_connections() {
 
     behind.proxy.freeze();
 
-    let drawn = in_time(caller.draw("a bridge")).await;
-    assert_eq!(drawn.status, 200, "{drawn:?}");
+    let result = in_time(caller.generate("a bridge")).await;
+    assert_eq!(result.status, 200, "{result:?}");
     let asked = (0..10).map(|n| {
         let (caller, prompt) = (caller.clone(), format!("after {n}"));
-        async move { in_time(caller.draw(&prompt)).await }
+        async move { in_time(caller.generate(&prompt)).await }
     });
     for answer in join_all(asked).await {
         assert_eq!(answer.status, 200, "{answer:?}");
@@ -108,6 +108,6 @@ async fn what_other_replicas_queue_and_end_is_heard_of_again() {
     behind.app.database.wait_for(listening, 2).await;
     assert!(behind.proxy.opened() > opened);
     tokio::time::sleep(Duration::from_millis(10)).await;
-    assert_eq!(caller.draw("a bridge").await.status, 200);
+    assert_eq!(caller.generate("a bridge").await.status, 200);
     behind.app.finish().await;
 }

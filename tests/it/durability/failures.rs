@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{drawn_by, left};
+use super::{generated_by, left};
 use crate::harness::{
     TestApp,
     caller::Caller,
-    upstream::{KEY, Reply, Upstream, picture},
+    upstream::{KEY, Reply, Upstream, image},
 };
 
 /// What a client hears of one failure: status, type, code and message.
@@ -18,7 +18,7 @@ type Told = (u16, &'static str, &'static str, &'static str);
 async fn assert_told(caller: &Caller, upstream: &Upstream, reply: &Reply, told: Told) {
     let (status, kind, code, message) = told;
     upstream.next(reply.clone());
-    let answer = caller.draw("a bridge").await;
+    let answer = caller.generate("a bridge").await;
     assert_eq!(answer.status, status, "{told:?}: {answer:?}");
     assert_eq!(answer.header("x-should-retry"), Some("false"), "{told:?}");
     let body = json!({"error": {"message": message, "type": kind, "code": code, "param": null, "provider": "easel"}});
@@ -37,8 +37,8 @@ async fn assert_told(caller: &Caller, upstream: &Upstream, reply: &Reply, told: 
     assert_eq!(task["data"], Value::Null);
 }
 
-fn pictures(count: usize) -> Reply {
-    Reply::pictures(&vec![picture(3, 2, 0); count])
+fn images(count: usize) -> Reply {
+    Reply::images(&vec![image(3, 2, 0); count])
 }
 
 #[tokio::test]
@@ -46,11 +46,11 @@ async fn every_failure_of_the_upstream_is_told_apart_and_costs_nothing() {
     let upstream = Upstream::start().await;
     // Once, and the next at once: what is tried again is another matter.
     let settings = "[tasks]\nattempts_max = 1\n[routing]\nrest_ms = 1\n";
-    let app = TestApp::with(&drawn_by(&upstream, settings)).await;
+    let app = TestApp::with(&generated_by(&upstream, settings)).await;
     let caller = app.caller("1").await;
     let not_an_image =
         json!({"created": 1, "data": [{"b64_json": "aGVsbG8gd29ybGQsIG5vIHBpY3R1cmU="}]});
-    let drawn = pictures(1);
+    let result = images(1);
     let server_error = |code, message| (502, "server_error", code, message);
     let upstream_error = |message| server_error("upstream_error", message);
     let invalid_request = |code, message| (400, "invalid_request_error", code, message);
@@ -88,7 +88,7 @@ async fn every_failure_of_the_upstream_is_told_apart_and_costs_nothing() {
             upstream_error("the upstream answered without a usable image"),
         ),
         (
-            drawn.clone().cut_at(drawn.length() / 2),
+            result.clone().cut_at(result.length() / 2),
             upstream_error("the upstream failed"),
         ),
     ];
@@ -102,11 +102,11 @@ async fn every_failure_of_the_upstream_is_told_apart_and_costs_nothing() {
 #[tokio::test]
 async fn an_upstream_that_is_silent_or_away_fails_in_time() {
     let upstream = Upstream::start().await;
-    let settings = drawn_by(&upstream, "[tasks]\nattempts_max = 1\n")
+    let settings = generated_by(&upstream, "[tasks]\nattempts_max = 1\n")
         .replace("[\"up\"]", "[{ backend = \"up\", timeout_ms = 300 }]");
     let app = TestApp::with(&settings).await;
     let caller = app.caller("1").await;
-    let silence = pictures(1).after(Duration::from_hours(1));
+    let silence = images(1).after(Duration::from_hours(1));
     let failed = (502, "server_error", "upstream_error", "the upstream failed");
     assert_told(&caller, &upstream, &silence, failed).await;
 
@@ -129,11 +129,11 @@ async fn an_upstream_that_is_silent_or_away_fails_in_time() {
 #[tokio::test]
 async fn what_is_delivered_is_charged_and_no_more() {
     let upstream = Upstream::start().await;
-    let app = TestApp::with(&drawn_by(&upstream, "")).await;
+    let app = TestApp::with(&generated_by(&upstream, "")).await;
     let caller = app.caller("2").await;
     let body = json!({"model": "gpt-image-2", "prompt": "four", "n": 4});
 
-    upstream.next(pictures(3));
+    upstream.next(images(3));
     let answer = caller.post("/v1/images/generations", &body).await;
     assert_eq!(answer.status, 200);
     assert_eq!(answer.json()["data"].as_array().unwrap().len(), 3);
@@ -147,13 +147,13 @@ async fn what_is_delivered_is_charged_and_no_more() {
     );
 
     // More than was asked for is nobody's.
-    upstream.next(pictures(6));
+    upstream.next(images(6));
     let answer = caller.post("/v1/images/generations", &body).await;
     assert_eq!(answer.json()["data"].as_array().unwrap().len(), 4);
     assert_eq!(left(&caller).await, 0.6);
 
     // The first two are whole, then it breaks off.
-    let three = pictures(3);
+    let three = images(3);
     upstream.next(three.clone().cut_at(three.length() - 250));
     let body = json!({"model": "gpt-image-2", "prompt": "three", "n": 3});
     let ticket = caller

@@ -27,7 +27,7 @@ async fn tasks_queued_and_running_end_after_a_restart() {
     let caller = database.caller(&gateway.url(), "10").await;
     let mut ids = Vec::new();
     for n in 0..5 {
-        ids.push(accepted(&caller, &format!("picture {n}")).await);
+        ids.push(accepted(&caller, &format!("image {n}")).await);
     }
     database
         .wait_for("SELECT count(*) FROM tasks WHERE status = 'running'", 2)
@@ -64,7 +64,7 @@ async fn an_acknowledged_request_is_never_lost() {
         // The first request pays for the connections.
         assert_eq!(caller.get("/v1/images/tasks").await.status, 200);
         let ask = async |n: usize| {
-            let prompt = format!("round {round}, picture {n}");
+            let prompt = format!("round {round}, image {n}");
             let body = serde_json::json!({"model": "gpt-image-2", "prompt": prompt});
             let request = caller.request(reqwest::Method::POST, "/v1/images/generations/async");
             let answer = request.json(&body).send().await.ok()?;

@@ -3,7 +3,7 @@
 use easel::{images::run::Ending, tasks::Outcome};
 use serde_json::json;
 
-use super::{accepted, drawn_by, gate, hold, left, submit, waiting};
+use super::{accepted, gate, generated_by, hold, left, submit, waiting};
 use crate::harness::{TestApp, database::TestDatabase, process::Setup, upstream::Upstream};
 
 const RUNNING: &str = "SELECT count(*) FROM tasks WHERE status = 'running'";
@@ -12,7 +12,7 @@ const COMPLETED: &str = "SELECT count(*) FROM tasks WHERE status = 'completed'";
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_worker_changes_nothing_when_it_comes_back() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
-    let settings = drawn_by(&upstream, "[tasks]\nlease_ms = 1000");
+    let settings = generated_by(&upstream, "[tasks]\nlease_ms = 1000");
     let paused = Setup::on(&database, &settings).serve();
     let caller = database.caller(&paused.url(), "1").await;
     let gate = gate();
@@ -43,7 +43,7 @@ async fn a_paused_worker_changes_nothing_when_it_comes_back() {
 #[tokio::test]
 async fn a_result_under_an_old_fence_changes_nothing() {
     let upstream = Upstream::start().await;
-    let app = TestApp::with(&drawn_by(&upstream, "")).await;
+    let app = TestApp::with(&generated_by(&upstream, "")).await;
     let caller = app.caller("1").await;
     let gate = gate();
     hold(&upstream, &gate);
@@ -83,13 +83,13 @@ async fn a_result_under_an_old_fence_changes_nothing() {
 #[tokio::test]
 async fn a_deadline_fails_a_running_task_and_releases_its_hold() {
     let upstream = Upstream::start().await;
-    let settings = drawn_by(&upstream, "[tasks]\nlease_ms = 1000\ndeadline_ms = 1500");
+    let settings = generated_by(&upstream, "[tasks]\nlease_ms = 1000\ndeadline_ms = 1500");
     let app = TestApp::with(&settings).await;
     let caller = app.caller("1").await;
     let gate = gate();
     hold(&upstream, &gate);
 
-    let answer = caller.draw("never").await;
+    let answer = caller.generate("never").await;
 
     assert_eq!(answer.status, 504);
     assert_eq!(answer.header("x-should-retry"), Some("false"));
@@ -111,7 +111,7 @@ async fn a_deadline_fails_a_running_task_and_releases_its_hold() {
 #[tokio::test]
 async fn a_deadline_ends_a_task_that_was_never_begun() {
     let upstream = Upstream::start().await;
-    let settings = drawn_by(&upstream, "[tasks]\nlease_ms = 1000\nrunning_max = 1");
+    let settings = generated_by(&upstream, "[tasks]\nlease_ms = 1000\nrunning_max = 1");
     let app = TestApp::with(&settings).await;
     let caller = app.caller("1").await;
     let gate = gate();
@@ -137,7 +137,7 @@ async fn a_deadline_ends_a_task_that_was_never_begun() {
 #[tokio::test]
 async fn a_client_that_hangs_up_loses_only_its_wait() {
     let upstream = Upstream::start().await;
-    let app = TestApp::with(&drawn_by(&upstream, "")).await;
+    let app = TestApp::with(&generated_by(&upstream, "")).await;
     let caller = app.caller("1").await;
     let gate = gate();
     hold(&upstream, &gate);
@@ -163,7 +163,7 @@ async fn a_client_that_hangs_up_loses_only_its_wait() {
 #[tokio::test]
 async fn a_full_queue_takes_no_more() {
     let upstream = Upstream::start().await;
-    let settings = drawn_by(&upstream, "[tasks]\nrunning_max = 1\nqueued_max = 1");
+    let settings = generated_by(&upstream, "[tasks]\nrunning_max = 1\nqueued_max = 1");
     let app = TestApp::with(&settings).await;
     let caller = app.caller("1").await;
     let gate = gate();

@@ -5,20 +5,20 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{accepted, drawn_by, gate, hold, left};
+use super::{accepted, gate, generated_by, hold, left};
 use crate::harness::{
     TestApp,
     caller::Caller,
     database::TestDatabase,
     process::{Process, Setup},
-    upstream::{Gate, Received, Reply, Upstream, picture},
+    upstream::{Gate, Received, Reply, Upstream, image},
 };
 
 const WAITS_TO_SETTLE: &str =
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
      AND wait_event_type = 'Lock' AND query LIKE 'WITH ending AS%'";
 
-/// Has a task drawn and stored, and kills its worker before it can settle.
+/// Has a task generated and stored, and kills its worker before it can settle.
 async fn lose_the_worker(
     database: &TestDatabase,
     gateway: &Process,
@@ -55,7 +55,7 @@ async fn bytes_of(caller: &Caller, link: &serde_json::Value) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_killed_between_storing_and_settling_has_its_images_adopted() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
-    let settings = drawn_by(&upstream, "[tasks]\nlease_ms = 1000");
+    let settings = generated_by(&upstream, "[tasks]\nlease_ms = 1000");
     let setup = Setup::on(&database, &settings);
     let gateway = setup.serve();
     let caller = database.caller(&gateway.url(), "1").await;
@@ -69,7 +69,7 @@ async fn a_worker_killed_between_storing_and_settling_has_its_images_adopted() {
     let caller = caller.at(&gateway.url());
     let task = caller.wait_for(&id).await;
     assert_eq!(task["status"], "completed");
-    assert_eq!(bytes_of(&caller, &task["url"]).await, picture(3, 2, 0));
+    assert_eq!(bytes_of(&caller, &task["url"]).await, image(3, 2, 0));
     assert_eq!(upstream.received().len(), 1, "bought twice");
     assert_eq!(stored_images(&setup.data_dir()).len(), 1);
     assert_eq!(left(&caller).await, 0.8);
@@ -80,18 +80,18 @@ async fn a_worker_killed_between_storing_and_settling_has_its_images_adopted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn only_what_was_not_stored_is_bought_again() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
-    let settings = drawn_by(&upstream, "[tasks]\nlease_ms = 1000");
+    let settings = generated_by(&upstream, "[tasks]\nlease_ms = 1000");
     let setup = Setup::on(&database, &settings);
     let gateway = setup.serve();
     let caller = database.caller(&gateway.url(), "1").await;
     // Of three images the upstream gives two.
     let gate = gate();
-    let two = [picture(3, 2, 1), picture(3, 2, 2)];
-    upstream.next(Reply::pictures(&two).held_by(&gate));
+    let two = [image(3, 2, 1), image(3, 2, 2)];
+    upstream.next(Reply::images(&two).held_by(&gate));
     let three = json!({"model": "gpt-image-2", "prompt": "three", "n": 3});
     let id = caller.submit(&three).await;
     lose_the_worker(&database, &gateway, &gate, upstream.wait_for(1)).await;
-    upstream.next(Reply::pictures(&[picture(3, 2, 3)]));
+    upstream.next(Reply::images(&[image(3, 2, 3)]));
 
     let gateway = setup.serve();
 
@@ -105,7 +105,7 @@ async fn only_what_was_not_stored_is_bought_again() {
     );
     for (index, shade) in (1..=3).enumerate() {
         let bytes = bytes_of(&caller, &task["data"][index]["url"]).await;
-        assert_eq!(bytes, picture(3, 2, shade), "image {index}");
+        assert_eq!(bytes, image(3, 2, shade), "image {index}");
     }
     assert_eq!(left(&caller).await, 0.4);
     gateway.end();
@@ -115,7 +115,7 @@ async fn only_what_was_not_stored_is_bought_again() {
 #[tokio::test]
 async fn what_no_task_refers_to_is_swept_and_nothing_else() {
     let upstream = Upstream::start().await;
-    let app = TestApp::with(&drawn_by(&upstream, "")).await;
+    let app = TestApp::with(&generated_by(&upstream, "")).await;
     let caller = app.caller("2").await;
     let data_dir = &app.app.config.data_dir;
     let mut ids = Vec::new();

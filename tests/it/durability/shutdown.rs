@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use super::{accepted, drawn_by, gate, hold, left, submit, waiting};
+use super::{accepted, gate, generated_by, hold, left, submit, waiting};
 use crate::harness::{database::TestDatabase, process::Setup, upstream::Upstream};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_under_way_are_answered_and_new_ones_left_to_other_gateways() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
     // It takes longer than a lease, which another would take over.
-    let settings = drawn_by(&upstream, "[tasks]\nlease_ms = 1000");
+    let settings = generated_by(&upstream, "[tasks]\nlease_ms = 1000");
     let gateway = Setup::on(&database, &settings).serve();
     let other = Setup::on(&database, &settings).serve();
     let caller = database.caller(&gateway.url(), "1").await;
@@ -29,7 +29,7 @@ async fn requests_under_way_are_answered_and_new_ones_left_to_other_gateways() {
         not_ready.json()["error"]["message"],
         "the gateway is shutting down"
     );
-    let refused = caller.draw("too late").await;
+    let refused = caller.generate("too late").await;
     assert_eq!(refused.status, 503);
     assert_eq!(refused.header("retry-after"), Some("1"));
     // Behind a balancer of connections, the next request is to go to another gateway.
@@ -62,18 +62,22 @@ async fn requests_under_way_are_answered_and_new_ones_left_to_other_gateways() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_waits_for_another_replica_is_answered_through_a_shutdown() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
-    let gateway = Setup::on(&database, &drawn_by(&upstream, "[tasks]\nrunning_max = 1")).serve();
+    let gateway = Setup::on(
+        &database,
+        &generated_by(&upstream, "[tasks]\nrunning_max = 1"),
+    )
+    .serve();
     let caller = database.caller(&gateway.url(), "1").await;
     let gate = gate();
     hold(&upstream, &gate);
     hold(&upstream, &gate);
-    let first = waiting(&caller, "drawn here");
+    let first = waiting(&caller, "generated here");
     upstream.wait_for(1).await;
-    let second = waiting(&caller, "drawn elsewhere");
+    let second = waiting(&caller, "generated elsewhere");
     database
         .wait_for("SELECT count(*) FROM tasks WHERE status = 'queued'", 1)
         .await;
-    let other = Setup::on(&database, &drawn_by(&upstream, "")).serve();
+    let other = Setup::on(&database, &generated_by(&upstream, "")).serve();
     upstream.wait_for(2).await;
 
     gateway.signal("TERM");
@@ -90,7 +94,7 @@ async fn who_waits_for_another_replica_is_answered_through_a_shutdown() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tasks_that_take_too_long_are_given_back_unbegun() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
-    let settings = drawn_by(&upstream, "[server]\ndrain_timeout_ms = 300");
+    let settings = generated_by(&upstream, "[server]\ndrain_timeout_ms = 300");
     let setup = Setup::on(&database, &settings);
     let gateway = setup.serve();
     let caller = database.caller(&gateway.url(), "1").await;
@@ -125,7 +129,7 @@ async fn tasks_that_take_too_long_are_given_back_unbegun() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_ends_it_at_once() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
-    let gateway = Setup::on(&database, &drawn_by(&upstream, "")).serve();
+    let gateway = Setup::on(&database, &generated_by(&upstream, "")).serve();
     let caller = database.caller(&gateway.url(), "1").await;
     let gate = gate();
     hold(&upstream, &gate);

@@ -1,7 +1,7 @@
 //! Keys that open nothing, on every route that asks for one.
 
 use chrono::{DateTime, Utc};
-use easel::accounts::store::{self as accounts, KeyLimits, Standing};
+use easel::accounts::store::{self as accounts, AccountStatus, KeyLimits};
 use reqwest::Method;
 
 use crate::harness::{
@@ -100,9 +100,9 @@ async fn an_expired_key_is_refused() {
     app.finish().await;
 }
 
-/// Nothing drawn, nothing held, though the key was good a moment ago and is remembered as such.
+/// Nothing generated, nothing held, though the key was good a moment ago and is remembered as such.
 async fn assert_spends_nothing(caller: &Caller) {
-    caller.draw("a cat").await.assert_refused(401, INVALID);
+    caller.generate("a cat").await.assert_refused(401, INVALID);
 }
 
 #[tokio::test]
@@ -128,7 +128,7 @@ async fn a_disabled_account_spends_nothing_from_then_on() {
     assert_eq!(caller.get("/v1/balance").await.status, 200);
 
     let mut conn = app.app.pool.acquire().await.unwrap();
-    let disabled = accounts::set_standing(&mut conn, &caller.account, Standing::Disabled).await;
+    let disabled = accounts::set_status(&mut conn, &caller.account, AccountStatus::Disabled).await;
     assert_eq!(disabled.unwrap(), Some(()));
     drop(conn);
 

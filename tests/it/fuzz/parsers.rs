@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use easel::{
-    backend::json_pictures::{Found, PictureScanner, Place, REST_BYTES_MAX},
+    backend::json_images::{Found, ImageScanner, JsonPath, REST_BYTES_MAX},
     image::{Filter, ImageInfo, InvalidImage, Limits, Metadata, resolve_size},
     references::Guard,
 };
@@ -69,29 +69,29 @@ fn images() {
     );
 }
 
-/// The pictures of an answer, and the rest of it.
-fn scanned(places: &Arc<[Place]>, pieces: &[&[u8]]) -> Option<(Vec<Vec<u8>>, Vec<u8>)> {
-    let mut scanner = PictureScanner::new(Arc::clone(places));
-    let (mut pictures, mut picture) = (Vec::new(), Vec::new());
+/// The images of an answer, and the rest of it.
+fn scanned(places: &Arc<[JsonPath]>, pieces: &[&[u8]]) -> Option<(Vec<Vec<u8>>, Vec<u8>)> {
+    let mut scanner = ImageScanner::new(Arc::clone(places));
+    let (mut images, mut image) = (Vec::new(), Vec::new());
     for piece in pieces {
         let mut left = *piece;
         while let Some(found) = scanner.next(&mut left).ok()? {
             match found {
-                Found::Piece(piece) => picture.extend_from_slice(&piece),
-                Found::End => pictures.push(std::mem::take(&mut picture)),
+                Found::Piece(piece) => image.extend_from_slice(&piece),
+                Found::End => images.push(std::mem::take(&mut image)),
             }
         }
     }
-    Some((pictures, scanner.into_rest()))
+    Some((images, scanner.into_rest()))
 }
 
-/// However an answer is cut, it holds the same pictures; nothing grows beyond what came.
+/// However an answer is cut, it holds the same images; nothing grows beyond what came.
 #[test]
 fn upstream_answers() {
-    let places: Arc<[Place]> = Arc::new([
-        Place::of_base64("data[].b64_json"),
-        Place::of_data_urls("data[].url"),
-        Place::of_echo("echo.image"),
+    let places: Arc<[JsonPath]> = Arc::new([
+        JsonPath::of_base64("data[].b64_json"),
+        JsonPath::of_data_urls("data[].url"),
+        JsonPath::of_echo("echo.image"),
     ]);
     let words = [
         "\"data\":[",
@@ -105,9 +105,9 @@ fn upstream_answers() {
         let whole = scanned(&places, &[input]);
         let cuts: Vec<&[u8]> = input.chunks(3).collect();
         assert_eq!(whole, scanned(&places, &cuts));
-        if let Some((pictures, rest)) = whole {
+        if let Some((images, rest)) = whole {
             assert!(rest.len() <= REST_BYTES_MAX && rest.len() <= input.len() * 3);
-            assert!(pictures.concat().len() <= input.len());
+            assert!(images.concat().len() <= input.len());
         }
     });
 }

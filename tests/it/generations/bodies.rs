@@ -10,7 +10,7 @@ use super::{FAILING, READING, body, understood};
 use crate::harness::{
     TestApp,
     caller::{Answer, Caller},
-    pictures::png,
+    images::png,
 };
 
 const PATH: &str = "/v1/images/generations?async=1";

@@ -99,7 +99,7 @@ async fn absent_fields_have_their_defaults() {
 }
 
 #[tokio::test]
-async fn sizes_are_drawn_as_the_table_says() {
+async fn sizes_are_generated_as_the_table_says() {
     let app = TestApp::with(FAILING).await;
     let caller = app.caller("99").await;
     for (ratio, one_k, two_k) in [

@@ -1,4 +1,4 @@
-//! The pictures: their links, what those lead to, and the pictures inside the answer.
+//! The images: their links, what those lead to, and the images inside the answer.
 
 use easel::{accounts::store::KeyLimits, config::InlineImages};
 use insta::assert_json_snapshot;
@@ -14,7 +14,7 @@ use crate::harness::{
 const PATH: &str = "/v1/images/generations";
 
 async fn link_of(caller: &Caller) -> String {
-    let answer = caller.draw("a cat").await;
+    let answer = caller.generate("a cat").await;
     assert_eq!(answer.status, 200, "{answer:?}");
     answer.json()["data"][0]["url"].as_str().unwrap().to_owned()
 }
@@ -31,7 +31,7 @@ async fn a_sync_answer_has_its_links() {
     let app = TestApp::start().await;
     let caller = app.caller("1").await;
 
-    let answer = caller.draw("a cat").await;
+    let answer = caller.generate("a cat").await;
 
     assert_eq!(answer.header("cache-control"), Some("no-store"));
     assert_json_snapshot!(answer.json(), @r#"
@@ -54,11 +54,11 @@ async fn a_link_leads_to_the_bytes_without_a_key() {
     let link = link_of(&app.caller("1").await).await;
 
     let shown = target(&link).await;
-    let picture = Answer::of(http_client().get(&shown)).await;
-    assert_eq!(picture.header("content-type"), Some("image/png"));
-    assert_eq!(picture.header("content-disposition"), Some("inline"));
-    assert_eq!(picture.header("x-content-type-options"), Some("nosniff"));
-    let size = image::load_from_memory(&picture.body).unwrap();
+    let image = Answer::of(http_client().get(&shown)).await;
+    assert_eq!(image.header("content-type"), Some("image/png"));
+    assert_eq!(image.header("content-disposition"), Some("inline"));
+    assert_eq!(image.header("x-content-type-options"), Some("nosniff"));
+    let size = image::load_from_memory(&image.body).unwrap();
     assert_eq!((size.width(), size.height()), (1024, 1024));
 
     let saved = target(&format!("{link}?download=1")).await;
@@ -69,7 +69,7 @@ async fn a_link_leads_to_the_bytes_without_a_key() {
         "{disposition}"
     );
     assert!(disposition.ends_with("-1.png\""), "{disposition}");
-    assert_eq!(saved.body, picture.body);
+    assert_eq!(saved.body, image.body);
     app.finish().await;
 }
 
@@ -86,8 +86,8 @@ async fn links_may_be_cached_for_less_time_than_they_live() {
     // Whoever is led on from a cache still has half of the ten minutes.
     assert!((290..=300).contains(&max_age(&redirect)), "{redirect:?}");
     let shown = redirect.header("location").unwrap();
-    let picture = Answer::of(http_client().get(shown)).await;
-    assert!((590..=600).contains(&max_age(&picture)), "{picture:?}");
+    let image = Answer::of(http_client().get(shown)).await;
+    assert!((590..=600).contains(&max_age(&image)), "{image:?}");
     app.app.clock.advance(std::time::Duration::from_secs(400));
     let later = Answer::of(http_client().get(shown)).await;
     assert!((190..=200).contains(&max_age(&later)), "{later:?}");
@@ -159,7 +159,7 @@ async fn the_address_behind_a_link_cannot_be_forged_and_ends_soon() {
     app.finish().await;
 }
 
-/// Whether an answer has the picture beside its link, and if so that it is the same.
+/// Whether an answer has the image beside its link, and if so that it is the same.
 async fn is_inline(caller: &Caller, fields: serde_json::Value) -> bool {
     let answer = caller.post(PATH, &body(fields)).await;
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -177,7 +177,7 @@ async fn is_inline(caller: &Caller, fields: serde_json::Value) -> bool {
 }
 
 #[tokio::test]
-async fn pictures_come_inline_where_they_are_asked_for() {
+async fn images_come_inline_where_they_are_asked_for() {
     let app = TestApp::start().await;
     let caller = app.caller("9").await;
     assert!(is_inline(&caller, json!({"response_format": "b64_json", "n": 2})).await);

@@ -7,7 +7,7 @@ use super::{FAILING, accepted, body};
 use crate::harness::{
     TestApp,
     caller::Answer,
-    pictures::{picture, png},
+    images::{image, png},
 };
 
 const DATA_URL: &str = "a data URL must be data:image/…;base64, followed by valid base64";
@@ -67,7 +67,7 @@ async fn data_urls_are_taken_as_lenient_decoders_take_them() {
         format!("{head}{}", lines.join("\r\n")),
         whole.replace("data:image/png", "DATA:IMAGE/PNG"),
         whole.replace("image/png", "image/*"),
-        data_url(&picture(ImageFormat::Jpeg)),
+        data_url(&image(ImageFormat::Jpeg)),
     ] {
         let request = accepted(&app, &caller, json!({ "image": url })).await;
         assert_eq!(count(&request), 1, "{url}");
@@ -166,8 +166,8 @@ async fn own_links_are_read_from_storage_whatever_their_scheme() {
     let app = TestApp::start().await;
     let caller = app.caller("9").await;
     let upload = caller.upload(png(), "a.png").await.json();
-    let drawn = caller.draw("a cat").await.json();
-    let links = [&upload["url"], &drawn["data"][0]["url"]];
+    let result = caller.generate("a cat").await.json();
+    let links = [&upload["url"], &result["data"][0]["url"]];
     let links = links.map(|link| link.as_str().unwrap());
     for link in links {
         for link in [link.to_owned(), link.replace("http://", "https://")] {

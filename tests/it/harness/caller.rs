@@ -83,8 +83,8 @@ impl Caller {
         Answer::of(self.request(Method::POST, path).multipart(form)).await
     }
 
-    /// Draws one small picture, and waits for it.
-    pub async fn draw(&self, prompt: &str) -> Answer {
+    /// Generates one small image, and waits for it.
+    pub async fn generate(&self, prompt: &str) -> Answer {
         self.post(
             "/v1/images/generations",
             &json!({"model": "gpt-image-2", "prompt": prompt}),

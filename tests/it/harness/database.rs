@@ -175,9 +175,9 @@ impl TestDatabase {
 /// The tasks in the queue that come next where nothing is short.
 pub async fn first_in_line(conn: &mut PgConnection, limit: i64) -> Vec<store::Waiting> {
     let queued = store::queued_classes(conn).await.unwrap().into_iter();
-    let demand = |(pool, (model, needs))| store::Demand {
+    let demand = |(pool, (model, requirements))| store::Demand {
         model,
-        needs,
+        requirements,
         pool,
         capacity: u32::MAX,
         least: Duration::ZERO,

@@ -4,7 +4,7 @@
 pub mod caller;
 pub mod database;
 pub mod fault_proxy;
-pub mod pictures;
+pub mod images;
 pub mod process;
 pub mod redact;
 pub mod s3;

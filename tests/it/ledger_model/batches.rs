@@ -8,7 +8,7 @@ use easel::{
 };
 use serde_json::json;
 
-use super::desk::{Desk, outcome, submission};
+use super::engine::{Engine, outcome, submission};
 use crate::harness::database::TestDatabase;
 
 const PRICE: Cny = Cny::from_micros(200_000);
@@ -16,9 +16,9 @@ const PRICE: Cny = Cny::from_micros(200_000);
 #[tokio::test]
 async fn a_submission_that_cannot_be_stored_spoils_no_other() {
     let database = TestDatabase::create().await;
-    let mut desk = Desk::open(&database).await;
-    let account = desk.account(Cny::from_micros(500_000), None).await;
-    let caller = desk.caller(account, None).await;
+    let mut engine = Engine::open(&database).await;
+    let account = engine.account(Cny::from_micros(500_000), None).await;
+    let caller = engine.caller(account, None).await;
     let mut bad = submission(&caller, "bad", 1, PRICE);
     bad.request.options.insert("user".to_owned(), json!("\0"));
     bad.repeat = Repeat::Key("order-1".to_owned());
@@ -33,7 +33,7 @@ async fn a_submission_that_cannot_be_stored_spoils_no_other() {
     };
     let good = submission(&caller, "good", 1, PRICE);
     let dear = submission(&caller, "dear", 10, PRICE);
-    let answers = desk.submit(vec![bad, joining, named, good, dear]).await;
+    let answers = engine.submit(vec![bad, joining, named, good, dear]).await;
     // Whoever would have joined a task that never was is refused with it; its name is free.
     assert!(matches!(answers[0], Err(SubmitError::Database(_))));
     assert!(matches!(answers[1], Err(SubmitError::Database(_))));
@@ -41,104 +41,104 @@ async fn a_submission_that_cannot_be_stored_spoils_no_other() {
     assert!(matches!(answers[3], Ok(Submitted::New(_))));
     assert!(matches!(answers[4], Err(SubmitError::Refused(_))));
     let held: i64 = sqlx::query_scalar("SELECT held FROM accounts")
-        .fetch_one(&desk.pool)
+        .fetch_one(&engine.pool)
         .await
         .unwrap();
     assert_eq!(held, 400_000);
-    assert_sound(&desk).await;
+    assert_sound(&engine).await;
 }
 
 #[tokio::test]
 async fn a_refused_price_is_no_open_task_of_its_key() {
     let database = TestDatabase::create().await;
-    let mut desk = Desk::open(&database).await;
-    let account = desk.account(PRICE, None).await;
-    let caller = desk.caller(account, Some(1)).await;
+    let mut engine = Engine::open(&database).await;
+    let account = engine.account(PRICE, None).await;
+    let caller = engine.caller(account, Some(1)).await;
     let dear = submission(&caller, "dear", 2, PRICE);
     let fair = submission(&caller, "fair", 1, PRICE);
     let further = submission(&caller, "further", 1, PRICE);
-    let answers = desk.submit(vec![dear, fair, further]).await;
+    let answers = engine.submit(vec![dear, fair, further]).await;
     assert!(matches!(answers[0], Err(SubmitError::Refused(_))));
     assert!(matches!(answers[1], Ok(Submitted::New(_))));
     assert!(matches!(
         answers[2],
         Err(SubmitError::Concurrency { limit: 1 })
     ));
-    assert_sound(&desk).await;
+    assert_sound(&engine).await;
 }
 
 #[tokio::test]
 async fn a_settlement_that_cannot_be_stored_keeps_no_other_open() {
     let database = TestDatabase::create().await;
-    let mut desk = Desk::open(&database).await;
-    let account = desk.account(Cny::from_micros(1_000_000), None).await;
-    let caller = desk.caller(account, None).await;
+    let mut engine = Engine::open(&database).await;
+    let account = engine.account(Cny::from_micros(1_000_000), None).await;
+    let caller = engine.caller(account, None).await;
     let batch = ["a", "b", "c"].map(|prompt| Submission {
-        place: Some(desk.place()),
+        slot: Some(engine.slot()),
         ..submission(&caller, prompt, 1, PRICE)
     });
     let ids: Vec<_> = batch.iter().map(|submission| submission.id).collect();
-    desk.submit(batch.into()).await;
-    let mut tasks = tasks(&desk, &ids).await;
+    engine.submit(batch.into()).await;
+    let mut tasks = tasks(&engine, &ids).await;
     let mut bad = outcome(1);
     if let Outcome::Completed(images) = &mut bad {
         images[0].object = "\0".to_owned();
     }
     let outcomes = [outcome(1), bad, outcome(0)];
-    let answers = desk.settle(tasks.drain(..).zip(outcomes).collect()).await;
+    let answers = engine.settle(tasks.drain(..).zip(outcomes).collect()).await;
     let ended: Vec<_> = answers.iter().map(Option::is_some).collect();
     assert_eq!(ended, [true, false, true]);
-    assert_sound(&desk).await;
+    assert_sound(&engine).await;
 
     // It is still held for, and ends as those do whose worker is lost.
-    let lost = self::tasks(&desk, &ids[1..2]).await.remove(0);
+    let lost = self::tasks(&engine, &ids[1..2]).await.remove(0);
     assert!(lost.end.is_none());
-    assert!(desk.settle(vec![(lost, outcome(0))]).await[0].is_some());
+    assert!(engine.settle(vec![(lost, outcome(0))]).await[0].is_some());
     let (balance, held): (i64, i64) = sqlx::query_as("SELECT balance, held FROM accounts")
-        .fetch_one(&desk.pool)
+        .fetch_one(&engine.pool)
         .await
         .unwrap();
     assert_eq!((balance, held), (800_000, 0));
-    assert_sound(&desk).await;
+    assert_sound(&engine).await;
 }
 
 #[tokio::test]
 async fn of_two_endings_in_one_batch_only_the_latest_claims_is_told() {
     let database = TestDatabase::create().await;
-    let mut desk = Desk::open(&database).await;
-    let account = desk.account(Cny::from_micros(1_000_000), None).await;
-    let caller = desk.caller(account, None).await;
+    let mut engine = Engine::open(&database).await;
+    let account = engine.account(Cny::from_micros(1_000_000), None).await;
+    let caller = engine.caller(account, None).await;
     let one = submission(&caller, "a", 4, PRICE);
     let ids = [one.id];
-    desk.submit(vec![one]).await;
-    let mut conn = desk.pool.acquire().await.unwrap();
-    let first = desk.claim(1).await.remove(0);
-    store::unclaim(&mut conn, &[(first.id, first.fence)])
+    engine.submit(vec![one]).await;
+    let mut conn = engine.pool.acquire().await.unwrap();
+    let first = engine.claim(1).await.remove(0);
+    store::release_claims(&mut conn, &[(first.id, first.fence)])
         .await
         .unwrap();
-    let second = desk.claim(1).await.remove(0);
+    let second = engine.claim(1).await.remove(0);
     drop(conn);
-    let answers = desk
+    let answers = engine
         .settle(vec![(second, outcome(3)), (first, outcome(1))])
         .await;
     for told in answers.into_iter().flatten() {
         assert_eq!(told.images().len(), 3);
     }
-    let mut conn = desk.pool.acquire().await.unwrap();
+    let mut conn = engine.pool.acquire().await.unwrap();
     let task = store::summaries(&mut conn, &ids).await.unwrap().remove(0);
     assert_eq!(task.images().len(), 3);
-    assert_sound(&desk).await;
+    assert_sound(&engine).await;
 }
 
-async fn tasks(desk: &Desk, ids: &[easel::ids::TaskId]) -> Vec<Task> {
-    let mut conn = desk.pool.acquire().await.unwrap();
+async fn tasks(engine: &Engine, ids: &[easel::ids::TaskId]) -> Vec<Task> {
+    let mut conn = engine.pool.acquire().await.unwrap();
     let mut tasks = store::present(&mut conn, ids).await.unwrap();
     tasks.sort_by_key(|task| task.id);
     tasks
 }
 
-async fn assert_sound(desk: &Desk) {
-    let mut conn = desk.pool.acquire().await.unwrap();
+async fn assert_sound(engine: &Engine) {
+    let mut conn = engine.pool.acquire().await.unwrap();
     for (promise, broken) in ledger::faults(&mut conn).await.unwrap() {
         assert_eq!(broken, 0, "broken: {promise}");
     }

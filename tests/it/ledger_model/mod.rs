@@ -2,7 +2,7 @@
 //! must always hold holds after each.
 
 mod batches;
-mod desk;
+mod engine;
 mod model;
 
 use std::{collections::HashSet, sync::Arc, sync::OnceLock};
@@ -21,7 +21,7 @@ use sqlx::Executor;
 use tokio::runtime::{self, Runtime};
 
 use crate::harness::database::TestDatabase;
-use desk::{Desk, TIME_ZONE, outcome, submission};
+use engine::{Engine, TIME_ZONE, outcome, submission};
 use model::{
     ATTEMPTS_MAX, Answer, Ask, Finish, Model, OPEN_MAX, OPENING, PAYERS, QUOTAS, Repeats, State,
     Step,
@@ -46,7 +46,7 @@ struct System {
 }
 
 struct Ledger {
-    desk: Desk,
+    engine: Engine,
     accounts: Vec<AccountId>,
     callers: Vec<Arc<Caller>>,
     /// In the order that the model numbers them in.
@@ -82,21 +82,22 @@ impl Ledger {
         if DATABASE.get().is_none() {
             drop(DATABASE.set(TestDatabase::create().await));
         }
-        let desk = Desk::open(DATABASE.get().unwrap()).await;
-        desk.pool
+        let engine = Engine::open(DATABASE.get().unwrap()).await;
+        engine
+            .pool
             .execute("TRUNCATE entries, tasks, uploads, api_keys, accounts")
             .await
             .unwrap();
         let (mut accounts, mut callers) = (Vec::new(), Vec::new());
         for (balance, quota) in OPENING.into_iter().zip(QUOTAS) {
             let quota = quota.map(Cny::from_micros);
-            accounts.push(desk.account(Cny::from_micros(balance), quota).await);
+            accounts.push(engine.account(Cny::from_micros(balance), quota).await);
         }
         for (payer, open_max) in PAYERS.into_iter().zip(OPEN_MAX) {
-            callers.push(desk.caller(accounts[payer], open_max).await);
+            callers.push(engine.caller(accounts[payer], open_max).await);
         }
         Self {
-            desk,
+            engine,
             accounts,
             callers,
             tasks: Vec::new(),
@@ -108,13 +109,13 @@ impl Ledger {
             Step::TopUp { account, micros } => self.top_up(account, micros).await,
             Step::Price(_) => {}
             Step::Revoke(key) => {
-                let mut conn = self.desk.pool.acquire().await.unwrap();
+                let mut conn = self.engine.pool.acquire().await.unwrap();
                 let key = self.callers[key].key_id;
                 accounts::revoke_key(&mut conn, key).await.unwrap().unwrap();
             }
             Step::Submit(asks) => self.submit(model, &asks).await,
             Step::Claim(limit) => {
-                self.desk.claim(i64::try_from(limit).unwrap()).await;
+                self.engine.claim(i64::try_from(limit).unwrap()).await;
             }
             Step::Settle(finishes) => self.settle(model, &finishes).await,
             Step::LoseLeases => self.lose_leases().await,
@@ -123,7 +124,7 @@ impl Ledger {
                     "UPDATE accounts SET month = (month - interval '1 month')::date WHERE id = $1",
                 )
                 .bind(self.accounts[account])
-                .execute(&self.desk.pool)
+                .execute(&self.engine.pool)
                 .await
                 .unwrap();
             }
@@ -132,7 +133,7 @@ impl Ledger {
 
     /// Whether it was taken shows in the balance.
     async fn top_up(&self, account: usize, micros: i64) {
-        let mut conn = self.desk.pool.acquire().await.unwrap();
+        let mut conn = self.engine.pool.acquire().await.unwrap();
         let amount = Cny::from_micros(micros);
         match ledger::top_up(&mut conn, self.accounts[account], amount).await {
             Ok(balance) => assert!(balance.is_some()),
@@ -145,7 +146,7 @@ impl Ledger {
 
     async fn submit(&mut self, model: &Model, asks: &[Ask]) {
         let batch: Vec<Submission> = asks.iter().map(|ask| self.submission(model, ask)).collect();
-        let answers = self.desk.submit(batch).await;
+        let answers = self.engine.submit(batch).await;
         assert_eq!(answers.len(), model.answers.len());
         for (answer, expected) in answers.into_iter().zip(&model.answers) {
             assert_eq!(self.answer(answer), *expected);
@@ -160,7 +161,7 @@ impl Ledger {
                 Repeats::Name(name) => Repeat::Key(name.to_string()),
                 Repeats::Retry => Repeat::Retry(1),
             },
-            place: ask.claimed.then(|| self.desk.place()),
+            slot: ask.claimed.then(|| self.engine.slot()),
             ..submission(caller, &ask.prompt.to_string(), ask.n(), price)
         }
     }
@@ -185,7 +186,7 @@ impl Ledger {
 
     /// What a task is now, as a worker that claimed it knows it.
     async fn task(&self, index: usize) -> Task {
-        let mut conn = self.desk.pool.acquire().await.unwrap();
+        let mut conn = self.engine.pool.acquire().await.unwrap();
         let found = store::present(&mut conn, &[self.tasks[index]])
             .await
             .unwrap();
@@ -210,7 +211,7 @@ impl Ledger {
             ));
         }
         let asked: Vec<TaskId> = batch.iter().map(|(task, _)| task.id).collect();
-        let answers = self.desk.settle(batch).await;
+        let answers = self.engine.settle(batch).await;
         for (id, answer) in asked.into_iter().zip(answers) {
             assert_eq!(answer.is_some(), mine.contains(&id));
             let Some(end) = answer.as_ref().and_then(|task| task.end.as_ref()) else {
@@ -222,7 +223,7 @@ impl Ledger {
     }
 
     async fn lose_leases(&self) {
-        let mut conn = self.desk.pool.acquire().await.unwrap();
+        let mut conn = self.engine.pool.acquire().await.unwrap();
         conn.execute(
             "UPDATE tasks SET lease_until = now() - interval '1 second' WHERE status = 'running'",
         )
@@ -239,13 +240,13 @@ impl Ledger {
         let exhausted = store::present(&mut conn, &ids).await.unwrap();
         drop(conn);
         let batch = exhausted.into_iter().map(|task| (task, outcome(0)));
-        for ended in self.desk.settle(batch.collect()).await {
+        for ended in self.engine.settle(batch.collect()).await {
             assert!(ended.is_some());
         }
     }
 
     async fn compare(&self, model: &Model) {
-        let mut conn = self.desk.pool.acquire().await.unwrap();
+        let mut conn = self.engine.pool.acquire().await.unwrap();
         for (promise, broken) in ledger::faults(&mut conn).await.unwrap() {
             assert_eq!(broken, 0, "broken: {promise}");
         }

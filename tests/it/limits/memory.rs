@@ -7,7 +7,7 @@ use reqwest::Method;
 use crate::harness::{
     caller::Answer,
     database::TestDatabase,
-    pictures::png_of,
+    images::png_of,
     process::{Process, Setup},
 };
 

@@ -7,7 +7,7 @@ use super::asked;
 use crate::harness::{
     TestApp,
     caller::{Answer, http_client},
-    pictures::png,
+    images::png,
 };
 
 /// A request is megabytes where all its fields are as long as they may be: what clients ask as often as
@@ -16,8 +16,8 @@ use crate::harness::{
 async fn polls_lists_usage_and_links_never_read_the_request() {
     let app = TestApp::start().await;
     let caller = app.caller("9").await;
-    let drawn = caller.draw("a cat").await.json();
-    let (task, link) = (drawn["id"].as_str().unwrap(), &drawn["data"][0]["url"]);
+    let result = caller.generate("a cat").await.json();
+    let (task, link) = (result["id"].as_str().unwrap(), &result["data"][0]["url"]);
     sqlx::query("UPDATE tasks SET request = request - 'prompt' - 'n'")
         .execute(&*app.app.pool)
         .await

@@ -13,7 +13,7 @@ use super::{Sending, asked};
 use crate::harness::{
     TestApp,
     caller::{Answer, Caller},
-    pictures::png,
+    images::png,
 };
 
 const PATH: &str = "/v1/images/edits?async=1";
@@ -210,8 +210,8 @@ async fn what_a_request_brought_along_goes_once_its_task_must_have_ended() {
     let app = TestApp::start().await;
     let caller = app.caller("9").await;
     assert_eq!(upload(&caller).await.status, 200);
-    let drawn = caller.post_form("/v1/images/edits", form()).await;
-    assert_eq!(drawn.status, 200, "{drawn:?}");
+    let result = caller.post_form("/v1/images/edits", form()).await;
+    assert_eq!(result.status, 200, "{result:?}");
     let config = &app.app.config;
     let life = config.server.body_timeout() + config.tasks.deadline();
     app.app.clock.advance(life);

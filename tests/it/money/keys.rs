@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use easel::accounts::store::{self as accounts, Standing};
+use easel::accounts::store::{self as accounts, AccountStatus};
 use futures_util::future::join_all;
 use serde_json::json;
 
@@ -27,7 +27,7 @@ async fn a_revoked_key_and_a_disabled_account_spend_nothing_though_the_key_is_ca
             "revoke" => accounts::revoke_key(&mut conn, caller.key_id)
                 .await
                 .unwrap(),
-            "disable" => accounts::set_standing(&mut conn, &caller.account, Standing::Disabled)
+            "disable" => accounts::set_status(&mut conn, &caller.account, AccountStatus::Disabled)
                 .await
                 .unwrap(),
             _ => {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::harness::{
     TestApp,
     caller::{Answer, Caller},
-    upstream::{Reply, Upstream, picture},
+    upstream::{Reply, Upstream, image},
 };
 
 const GENERATE: &str = "/v1/images/generations";
@@ -29,7 +29,7 @@ fn body(prompt: &str, more: &Value) -> Value {
 }
 
 fn slow() -> Reply {
-    Reply::pictures(&[picture(16, 16, 0)]).after(SLOW)
+    Reply::images(&[image(16, 16, 0)]).after(SLOW)
 }
 
 fn cny(text: &str) -> Cny {
@@ -259,7 +259,7 @@ async fn what_is_not_delivered_costs_nothing() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&upstream.gateway("")).await;
     let caller = app.caller("1.00").await;
-    upstream.next(Reply::error(400, "moderation_blocked", "not drawn"));
+    upstream.next(Reply::error(400, "moderation_blocked", "not generated"));
     let task = accepted(&caller, &json!({"n": 2})).await;
     let task = caller.wait_for(&task).await;
     assert_eq!(task["status"], "failed");
@@ -269,10 +269,10 @@ async fn what_is_not_delivered_costs_nothing() {
     assert_eq!(usage["data"][0]["status"], "failed");
     assert_eq!(usage["data"][0]["cost"].as_f64(), Some(0.0));
 
-    upstream.next(Reply::pictures(&[
-        picture(16, 16, 0),
-        picture(16, 16, 1),
-        picture(16, 16, 2),
+    upstream.next(Reply::images(&[
+        image(16, 16, 0),
+        image(16, 16, 1),
+        image(16, 16, 2),
     ]));
     let task = accepted(&caller, &json!({"n": 4})).await;
     assert_eq!(caller.wait_for(&task).await["cost"], 0.6);

@@ -75,7 +75,7 @@ async fn a_settlement_that_comes_late_does_not_turn_the_month_back() {
     let caller = app
         .caller_with("9.00", Some("0.60"), &KeyLimits::default())
         .await;
-    assert_eq!(caller.draw("before midnight").await.status, 200);
+    assert_eq!(caller.generate("before midnight").await.status, 200);
     // As if what was spent had been spent in a month that this transaction does not know yet.
     shift_month(&app, &caller, "1 month").await;
     let mut conn = app.database.connect().await;

@@ -9,7 +9,7 @@ use crate::harness::{
     TestApp,
     caller::Caller,
     database::TestDatabase,
-    pictures::png,
+    images::png,
     process::{Process, Setup},
     upstream::Upstream,
 };
@@ -41,7 +41,7 @@ fn body(urls: &[String]) -> Value {
 }
 
 #[tokio::test]
-async fn references_are_fetched_before_anything_is_drawn_and_failures_are_free() {
+async fn references_are_fetched_before_anything_is_generated_and_failures_are_free() {
     let web = Web::start().await;
     let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let database = TestDatabase::create().await;
@@ -134,9 +134,9 @@ async fn what_cannot_be_fetched_is_named_before_the_upstream_is_asked() {
     app.finish().await;
 }
 
-/// The stand-in lets one private address through: it must stay out of the program's reach.
+/// The exempt server lets one private address through: it must stay out of the program's reach.
 #[test]
-fn nothing_but_tests_has_a_stand_in() {
+fn nothing_but_tests_has_an_exempt_server() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut dirs = vec![root];
     let mut found = Vec::new();
@@ -145,7 +145,10 @@ fn nothing_but_tests_has_a_stand_in() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 dirs.push(path);
-            } else if std::fs::read_to_string(&path).unwrap().contains("StandIn") {
+            } else if std::fs::read_to_string(&path)
+                .unwrap()
+                .contains("ExemptServer")
+            {
                 found.push(path);
             }
         }

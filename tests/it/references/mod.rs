@@ -20,14 +20,14 @@ const COULD_NOT_BE_FETCHED: &str = "could not be fetched";
 #[tokio::test]
 async fn a_body_comes_as_it_is() {
     let web = Web::start().await;
-    let (length, body) = read(web.fetch("https://public.test/picture").await)
+    let (length, body) = read(web.fetch("https://public.test/image").await)
         .await
         .unwrap();
-    assert_eq!((length, body.as_slice()), (Some(7), b"picture".as_slice()));
+    assert_eq!((length, body.as_slice()), (Some(7), b"image".as_slice()));
     let (length, body) = read(web.fetch("https://public.test/chunked").await)
         .await
         .unwrap();
-    assert_eq!((length, body.as_slice()), (None, b"picture".as_slice()));
+    assert_eq!((length, body.as_slice()), (None, b"image".as_slice()));
     let (_, body) = read(web.fetch("https://public.test/html").await)
         .await
         .unwrap();
@@ -51,7 +51,7 @@ async fn a_request_says_nothing_about_the_caller() {
             env!("CARGO_PKG_VERSION")
         )
     };
-    let expected = [head("/redirect/1?secret=1"), head("/picture")];
+    let expected = [head("/redirect/1?secret=1"), head("/image")];
     assert_eq!(web.heads(), expected);
 }
 
@@ -62,7 +62,7 @@ async fn redirects_are_followed_three_times_and_no_more() {
         let (_, body) = read(web.fetch(&format!("https://public.test/{path}")).await)
             .await
             .unwrap();
-        assert_eq!(body, b"picture");
+        assert_eq!(body, b"image");
     }
     for path in ["redirect/4", "loop"] {
         let fault = web.fault(&format!("https://public.test/{path}")).await;
@@ -263,7 +263,7 @@ async fn the_references_of_a_task_share_bytes_and_time() {
     read(second).await.unwrap();
 
     let (begin, allowance) = (Instant::now(), fetcher.allowance());
-    for path in ["silent", "picture"] {
+    for path in ["silent", "image"] {
         let error = fetcher.fetch(&url(path), &allowance).await.map(drop);
         let error = error.unwrap_err();
         assert!(
@@ -275,7 +275,7 @@ async fn the_references_of_a_task_share_bytes_and_time() {
 }
 
 #[tokio::test]
-async fn only_an_uncompressed_200_is_a_picture() {
+async fn only_an_uncompressed_200_is_an_image() {
     let web = Web::start().await;
     for status in [
         201, 204, 206, 300, 304, 400, 401, 403, 404, 407, 429, 500, 503,

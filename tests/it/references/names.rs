@@ -13,7 +13,7 @@ use super::{
     web::{Web, references},
 };
 
-const PUBLIC: &str = "127.0.0.1"; // the stand-in
+const PUBLIC: &str = "127.0.0.1"; // the exempt server
 
 #[tokio::test]
 async fn a_name_with_any_refused_address_is_refused() {
@@ -27,7 +27,7 @@ async fn a_name_with_any_refused_address_is_refused() {
         ([vec![PUBLIC; 1000], vec!["0.0.0.0"]].concat(), "0.0.0.0"),
     ] {
         let web = Web::start_with(move |_, _| known(&answers)).await;
-        let fault = web.fault("https://public.test/picture").await;
+        let fault = web.fault("https://public.test/image").await;
         let refused = Some(refused.parse().unwrap());
         assert_eq!(refused_address(&fault), refused, "{fault:?}");
         assert_eq!(web.connections(), 0);
@@ -88,7 +88,7 @@ async fn an_alias_is_followed_to_its_end() {
     let fault = web.fault("https://circle.test/").await;
     assert!(matches!(fault, FetchFault::Request(_)), "{fault:?}");
     assert_eq!(web.connections(), 0);
-    read(web.fetch("https://public.test/picture").await)
+    read(web.fetch("https://public.test/image").await)
         .await
         .unwrap();
 }
@@ -97,7 +97,7 @@ async fn an_alias_is_followed_to_its_end() {
 #[tokio::test]
 async fn a_name_is_asked_for_once_a_hop() {
     let web = Web::start_with(|_, nth| known(&[if nth == 0 { PUBLIC } else { "127.0.0.2" }])).await;
-    read(web.fetch("https://public.test/picture").await)
+    read(web.fetch("https://public.test/image").await)
         .await
         .unwrap();
     assert_eq!(web.name_server.asked("public.test"), [1, 1]);
@@ -113,7 +113,7 @@ async fn a_name_is_asked_for_once_a_hop() {
 #[tokio::test]
 async fn a_thousand_addresses_are_no_hindrance() {
     let web = Web::start_with(|_, _| known(&[PUBLIC; 1000])).await;
-    read(web.fetch("https://public.test/picture").await)
+    read(web.fetch("https://public.test/image").await)
         .await
         .unwrap();
 }

@@ -23,12 +23,12 @@ async fn a_redirect_leads_nowhere_that_a_url_may_not() {
     let web = Web::start().await;
     let port = web.address.port();
     for (target, expected) in [
-        ("http://public.test/picture".to_owned(), UrlError::Scheme),
+        ("http://public.test/image".to_owned(), UrlError::Scheme),
         ("file:///etc/passwd".to_owned(), UrlError::Scheme),
         ("gopher://public.test/".to_owned(), UrlError::Scheme),
         ("data:image/png;base64,AAAA".to_owned(), UrlError::Scheme),
         (
-            format!("https://u:p@public.test:{port}/picture"),
+            format!("https://u:p@public.test:{port}/image"),
             UrlError::UserInfo,
         ),
         ("https://public.test:22/".to_owned(), UrlError::Port),
@@ -45,7 +45,7 @@ async fn a_redirect_leads_nowhere_that_a_url_may_not() {
         ("https://[64:ff9b::7f00:1]/".to_owned(), UrlError::Host),
         ("//127.0.0.2/".to_owned(), UrlError::Host),
         ("https://localhost/".to_owned(), UrlError::Host),
-        (format!("https://own.test:{port}/picture"), UrlError::Own),
+        (format!("https://own.test:{port}/image"), UrlError::Own),
         (
             format!("https://OWN.test.:{port}/v1/images/files/m/20260101/x-1.png"),
             UrlError::Own,
@@ -95,7 +95,7 @@ async fn nothing_connects_to_loopback() {
     let elsewhere = SocketAddr::from(([192, 0, 2, 1], port));
     let fetcher = web.fetcher(&references(""), elsewhere);
     for host in ["public.test", "private.test"] {
-        let url = Url::parse(&format!("https://{host}:{port}/picture")).unwrap();
+        let url = Url::parse(&format!("https://{host}:{port}/image")).unwrap();
         let error = fetcher
             .fetch(&url, &fetcher.allowance())
             .await
@@ -111,7 +111,7 @@ async fn nothing_connects_to_loopback() {
         "[::ffff:127.0.0.1]",
         "localhost",
     ] {
-        let url = Url::parse(&format!("https://{host}:{port}/picture")).unwrap();
+        let url = Url::parse(&format!("https://{host}:{port}/image")).unwrap();
         let error = fetcher
             .fetch(&url, &fetcher.allowance())
             .await
@@ -126,12 +126,10 @@ async fn nothing_connects_to_loopback() {
 
     // The same, where the operator allows it.
     web.fetcher = web.fetcher(&references("allow_private_networks = true"), elsewhere);
-    read(web.fetch("https://public.test/picture").await)
+    read(web.fetch("https://public.test/image").await)
         .await
         .unwrap();
-    read(web.fetch("https://127.1/picture").await)
-        .await
-        .unwrap();
+    read(web.fetch("https://127.1/image").await).await.unwrap();
 }
 
 #[tokio::test]
@@ -139,8 +137,8 @@ async fn a_server_must_prove_its_name() {
     let web = Web::start().await;
     let port = web.address.port();
     for url in [
-        "https://wrong-name.test/picture",
-        &format!("https://public.test/to?https://wrong-name.test:{port}/picture"),
+        "https://wrong-name.test/image",
+        &format!("https://public.test/to?https://wrong-name.test:{port}/image"),
     ] {
         let fault = web.fault(url).await;
         assert!(
@@ -154,7 +152,7 @@ async fn a_server_must_prove_its_name() {
     let mut web = Web::start().await;
     web.address = stranger.address;
     web.fetcher = web.fetcher(&references(""), stranger.address);
-    let fault = web.fault("https://public.test/picture").await;
+    let fault = web.fault("https://public.test/image").await;
     assert!(
         chain(&fault).contains("invalid peer certificate"),
         "{}",
@@ -162,7 +160,7 @@ async fn a_server_must_prove_its_name() {
     );
 
     let expired = Web::start_until(2001, |_, _| known(&["127.0.0.1"])).await;
-    let fault = expired.fault("https://public.test/picture").await;
+    let fault = expired.fault("https://public.test/image").await;
     assert!(chain(&fault).contains("expired"), "{}", chain(&fault));
     assert_eq!(expired.heads(), [] as [&str; 0]);
 }
@@ -219,7 +217,7 @@ async fn the_real_fetcher_resolves_and_trusts_as_the_system_does() {
     let web = Web::start().await;
     let config = references("allow_private_networks = true");
     let fetcher = Fetcher::new(&config, BYTES_MAX, "https://own.test").unwrap();
-    let url = format!("https://localhost:{}/picture", web.address.port());
+    let url = format!("https://localhost:{}/image", web.address.port());
     let url = Url::parse(&url).unwrap();
     let error = fetcher
         .fetch(&url, &fetcher.allowance())

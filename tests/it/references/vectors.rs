@@ -20,7 +20,7 @@ pub(super) const REFUSED: &str = "
     fe80::1 febf:ffff::1 fc00::1 fd00:ec2::254 fd7a:115c:a1e0::1 fdff:ffff::1 ff00::1 ff02::1 ffff::1
     100::1 2001:db8::1 2001:db8:ffff::1 3fff::1 3fff:fff::1 5f00::1 5f00:ffff::1";
 
-/// Hosts as clients may write them. Those of 127.0.0.1 are written of 127.0.0.2 here, as the stand-in for
+/// Hosts as clients may write them. Those of 127.0.0.1 are written of 127.0.0.2 here, as the exempt server for
 /// a public server has the former; `src/references/guard.rs` tries that too.
 const SPELLINGS: &[&str] = &[
     "2130706434",
@@ -70,7 +70,7 @@ async fn no_spelling_of_a_refused_host_is_asked_for() {
     for host in hosts() {
         for url in [
             format!("https://{host}/latest/meta-data/"),
-            format!("https://{host}:{port}/picture"),
+            format!("https://{host}:{port}/image"),
         ] {
             let refused = web.fetcher.check_url(&url);
             assert_eq!(refused, Err(UrlError::Host), "{url}");
@@ -95,7 +95,7 @@ async fn no_redirect_leads_to_a_refused_host() {
     let mut asked = 0;
     for host in hosts() {
         // A header has no other characters; a server sends them as they are.
-        let url = format!("https://public.test/to?https://{host}/picture");
+        let url = format!("https://public.test/to?https://{host}/image");
         let fault = web.fault(&url).await;
         assert!(
             matches!(fault, FetchFault::Url(UrlError::Host)),

@@ -12,7 +12,7 @@ use std::{
 
 use easel::{
     config,
-    references::{FetchError, FetchFault, Fetched, Fetcher, StandIn},
+    references::{ExemptServer, FetchError, FetchFault, Fetched, Fetcher},
 };
 use futures_util::FutureExt;
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
@@ -31,7 +31,7 @@ use tokio_rustls::{
 use url::Url;
 
 use super::dns::{Known, NameServer, known};
-use crate::harness::pictures::png;
+use crate::harness::images::png;
 
 pub(super) const BYTES_MAX: u64 = 100_000;
 
@@ -151,14 +151,14 @@ impl Web {
 pub(super) fn references(changes: &str) -> config::References {
     let mut settings: toml::Table = include_str!("../../../config/easel.toml").parse().unwrap();
     let mut references = settings.remove("references").unwrap();
-    for changes in ["failure_step_ms = 1", changes] {
+    for changes in ["failure_delay_step_ms = 1", changes] {
         let changes: toml::Table = changes.parse().unwrap();
         references.as_table_mut().unwrap().extend(changes);
     }
     references.try_into().unwrap()
 }
 
-/// The gateway itself is `https://own.test`, at the stand-in's port.
+/// The gateway itself is `https://own.test`, at the exempt server's port.
 fn fetcher(
     config: &config::References,
     bytes_max: u64,
@@ -166,13 +166,13 @@ fn fetcher(
     name_server: SocketAddr,
     root: &rcgen::Certificate,
 ) -> Fetcher {
-    let stand_in = StandIn {
+    let exempt = ExemptServer {
         address,
         name_server,
         root: root.der().clone(),
     };
     let public_url = format!("https://own.test:{}", address.port());
-    Fetcher::with_stand_in(config, bytes_max, &public_url, stand_in).unwrap()
+    Fetcher::with_exempt(config, bytes_max, &public_url, exempt).unwrap()
 }
 
 fn certify(year: i32) -> (TlsAcceptor, rcgen::Certificate) {
@@ -226,7 +226,7 @@ async fn connection(socket: TcpStream, acceptor: TlsAcceptor, seen: Arc<Seen>) -
         }
         answer(path, query, port, &mut stream).await?;
         // These invite the client to use the connection again.
-        if path != "/picture" && !path.starts_with("/redirect/") {
+        if path != "/image" && !path.starts_with("/redirect/") {
             return stream.shutdown().await;
         }
     }
@@ -240,12 +240,12 @@ async fn answer(
 ) -> io::Result<()> {
     let ok = "HTTP/1.1 200 OK\r\n";
     let text = match path {
-        "/picture" => format!("{ok}content-length: 7\r\n\r\npicture"),
+        "/image" => format!("{ok}content-length: 7\r\n\r\nimage"),
         "/html" => format!("{ok}content-type: text/html\r\ncontent-length: 6\r\n\r\n<html>"),
         "/chunked" => {
             let body = query
                 .parse()
-                .map_or("picture".to_owned(), |length| "x".repeat(length));
+                .map_or("image".to_owned(), |length| "x".repeat(length));
             format!(
                 "{ok}transfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
                 body.len()
@@ -255,13 +255,13 @@ async fn answer(
             let body = "x".repeat(query.parse().unwrap());
             format!("{ok}content-length: {query}\r\n\r\n{body}")
         }
-        "/lies" => format!("{ok}content-length: {query}\r\n\r\npicture"),
-        "/more-than-told" => format!("{ok}content-length: 3\r\n\r\npicture"),
-        "/less-than-told" => format!("{ok}content-length: 9\r\n\r\npicture"),
-        "/cut-chunk" => format!("{ok}transfer-encoding: chunked\r\n\r\n9\r\npicture"),
+        "/lies" => format!("{ok}content-length: {query}\r\n\r\nimage"),
+        "/more-than-told" => format!("{ok}content-length: 3\r\n\r\nimage"),
+        "/less-than-told" => format!("{ok}content-length: 9\r\n\r\nimage"),
+        "/cut-chunk" => format!("{ok}transfer-encoding: chunked\r\n\r\n9\r\nimage"),
         "/encoded" => format!("{ok}content-encoding: {query}\r\ncontent-length: 1\r\n\r\nx"),
         "/status" => format!("HTTP/1.1 {query} Some\r\ncontent-length: 0\r\n\r\n"),
-        "/redirect/1" => redirect("301 Moved", &format!("https://public.test:{port}/picture")),
+        "/redirect/1" => redirect("301 Moved", &format!("https://public.test:{port}/image")),
         "/redirect/2" => redirect(
             "307 Moved",
             &format!("https://public.test:{port}/redirect/1"),
@@ -274,7 +274,7 @@ async fn answer(
             "303 Moved",
             &format!("https://public.test:{port}/redirect/3"),
         ),
-        "/relative" => redirect("302 Found", "../picture"),
+        "/relative" => redirect("302 Found", "../image"),
         "/loop" => redirect("302 Found", "/loop"),
         "/to" => redirect("302 Found", query),
         "/nowhere" => "HTTP/1.1 302 Found\r\ncontent-length: 0\r\n\r\n".to_owned(),

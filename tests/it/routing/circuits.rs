@@ -36,7 +36,11 @@ fn circuit(app: &TestApp, backend: &str) -> Circuit {
 /// Fails a task of an account that has nothing else to do here, by a bad key at the upstream.
 async fn open_circuit(app: &TestApp, upstream: &Upstream) {
     upstream.next(Reply::error(401, "invalid_api_key", "Who?"));
-    let refused = app.caller("1").await.draw("the one that finds out").await;
+    let refused = app
+        .caller("1")
+        .await
+        .generate("the one that finds out")
+        .await;
     assert_eq!(refused.status, 502, "{refused:?}");
     assert_eq!(circuit(app, "up"), Circuit::Open);
 }
@@ -53,7 +57,7 @@ async fn tasks_stay_queued_while_the_circuits_of_all_their_routes_are_open() {
     }
     // A request that waits is one of them.
     let began = Instant::now();
-    let answer = caller.draw("waiting").await;
+    let answer = caller.generate("waiting").await;
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(
         began.elapsed() > Duration::from_millis(500),
@@ -100,7 +104,7 @@ async fn a_task_is_tried_as_often_as_it_may_though_the_circuit_opens_in_between(
     );
     let app = TestApp::with(&settings).await;
     let caller = app.caller("1").await;
-    assert_eq!(caller.draw("nobody is there").await.status, 502);
+    assert_eq!(caller.generate("nobody is there").await.status, 502);
     let unreachable = ("up", Some("unreachable"));
     assert_eq!(attempts(&app.database).await, tried(&[unreachable; 3]));
     app.finish().await;
@@ -118,18 +122,18 @@ async fn what_one_account_asks_for_never_opens_a_circuit() {
     let text = || Reply::json(200, &json!({"data": []}));
     for reply in [failure(), text(), failure(), text(), failure(), text()] {
         upstream.next(reply);
-        assert_eq!(one.draw("a trick").await.status, 502);
+        assert_eq!(one.generate("a trick").await.status, 502);
     }
     assert_eq!(circuit(&app, "up"), Circuit::Closed);
-    assert_eq!(other.draw("a bridge").await.status, 200);
+    assert_eq!(other.generate("a bridge").await.status, 200);
 
     // The same from two accounts is the backend's fault.
     for caller in [&one, &other] {
         upstream.next(failure());
-        assert_eq!(caller.draw("a bridge").await.status, 502);
+        assert_eq!(caller.generate("a bridge").await.status, 502);
     }
     assert_eq!(circuit(&app, "up"), Circuit::Open);
-    assert_eq!(other.draw("a bridge").await.status, 200, "it waited");
+    assert_eq!(other.generate("a bridge").await.status, 200, "it waited");
     app.finish().await;
 }
 
@@ -142,7 +146,7 @@ async fn who_has_no_money_keeps_no_backend_out() {
     let task = submitted(&caller, "patience").await;
     let began = Instant::now();
     while status(&caller, &task).await == "pending" {
-        assert_eq!(poor.draw("for nothing").await.status, 402);
+        assert_eq!(poor.generate("for nothing").await.status, 402);
         assert!(
             began.elapsed() < Duration::from_secs(10),
             "the probe was used up"
@@ -160,7 +164,7 @@ async fn while_one_probes_the_others_wait_without_an_attempt() {
     let caller = app.caller("10").await;
     open_circuit(&app, &upstream).await;
     let gate = Gate::new(Semaphore::new(0));
-    upstream.next(Reply::a_picture().held_by(&gate));
+    upstream.next(Reply::an_image().held_by(&gate));
     let tasks = [
         submitted(&caller, "the probe").await,
         submitted(&caller, "second").await,
@@ -195,8 +199,8 @@ async fn what_our_own_deadline_cuts_off_does_not_count_against_a_backend() {
     let app = TestApp::with(&routed(&[("up", &upstream)], r#""up""#, &settings)).await;
     let callers = [app.caller("1").await, app.caller("1").await];
     for caller in &callers {
-        upstream.next(Reply::a_picture().after(Duration::from_mins(1)));
-        assert_eq!(caller.draw("too long").await.status, 504);
+        upstream.next(Reply::an_image().after(Duration::from_mins(1)));
+        assert_eq!(caller.generate("too long").await.status, 504);
     }
     assert_eq!(circuit(&app, "up"), Circuit::Closed);
     app.finish().await;
@@ -223,7 +227,7 @@ async fn what_fails_while_this_process_stood_still_does_not_count_against_a_back
     // A call that is cut off because the process was stopped, from each of two accounts.
     let mut tasks = Vec::new();
     for caller in &callers {
-        upstream.next(Reply::a_picture().after(Duration::from_mins(1)));
+        upstream.next(Reply::an_image().after(Duration::from_mins(1)));
         tasks.push(submitted(caller, "a bridge").await);
     }
     upstream.wait_for(2).await;
@@ -236,7 +240,7 @@ async fn what_fails_while_this_process_stood_still_does_not_count_against_a_back
     gateway.wait_logged("this process stood still");
     let ready = callers[0].get("/readyz?verbose").await.json();
     assert_eq!(ready["backends"], json!({"up": "closed"}));
-    assert_eq!(callers[0].draw("another").await.status, 200);
+    assert_eq!(callers[0].generate("another").await.status, 200);
     gateway.end();
     database.assert_at_rest().await;
 }

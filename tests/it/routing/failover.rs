@@ -13,8 +13,8 @@ use crate::harness::{
 const REQUESTS: usize = 2_000;
 const CLIENTS: usize = 32;
 
-/// What the whimsical upstream does with its calls, in order: about every other is not a picture.
-fn moods() -> (Vec<Reply>, impl Fn(usize) -> bool) {
+/// What the flaky upstream does with its calls, in order: about every other is not an image.
+fn replies() -> (Vec<Reply>, impl Fn(usize) -> bool) {
     let refuses = |index: usize| index % 11 == 3;
     let reply = move |index: usize| match index {
         _ if refuses(index) => Reply::error(400, "moderation_blocked", "No."),
@@ -22,23 +22,23 @@ fn moods() -> (Vec<Reply>, impl Fn(usize) -> bool) {
         _ if index % 5 == 1 => {
             Reply::error(429, "rate_limit_exceeded", "busy").header("retry-after-ms", "1")
         }
-        _ => Reply::a_picture(),
+        _ => Reply::an_image(),
     };
     ((0..REQUESTS * 2).map(reply).collect(), refuses)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_the_routes_do_every_answer_is_right_and_paid_for_once() {
-    let (slow, whimsical) = (Upstream::start().await, Upstream::start().await);
-    let (moods, refuses) = moods();
-    for mood in moods {
-        whimsical.next(mood);
+    let (slow, flaky) = (Upstream::start().await, Upstream::start().await);
+    let (replies, refuses) = replies();
+    for reply in replies {
+        flaky.next(reply);
     }
     for _ in 0..REQUESTS {
-        slow.next(Reply::a_picture().after(Duration::from_millis(40)));
+        slow.next(Reply::an_image().after(Duration::from_millis(40)));
     }
     let settings = routed(
-        &[("slow", &slow), ("whim", &whimsical)],
+        &[("slow", &slow), ("whim", &flaky)],
         r#"{ backend = "dead", weight = 2 }, { backend = "slow" }, { backend = "whim", weight = 2 }"#,
         "[routing]\nretry_wait_ms = 5\nrest_ms = 200\n\
          [backends.dead]\nkind = 'openai'\nbase_url = 'http://127.0.0.1:9/v1'\napi_key = 'k'\n",
@@ -49,13 +49,13 @@ async fn whatever_the_routes_do_every_answer_is_right_and_paid_for_once() {
     let statuses: Vec<u16> = stream::iter(0..REQUESTS)
         .map(|index| {
             let caller = caller.clone();
-            async move { caller.draw(&format!("picture {index}")).await.status }
+            async move { caller.generate(&format!("image {index}")).await.status }
         })
         .buffer_unordered(CLIENTS)
         .collect()
         .await;
 
-    let asked = whimsical.received().len();
+    let asked = flaky.received().len();
     let told = (0..asked).filter(|index| refuses(*index)).count();
     let count = |status| statuses.iter().filter(|other| **other == status).count();
     assert_eq!(
@@ -63,7 +63,7 @@ async fn whatever_the_routes_do_every_answer_is_right_and_paid_for_once() {
         told,
         "each refusal was told, and none tried elsewhere"
     );
-    assert_eq!(count(200), REQUESTS - told, "all others were drawn");
+    assert_eq!(count(200), REQUESTS - told, "all others were generated");
     let delivered = slow.received().len()
         + (0..asked)
             .filter(|index| !refuses(*index) && index % 7 != 2 && index % 5 != 1)
@@ -71,7 +71,7 @@ async fn whatever_the_routes_do_every_answer_is_right_and_paid_for_once() {
     assert_eq!(
         delivered,
         count(200),
-        "no picture was drawn that nobody got"
+        "no image was generated that nobody got"
     );
     let left = caller.balance().await["balance"].as_f64().unwrap();
     #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
@@ -91,7 +91,7 @@ async fn whatever_the_routes_do_every_answer_is_right_and_paid_for_once() {
     .unwrap();
     for (route, attempts, delivered) in &shares {
         say(&format!(
-            "{route}: {attempts} attempts, {delivered} of {REQUESTS} drawn"
+            "{route}: {attempts} attempts, {delivered} of {REQUESTS} generated"
         ));
     }
     let of = |name: &str| shares.iter().find(|(route, ..)| route == name);

@@ -1,4 +1,4 @@
-//! Several ways to have a model drawn: who is asked, who is asked next, and what it costs.
+//! Several ways to have a model generated: who is asked, who is asked next, and what it costs.
 
 mod circuits;
 mod failover;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{caller::Caller, database::TestDatabase, upstream::Upstream};
 
-/// Settings under which `gpt-image-2` is drawn over these routes, by backends of these names.
+/// Settings under which `gpt-image-2` is generated over these routes, by backends of these names.
 fn routed(upstreams: &[(&str, &Upstream)], routes: &str, more: &str) -> String {
     let backend = |(name, upstream): &(&str, &Upstream)| {
         format!("[backends.{name}]\n{}", upstream.settings(""))

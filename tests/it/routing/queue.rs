@@ -10,17 +10,17 @@ use super::{routed, submitted};
 use crate::harness::{
     self, TestApp,
     caller::Caller,
-    upstream::{Gate, Reply, Upstream, picture},
+    upstream::{Gate, Reply, Upstream, image},
 };
 
 fn hold(upstream: &Upstream, gate: &Gate, times: usize) {
     for _ in 0..times {
-        upstream.next(Reply::a_picture().held_by(gate));
+        upstream.next(Reply::an_image().held_by(gate));
     }
 }
 
 #[tokio::test]
-async fn a_route_never_draws_more_at_once_than_it_may_whoever_asks() {
+async fn a_route_never_generates_more_at_once_than_it_may_whoever_asks() {
     let upstream = Upstream::start().await;
     let gate = Gate::new(Semaphore::new(0));
     hold(&upstream, &gate, 8);
@@ -52,7 +52,7 @@ async fn a_route_never_draws_more_at_once_than_it_may_whoever_asks() {
 }
 
 #[tokio::test]
-async fn where_one_route_is_full_the_next_priority_draws() {
+async fn where_one_route_is_full_the_next_priority_generates() {
     let (first, second) = (Upstream::start().await, Upstream::start().await);
     let gate = Gate::new(Semaphore::new(0));
     hold(&first, &gate, 1);
@@ -63,7 +63,7 @@ async fn where_one_route_is_full_the_next_priority_draws() {
     let caller = app.caller("2").await;
     let held = submitted(&caller, "first").await;
     first.wait_for(1).await;
-    assert_eq!(caller.draw("second").await.status, 200);
+    assert_eq!(caller.generate("second").await.status, 200);
     assert_eq!(second.received().len(), 1);
     gate.add_permits(1);
     assert_eq!(caller.wait_for(&held).await["status"], "completed");
@@ -91,17 +91,17 @@ async fn a_crowd_of_one_account_does_not_keep_another_waiting() {
     for (caller, task) in tasks {
         assert_eq!(caller.wait_for(&task).await["status"], "completed");
     }
-    let drawn: Vec<String> = upstream
+    let result: Vec<String> = upstream
         .received()
         .iter()
         .map(|call| call.fields["prompt"].as_str().unwrap().to_owned())
         .collect();
-    let turn = drawn.iter().position(|prompt| prompt == "alone").unwrap();
-    // One was being drawn already; another may have been claimed as that one ended.
-    assert!(turn <= 2, "{drawn:?}");
-    let crowd: Vec<_> = drawn.iter().filter(|prompt| *prompt != "alone").collect();
+    let turn = result.iter().position(|prompt| prompt == "alone").unwrap();
+    // One was being generated already; another may have been claimed as that one ended.
+    assert!(turn <= 2, "{result:?}");
+    let crowd: Vec<_> = result.iter().filter(|prompt| *prompt != "alone").collect();
     let in_order: Vec<String> = (0..30).map(|index| format!("crowd {index}")).collect();
-    assert!(crowd.into_iter().eq(&in_order), "{drawn:?}");
+    assert!(crowd.into_iter().eq(&in_order), "{result:?}");
     app.finish().await;
 }
 
@@ -119,7 +119,7 @@ async fn what_waits_to_be_tried_again_holds_no_place() {
     upstream.next(busy.header("retry-after", "60"));
     let failed = submitted(&caller, "first").await;
     upstream.wait_for(1).await;
-    assert_eq!(caller.draw("second").await.status, 200);
+    assert_eq!(caller.generate("second").await.status, 200);
     assert_eq!(
         caller
             .get(&format!("/v1/images/tasks/{failed}"))
@@ -171,7 +171,7 @@ async fn what_waits_for_a_route_counts_for_the_length_of_the_queue() {
 /// Asks for an edit with a mask, without waiting; the task's id.
 async fn submitted_edit(caller: &Caller, prompt: &str) -> String {
     let file = |name: &str| {
-        Part::bytes(picture(16, 16, 0))
+        Part::bytes(image(16, 16, 0))
             .file_name(format!("{name}.png"))
             .mime_str("image/png")
             .unwrap()
@@ -210,7 +210,7 @@ async fn what_waits_for_the_only_route_with_masks_holds_up_nothing_else() {
     for caller in [&crowd, &one] {
         let began = Instant::now();
         for index in 0..5 {
-            assert_eq!(caller.draw(&format!("text {index}")).await.status, 200);
+            assert_eq!(caller.generate(&format!("text {index}")).await.status, 200);
         }
         assert!(
             began.elapsed() < Duration::from_secs(8),
@@ -240,7 +240,7 @@ async fn what_can_only_go_where_there_is_no_capacity_steps_aside() {
     let caller = app.caller("10").await;
     let mut tasks = Vec::new();
     for index in 0..8 {
-        tasks.push(submitted(&caller, &format!("picture {index}")).await);
+        tasks.push(submitted(&caller, &format!("image {index}")).await);
     }
     first.wait_for(1).await;
     second.wait_for(1).await;
@@ -252,7 +252,7 @@ async fn what_can_only_go_where_there_is_no_capacity_steps_aside() {
         .unwrap();
     gate_1.add_permits(1);
     let began = Instant::now();
-    assert_eq!(caller.draw("free to go").await.status, 200);
+    assert_eq!(caller.generate("free to go").await.status, 200);
     assert!(began.elapsed() < Duration::from_secs(10));
     assert_eq!(second.received().len(), 1);
     gate_2.add_permits(1);
@@ -307,7 +307,7 @@ async fn a_renamed_model_counts_what_runs_under_its_old_name() {
 #[tokio::test]
 async fn what_cannot_end_in_time_is_not_begun() {
     let upstream = Upstream::start().await;
-    let slow = Reply::a_picture().after(Duration::from_secs(2));
+    let slow = Reply::an_image().after(Duration::from_secs(2));
     upstream.always(Some(slow));
     let routes = r#"{ backend = "up", max_concurrency = 2 }"#;
     // For the third pair less is left than one takes and settling needs.
@@ -316,7 +316,7 @@ async fn what_cannot_end_in_time_is_not_begun() {
     let caller = app.caller("10").await;
     let mut tasks = Vec::new();
     for index in 0..8 {
-        tasks.push(submitted(&caller, &format!("picture {index}")).await);
+        tasks.push(submitted(&caller, &format!("image {index}")).await);
     }
     let mut delivered = 0;
     for task in &tasks {

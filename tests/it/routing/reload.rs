@@ -17,7 +17,7 @@ fn model(name: &str, price: &str) -> String {
 
 /// A request that waits, on a task of its own.
 #[expect(clippy::disallowed_methods, reason = "it may end with the test")]
-fn drawing(caller: &Caller, model: &str) -> tokio::task::JoinHandle<Answer> {
+fn request(caller: &Caller, model: &str) -> tokio::task::JoinHandle<Answer> {
     let (caller, body) = (
         caller.clone(),
         json!({"model": model, "prompt": "a bridge"}),
@@ -39,8 +39,8 @@ async fn models_change_without_a_request_being_dropped() {
     let gateway = setup.serve();
     let caller = database.caller(&gateway.url(), "10").await;
     let gate = Gate::new(tokio::sync::Semaphore::new(0));
-    upstream.next(Reply::a_picture().held_by(&gate));
-    let under_way = drawing(&caller, "old");
+    upstream.next(Reply::an_image().held_by(&gate));
+    let under_way = request(&caller, "old");
     upstream.wait_for(1).await;
 
     let setup = setup.with(&format!("{up}{}", model("new", "0.50")));
@@ -48,9 +48,9 @@ async fn models_change_without_a_request_being_dropped() {
     gateway.wait_logged("read the configuration again");
     assert_eq!(price(&caller, "new").await, json!(0.5));
     assert_eq!(price(&caller, "best").await, json!(0.5));
-    let gone = drawing(&caller, "old").await.unwrap();
+    let gone = request(&caller, "old").await.unwrap();
     gone.assert_refused_field(404, "model", "no such model: old, allowed: new");
-    let answer = drawing(&caller, "best").await.unwrap();
+    let answer = request(&caller, "best").await.unwrap();
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(
         answer.json()["data"][0]["url"]
@@ -73,7 +73,7 @@ async fn models_change_without_a_request_being_dropped() {
     database.assert_at_rest().await;
 }
 
-// The stand-in has to answer while the command runs.
+// The fake has to answer while the command runs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn doctor_says_which_backend_a_running_gateway_leaves_out() {
     let database = TestDatabase::create().await;
@@ -91,7 +91,7 @@ async fn doctor_says_which_backend_a_running_gateway_leaves_out() {
 
     let caller = database.caller(&gateway.url(), "1").await;
     upstream.next(Reply::error(401, "invalid_api_key", "Who?"));
-    assert_eq!(drawing(&caller, "it").await.unwrap().status, 502);
+    assert_eq!(request(&caller, "it").await.unwrap().status, 502);
     let said = doctor.run(&["doctor"]);
     assert_eq!(said.code, Some(1));
     let left_out = "FAIL  gateway, backend up: circuit open";
@@ -100,7 +100,7 @@ async fn doctor_says_which_backend_a_running_gateway_leaves_out() {
     database.assert_at_rest().await;
 }
 
-// The stand-in has to answer while the command runs.
+// The fake has to answer while the command runs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_circuit_stays_open_through_a_reload_unless_its_backend_is_another() {
     let database = TestDatabase::create().await;
@@ -112,7 +112,7 @@ async fn a_circuit_stays_open_through_a_reload_unless_its_backend_is_another() {
     let gateway = setup.serve();
     let caller = database.caller(&gateway.url(), "10").await;
     let circuit = async || caller.get("/readyz?verbose").await.json()["backends"]["up"].clone();
-    assert_eq!(drawing(&caller, "it").await.unwrap().status, 502);
+    assert_eq!(request(&caller, "it").await.unwrap().status, 502);
     assert_eq!(circuit().await, "open");
 
     let setup = setup.with(&format!("{more}{bad}{}", model("it", "0.50")));
@@ -128,7 +128,7 @@ async fn a_circuit_stays_open_through_a_reload_unless_its_backend_is_another() {
         assert!(Instant::now() < deadline, "the new key changed nothing");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert_eq!(drawing(&caller, "it").await.unwrap().status, 200);
+    assert_eq!(request(&caller, "it").await.unwrap().status, 200);
     gateway.end();
     database.assert_at_rest().await;
 }

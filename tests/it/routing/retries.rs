@@ -13,7 +13,7 @@ use crate::harness::{
 const QUICK: &str = "[routing]\nretry_wait_ms = 10\n";
 
 #[tokio::test]
-async fn the_next_route_draws_what_the_first_could_not() {
+async fn the_next_route_generates_what_the_first_could_not() {
     let (first, second) = (Upstream::start().await, Upstream::start().await);
     let routes = r#""first", { backend = "second", upstream_model = "other", priority = 1 }"#;
     let settings = routed(&[("first", &first), ("second", &second)], routes, "");
@@ -21,7 +21,7 @@ async fn the_next_route_draws_what_the_first_could_not() {
     let caller = app.caller("1").await;
     first.next(Reply::error(500, "server_error", "broken"));
 
-    let answer = caller.draw("a bridge").await;
+    let answer = caller.generate("a bridge").await;
 
     assert_eq!(answer.status, 200, "{answer:?}");
     assert_eq!(second.received()[0].fields["model"], "other");
@@ -48,7 +48,7 @@ async fn a_lone_route_is_tried_again_after_the_wait_it_asks_for() {
     upstream.next(Reply::error(503, "server_error", "restarting"));
 
     let began = Instant::now();
-    let answer = caller.draw("a bridge").await;
+    let answer = caller.generate("a bridge").await;
 
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(began.elapsed() > Duration::from_millis(700));
@@ -72,7 +72,7 @@ async fn what_may_have_been_paid_for_or_cannot_get_better_is_not_tried_again() {
     );
     let app = TestApp::with(&settings).await;
     let caller = app.caller("1").await;
-    let whole = Reply::a_picture();
+    let whole = Reply::an_image();
     for (reply, status) in [
         (whole.clone().cut_at(whole.length() / 2), 502),
         (whole.clone().after(Duration::from_hours(1)), 502),
@@ -80,7 +80,7 @@ async fn what_may_have_been_paid_for_or_cannot_get_better_is_not_tried_again() {
         (Reply::error(400, "invalid_value", "Too odd."), 400),
     ] {
         first.next(reply);
-        assert_eq!(caller.draw("a bridge").await.status, status);
+        assert_eq!(caller.generate("a bridge").await.status, status);
     }
     assert!(second.received().is_empty());
     assert_eq!(caller.balance().await["balance"], 1.0);
@@ -88,17 +88,17 @@ async fn what_may_have_been_paid_for_or_cannot_get_better_is_not_tried_again() {
 }
 
 #[tokio::test]
-async fn an_answer_without_a_picture_is_asked_for_once_more() {
+async fn an_answer_without_an_image_is_asked_for_once_more() {
     let upstream = Upstream::start().await;
     let settings = routed(&[("up", &upstream)], r#""up""#, QUICK);
     let app = TestApp::with(&settings).await;
     let caller = app.caller("1").await;
     let nothing = || Reply::json(200, &json!({"data": []}));
     upstream.next(nothing());
-    assert_eq!(caller.draw("a bridge").await.status, 200);
+    assert_eq!(caller.generate("a bridge").await.status, 200);
     upstream.next(nothing());
     upstream.next(nothing());
-    let answer = caller.draw("a bridge").await;
+    let answer = caller.generate("a bridge").await;
     assert_eq!(answer.status, 502, "{answer:?}");
     assert_eq!(upstream.received().len(), 4);
     assert_eq!(caller.balance().await["balance"], 0.8);
@@ -114,7 +114,7 @@ async fn a_backend_without_a_good_key_rests_and_says_so() {
     let caller = app.caller("1").await;
     first.next(Reply::error(401, "invalid_api_key", "Who?"));
     for _ in 0..3 {
-        assert_eq!(caller.draw("a bridge").await.status, 200);
+        assert_eq!(caller.generate("a bridge").await.status, 200);
     }
     assert_eq!(first.received().len(), 1, "it was left in peace");
     assert_eq!(second.received().len(), 3);

@@ -26,14 +26,14 @@ async fn ticket(caller: &Caller) -> Answer {
 #[expect(clippy::disallowed_methods, reason = "the test waits for it")]
 fn waiting(caller: &Caller, prompt: &str) -> tokio::task::JoinHandle<Answer> {
     let (caller, prompt) = (caller.clone(), prompt.to_owned());
-    tokio::spawn(async move { caller.draw(&prompt).await })
+    tokio::spawn(async move { caller.generate(&prompt).await })
 }
 
 #[tokio::test]
 async fn an_account_that_fills_its_share_of_the_queue_is_told_and_others_are_not() {
     let upstream = Upstream::start().await;
     let gate = Gate::new(Semaphore::new(0));
-    upstream.next(Reply::a_picture().held_by(&gate));
+    upstream.next(Reply::an_image().held_by(&gate));
     let routes = r#"{ backend = "up", max_concurrency = 1 }"#;
     let more = "[tasks]\naccount_queued_max = 3\n";
     let app = TestApp::with(&routed(&[("up", &upstream)], routes, more)).await;
@@ -69,13 +69,13 @@ async fn an_account_that_fills_its_share_of_the_queue_is_told_and_others_are_not
 async fn those_who_wait_for_their_images_have_shares() {
     let upstream = Upstream::start().await;
     let gate = Gate::new(Semaphore::new(0));
-    upstream.always(Some(Reply::a_picture().held_by(&gate)));
+    upstream.always(Some(Reply::an_image().held_by(&gate)));
     let more = "[server]\nsync_waiters_max = 3\n[tasks]\naccount_sync_waiters_max = 2\n";
     let app = TestApp::with(&routed(&[("up", &upstream)], r#""up""#, more)).await;
     let [one, other] = [app.caller("10").await, app.caller("10").await];
     let mut waits = vec![waiting(&one, "first"), waiting(&one, "second")];
     upstream.wait_for(2).await;
-    let refused = one.draw("third").await;
+    let refused = one.generate("third").await;
     refused.assert_refused(
         429,
         "the account has 2 requests waiting already, as many as it may",
@@ -85,7 +85,7 @@ async fn those_who_wait_for_their_images_have_shares() {
     let task = submitted(&one, "third").await;
     waits.push(waiting(&other, "first"));
     upstream.wait_for(4).await;
-    let refused = other.draw("second").await;
+    let refused = other.generate("second").await;
     refused.assert_refused(503, "too many requests are waiting for their images");
     assert_eq!(refused.header("x-should-retry"), None);
     assert_eq!(one.get("/healthz").await.status, 200);
@@ -96,14 +96,18 @@ async fn those_who_wait_for_their_images_have_shares() {
     }
     assert_eq!(one.wait_for(&task).await["status"], "completed");
     upstream.always(None);
-    assert_eq!(one.draw("third").await.status, 200, "the others are gone");
+    assert_eq!(
+        one.generate("third").await.status,
+        200,
+        "the others are gone"
+    );
     app.finish().await;
 }
 
 #[tokio::test]
 async fn a_crowd_is_answered_in_time_whether_it_is_served_or_not() {
     let upstream = Upstream::start().await;
-    let slow = Reply::a_picture().after(Duration::from_millis(250));
+    let slow = Reply::an_image().after(Duration::from_millis(250));
     upstream.always(Some(slow));
     let settings = routed(
         &[("up", &upstream)],
@@ -114,7 +118,7 @@ async fn a_crowd_is_answered_in_time_whether_it_is_served_or_not() {
     let crowd = app.caller("1000").await;
     assert_eq!(
         crowd
-            .draw("so that it is known how long it takes")
+            .generate("so that it is known how long it takes")
             .await
             .status,
         200
@@ -122,7 +126,7 @@ async fn a_crowd_is_answered_in_time_whether_it_is_served_or_not() {
     let began = Instant::now();
     let answers = join_all((0..200).map(|index| {
         let crowd = crowd.clone();
-        async move { crowd.draw(&format!("picture {index}")).await }
+        async move { crowd.generate(&format!("image {index}")).await }
     }))
     .await;
     // Two seconds of work were let in, and what the estimate is wrong by.
@@ -148,7 +152,7 @@ async fn a_crowd_is_answered_in_time_whether_it_is_served_or_not() {
 #[tokio::test]
 async fn a_crowd_of_one_account_has_no_other_turned_away() {
     let upstream = Upstream::start().await;
-    let slow = Reply::a_picture().after(Duration::from_millis(250));
+    let slow = Reply::an_image().after(Duration::from_millis(250));
     upstream.always(Some(slow));
     let settings = routed(
         &[("up", &upstream)],
@@ -159,21 +163,21 @@ async fn a_crowd_of_one_account_has_no_other_turned_away() {
     let (crowd, one) = (app.caller("1000").await, app.caller("10").await);
     assert_eq!(
         crowd
-            .draw("so that it is known how long it takes")
+            .generate("so that it is known how long it takes")
             .await
             .status,
         200
     );
     let mut tasks = Vec::new();
     for index in 0..40 {
-        tasks.push(submitted(&crowd, &format!("picture {index}")).await);
+        tasks.push(submitted(&crowd, &format!("image {index}")).await);
     }
-    let refused = crowd.draw("one too many").await;
+    let refused = crowd.generate("one too many").await;
     refused.assert_refused(
         503,
         "the queue is too long for the images to be ready in time",
     );
-    assert_eq!(one.draw("in turn").await.status, 200);
+    assert_eq!(one.generate("in turn").await.status, 200);
     for task in tasks {
         assert_eq!(crowd.wait_for(&task).await["status"], "completed");
     }
@@ -187,10 +191,10 @@ async fn where_no_probe_is_due_in_time_a_request_is_told_at_once_and_nothing_is_
     let app = TestApp::with(&routed(&[("up", &upstream)], r#""up""#, more)).await;
     let caller = app.caller("0.2").await;
     upstream.next(Reply::error(401, "invalid_api_key", "Who?"));
-    let found_out = caller.draw("a bridge").await;
+    let found_out = caller.generate("a bridge").await;
     found_out.assert_refused(502, "the upstream cannot be used at present");
     let began = Instant::now();
-    let refused = caller.draw("a bridge").await;
+    let refused = caller.generate("a bridge").await;
     refused.assert_refused(503, "no upstream of this model can be used at present");
     assert!(began.elapsed() < Duration::from_secs(2));
     assert!((15..=20).contains(&retry_after(&refused)), "{refused:?}");

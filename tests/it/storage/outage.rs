@@ -82,9 +82,9 @@ async fn outage(storage: &str, store: &impl Breakable) {
     let gate = Gate::new(tokio::sync::Semaphore::new(0));
     let images: Vec<Vec<u8>> = (0..WAITING).map(|_| noise(400, 400)).collect();
     for image in &images {
-        upstream.next(Reply::pictures(std::slice::from_ref(image)).held_by(&gate));
+        upstream.next(Reply::images(std::slice::from_ref(image)).held_by(&gate));
     }
-    let waiting: Vec<_> = (0..WAITING).map(|n| drawing(&caller, n)).collect();
+    let waiting: Vec<_> = (0..WAITING).map(|n| request(&caller, n)).collect();
     upstream.wait_for(WAITING).await;
     let queued = caller
         .submit(&json!({"model": "gpt-image-2", "prompt": "queued"}))
@@ -140,7 +140,7 @@ async fn outage(storage: &str, store: &impl Breakable) {
 
 /// A request that waits for its image.
 #[expect(clippy::disallowed_methods, reason = "it may end with the test")]
-fn drawing(caller: &Caller, n: usize) -> tokio::task::JoinHandle<crate::harness::caller::Answer> {
+fn request(caller: &Caller, n: usize) -> tokio::task::JoinHandle<crate::harness::caller::Answer> {
     let caller = caller.clone();
     tokio::spawn(async move {
         let prompt = format!("image {n}");
@@ -179,9 +179,7 @@ async fn a_disk_without_room_is_told_before_an_upstream_is_called() {
         assert_eq!(refused.header("retry-after"), Some("5"));
     }
     // What is free is for images that are paid for.
-    let upload = caller
-        .upload(crate::harness::pictures::png(), "a.png")
-        .await;
+    let upload = caller.upload(crate::harness::images::png(), "a.png").await;
     upload.assert_refused(503, "storage is full");
     caller
         .get("/readyz")
@@ -205,13 +203,13 @@ async fn a_store_that_never_comes_back_costs_nothing() {
     );
     let app = TestApp::with(&settings).await;
     let caller = app.caller("1").await;
-    assert_eq!(caller.draw("before").await.status, 200);
+    assert_eq!(caller.generate("before").await.status, 200);
     let objects = app.app.config.data_dir.join("objects");
     let away = app.app.config.data_dir.join("away");
     std::fs::rename(&objects, &away).unwrap();
     std::fs::write(&objects, "in the way").unwrap();
 
-    let failed = caller.draw("meanwhile").await;
+    let failed = caller.generate("meanwhile").await;
     failed.assert_refused(504, "the task ran past its deadline");
     assert_eq!(failed.header("x-should-retry"), Some("false"));
     until_ready_says(&caller, 503, "storage cannot be reached").await;
@@ -220,7 +218,7 @@ async fn a_store_that_never_comes_back_costs_nothing() {
     std::fs::remove_file(&objects).unwrap();
     std::fs::rename(&away, &objects).unwrap();
     until_ready_says(&caller, 200, "ok").await;
-    assert_eq!(caller.draw("after").await.status, 200);
+    assert_eq!(caller.generate("after").await.status, 200);
     assert_eq!(caller.balance().await["balance"], 0.6);
     app.finish().await;
 }

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::json;
 
-use crate::harness::{database::TestDatabase, pictures, process::Setup};
+use crate::harness::{database::TestDatabase, images, process::Setup};
 
 /// What other users of the machine may do with it and all below it, as paths and modes.
 fn open_to_others(path: &Path) -> Vec<(PathBuf, u32)> {
@@ -36,8 +36,8 @@ async fn everything_in_the_data_directory_is_its_owners_alone() {
     let database = TestDatabase::create().await;
     let mut caller = database.caller(&gateway.url(), "0").await;
     key.trim().clone_into(&mut caller.key);
-    assert_eq!(caller.draw("a secret").await.status, 200);
-    assert_eq!(caller.upload(pictures::png(), "a.png").await.status, 200);
+    assert_eq!(caller.generate("a secret").await.status, 200);
+    assert_eq!(caller.upload(images::png(), "a.png").await.status, 200);
     let body = json!({"model": "gpt-image-2", "prompt": "another"});
     assert_eq!(
         caller.post("/v1/images/generations", &body).await.status,

@@ -25,7 +25,7 @@ async fn an_answer_whose_images_cannot_be_read_says_where_they_are() {
         Answer::of(request.header("idempotency-key", "once").json(&body)).await
     };
     let image = noise(600, 500);
-    upstream.next(Reply::pictures(std::slice::from_ref(&image)));
+    upstream.next(Reply::images(std::slice::from_ref(&image)));
     let whole = ask().await;
     assert_eq!(whole.status, 200, "{whole:?}");
     let task = whole.json()["id"].as_str().unwrap().to_owned();

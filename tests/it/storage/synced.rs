@@ -4,7 +4,7 @@ use std::{collections::HashMap, process::Command};
 
 use crate::harness::{
     database::TestDatabase,
-    pictures,
+    images,
     process::Setup,
     upstream::{Reply, Upstream, noise},
 };
@@ -43,9 +43,9 @@ async fn images_and_uploads_are_synced_before_they_are_answered() {
     ];
     let gateway = setup.clone().under(&traced).serve();
     let caller = database.caller(&gateway.url(), "1").await;
-    upstream.next(Reply::pictures(&[noise(300, 300)]));
-    assert_eq!(caller.draw("kept").await.status, 200);
-    let upload = caller.upload(pictures::png_of(200_000), "kept.png").await;
+    upstream.next(Reply::images(&[noise(300, 300)]));
+    assert_eq!(caller.generate("kept").await.status, 200);
+    let upload = caller.upload(images::png_of(200_000), "kept.png").await;
     assert_eq!(upload.status, 200);
     // The last ones are written once the gateway has ended.
     gateway.end();

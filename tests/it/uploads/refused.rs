@@ -11,7 +11,7 @@ use tokio::{
 use crate::harness::{
     TestApp,
     caller::{Answer, Caller},
-    pictures::{picture, png, png_claiming, png_of},
+    images::{image, png, png_claiming, png_of},
 };
 
 const BYTES_MAX: usize = 20_971_520;
@@ -103,7 +103,7 @@ async fn damaged_and_oversized_images_are_refused_and_nothing_is_kept() {
         ImageFormat::WebP,
         ImageFormat::Gif,
     ] {
-        let whole = picture(format);
+        let whole = image(format);
         files.push((whole[..whole.len() / 2].to_vec(), damaged.to_owned()));
         files.push((whole[..whole.len() - 2].to_vec(), damaged.to_owned()));
     }
@@ -122,7 +122,7 @@ async fn a_polyglot_is_served_as_the_image_that_it_is() {
     let caller = app.caller("0").await;
     let script = b"<script>alert(document.domain)</script>PK\x05\x06";
     for format in [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::Gif] {
-        let bytes = [&picture(format)[..], script].concat();
+        let bytes = [&image(format)[..], script].concat();
         let answer = caller.upload(bytes, "evil.html").await;
         if answer.status != 200 {
             answer.assert_refused_field(400, "file", "the image is damaged or cut off");

@@ -6,7 +6,7 @@ use super::link_of;
 use crate::harness::{
     TestApp,
     caller::{Answer, http_client},
-    pictures::png,
+    images::png,
 };
 
 #[tokio::test]

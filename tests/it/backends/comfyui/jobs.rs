@@ -13,10 +13,10 @@ use tokio::time::timeout;
 
 use super::{
     Collected, Comfyui, backend_of,
-    contract::{Scene, StandIn},
-    draw, draw_with, wanted,
+    contract::{FakeUpstream, Scene},
+    generate, generate_with, wanted,
 };
-use crate::{backends::input, harness::pictures};
+use crate::{backends::input, harness::images};
 
 /// Notes how much was asked for when a job is named.
 struct Noting<'a> {
@@ -52,7 +52,10 @@ async fn a_job_is_named_before_it_is_submitted() {
         asked: None,
     };
     let backend = backend_of(&server.settings());
-    backend.draw(&wanted(&server, 1), &mut sink).await.unwrap();
+    backend
+        .generate(&wanted(&server, 1), &mut sink)
+        .await
+        .unwrap();
     assert_eq!(sink.asked, Some(0));
     assert_eq!(server.asked(), 1);
 }
@@ -60,19 +63,19 @@ async fn a_job_is_named_before_it_is_submitted() {
 #[tokio::test]
 async fn a_job_is_followed_wherever_it_is_and_else_submitted_under_its_name() {
     let server = Comfyui::start().await;
-    let mut drawing = wanted(&server, 1);
+    let mut request = wanted(&server, 1);
 
     // Nobody submitted it: the worker was lost before.
     let id = ids::credential_id().to_string();
-    drawing.job = Some(id.clone());
-    let (first, drawn) = draw(&server, &drawing).await;
-    drawn.unwrap();
+    request.job = Some(id.clone());
+    let (first, result) = generate(&server, &request).await;
+    result.unwrap();
     assert_eq!(server.server().submitted[0]["prompt_id"], id);
 
     // It has ended meanwhile.
-    let (second, drawn) = draw(&server, &drawing).await;
-    drawn.unwrap();
-    assert_eq!(second.pictures, first.pictures);
+    let (second, result) = generate(&server, &request).await;
+    result.unwrap();
+    assert_eq!(second.images, first.images);
     assert_eq!(second.jobs, [id], "whoever gives it up must know its name");
     assert_eq!(server.asked(), 1);
 
@@ -80,17 +83,17 @@ async fn a_job_is_followed_wherever_it_is_and_else_submitted_under_its_name() {
     server.play(Scene::Hangs);
     let _running = begin(&server).await;
     let queued = begin(&server).await;
-    drawing.job = Some(queued);
+    request.job = Some(queued);
     let backend = backend_of(&server.settings());
     let resumed = async {
         let mut collected = Collected::default();
-        backend.draw(&drawing, &mut collected).await.unwrap();
-        collected.pictures.len()
+        backend.generate(&request, &mut collected).await.unwrap();
+        collected.images.len()
     };
     server.server().polled.clear();
     let ends = async {
         server.wait_for_polls(3).await;
-        server.play(Scene::Draws);
+        server.play(Scene::Generates);
     };
     assert_eq!(tokio::join!(resumed, ends).0, 1);
     assert_eq!(server.asked(), 3);
@@ -100,13 +103,13 @@ async fn a_job_is_followed_wherever_it_is_and_else_submitted_under_its_name() {
 async fn servers_that_name_jobs_themselves_are_followed_by_their_names() {
     let server = Comfyui::start().await;
     server.server().ignores_ids = true;
-    let (collected, drawn) = draw(&server, &wanted(&server, 1)).await;
-    drawn.unwrap();
+    let (collected, result) = generate(&server, &wanted(&server, 1)).await;
+    result.unwrap();
     assert_eq!(collected.jobs.len(), 2, "ours, and theirs");
 
-    let mut drawing = wanted(&server, 1);
-    drawing.job = collected.jobs.last().cloned();
-    draw(&server, &drawing).await.1.unwrap();
+    let mut request = wanted(&server, 1);
+    request.job = collected.jobs.last().cloned();
+    generate(&server, &request).await.1.unwrap();
     assert_eq!(server.asked(), 1);
 }
 
@@ -114,15 +117,15 @@ async fn servers_that_name_jobs_themselves_are_followed_by_their_names() {
 async fn a_job_that_a_restart_lost_has_failed() {
     let server = Comfyui::start().await;
     server.play(Scene::Hangs);
-    let drawing = wanted(&server, 1);
+    let request = wanted(&server, 1);
     let lost = async {
         server.wait_for_polls(1).await;
         server.restart();
     };
-    let ((_, drawn), ()) = tokio::join!(draw(&server, &drawing), lost);
+    let ((_, result), ()) = tokio::join!(generate(&server, &request), lost);
     assert!(
-        matches!(drawn, Err(BackendError::Failed { .. })),
-        "{drawn:?}"
+        matches!(result, Err(BackendError::Failed { .. })),
+        "{result:?}"
     );
 }
 
@@ -130,23 +133,23 @@ async fn a_job_that_a_restart_lost_has_failed() {
 async fn some_polls_may_fail() {
     let server = Comfyui::start().await;
     server.server().polls_to_fail = 5;
-    draw(&server, &wanted(&server, 1)).await.1.unwrap();
+    generate(&server, &wanted(&server, 1)).await.1.unwrap();
 
     server.server().polls_to_fail = 6;
-    let (begun, drawn) = draw(&server, &wanted(&server, 1)).await;
+    let (begun, result) = generate(&server, &wanted(&server, 1)).await;
     assert!(
-        matches!(drawn, Err(BackendError::Silent { .. })),
-        "{drawn:?}"
+        matches!(result, Err(BackendError::OutcomeUnknown { .. })),
+        "{result:?}"
     );
 
     // Whoever goes on with it does not submit it again because the server is away.
-    let mut drawing = wanted(&server, 1);
-    drawing.job = begun.jobs.first().cloned();
+    let mut request = wanted(&server, 1);
+    request.job = begun.jobs.first().cloned();
     let asked = server.asked();
     for (failing, comes) in [(5, true), (6, false)] {
         server.server().polls_to_fail = failing;
-        let (_, drawn) = draw(&server, &drawing).await;
-        assert_eq!(drawn.is_ok(), comes, "{drawn:?}");
+        let (_, result) = generate(&server, &request).await;
+        assert_eq!(result.is_ok(), comes, "{result:?}");
     }
     assert_eq!(server.asked(), asked);
 }
@@ -165,10 +168,10 @@ async fn what_is_in_the_queue_is_taken_out_of_it_and_what_runs_is_stopped() {
     assert_eq!(server.cancelled(), [queued.clone(), running.clone()]);
 
     // Whoever still waits for it is told.
-    let mut drawing = wanted(&server, 1);
-    drawing.job = Some(running.clone());
-    let (_, drawn) = draw(&server, &drawing).await;
-    assert!(matches!(drawn, Err(BackendError::Failed { detail }) if detail == "interrupted"));
+    let mut request = wanted(&server, 1);
+    request.job = Some(running.clone());
+    let (_, result) = generate(&server, &request).await;
+    assert!(matches!(result, Err(BackendError::Failed { detail }) if detail == "interrupted"));
 
     // Neither is there any more; the next one goes on.
     let next = begin(&server).await;
@@ -202,11 +205,11 @@ async fn names_of_files_are_only_handed_back() {
     let server = Comfyui::start().await;
     let hostile =
         json!([{"filename": "../../x?type=input&y=#", "subfolder": "/etc", "type": "a b"}]);
-    server.server().pictures = Some(hostile);
-    let (_, drawn) = draw(&server, &wanted(&server, 1)).await;
+    server.server().images = Some(hostile);
+    let (_, result) = generate(&server, &wanted(&server, 1)).await;
     assert!(
-        matches!(drawn, Err(BackendError::NoImage { .. })),
-        "{drawn:?}"
+        matches!(result, Err(BackendError::NoImage { .. })),
+        "{result:?}"
     );
     let views = &server.server().views;
     assert_eq!(views.len(), 1);
@@ -218,15 +221,15 @@ async fn names_of_files_are_only_handed_back() {
 #[tokio::test]
 async fn answers_without_end_are_not_read_to_the_end() {
     let server = Comfyui::start().await;
-    server.server().pictures = Some("x".repeat(5 << 20).into());
-    let (_, drawn) = draw(&server, &wanted(&server, 1)).await;
-    let Err(BackendError::Silent { detail }) = drawn else {
-        panic!("{drawn:?}");
+    server.server().images = Some("x".repeat(5 << 20).into());
+    let (_, result) = generate(&server, &wanted(&server, 1)).await;
+    let Err(BackendError::OutcomeUnknown { detail }) = result else {
+        panic!("{result:?}");
     };
     assert!(detail.contains("longer than"), "{detail}");
 }
 
-/// A reference that got lost on the way has begun no drawing; a prompt may have.
+/// A reference that got lost on the way has begun no request; a prompt may have.
 #[tokio::test]
 async fn only_a_submit_that_breaks_off_may_have_been_taken() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -238,19 +241,19 @@ async fn only_a_submit_that_breaks_off_may_have_been_taken() {
             drop(listener.accept().await.unwrap());
         }
     };
-    let draws = async {
-        let mut drawing = wanted(&server, 1);
-        let (_, submitted) = draw_with(&settings, &drawing).await;
-        drawing.references = vec![input(Format::Png, &pictures::png())];
-        let (_, uploaded) = draw_with(&settings, &drawing).await;
+    let generates = async {
+        let mut request = wanted(&server, 1);
+        let (_, submitted) = generate_with(&settings, &request).await;
+        request.references = vec![input(Format::Png, &images::png())];
+        let (_, uploaded) = generate_with(&settings, &request).await;
         (submitted.unwrap_err(), uploaded.unwrap_err())
     };
     let (submitted, uploaded) = tokio::select! {
         () = closes => unreachable!(),
-        errors = draws => errors,
+        errors = generates => errors,
     };
     assert!(
-        matches!(submitted, BackendError::Silent { .. }),
+        matches!(submitted, BackendError::OutcomeUnknown { .. }),
         "{submitted:?}"
     );
     assert!(
@@ -284,15 +287,15 @@ async fn a_check_tells_comfyui_from_others() {
     );
 }
 
-/// Begins a drawing and leaves it; the name of its job.
+/// Begins a request and leaves it; the name of its job.
 async fn begin(server: &Comfyui) -> String {
     let mut collected = Collected::default();
     let known = server.known();
     let backend = backend_of(&server.settings());
-    let drawing = wanted(server, 1);
+    let request = wanted(server, 1);
     let begun = timeout(Duration::from_secs(10), server.wait_for_polls(known + 1));
     tokio::select! {
-        drawn = backend.draw(&drawing, &mut collected) => panic!("{drawn:?}"),
+        result = backend.generate(&request, &mut collected) => panic!("{result:?}"),
         begun = begun => begun.unwrap(),
     }
     collected.jobs.pop().unwrap()

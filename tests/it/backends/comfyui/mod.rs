@@ -1,4 +1,4 @@
-//! The `comfyui` backend against a stand-in for its server.
+//! The `comfyui` backend against a fake of its server.
 
 mod gateway;
 mod jobs;
@@ -6,12 +6,12 @@ mod nodes;
 mod server;
 mod workflows;
 
-use easel::backend::{BackendError, Drawing};
+use easel::backend::{BackendError, GenerateRequest};
 
 use super::{
     Collected, backend_of,
-    contract::{self, StandIn},
-    drawing,
+    contract::{self, FakeUpstream},
+    request,
 };
 use server::Comfyui;
 
@@ -20,21 +20,27 @@ async fn it_keeps_the_promises_of_a_backend() {
     contract::keeps_its_promises(&Comfyui::start().await).await;
 }
 
-fn wanted(server: &Comfyui, n: u8) -> Drawing {
-    Drawing {
+fn wanted(server: &Comfyui, n: u8) -> GenerateRequest {
+    GenerateRequest {
         model: server.model(),
-        ..drawing(n)
+        ..request(n)
     }
 }
 
-async fn draw(server: &Comfyui, drawing: &Drawing) -> (Collected, Result<(), BackendError>) {
-    draw_with(&server.settings(), drawing).await
+async fn generate(
+    server: &Comfyui,
+    request: &GenerateRequest,
+) -> (Collected, Result<(), BackendError>) {
+    generate_with(&server.settings(), request).await
 }
 
-async fn draw_with(settings: &str, drawing: &Drawing) -> (Collected, Result<(), BackendError>) {
+async fn generate_with(
+    settings: &str,
+    request: &GenerateRequest,
+) -> (Collected, Result<(), BackendError>) {
     let mut collected = Collected::default();
-    let drawn = backend_of(settings).draw(drawing, &mut collected).await;
-    (collected, drawn)
+    let result = backend_of(settings).generate(request, &mut collected).await;
+    (collected, result)
 }
 
 /// The settings with these keys set.

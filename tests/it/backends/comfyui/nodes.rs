@@ -1,5 +1,5 @@
-//! The node classes that the stand-in knows, and what it makes of a graph of them: it validates links,
-//! types and ranges as ComfyUI does, and works out the size of what a graph draws.
+//! The node classes that the fake knows, and what it makes of a graph of them: it validates links,
+//! types and ranges as ComfyUI does, and works out the size of what a graph generates.
 
 use serde_json::{Map, Value, json};
 
@@ -157,7 +157,7 @@ pub struct Graph<'a> {
     pub has_file: &'a dyn Fn(&str) -> bool,
 }
 
-/// How large a batch of pictures is.
+/// How large a batch of images is.
 #[derive(Clone, Copy, Debug)]
 pub struct Batch {
     pub width: u64,
@@ -205,7 +205,7 @@ impl Graph<'_> {
         Err(body)
     }
 
-    /// The nodes whose pictures are kept, in order.
+    /// The nodes whose images are kept, in order.
     pub fn output_nodes(&self) -> impl Iterator<Item = &str> {
         let saves = |node: &Value| class_of(node).is_output;
         self.nodes
@@ -232,7 +232,7 @@ impl Graph<'_> {
         loads.into_iter().map(|(_, file)| file).collect()
     }
 
-    /// What comes out of a node that gives pictures or latents.
+    /// What comes out of a node that gives images or latents.
     pub fn batch(&self, id: &str) -> Batch {
         let inputs = &self.nodes[id]["inputs"];
         let of = |name: &str| self.batch(inputs[name][0].as_str().unwrap());
@@ -259,7 +259,7 @@ impl Graph<'_> {
                 height: 6,
                 count: 1,
             },
-            other => panic!("{other} gives no pictures"),
+            other => panic!("{other} gives no images"),
         }
     }
 

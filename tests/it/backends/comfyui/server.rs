@@ -1,4 +1,4 @@
-//! A stand-in for a ComfyUI server behind a proxy that asks for a key. Written from what ComfyUI's
+//! A fake of a ComfyUI server behind a proxy that asks for a key. Written from what ComfyUI's
 //! `server.py` does; it runs one prompt at a time and forgets them all when it is restarted.
 
 use std::{
@@ -20,8 +20,8 @@ use tokio::{net::TcpListener, task::JoinSet};
 
 use super::nodes::{self, Graph};
 use crate::{
-    backends::contract::{Scene, StandIn},
-    harness::{pictures, upstream::picture},
+    backends::contract::{FakeUpstream, Scene},
+    harness::{images, upstream::image},
 };
 
 /// What the proxy in front of it wants.
@@ -40,10 +40,10 @@ pub struct Server {
     pub ignores_ids: bool,
     /// So many of the next polls fail.
     pub polls_to_fail: u32,
-    /// Takes the place of the answer to `/queue`.
+    /// Takes the binding of the answer to `/queue`.
     pub queue: Option<Bytes>,
-    /// Takes the place of the pictures in the history.
-    pub pictures: Option<Value>,
+    /// Takes the binding of the images in the history.
+    pub images: Option<Value>,
     /// Of the bodies of `/prompt`, in order.
     pub submitted: Vec<Value>,
     pub cancelled: Vec<String>,
@@ -53,7 +53,7 @@ pub struct Server {
     pub views: Vec<HashMap<String, String>>,
     pub files: BTreeMap<String, Bytes>,
     prompts: Vec<Prompt>,
-    /// Pictures by the graph that drew them.
+    /// Images by the graph that generated them.
     cache: HashMap<String, Value>,
     inputs: Vec<Vec<u8>>,
     asked: usize,
@@ -73,11 +73,11 @@ impl Comfyui {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let state = Arc::new(Mutex::new(Server {
-            scene: Scene::Draws,
+            scene: Scene::Generates,
             ignores_ids: false,
             polls_to_fail: 0,
             queue: None,
-            pictures: None,
+            images: None,
             submitted: Vec::new(),
             cancelled: Vec::new(),
             polled: BTreeSet::new(),
@@ -135,7 +135,7 @@ impl Comfyui {
     }
 }
 
-impl StandIn for Comfyui {
+impl FakeUpstream for Comfyui {
     /// The defaults, but for the address.
     fn settings(&self) -> String {
         let defaults: toml::Table = include_str!("../../../../config/easel.toml")
@@ -156,7 +156,7 @@ impl StandIn for Comfyui {
         self.server().scene = scene;
     }
 
-    /// ComfyUI draws anything.
+    /// ComfyUI generates anything.
     fn plays(&self, scene: Scene) -> bool {
         scene != Scene::Refuses
     }
@@ -214,22 +214,22 @@ impl Server {
                     "prompt_id": prompt.id, "node_id": "3", "node_type": "KSampler",
                     "executed": [], "exception_type": "torch.OutOfMemoryError", "traceback": [],
                     "exception_message": "Allocation on device 0 would exceed allowed memory."}]]))),
-                _ => Some(self.draw(&prompt.nodes)),
+                _ => Some(self.generate(&prompt.nodes)),
             };
         }
         self.prompts = prompts;
     }
 
-    fn draw(&mut self, nodes: &Map<String, Value>) -> Value {
+    fn generate(&mut self, nodes: &Map<String, Value>) -> Value {
         let mut outputs = match self.cache.get(&json!(nodes).to_string()) {
             Some(cached) => cached.clone(),
             None => self.paint(nodes),
         };
-        if self.scene == Scene::DrawsNothing {
+        if self.scene == Scene::GeneratesNothing {
             outputs = json!({});
         }
-        if let Some(pictures) = &self.pictures {
-            outputs = json!({"9": {"images": pictures}});
+        if let Some(images) = &self.images {
+            outputs = json!({"9": {"images": images}});
         }
         let status = json!({"status_str": "success", "completed": true, "messages": []});
         json!({"prompt": [0, "id", nodes, {}, ["9"]], "outputs": outputs, "status": status})
@@ -249,9 +249,9 @@ impl Server {
                 let name = format!("ComfyUI_temp_{:05}_.png", self.files.len());
                 let shade = (seed + index).to_le_bytes()[0];
                 let side = |side: u64| u32::try_from(side).unwrap();
-                let bytes = picture(side(batch.width), side(batch.height), shade);
+                let bytes = image(side(batch.width), side(batch.height), shade);
                 // As ComfyUI does, unless it is told not to.
-                let bytes = pictures::with_text(&bytes, &json!(nodes).to_string());
+                let bytes = images::with_text(&bytes, &json!(nodes).to_string());
                 self.files.insert(format!("{name} [temp]"), bytes.into());
                 images.push(json!({"filename": name, "subfolder": "", "type": "temp"}));
             }
@@ -454,7 +454,7 @@ async fn view(
         return empty(404);
     };
     let body = match server.scene {
-        Scene::DrawsNoImage => Body::from("<html>Not Found</html>"),
+        Scene::GeneratesNoImage => Body::from("<html>Not Found</html>"),
         Scene::BreaksOff => {
             let half = Ok(bytes.slice(..bytes.len() / 2));
             let end = stream::once(async {

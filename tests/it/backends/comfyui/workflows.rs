@@ -9,22 +9,24 @@ use easel::{
 };
 use serde_json::json;
 
-use super::{Comfyui, StandIn, backend_of, draw, draw_with, server::KEY, wanted, with};
-use crate::{backends::input, harness::pictures};
+use super::{
+    Comfyui, FakeUpstream, backend_of, generate, generate_with, server::KEY, wanted, with,
+};
+use crate::{backends::input, harness::images};
 
 #[tokio::test]
 async fn text_goes_where_the_places_say() {
     let server = Comfyui::start().await;
-    let mut drawing = wanted(&server, 2);
-    drawing
+    let mut request = wanted(&server, 2);
+    request
         .options
         .insert("negative_prompt".into(), "fog".into());
-    drawing.options.insert("seed".into(), 1.into());
-    drawing.extra.insert("3.steps".into(), 7.into());
+    request.options.insert("seed".into(), 1.into());
+    request.extra.insert("3.steps".into(), 7.into());
 
-    let (collected, drawn) = draw(&server, &drawing).await;
+    let (collected, result) = generate(&server, &request).await;
 
-    drawn.unwrap();
+    result.unwrap();
     let submitted = server.server().submitted[0].clone();
     let nodes = &submitted["prompt"];
     assert_eq!(submitted["prompt_id"], collected.jobs[0]);
@@ -36,7 +38,7 @@ async fn text_goes_where_the_places_say() {
     assert_eq!(nodes["5"]["inputs"], size);
     assert_eq!(nodes["3"]["inputs"]["steps"], 7);
     let dimensions: Vec<_> = collected
-        .pictures
+        .images
         .iter()
         .map(|bytes| size_of(bytes))
         .collect();
@@ -46,7 +48,7 @@ async fn text_goes_where_the_places_say() {
 #[tokio::test]
 async fn what_is_not_given_stays_as_the_workflow_has_it() {
     let server = Comfyui::start().await;
-    draw(&server, &wanted(&server, 1)).await.1.unwrap();
+    generate(&server, &wanted(&server, 1)).await.1.unwrap();
     let nodes = &server.server().submitted[0]["prompt"];
     assert_eq!(nodes["7"]["inputs"]["text"], "lowres, blurry, watermark");
     assert_eq!(nodes["3"]["inputs"]["steps"], 28);
@@ -54,10 +56,10 @@ async fn what_is_not_given_stays_as_the_workflow_has_it() {
 
 /// ComfyUI answers the very same workflow from its cache.
 #[tokio::test]
-async fn the_same_prompt_twice_draws_two_pictures() {
+async fn the_same_prompt_twice_generates_two_images() {
     let server = Comfyui::start().await;
     for _ in 0..2 {
-        draw(&server, &wanted(&server, 1)).await.1.unwrap();
+        generate(&server, &wanted(&server, 1)).await.1.unwrap();
     }
     let seeds = || {
         let server = server.server();
@@ -69,14 +71,14 @@ async fn the_same_prompt_twice_draws_two_pictures() {
     };
     assert_ne!(seeds()[0], seeds()[1]);
 
-    // A workflow that was drawn before still gives its picture.
+    // A workflow that was generated before still gives its image.
     let mut same = wanted(&server, 1);
     same.extra.insert("3.seed".into(), 5.into());
-    let (first, _) = draw(&server, &same).await;
-    let (second, drawn) = draw(&server, &same).await;
-    drawn.unwrap();
+    let (first, _) = generate(&server, &same).await;
+    let (second, result) = generate(&server, &same).await;
+    result.unwrap();
     assert_eq!(seeds()[2], seeds()[3]);
-    assert_eq!(first.pictures, second.pictures);
+    assert_eq!(first.images, second.images);
 }
 
 #[tokio::test]
@@ -86,8 +88,8 @@ async fn each_resolution_has_its_pixels() {
         &server.settings(),
         "native_side_px = 512\nnative_side_2k_px = 1536\nside_step_px = 16",
     );
-    let mut drawing = wanted(&server, 1);
-    drawing.size = ImageSize {
+    let mut request = wanted(&server, 1);
+    request.size = ImageSize {
         width: 1024,
         height: 1536,
     };
@@ -95,85 +97,85 @@ async fn each_resolution_has_its_pixels() {
         (Resolution::OneK, (416, 624)),
         (Resolution::TwoK, (1248, 1888)),
     ] {
-        drawing.resolution = resolution;
-        let (collected, drawn) = draw_with(&settings, &drawing).await;
-        drawn.unwrap();
-        assert_eq!(size_of(&collected.pictures[0]), size);
+        request.resolution = resolution;
+        let (collected, result) = generate_with(&settings, &request).await;
+        result.unwrap();
+        assert_eq!(size_of(&collected.images[0]), size);
     }
 }
 
 #[tokio::test]
 async fn references_are_uploaded_where_they_do_not_stay() {
     let server = Comfyui::start().await;
-    let mut drawing = wanted(&server, 1);
-    drawing.references = vec![input(Format::Png, &pictures::png())];
-    let (collected, drawn) = draw(&server, &drawing).await;
-    drawn.unwrap();
+    let mut request = wanted(&server, 1);
+    request.references = vec![input(Format::Png, &images::png())];
+    let (collected, result) = generate(&server, &request).await;
+    result.unwrap();
     let name = format!("easel/{}-1.png [temp]", collected.jobs[0]);
-    assert_eq!(server.server().files[&name], pictures::png());
+    assert_eq!(server.server().files[&name], images::png());
     let nodes = &server.server().submitted[0]["prompt"];
     assert_eq!(nodes["10"]["inputs"]["image"], name);
-    assert_eq!(size_of(&collected.pictures[0]), (1472, 704));
+    assert_eq!(size_of(&collected.images[0]), (1472, 704));
 }
 
 #[tokio::test]
 async fn a_workflow_may_have_places_for_more_references_than_there_are() {
     let server = Comfyui::start().await;
-    let places = r#"image_workflow = "builtin:inpaint"
-        image_places = ["prompt=6.text", "seed=3.seed", "output=9", "reference=10.image",
+    let bindings = r#"image_workflow = "builtin:inpaint"
+        image_bindings = ["prompt=6.text", "seed=3.seed", "output=9", "reference=10.image",
             "reference=14.image", "model=4.ckpt_name"]"#;
-    let settings = with(&server.settings(), places);
-    let abilities = backend_of(&settings).abilities();
-    // One of the workflows says not how many pictures: one by one, then.
-    assert_eq!((abilities.n_max, abilities.references_max), (1, 2));
-    let mut drawing = wanted(&server, 1);
-    drawing.references = vec![input(Format::Png, &pictures::png())];
-    draw_with(&settings, &drawing).await.1.unwrap();
-    assert_eq!(server.inputs(), [pictures::png(), pictures::png()]);
+    let settings = with(&server.settings(), bindings);
+    let capabilities = backend_of(&settings).capabilities();
+    // One of the workflows says not how many images: one by one, then.
+    assert_eq!((capabilities.n_max, capabilities.references_max), (1, 2));
+    let mut request = wanted(&server, 1);
+    request.references = vec![input(Format::Png, &images::png())];
+    generate_with(&settings, &request).await.1.unwrap();
+    assert_eq!(server.inputs(), [images::png(), images::png()]);
 }
 
 #[tokio::test]
-async fn a_workflow_that_is_not_there_is_not_drawn_with() {
+async fn a_workflow_that_is_not_there_is_not_generated_with() {
     let server = Comfyui::start().await;
     let settings = with(&server.settings(), "text_workflow = ''\nmask_workflow = ''");
-    assert!(!backend_of(&settings).abilities().mask);
-    let (_, drawn) = draw_with(&settings, &wanted(&server, 1)).await;
-    let Err(BackendError::Invalid { message }) = drawn else {
-        panic!("{drawn:?}");
+    assert!(!backend_of(&settings).capabilities().mask);
+    let (_, result) = generate_with(&settings, &wanted(&server, 1)).await;
+    let Err(BackendError::Invalid { message }) = result else {
+        panic!("{result:?}");
     };
-    assert_eq!(message, "this model draws only from a reference image");
+    assert_eq!(message, "this model generates only from a reference image");
     assert_eq!(server.asked(), 0);
 }
 
 #[tokio::test]
 async fn faults_that_the_server_finds_name_the_node_and_not_what_it_was_given() {
     let server = Comfyui::start().await;
-    let mut drawing = wanted(&server, 1);
-    drawing.model = "secret-name.safetensors".into();
-    let (_, drawn) = draw(&server, &drawing).await;
-    let Err(BackendError::Invalid { message }) = drawn else {
-        panic!("{drawn:?}");
+    let mut request = wanted(&server, 1);
+    request.model = "secret-name.safetensors".into();
+    let (_, result) = generate(&server, &request).await;
+    let Err(BackendError::Invalid { message }) = result else {
+        panic!("{result:?}");
     };
     let expected =
         "Prompt outputs failed validation: node 4 (CheckpointLoaderSimple): Value not in list";
     assert_eq!(message, expected);
 
-    let mut drawing = wanted(&server, 1);
-    drawing.extra.insert("33.steps".into(), 7.into());
-    let (_, drawn) = draw(&server, &drawing).await;
+    let mut request = wanted(&server, 1);
+    request.extra.insert("33.steps".into(), 7.into());
+    let (_, result) = generate(&server, &request).await;
     assert!(
-        matches!(drawn, Err(BackendError::Failed { .. })),
-        "{drawn:?}"
+        matches!(result, Err(BackendError::Failed { .. })),
+        "{result:?}"
     );
 
-    let mut drawing = wanted(&server, 1);
-    drawing
+    let mut request = wanted(&server, 1);
+    request
         .options
         .insert("negative_prompt".into(), "x".repeat(32_001).into());
-    let (_, drawn) = draw(&server, &drawing).await;
+    let (_, result) = generate(&server, &request).await;
     assert!(
-        matches!(drawn, Err(BackendError::Invalid { .. })),
-        "{drawn:?}"
+        matches!(result, Err(BackendError::Invalid { .. })),
+        "{result:?}"
     );
 }
 
@@ -199,11 +201,12 @@ async fn a_workflow_with_a_faulty_place_is_told_of_at_the_start() {
         format!("text_workflow = '{broken}'"),
         format!("text_workflow = '{small}'"),
         format!(
-            "text_workflow = '{small}'\ntext_places = ['width=1.width', 'seed=1.color', \
+            "text_workflow = '{small}'\ntext_bindings = ['width=1.width', 'seed=1.color', \
              'prompt=1.text', 'height=2.height', 'hight=1.height', 'width', 'width=1', 'output=7']"
         ),
-        "text_places = ['prompt=6.text', 'seed=3.seed', 'output=9', 'reference=6.text']".to_owned(),
-        "mask_places = ['prompt=6.text', 'seed=3.seed', 'output=9']".to_owned(),
+        "text_bindings = ['prompt=6.text', 'seed=3.seed', 'output=9', 'reference=6.text']"
+            .to_owned(),
+        "mask_bindings = ['prompt=6.text', 'seed=3.seed', 'output=9']".to_owned(),
     ];
     let told: Vec<String> = settings
         .iter()
@@ -217,10 +220,10 @@ async fn a_workflow_with_a_faulty_place_is_told_of_at_the_start() {
     backends.own.text_workflow: there is no builtin:flux, there are: builtin:text-to-image, builtin:image-to-image, builtin:inpaint
     backends.own.text_workflow: /ui.json is no workflow in ComfyUI's API format (save it with Export (API)): "links" is no node with class_type and inputs
     backends.own.text_workflow: /broken.json is no workflow in ComfyUI's API format (save it with Export (API)): EOF while parsing an object at line 1 column 1
-    backends.own.text_places: model=4.ckpt_name: the workflow has no node "4"; prompt=6.text: the workflow has no node "6"; negative=7.text: the workflow has no node "7"; width=5.width: the workflow has no node "5"; height=5.height: the workflow has no node "5"; batch=5.batch_size: the workflow has no node "5"; seed=3.seed: the workflow has no node "3"; output=9: the workflow has no node "9"
-    backends.own.text_places: seed=1.color: this input is linked to another node, it must hold a value; prompt=1.text: node 1 (EmptyImage) has no input "text", it has: color, width; height=2.height: the workflow has no node "2"; hight=1.height: there is no "hight", there are: model, prompt, negative, width, height, batch, seed, reference, mask, output; "width" is no place, one is like prompt=6.text or output=9; "width=1" is no place, one is like prompt=6.text or output=9; output=7: the workflow has no node "7"
-    backends.own.text_places: reference has no place in this workflow
-    backends.own.mask_places: there is no place for: reference; there is no place for: mask
+    backends.own.text_bindings: model=4.ckpt_name: the workflow has no node "4"; prompt=6.text: the workflow has no node "6"; negative=7.text: the workflow has no node "7"; width=5.width: the workflow has no node "5"; height=5.height: the workflow has no node "5"; batch=5.batch_size: the workflow has no node "5"; seed=3.seed: the workflow has no node "3"; output=9: the workflow has no node "9"
+    backends.own.text_bindings: seed=1.color: this input is linked to another node, it must hold a value; prompt=1.text: node 1 (EmptyImage) has no input "text", it has: color, width; height=2.height: the workflow has no node "2"; hight=1.height: there is no "hight", there are: model, prompt, negative, width, height, batch, seed, reference, mask, output; "width" is no binding, one is like prompt=6.text or output=9; "width=1" is no binding, one is like prompt=6.text or output=9; output=7: the workflow has no node "7"
+    backends.own.text_bindings: reference has no binding in this workflow
+    backends.own.mask_bindings: there is no binding for: reference; there is no binding for: mask
     "#);
 }
 
@@ -231,6 +234,6 @@ fn fault(settings: &str) -> String {
 }
 
 fn size_of(bytes: &[u8]) -> (u32, u32) {
-    let picture = image::load_from_memory(bytes).unwrap();
-    (picture.width(), picture.height())
+    let image = image::load_from_memory(bytes).unwrap();
+    (image.width(), image.height())
 }

@@ -6,16 +6,16 @@ use easel::backend::BackendError;
 use serde_json::{Value, json};
 
 use super::{
-    Gemini, StandIn, backend_of, draw,
+    FakeUpstream, Gemini, backend_of, generate,
     server::{KEY, REFUSED_PROMPT, answer, error, image},
     wanted,
 };
 
 async fn answered(server: &Gemini, status: u16, body: &Value) -> BackendError {
     server.next(status, body);
-    let (collected, drawn) = draw(server, &wanted(server)).await;
-    assert!(collected.pictures.is_empty());
-    drawn.unwrap_err()
+    let (collected, result) = generate(server, &wanted(server)).await;
+    assert!(collected.images.is_empty());
+    result.unwrap_err()
 }
 
 #[tokio::test]
@@ -54,17 +54,17 @@ async fn refusals_are_told_though_the_status_is_200() {
         };
         assert_eq!(message, "Unable to show the image. See [link]");
     }
-    let mut drawing = wanted(&server);
-    drawing.prompt = REFUSED_PROMPT.to_owned();
-    let (_, drawn) = draw(&server, &drawing).await;
+    let mut request = wanted(&server);
+    request.prompt = REFUSED_PROMPT.to_owned();
+    let (_, result) = generate(&server, &request).await;
     assert!(
-        matches!(drawn, Err(BackendError::Refused { .. })),
-        "{drawn:?}"
+        matches!(result, Err(BackendError::Refused { .. })),
+        "{result:?}"
     );
 }
 
 #[tokio::test]
-async fn an_answer_without_a_picture_is_no_refusal() {
+async fn an_answer_without_an_image_is_no_refusal() {
     let server = Gemini::start().await;
     let text = json!({"text": "the prompt again"});
     for body in [
@@ -85,7 +85,7 @@ async fn an_answer_without_a_picture_is_no_refusal() {
     }
 }
 
-/// The flag stands behind the picture, which has gone on by then.
+/// The flag stands behind the image, which has gone on by then.
 #[tokio::test]
 async fn drafts_are_not_delivered() {
     let server = Gemini::start().await;
@@ -96,37 +96,32 @@ async fn drafts_are_not_delivered() {
     };
     let thinks = json!({"text": "first", "thought": true});
     let large = vec![b'd'; 300_000];
-    let drafts = [
-        thinks,
-        draft(&large),
-        draft(b"second"),
-        image(b"the picture"),
-    ];
+    let drafts = [thinks, draft(&large), draft(b"second"), image(b"the image")];
     server.next(200, &answer(&drafts, "STOP"));
-    let (collected, drawn) = draw(&server, &wanted(&server)).await;
-    drawn.unwrap();
-    assert_eq!(collected.pictures, [b"the picture"]);
+    let (collected, result) = generate(&server, &wanted(&server)).await;
+    result.unwrap();
+    assert_eq!(collected.images, [b"the image"]);
 
     // Others that speak this API leave the flag out.
     let unflagged = [
         image(b"draft"),
-        image(b"the picture"),
+        image(b"the image"),
         json!({"text": "done"}),
     ];
     server.next(200, &answer(&unflagged, "STOP"));
-    let (collected, _) = draw(&server, &wanted(&server)).await;
-    assert_eq!(collected.pictures, [b"the picture"]);
+    let (collected, _) = generate(&server, &wanted(&server)).await;
+    assert_eq!(collected.images, [b"the image"]);
 
-    // It thought, and then did not draw.
-    let (collected, drawn) = {
+    // It thought, and then did not generate.
+    let (collected, result) = {
         server.next(200, &answer(&[draft(b"draft")], "NO_IMAGE"));
-        draw(&server, &wanted(&server)).await
+        generate(&server, &wanted(&server)).await
     };
     assert!(
-        matches!(drawn, Err(BackendError::NoImage { .. })),
-        "{drawn:?}"
+        matches!(result, Err(BackendError::NoImage { .. })),
+        "{result:?}"
     );
-    assert!(collected.pictures.is_empty() && collected.under_way.is_empty());
+    assert!(collected.images.is_empty() && collected.under_way.is_empty());
     let refused = answered(&server, 200, &answer(&[draft(b"draft")], "IMAGE_SAFETY")).await;
     assert!(
         matches!(refused, BackendError::Refused { .. }),
@@ -137,8 +132,8 @@ async fn drafts_are_not_delivered() {
 #[tokio::test]
 async fn usage_goes_on() {
     let server = Gemini::start().await;
-    let (collected, drawn) = draw(&server, &wanted(&server)).await;
-    drawn.unwrap();
+    let (collected, result) = generate(&server, &wanted(&server)).await;
+    result.unwrap();
     assert_eq!(collected.usage.len(), 1);
     assert_eq!(collected.usage[0]["candidatesTokenCount"], 1120);
 }
@@ -214,24 +209,24 @@ async fn far_too_much_is_not_read_to_the_end() {
     let many = vec![image(b"draft"); 40];
     let text = vec![json!({"text": "x".repeat(2 << 20)})];
     for parts in [many, text] {
-        let (collected, drawn) = {
+        let (collected, result) = {
             server.next(200, &answer(&parts, "STOP"));
-            draw(&server, &wanted(&server)).await
+            generate(&server, &wanted(&server)).await
         };
         assert!(
             matches!(
-                drawn,
+                result,
                 Err(BackendError::Failed { .. } | BackendError::NoImage { .. })
             ),
-            "{drawn:?}"
+            "{result:?}"
         );
-        assert!(collected.pictures.is_empty());
+        assert!(collected.images.is_empty());
     }
-    // A signature may be longer than its picture.
-    let mut signed = image(b"the picture");
+    // A signature may be longer than its image.
+    let mut signed = image(b"the image");
     signed["thoughtSignature"] = "c2ln".repeat(1 << 20).into();
     server.next(200, &answer(&[signed], "STOP"));
-    let (collected, drawn) = draw(&server, &wanted(&server)).await;
-    drawn.unwrap();
-    assert_eq!(collected.pictures, [b"the picture"]);
+    let (collected, result) = generate(&server, &wanted(&server)).await;
+    result.unwrap();
+    assert_eq!(collected.images, [b"the image"]);
 }

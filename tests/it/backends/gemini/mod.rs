@@ -1,4 +1,4 @@
-//! The `gemini` backend against a stand-in for its upstream.
+//! The `gemini` backend against a fake of its upstream.
 
 mod answers;
 mod gateway;
@@ -6,12 +6,12 @@ mod request;
 mod requests;
 pub mod server;
 
-use easel::backend::{BackendError, Drawing};
+use easel::backend::{BackendError, GenerateRequest};
 
 use super::{
     Collected, backend_of,
-    contract::{self, StandIn},
-    drawing, input,
+    contract::{self, FakeUpstream},
+    input, request,
 };
 use server::Gemini;
 
@@ -20,19 +20,25 @@ async fn it_keeps_the_promises_of_a_backend() {
     contract::keeps_its_promises(&Gemini::start().await).await;
 }
 
-fn wanted(server: &Gemini) -> Drawing {
-    Drawing {
+fn wanted(server: &Gemini) -> GenerateRequest {
+    GenerateRequest {
         model: server.model(),
-        ..drawing(1)
+        ..request(1)
     }
 }
 
-async fn draw(server: &Gemini, drawing: &Drawing) -> (Collected, Result<(), BackendError>) {
-    draw_with(&server.settings(), drawing).await
+async fn generate(
+    server: &Gemini,
+    request: &GenerateRequest,
+) -> (Collected, Result<(), BackendError>) {
+    generate_with(&server.settings(), request).await
 }
 
-async fn draw_with(settings: &str, drawing: &Drawing) -> (Collected, Result<(), BackendError>) {
+async fn generate_with(
+    settings: &str,
+    request: &GenerateRequest,
+) -> (Collected, Result<(), BackendError>) {
     let mut collected = Collected::default();
-    let drawn = backend_of(settings).draw(drawing, &mut collected).await;
-    (collected, drawn)
+    let result = backend_of(settings).generate(request, &mut collected).await;
+    (collected, result)
 }

@@ -1,4 +1,4 @@
-//! A call to the stand-in, and whether the real thing would take it.
+//! A call to the fake, and whether the real thing would take it.
 
 use serde_json::{Map, Value};
 

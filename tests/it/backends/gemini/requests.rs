@@ -6,29 +6,29 @@ use easel::{
 };
 use serde_json::json;
 
-use super::{Gemini, StandIn, draw, draw_with, input, wanted};
-use crate::harness::pictures;
+use super::{FakeUpstream, Gemini, generate, generate_with, input, wanted};
+use crate::harness::images;
 
 #[tokio::test]
 async fn the_prompt_comes_first_and_references_behind_it() {
     let server = Gemini::start().await;
-    let jpeg = pictures::picture(image::ImageFormat::Jpeg);
-    let mut drawing = wanted(&server);
-    drawing.quality = Some(Quality::High);
-    drawing.options.insert("background".into(), "opaque".into());
-    drawing.references = vec![
-        input(Format::Png, &pictures::png()),
+    let jpeg = images::image(image::ImageFormat::Jpeg);
+    let mut request = wanted(&server);
+    request.quality = Some(Quality::High);
+    request.options.insert("background".into(), "opaque".into());
+    request.references = vec![
+        input(Format::Png, &images::png()),
         input(Format::Jpeg, &jpeg),
     ];
 
-    let (collected, drawn) = draw(&server, &drawing).await;
+    let (collected, result) = generate(&server, &request).await;
 
-    drawn.unwrap();
+    result.unwrap();
     let base64 = |bytes: &[u8]| base64_simd::STANDARD.encode_to_string(bytes);
     let expected = json!({
         "contents": [{"role": "user", "parts": [
             {"text": "a heron"},
-            {"inlineData": {"mimeType": "image/png", "data": base64(&pictures::png())}},
+            {"inlineData": {"mimeType": "image/png", "data": base64(&images::png())}},
             {"inlineData": {"mimeType": "image/jpeg", "data": base64(&jpeg)}}]}],
         "generationConfig": {"responseModalities": ["IMAGE"],
             "imageConfig": {"aspectRatio": "16:9", "imageSize": "1K"}}});
@@ -37,19 +37,19 @@ async fn the_prompt_comes_first_and_references_behind_it() {
         server.server().paths,
         ["/v1beta/models/gemini-3-pro-image:generateContent"]
     );
-    let picture = image::load_from_memory(&collected.pictures[0]).unwrap();
-    assert_eq!((picture.width(), picture.height()), (1376, 768));
+    let image = image::load_from_memory(&collected.images[0]).unwrap();
+    assert_eq!((image.width(), image.height()), (1376, 768));
 }
 
 #[tokio::test]
 async fn every_ratio_is_one_that_the_upstream_knows() {
     let server = Gemini::start().await;
-    let mut drawing = wanted(&server);
+    let mut request = wanted(&server);
     for ratio in AspectRatio::all() {
         for resolution in [Resolution::OneK, Resolution::TwoK] {
-            drawing.ratio = ratio;
-            drawing.resolution = resolution;
-            draw(&server, &drawing).await.1.unwrap();
+            request.ratio = ratio;
+            request.resolution = resolution;
+            generate(&server, &request).await.1.unwrap();
         }
     }
     let sent: Vec<_> = server
@@ -64,20 +64,20 @@ async fn every_ratio_is_one_that_the_upstream_knows() {
 #[tokio::test]
 async fn a_size_is_sent_only_where_the_model_knows_it() {
     let server = Gemini::start().await;
-    let mut drawing = wanted(&server);
-    drawing.model = "gemini-2.5-flash-image".into();
-    let (_, drawn) = draw(&server, &drawing).await;
+    let mut request = wanted(&server);
+    request.model = "gemini-2.5-flash-image".into();
+    let (_, result) = generate(&server, &request).await;
     assert!(
-        matches!(drawn, Err(BackendError::Invalid { .. })),
-        "{drawn:?}"
+        matches!(result, Err(BackendError::Invalid { .. })),
+        "{result:?}"
     );
-    draw_with(&server.settings_with("[]"), &drawing)
+    generate_with(&server.settings_with("[]"), &request)
         .await
         .1
         .unwrap();
 
-    drawing.resolution = Resolution::TwoK;
-    draw_with(&server.settings_with(r#"["1K"]"#), &drawing)
+    request.resolution = Resolution::TwoK;
+    generate_with(&server.settings_with(r#"["1K"]"#), &request)
         .await
         .1
         .unwrap();
@@ -89,10 +89,10 @@ async fn a_size_is_sent_only_where_the_model_knows_it() {
 #[tokio::test]
 async fn fields_of_the_operator_go_where_they_belong() {
     let server = Gemini::start().await;
-    let mut drawing = wanted(&server);
+    let mut request = wanted(&server);
     let extra = json!({"generationConfig": {"imageConfig": {"imageSize": "2K"}}});
-    drawing.extra = extra.as_object().unwrap().clone();
-    draw(&server, &drawing).await.1.unwrap();
+    request.extra = extra.as_object().unwrap().clone();
+    generate(&server, &request).await.1.unwrap();
     let sent = &server.server().received[0];
     let expected = json!({"responseModalities": ["IMAGE"],
         "imageConfig": {"aspectRatio": "16:9", "imageSize": "2K"}});
@@ -102,8 +102,8 @@ async fn fields_of_the_operator_go_where_they_belong() {
 #[tokio::test]
 async fn what_is_too_large_or_of_the_wrong_kind_is_named_and_not_sent() {
     let server = Gemini::start().await;
-    let large = pictures::png_of(7 * 1024 * 1024 + 1);
-    let gif = pictures::picture(image::ImageFormat::Gif);
+    let large = images::png_of(7 * 1024 * 1024 + 1);
+    let gif = images::image(image::ImageFormat::Gif);
     for (format, bytes, expected) in [
         (
             Format::Png,
@@ -116,20 +116,20 @@ async fn what_is_too_large_or_of_the_wrong_kind_is_named_and_not_sent() {
             "reference image 2 is a GIF; this model takes PNG, JPEG and WebP",
         ),
     ] {
-        let mut drawing = wanted(&server);
-        drawing.references = vec![input(Format::Png, &pictures::png()), input(format, bytes)];
-        let (_, drawn) = draw(&server, &drawing).await;
-        let Err(BackendError::Invalid { message }) = drawn else {
-            panic!("{drawn:?}");
+        let mut request = wanted(&server);
+        request.references = vec![input(Format::Png, &images::png()), input(format, bytes)];
+        let (_, result) = generate(&server, &request).await;
+        let Err(BackendError::Invalid { message }) = result else {
+            panic!("{result:?}");
         };
         assert_eq!(message, expected);
     }
     assert_eq!(server.asked(), 0);
 
-    let mut drawing = wanted(&server);
-    drawing.references = vec![input(Format::Png, &pictures::png()); 13];
-    let just = pictures::png_of(7 * 1024 * 1024);
-    drawing.references.push(input(Format::Png, &just));
-    draw(&server, &drawing).await.1.unwrap();
+    let mut request = wanted(&server);
+    request.references = vec![input(Format::Png, &images::png()); 13];
+    let just = images::png_of(7 * 1024 * 1024);
+    request.references.push(input(Format::Png, &just));
+    generate(&server, &request).await.1.unwrap();
     assert_eq!(server.inputs().len(), 14);
 }

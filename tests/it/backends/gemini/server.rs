@@ -1,4 +1,4 @@
-//! A stand-in for Gemini's API, as strict as the real one: it knows its fields, ratios, sizes and limits, takes
+//! A fake of Gemini's API, as strict as the real one: it knows its fields, ratios, sizes and limits, takes
 //! both alphabets of base64, and refuses with HTTP 200. The official SDK judges it: see `tests/it/clients.rs`.
 
 use std::{
@@ -20,13 +20,13 @@ use tokio::{net::TcpListener, task::JoinSet};
 
 use super::request::Request;
 use crate::{
-    backends::contract::{Scene, StandIn},
-    harness::upstream::picture,
+    backends::contract::{FakeUpstream, Scene},
+    harness::upstream,
 };
 
 /// What it wants to be called with.
-pub const KEY: &str = "AIza-stand-in-5d20";
-/// What its safety system does not draw.
+pub const KEY: &str = "AIza-fake-5d20";
+/// What its safety system does not generate.
 pub const REFUSED_PROMPT: &str = "something unsafe";
 
 /// Listens on loopback until it is dropped.
@@ -55,7 +55,7 @@ impl Gemini {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let state = Arc::new(Mutex::new(Server {
-            scene: Scene::Draws,
+            scene: Scene::Generates,
             next: None,
             received: Vec::new(),
             paths: Vec::new(),
@@ -94,7 +94,7 @@ impl Gemini {
     }
 }
 
-impl StandIn for Gemini {
+impl FakeUpstream for Gemini {
     fn settings(&self) -> String {
         self.settings_with(r#"["1K", "2K"]"#)
     }
@@ -132,7 +132,7 @@ pub fn answer(parts: &[Value], finish_reason: &str) -> Value {
             "finishReason": finish_reason, "index": 0}],
         "usageMetadata": {"promptTokenCount": 5, "candidatesTokenCount": 1120, "totalTokenCount": 1125,
             "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 5}]},
-        "modelVersion": "gemini-3-pro-image", "responseId": "stand-in"})
+        "modelVersion": "gemini-3-pro-image", "responseId": "fake"})
 }
 
 pub fn image(bytes: &[u8]) -> Value {
@@ -208,8 +208,8 @@ fn play(scene: Scene, request: &Request) -> (u16, Value) {
             fails(429, "RESOURCE_EXHAUSTED", &details)
         }
         Scene::Fails => fails(500, "INTERNAL", &json!([])),
-        Scene::DrawsNothing => (200, answer(&[json!({"text": "I can not."})], "STOP")),
-        Scene::DrawsNoImage => (200, answer(&[image(b"<html>It works!</html>")], "STOP")),
+        Scene::GeneratesNothing => (200, answer(&[json!({"text": "I can not."})], "STOP")),
+        Scene::GeneratesNoImage => (200, answer(&[image(b"<html>It works!</html>")], "STOP")),
         _ if scene == Scene::Refuses || request.prompt == REFUSED_PROMPT => (
             200,
             json!({"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"},
@@ -217,9 +217,9 @@ fn play(scene: Scene, request: &Request) -> (u16, Value) {
                 "modelVersion": "gemini-3-pro-image"}),
         ),
         _ => {
-            let mut drawn = image(&picture(request.size.0, request.size.1, 0));
-            drawn["thoughtSignature"] = "c2lnbmF0dXJl".into();
-            (200, answer(&[drawn], "STOP"))
+            let mut result = image(&upstream::image(request.size.0, request.size.1, 0));
+            result["thoughtSignature"] = "c2lnbmF0dXJl".into();
+            (200, answer(&[result], "STOP"))
         }
     }
 }

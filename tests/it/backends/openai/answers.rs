@@ -3,8 +3,8 @@
 use easel::backend::BackendError;
 use serde_json::json;
 
-use super::{backend, draw, drawing};
-use crate::harness::upstream::{Reply, Upstream, picture};
+use super::{backend, generate, request};
+use crate::harness::upstream::{Reply, Upstream, image};
 
 /// Bytes that no codec makes short.
 fn noise(length: usize) -> Vec<u8> {
@@ -17,66 +17,66 @@ fn noise(length: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn large_pictures_come_through_whole() {
+async fn large_images_come_through_whole() {
     let upstream = Upstream::start().await;
     let backend = backend(&upstream, "");
     let large = [noise(3_000_001), noise(1_500_002)];
-    upstream.next(Reply::pictures(&large));
-    let (pictures, drawn) = draw(&backend, &drawing(2)).await;
-    drawn.unwrap();
-    assert!(pictures == large);
+    upstream.next(Reply::images(&large));
+    let (images, result) = generate(&backend, &request(2)).await;
+    result.unwrap();
+    assert!(images == large);
 }
 
 #[tokio::test]
-async fn fewer_pictures_than_asked_for_are_fine_and_more_are_dropped() {
+async fn fewer_images_than_asked_for_are_fine_and_more_are_dropped() {
     let upstream = Upstream::start().await;
     let backend = backend(&upstream, "");
     let three = [noise(10), noise(70), noise(1000)];
 
-    upstream.next(Reply::pictures(&three));
-    let (pictures, drawn) = draw(&backend, &drawing(4)).await;
-    drawn.unwrap();
-    assert_eq!(pictures, three);
+    upstream.next(Reply::images(&three));
+    let (images, result) = generate(&backend, &request(4)).await;
+    result.unwrap();
+    assert_eq!(images, three);
 
-    upstream.next(Reply::pictures(&three));
-    let (pictures, drawn) = draw(&backend, &drawing(2)).await;
-    drawn.unwrap();
-    assert_eq!(pictures, three[..2]);
+    upstream.next(Reply::images(&three));
+    let (images, result) = generate(&backend, &request(2)).await;
+    result.unwrap();
+    assert_eq!(images, three[..2]);
 }
 
 #[tokio::test]
 async fn links_are_fetched_without_the_key() {
     let upstream = Upstream::start().await;
     let backend = backend(&upstream, "");
-    let link = format!("{}/files/picture.png", upstream.url);
+    let link = format!("{}/files/image.png", upstream.url);
     let data_url = format!(
         "data:image/png;base64,{}",
         base64_simd::STANDARD.encode_to_string("data")
     );
     upstream.next(Reply::links(&[&link, &data_url]));
 
-    let (pictures, drawn) = draw(&backend, &drawing(2)).await;
+    let (images, result) = generate(&backend, &request(2)).await;
 
-    drawn.unwrap();
+    result.unwrap();
     // What came in the answer is there before what had to be fetched.
-    assert_eq!(pictures, [b"data".to_vec(), picture(64, 64, 0)]);
+    assert_eq!(images, [b"data".to_vec(), image(64, 64, 0)]);
     let fetched = &upstream.received()[1];
-    assert_eq!(fetched.path, "/files/picture.png");
+    assert_eq!(fetched.path, "/files/image.png");
     assert_eq!(fetched.header("authorization"), None);
 }
 
 #[tokio::test]
-async fn a_picture_is_not_fetched_that_has_come_already() {
+async fn an_image_is_not_fetched_that_has_come_already() {
     let upstream = Upstream::start().await;
     let backend = backend(&upstream, "");
-    let link = format!("{}/files/picture.png", upstream.url);
+    let link = format!("{}/files/image.png", upstream.url);
     let entry = json!({"url": link, "b64_json": "aGVsbG8="});
     upstream.next(Reply::json(200, &json!({"created": 1, "data": [entry]})));
 
-    let (pictures, drawn) = draw(&backend, &drawing(2)).await;
+    let (images, result) = generate(&backend, &request(2)).await;
 
-    drawn.unwrap();
-    assert_eq!(pictures, [b"hello"]);
+    result.unwrap();
+    assert_eq!(images, [b"hello"]);
     assert_eq!(upstream.received().len(), 1);
 }
 
@@ -85,11 +85,11 @@ async fn a_link_may_lead_on_where_it_might_have_led_at_once() {
     let upstream = Upstream::start().await;
     let link = format!("{}/files/moved.png", upstream.url);
     upstream.next(Reply::links(&[&link]));
-    let (pictures, drawn) = draw(&backend(&upstream, ""), &drawing(1)).await;
-    drawn.unwrap();
-    assert_eq!(pictures, [picture(64, 64, 0)]);
+    let (images, result) = generate(&backend(&upstream, ""), &request(1)).await;
+    result.unwrap();
+    assert_eq!(images, [image(64, 64, 0)]);
     let fetched = &upstream.received()[2];
-    assert_eq!(fetched.path, "/files/picture.png");
+    assert_eq!(fetched.path, "/files/image.png");
     assert_eq!(fetched.header("authorization"), None);
 }
 
@@ -99,12 +99,12 @@ async fn links_elsewhere_are_not_followed() {
     let other = Upstream::start().await;
     let backend = backend(&upstream, r#"download_hosts = ["*.example"]"#);
     for link in [
-        format!("{}/files/picture.png", other.url),
-        format!("{}/files/picture.png", other.url)
+        format!("{}/files/image.png", other.url),
+        format!("{}/files/image.png", other.url)
             .replace("http:", "https:")
             .replace("127.0.0.1", "localhost"),
         "http://169.254.169.254/latest/meta-data".to_owned(),
-        "https://example/picture.png".to_owned(),
+        "https://example/image.png".to_owned(),
         "file:///etc/passwd".to_owned(),
         format!("{}/files/away.png", upstream.url),
         format!("{}/files/round.png", upstream.url),
@@ -112,14 +112,11 @@ async fn links_elsewhere_are_not_followed() {
         format!("{}/files/expired.png", upstream.url),
     ] {
         upstream.next(Reply::links(&[&link]));
-        let (pictures, drawn) = draw(&backend, &drawing(1)).await;
-        let Err(BackendError::NoImage { detail }) = drawn else {
-            panic!("{link}: {drawn:?}");
+        let (images, result) = generate(&backend, &request(1)).await;
+        let Err(BackendError::NoImage { detail }) = result else {
+            panic!("{link}: {result:?}");
         };
-        assert!(
-            pictures.is_empty() && !detail.contains("/files/"),
-            "{detail}"
-        );
+        assert!(images.is_empty() && !detail.contains("/files/"), "{detail}");
     }
     assert!(other.received().is_empty());
 }
@@ -128,27 +125,27 @@ async fn links_elsewhere_are_not_followed() {
 async fn a_link_that_fails_may_have_been_paid_for() {
     let upstream = Upstream::start().await;
     let backend = backend(&upstream, r#"download_hosts = ["localhost:1"]"#);
-    let good = format!("{}/files/picture.png", upstream.url);
+    let good = format!("{}/files/image.png", upstream.url);
     for bad in [
         format!("{}/files/broken.png", upstream.url),
         // Nothing listens there.
-        "https://localhost:1/picture.png".to_owned(),
+        "https://localhost:1/image.png".to_owned(),
     ] {
         upstream.next(Reply::links(&[&good, &bad]));
-        let (pictures, drawn) = draw(&backend, &drawing(2)).await;
+        let (images, result) = generate(&backend, &request(2)).await;
         assert!(
             matches!(
-                drawn,
-                Err(BackendError::Failed { .. } | BackendError::Silent { .. })
+                result,
+                Err(BackendError::Failed { .. } | BackendError::OutcomeUnknown { .. })
             ),
-            "{drawn:?}"
+            "{result:?}"
         );
-        assert_eq!(pictures, [picture(64, 64, 0)]);
+        assert_eq!(images, [image(64, 64, 0)]);
     }
 }
 
 #[tokio::test]
-async fn an_answer_without_a_picture_is_told_as_such() {
+async fn an_answer_without_an_image_is_told_as_such() {
     let upstream = Upstream::start().await;
     let backend = backend(&upstream, "");
     for reply in [
@@ -163,34 +160,34 @@ async fn an_answer_without_a_picture_is_told_as_such() {
         Reply::bytes("application/json", b"[".repeat(100_000)),
     ] {
         upstream.next(reply);
-        let (pictures, drawn) = draw(&backend, &drawing(1)).await;
+        let (images, result) = generate(&backend, &request(1)).await;
         assert!(
-            matches!(drawn, Err(BackendError::NoImage { .. })),
-            "{drawn:?}"
+            matches!(result, Err(BackendError::NoImage { .. })),
+            "{result:?}"
         );
-        assert!(pictures.is_empty());
+        assert!(images.is_empty());
     }
     let filtered =
         json!({"created": 1, "error": {"code": "contentFilter", "message": "Filtered."}});
     upstream.next(Reply::json(200, &filtered));
-    let (_, drawn) = draw(&backend, &drawing(1)).await;
-    assert!(matches!(drawn, Err(BackendError::Refused { message }) if message == "Filtered."));
+    let (_, result) = generate(&backend, &request(1)).await;
+    assert!(matches!(result, Err(BackendError::Refused { message }) if message == "Filtered."));
 }
 
 #[tokio::test]
-async fn pictures_before_the_break_count() {
+async fn images_before_the_break_count() {
     let upstream = Upstream::start().await;
     let backend = backend(&upstream, "");
     let two = [noise(200_000), noise(200_000)];
-    let whole = Reply::pictures(&two);
+    let whole = Reply::images(&two);
     let length = whole.length();
     upstream.next(whole.cut_at(length * 3 / 4));
 
-    let (pictures, drawn) = draw(&backend, &drawing(2)).await;
+    let (images, result) = generate(&backend, &request(2)).await;
 
     assert!(
-        matches!(drawn, Err(BackendError::Silent { .. })),
-        "{drawn:?}"
+        matches!(result, Err(BackendError::OutcomeUnknown { .. })),
+        "{result:?}"
     );
-    assert!(pictures == two[..1]);
+    assert!(images == two[..1]);
 }

@@ -5,14 +5,14 @@ use std::time::Duration;
 use easel::backend::BackendError;
 use tokio::net::TcpListener;
 
-use super::{backend, backend_of, draw, drawing};
+use super::{backend, backend_of, generate, request};
 use crate::harness::upstream::{KEY, REFUSED_PROMPT, Reply, Upstream};
 
 async fn error_for(upstream: &Upstream, reply: Reply) -> BackendError {
     upstream.next(reply);
-    let (pictures, drawn) = draw(&backend(upstream, ""), &drawing(1)).await;
-    assert!(pictures.is_empty());
-    drawn.unwrap_err()
+    let (images, result) = generate(&backend(upstream, ""), &request(1)).await;
+    assert!(images.is_empty());
+    result.unwrap_err()
 }
 
 #[tokio::test]
@@ -76,19 +76,19 @@ async fn rate_limits_say_how_long() {
 #[tokio::test]
 async fn a_refused_prompt_and_a_wrong_key_are_told_apart() {
     let upstream = Upstream::start().await;
-    let mut refused = drawing(1);
+    let mut refused = request(1);
     refused.prompt = REFUSED_PROMPT.to_owned();
-    let (_, drawn) = draw(&backend(&upstream, ""), &refused).await;
-    let Err(BackendError::Refused { message }) = drawn else {
-        panic!("{drawn:?}");
+    let (_, result) = generate(&backend(&upstream, ""), &refused).await;
+    let Err(BackendError::Refused { message }) = result else {
+        panic!("{result:?}");
     };
     assert_eq!(message, "Your request was rejected by the safety system.");
 
     let settings = upstream.settings("").replace(KEY, "sk-wrong");
-    let (_, drawn) = draw(&backend_of(&settings), &drawing(1)).await;
+    let (_, result) = generate(&backend_of(&settings), &request(1)).await;
     assert!(
-        matches!(drawn, Err(BackendError::Credentials { .. })),
-        "{drawn:?}"
+        matches!(result, Err(BackendError::Credentials { .. })),
+        "{result:?}"
     );
 }
 
@@ -121,13 +121,13 @@ async fn the_key_and_addresses_are_in_no_error() {
     upstream.next(Reply::links(&[&format!(
         "https://elsewhere.example/?key={KEY}"
     )]));
-    let (_, drawn) = draw(&backend(&upstream, ""), &drawing(1)).await;
-    assert_secretless(&drawn.unwrap_err());
+    let (_, result) = generate(&backend(&upstream, ""), &request(1)).await;
+    assert_secretless(&result.unwrap_err());
 
     let gone = upstream.settings("");
     drop(upstream);
-    let (_, drawn) = draw(&backend_of(&gone), &drawing(1)).await;
-    assert_secretless(&drawn.unwrap_err());
+    let (_, result) = generate(&backend_of(&gone), &request(1)).await;
+    assert_secretless(&result.unwrap_err());
 }
 
 fn assert_secretless(error: &BackendError) {
@@ -145,10 +145,10 @@ async fn an_upstream_that_is_not_there_took_nothing_on() {
     let settings =
         format!("kind = \"openai\"\nbase_url = \"http://{address}/v1\"\napi_key = \"k\"");
     let backend = backend_of(&settings);
-    let (_, drawn) = draw(&backend, &drawing(1)).await;
+    let (_, result) = generate(&backend, &request(1)).await;
     assert!(
-        matches!(drawn, Err(BackendError::Unreachable { .. })),
-        "{drawn:?}"
+        matches!(result, Err(BackendError::Unreachable { .. })),
+        "{result:?}"
     );
     let checked = backend.check().await;
     assert!(
@@ -158,7 +158,7 @@ async fn an_upstream_that_is_not_there_took_nothing_on() {
 }
 
 #[tokio::test]
-async fn a_check_asks_for_the_models_and_draws_nothing() {
+async fn a_check_asks_for_the_models_and_generates_nothing() {
     let upstream = Upstream::start().await;
     backend(&upstream, "").check().await.unwrap();
     // Somebody who lists no models is there all the same.

@@ -1,17 +1,17 @@
-//! The `openai` backend against a stand-in for its upstream.
+//! The `openai` backend against a fake of its upstream.
 
 mod answers;
 mod errors;
+mod fake;
 mod profiles;
 mod requests;
-mod stand_in;
 
 use std::sync::Arc;
 
-use easel::backend::{Backend, BackendError, Drawing};
+use easel::backend::{Backend, BackendError, GenerateRequest};
 use serde_json::{Map, Value};
 
-use super::{Collected, backend_of, drawing, input};
+use super::{Collected, backend_of, input, request};
 use crate::harness::upstream::Upstream;
 
 /// The backend for `upstream`, with more settings beside its address and key.
@@ -19,13 +19,13 @@ fn backend(upstream: &Upstream, more: &str) -> Arc<dyn Backend> {
     backend_of(&upstream.settings(more))
 }
 
-async fn draw(
+async fn generate(
     backend: &Arc<dyn Backend>,
-    drawing: &Drawing,
+    request: &GenerateRequest,
 ) -> (Vec<Vec<u8>>, Result<(), BackendError>) {
     let mut collected = Collected::default();
-    let drawn = backend.draw(drawing, &mut collected).await;
-    (collected.pictures, drawn)
+    let result = backend.generate(request, &mut collected).await;
+    (collected.images, result)
 }
 
 fn options(options: Value) -> Map<String, Value> {

@@ -1,34 +1,34 @@
 //! What the copies of OpenAI's API want otherwise.
 
 use easel::{
-    backend::Drawing,
+    backend::GenerateRequest,
     image::{Format, ImageSize},
 };
 use serde_json::{Value, json};
 
-use super::{Collected, backend, backend_of, draw, drawing, input};
+use super::{Collected, backend, backend_of, generate, input, request};
 use crate::harness::{
-    pictures,
-    upstream::{self, Dialect, Received, Upstream, picture},
+    images,
+    upstream::{self, Dialect, Received, Upstream, image},
 };
 
-/// Draws it at the upstream, and gives the one call that came of it.
-async fn drawn_at(upstream: &Upstream, more: &str, drawing: &Drawing) -> Received {
-    let (pictures, drawn) = draw(&backend(upstream, more), drawing).await;
-    drawn.unwrap();
-    assert_eq!(pictures.len(), usize::from(drawing.n));
+/// Generates it at the upstream, and gives the one call that came of it.
+async fn generated_at(upstream: &Upstream, more: &str, request: &GenerateRequest) -> Received {
+    let (images, result) = generate(&backend(upstream, more), request).await;
+    result.unwrap();
+    assert_eq!(images.len(), usize::from(request.n));
     upstream.received().remove(0)
 }
 
 #[tokio::test]
 async fn azures_deployments_are_in_the_path_and_the_key_in_its_own_header() {
     let upstream = Upstream::speaking(Dialect::AzureDeployments).await;
-    let drawing = Drawing {
+    let request = GenerateRequest {
         model: "my image/2".into(),
-        references: vec![input(Format::Png, &picture(16, 16, 1))],
-        ..drawing(1)
+        references: vec![input(Format::Png, &image(16, 16, 1))],
+        ..request(1)
     };
-    let received = drawn_at(&upstream, "", &drawing).await;
+    let received = generated_at(&upstream, "", &request).await;
     assert_eq!(
         received.path,
         "/openai/deployments/my%20image%2F2/images/edits"
@@ -47,7 +47,7 @@ async fn azures_deployments_are_in_the_path_and_the_key_in_its_own_header() {
 #[tokio::test]
 async fn azures_newer_path_takes_the_deployment_for_the_model() {
     let upstream = Upstream::speaking(Dialect::AzureV1).await;
-    let received = drawn_at(&upstream, "", &drawing(2)).await;
+    let received = generated_at(&upstream, "", &request(2)).await;
     assert_eq!(received.path, "/openai/v1/images/generations");
     assert_eq!(received.fields["model"], "gpt-image-2");
     assert_eq!(received.header("api-key"), Some(upstream::KEY));
@@ -56,28 +56,28 @@ async fn azures_newer_path_takes_the_deployment_for_the_model() {
 #[tokio::test]
 async fn models_with_three_sizes_are_asked_for_the_nearest() {
     let upstream = Upstream::start().await;
-    let drawing = Drawing {
+    let request = GenerateRequest {
         model: "gpt-image-1.5".into(),
         size: ImageSize {
             width: 2688,
             height: 1152,
         },
-        ..drawing(1)
+        ..request(1)
     };
-    let received = drawn_at(&upstream, "", &drawing).await;
+    let received = generated_at(&upstream, "", &request).await;
     assert_eq!(received.fields["size"], "1536x1024");
 }
 
 #[tokio::test]
 async fn localai_gets_a_reference_as_text_and_is_asked_for_base64() {
     let upstream = Upstream::speaking(Dialect::Localai).await;
-    let jpeg = pictures::picture(image::ImageFormat::Jpeg);
-    let drawing = Drawing {
+    let jpeg = images::image(image::ImageFormat::Jpeg);
+    let request = GenerateRequest {
         prompt: "a heron|a stork".into(),
         references: vec![input(Format::Jpeg, &jpeg)],
-        ..drawing(1)
+        ..request(1)
     };
-    let received = drawn_at(&upstream, "", &drawing).await;
+    let received = generated_at(&upstream, "", &request).await;
     assert_eq!(
         Value::Object(received.fields.clone()),
         json!({"model": "gpt-image-2", "prompt": "a heron/a stork", "n": 1, "size": "192x64",
@@ -96,11 +96,11 @@ async fn localai_gets_a_reference_as_text_and_is_asked_for_base64() {
 #[tokio::test]
 async fn sd_server_gets_no_settings_out_of_a_prompt() {
     let upstream = Upstream::speaking(Dialect::SdServer).await;
-    let drawing = Drawing {
+    let request = GenerateRequest {
         prompt: "a <sd_cpp_sd_cpp_extra_argsextra_args>{}</sd_cpp_extra_args>heron".into(),
-        ..drawing(3)
+        ..request(3)
     };
-    let received = drawn_at(&upstream, "", &drawing).await;
+    let received = generated_at(&upstream, "", &request).await;
     let prompt = received.fields["prompt"].as_str().unwrap();
     assert!(!prompt.contains("sd_cpp_extra_args"), "{prompt}");
     assert!(prompt.ends_with("heron"));
@@ -111,11 +111,11 @@ async fn sd_server_gets_no_settings_out_of_a_prompt() {
 async fn what_an_operator_adds_lies_over_everything() {
     let upstream = Upstream::speaking(Dialect::Generic).await;
     let extra = json!({"response_format": "b64_json", "size": "64x64", "watermark": false});
-    let drawing = Drawing {
+    let request = GenerateRequest {
         extra: extra.as_object().unwrap().clone(),
-        ..drawing(1)
+        ..request(1)
     };
-    let received = drawn_at(&upstream, "", &drawing).await;
+    let received = generated_at(&upstream, "", &request).await;
     for (name, value) in extra.as_object().unwrap() {
         assert_eq!(received.fields[name], *value);
     }
@@ -127,7 +127,7 @@ async fn what_the_work_has_taken_is_passed_on() {
     let upstream = Upstream::start().await;
     let mut collected = Collected::default();
     let backend = backend_of(&upstream.settings(""));
-    backend.draw(&drawing(1), &mut collected).await.unwrap();
+    backend.generate(&request(1), &mut collected).await.unwrap();
     let [usage] = &collected.usage[..] else {
         panic!("{:?}", collected.usage);
     };

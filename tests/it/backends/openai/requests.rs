@@ -9,24 +9,24 @@ use easel::{
 use futures_util::{FutureExt, StreamExt, stream};
 use serde_json::{Value, json};
 
-use super::{backend, backend_of, draw, drawing, input, options};
-use crate::harness::upstream::{self, File, Upstream, picture};
+use super::{backend, backend_of, generate, input, options, request};
+use crate::harness::upstream::{self, File, Upstream, image};
 
 #[tokio::test]
 async fn a_generation_is_json_with_only_known_fields() {
     let upstream = Upstream::start().await;
     let backend = backend(&upstream, r#"forward = ["background", "moderation"]"#);
-    let mut drawing = drawing(2);
-    drawing.quality = Some(Quality::High);
-    drawing.options = options(
+    let mut request = request(2);
+    request.quality = Some(Quality::High);
+    request.options = options(
         json!({"background": "opaque", "user": "u", "style": "vivid",
         "response_format": "b64_json", "resolution": "1k", "image_urls": []}),
     );
 
-    let (pictures, drawn) = draw(&backend, &drawing).await;
+    let (images, result) = generate(&backend, &request).await;
 
-    drawn.unwrap();
-    assert_eq!(pictures, [picture(64, 32, 0), picture(64, 32, 1)]);
+    result.unwrap();
+    assert_eq!(images, [image(64, 32, 0), image(64, 32, 1)]);
     let [received] = &upstream.received()[..] else {
         panic!("one call expected");
     };
@@ -46,15 +46,15 @@ async fn a_generation_is_json_with_only_known_fields() {
 async fn one_reference_is_an_edit_with_one_image() {
     let upstream = Upstream::start().await;
     let backend = backend(&upstream, r#"forward = ["output_compression", "user"]"#);
-    let reference = picture(48, 48, 3);
-    let mut drawing = drawing(1);
-    drawing.references = vec![input(Format::Png, &reference)];
-    drawing.options = options(json!({"output_compression": 80, "user": null}));
+    let reference = image(48, 48, 3);
+    let mut request = request(1);
+    request.references = vec![input(Format::Png, &reference)];
+    request.options = options(json!({"output_compression": 80, "user": null}));
 
-    let (pictures, drawn) = draw(&backend, &drawing).await;
+    let (images, result) = generate(&backend, &request).await;
 
-    drawn.unwrap();
-    assert_eq!(pictures, [picture(64, 32, 0)]);
+    result.unwrap();
+    assert_eq!(images, [image(64, 32, 0)]);
     let received = &upstream.received()[0];
     assert_eq!(received.path, "/v1/images/edits");
     assert_eq!(
@@ -81,16 +81,16 @@ async fn three_references_and_a_mask_come_behind_the_text() {
     let backend = backend(&upstream, "");
     let mut jpeg = b"\xff\xd8\xff\xe0".to_vec();
     jpeg.resize(5000, 7);
-    let mask = picture(48, 48, 0);
-    let mut drawing = drawing(1);
-    drawing.references = vec![
-        input(Format::Png, &picture(16, 16, 1)),
+    let mask = image(48, 48, 0);
+    let mut request = request(1);
+    request.references = vec![
+        input(Format::Png, &image(16, 16, 1)),
         input(Format::Jpeg, &jpeg),
         input(Format::Webp, b"RIFF    WEBP"),
     ];
-    drawing.mask = Some(input(Format::Png, &mask));
+    request.mask = Some(input(Format::Png, &mask));
 
-    draw(&backend, &drawing).await.1.unwrap();
+    generate(&backend, &request).await.1.unwrap();
 
     let received = &upstream.received()[0];
     let texts = ["model", "n", "prompt", "size"];
@@ -115,7 +115,7 @@ async fn a_reference_that_can_not_be_read_is_not_the_upstreams_fault() {
     let backend = backend(&upstream, "");
     let unopened: Input = Input {
         open: Arc::new(|| async { Err(io::Error::from(io::ErrorKind::NotFound)) }.boxed()),
-        ..input(Format::Png, &picture(16, 16, 1))
+        ..input(Format::Png, &image(16, 16, 1))
     };
     let cut_off = Input {
         open: Arc::new(|| {
@@ -125,10 +125,10 @@ async fn a_reference_that_can_not_be_read_is_not_the_upstreams_fault() {
         ..unopened.clone()
     };
     for reference in [unopened, cut_off] {
-        let mut drawing = drawing(1);
-        drawing.references = vec![reference];
-        let (_, drawn) = draw(&backend, &drawing).await;
-        assert!(matches!(drawn, Err(BackendError::Input(_))), "{drawn:?}");
+        let mut request = request(1);
+        request.references = vec![reference];
+        let (_, result) = generate(&backend, &request).await;
+        assert!(matches!(result, Err(BackendError::Input(_))), "{result:?}");
     }
     assert!(upstream.received().is_empty());
 }
@@ -140,10 +140,10 @@ async fn base_urls_may_end_in_a_slash_and_upstreams_may_want_no_key() {
         "kind = \"openai\"\nbase_url = \"{}/v1/\"\napi_key = \"\"",
         upstream.url
     );
-    let (_, drawn) = draw(&backend_of(&settings), &drawing(1)).await;
+    let (_, result) = generate(&backend_of(&settings), &request(1)).await;
     assert!(
-        matches!(drawn, Err(BackendError::Credentials { .. })),
-        "{drawn:?}"
+        matches!(result, Err(BackendError::Credentials { .. })),
+        "{result:?}"
     );
     let received = &upstream.received()[0];
     assert_eq!(received.path, "/v1/images/generations");

@@ -1,42 +1,46 @@
-//! The `sdapi` backend against a stand-in for the web UI.
+//! The `sdapi` backend against a fake of the web UI.
 
-mod stand_in;
+mod fake;
 
 use easel::{
-    backend::{BackendError, Drawing},
+    backend::{BackendError, GenerateRequest},
     image::{Format, ImageSize},
 };
 use serde_json::{Value, json};
 
 use super::{
     Collected, backend_of,
-    contract::{StandIn, keeps_its_promises},
-    drawing, input,
+    contract::{FakeUpstream, keeps_its_promises},
+    input, request,
 };
-use crate::harness::pictures;
-use stand_in::WebUi;
+use crate::harness::images;
+use fake::WebUi;
 
-/// Draws it, and gives the pictures and what the server was asked for.
-async fn drawn_at(server: &WebUi, more: &str, drawing: &Drawing) -> (Vec<Vec<u8>>, String, Value) {
+/// Generates it, and gives the images and what the server was asked for.
+async fn generated_at(
+    server: &WebUi,
+    more: &str,
+    request: &GenerateRequest,
+) -> (Vec<Vec<u8>>, String, Value) {
     let mut collected = Collected::default();
     let backend = backend_of(&server.settings_with(more));
-    backend.draw(drawing, &mut collected).await.unwrap();
+    backend.generate(request, &mut collected).await.unwrap();
     let (path, body) = server.received().pop().unwrap();
-    (collected.pictures, path, body)
+    (collected.images, path, body)
 }
 
-fn large() -> Drawing {
-    Drawing {
+fn large() -> GenerateRequest {
+    GenerateRequest {
         size: ImageSize {
             width: 256,
             height: 128,
         },
-        ..drawing(1)
+        ..request(1)
     }
 }
 
-fn size_of(picture: &[u8]) -> (u32, u32) {
-    let decoded = image::load_from_memory(picture).unwrap();
+fn size_of(image: &[u8]) -> (u32, u32) {
+    let decoded = image::load_from_memory(image).unwrap();
     (decoded.width(), decoded.height())
 }
 
@@ -46,7 +50,7 @@ async fn it_keeps_the_promises_of_a_backend() {
 }
 
 #[tokio::test]
-async fn words_become_pictures_of_the_models_own_size_and_then_larger() {
+async fn words_become_images_of_the_models_own_size_and_then_larger() {
     let server = WebUi::start().await;
     let mut wanted = large();
     wanted.n = 3;
@@ -56,7 +60,7 @@ async fn words_become_pictures_of_the_models_own_size_and_then_larger() {
         .unwrap()
         .clone();
 
-    let (pictures, path, body) = drawn_at(&server, "", &wanted).await;
+    let (images, path, body) = generated_at(&server, "", &wanted).await;
 
     assert_eq!(path, "txt2img");
     assert_eq!(
@@ -66,28 +70,24 @@ async fn words_become_pictures_of_the_models_own_size_and_then_larger() {
             "enable_hr": true, "hr_resize_x": 256, "hr_resize_y": 128, "denoising_strength": 0.6,
             "steps": 12, "sampler_name": "Euler"})
     );
-    assert_eq!(pictures.len(), 3);
-    assert!(
-        pictures
-            .iter()
-            .all(|picture| size_of(picture) == (256, 128))
-    );
+    assert_eq!(images.len(), 3);
+    assert!(images.iter().all(|image| size_of(image) == (256, 128)));
 }
 
 #[tokio::test]
-async fn pictures_stay_as_the_model_draws_them_where_they_are_not_to_grow() {
+async fn images_stay_as_the_model_generates_them_where_they_are_not_to_grow() {
     let server = WebUi::start().await;
     let off = server.settings().replace("\"hires\"", "\"off\"");
     let mut collected = Collected::default();
     backend_of(&off)
-        .draw(&large(), &mut collected)
+        .generate(&large(), &mut collected)
         .await
         .unwrap();
-    assert_eq!(size_of(&collected.pictures[0]), (88, 48));
+    assert_eq!(size_of(&collected.images[0]), (88, 48));
 
     // Nothing to enlarge.
-    let (pictures, _, body) = drawn_at(&server, "", &drawing(1)).await;
-    assert_eq!(size_of(&pictures[0]), (88, 48));
+    let (images, _, body) = generated_at(&server, "", &request(1)).await;
+    assert_eq!(size_of(&images[0]), (88, 48));
     assert_eq!(body.get("enable_hr"), None);
 }
 
@@ -95,17 +95,17 @@ async fn pictures_stay_as_the_model_draws_them_where_they_are_not_to_grow() {
 async fn a_reference_is_cut_not_bent_and_what_is_clear_in_the_mask_is_white() {
     let server = WebUi::start().await;
     let mut wanted = large();
-    wanted.references = vec![input(Format::Png, &pictures::png())];
-    wanted.mask = Some(input(Format::Png, &pictures::mask_of(500)));
+    wanted.references = vec![input(Format::Png, &images::png())];
+    wanted.mask = Some(input(Format::Png, &images::mask_of(500)));
 
-    let (drawn, path, body) = drawn_at(&server, "", &wanted).await;
+    let (result, path, body) = generated_at(&server, "", &wanted).await;
 
     assert_eq!(
         (path.as_str(), &body["resize_mode"]),
         ("img2img", &json!(1))
     );
     assert_eq!(body.get("enable_hr"), None);
-    assert_eq!(size_of(&drawn[0]), (88, 48));
+    assert_eq!(size_of(&result[0]), (88, 48));
     let mask = base64_simd::STANDARD
         .decode_to_vec(body["mask"].as_str().unwrap())
         .unwrap();
@@ -115,12 +115,12 @@ async fn a_reference_is_cut_not_bent_and_what_is_clear_in_the_mask_is_white() {
     }
 
     // One without an alpha channel is of their kind already.
-    wanted.mask = Some(input(Format::Png, &pictures::png()));
-    let (_, _, body) = drawn_at(&server, "", &wanted).await;
+    wanted.mask = Some(input(Format::Png, &images::png()));
+    let (_, _, body) = generated_at(&server, "", &wanted).await;
     let mask = base64_simd::STANDARD
         .decode_to_vec(body["mask"].as_str().unwrap())
         .unwrap();
-    let grey = image::load_from_memory(&pictures::png())
+    let grey = image::load_from_memory(&images::png())
         .unwrap()
         .into_luma8();
     assert_eq!(image::load_from_memory(&mask).unwrap().into_luma8(), grey);
@@ -130,41 +130,41 @@ async fn a_reference_is_cut_not_bent_and_what_is_clear_in_the_mask_is_white() {
 async fn a_broken_mask_is_the_clients_fault() {
     let server = WebUi::start().await;
     let mut wanted = large();
-    wanted.references = vec![input(Format::Png, &pictures::png())];
-    for mask in [b"junk".to_vec(), pictures::png_claiming(60_000, 60_000)] {
+    wanted.references = vec![input(Format::Png, &images::png())];
+    for mask in [b"junk".to_vec(), images::png_claiming(60_000, 60_000)] {
         wanted.mask = Some(input(Format::Png, &mask));
         let mut collected = Collected::default();
-        let drawn = backend_of(&server.settings())
-            .draw(&wanted, &mut collected)
+        let result = backend_of(&server.settings())
+            .generate(&wanted, &mut collected)
             .await;
         assert!(
-            matches!(drawn, Err(BackendError::Invalid { .. })),
-            "{drawn:?}"
+            matches!(result, Err(BackendError::Invalid { .. })),
+            "{result:?}"
         );
     }
     assert!(server.received().is_empty());
 }
 
 #[tokio::test]
-async fn what_the_server_repeats_is_no_picture_and_does_no_harm() {
+async fn what_the_server_repeats_is_no_image_and_does_no_harm() {
     let server = WebUi::start().await;
     server.withhold(1);
-    let mut wanted = drawing(2);
+    let mut wanted = request(2);
     // More than the rest of an answer may have.
-    wanted.references = vec![input(Format::Png, &pictures::png_of(3_000_000))];
+    wanted.references = vec![input(Format::Png, &images::png_of(3_000_000))];
 
-    let (pictures, _, _) = drawn_at(&server, "", &wanted).await;
+    let (images, _, _) = generated_at(&server, "", &wanted).await;
 
-    assert_eq!(pictures.len(), 1, "the reference came back as a picture");
-    assert_eq!(size_of(&pictures[0]), (88, 48));
+    assert_eq!(images.len(), 1, "the reference came back as an image");
+    assert_eq!(size_of(&images[0]), (88, 48));
 }
 
 #[tokio::test]
 async fn no_settings_come_out_of_a_prompt() {
     let server = WebUi::start().await;
-    let mut wanted = drawing(1);
+    let mut wanted = request(1);
     wanted.prompt = "a heron<sd_cpp_extra_args>{\"steps\":1000}</sd_cpp_extra_args>".into();
-    let (_, _, body) = drawn_at(&server, "", &wanted).await;
+    let (_, _, body) = generated_at(&server, "", &wanted).await;
     assert!(
         !body["prompt"]
             .as_str()

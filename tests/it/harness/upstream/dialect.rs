@@ -1,4 +1,4 @@
-//! Whose copy of OpenAI's API the stand-in plays: what each takes, refuses and answers in its own way.
+//! Whose copy of OpenAI's API the fake plays: what each takes, refuses and answers in its own way.
 
 use serde_json::{Value, json};
 
@@ -78,18 +78,18 @@ impl Dialect {
     }
 
     /// What was asked for.
-    pub(super) fn drawn(self, received: &Received) -> Reply {
+    pub(super) fn result(self, received: &Received) -> Reply {
         let asked = received.fields.get("response_format");
         let links = match self {
             Self::Generic | Self::Localai => asked.and_then(Value::as_str) != Some("b64_json"),
             _ => false,
         };
         if links {
-            let link = format!("http://{}/files/picture.png", received.host());
+            let link = format!("http://{}/files/image.png", received.host());
             let count = usize::try_from(received.n().unwrap_or(1)).unwrap();
             return Reply::links(&vec![link.as_str(); count]);
         }
-        Reply::drawn(received)
+        Reply::result(received)
     }
 
     pub(super) fn check_key(self, received: &Received) -> Result<(), Reply> {
@@ -136,7 +136,7 @@ impl Dialect {
                 path.starts_with("/openai/deployments/") && query.starts_with("api-version=20")
             }
             Self::AzureV1 => path.starts_with("/openai/v1/"),
-            // The older ones have no edits: a picture to start from goes along as text.
+            // The older ones have no edits: an image to start from goes along as text.
             Self::Localai => path == "/v1/images/generations",
             _ => path.starts_with("/v1/"),
         };

@@ -1,4 +1,4 @@
-//! A stand-in for an upstream with OpenAI's Images API. As strict as the real one where that matters: it
+//! A fake of an upstream with OpenAI's Images API. As strict as the real one where that matters: it
 //! wants its key, refuses parameters it does not know, and answers with base64 only. It can play the copies
 //! of that API as well: see [`Dialect`]. Any call can be answered otherwise: see [`Reply`].
 
@@ -25,11 +25,11 @@ use tokio::{net::TcpListener, task::JoinSet};
 
 pub use dialect::Dialect;
 pub use received::{File, Received};
-pub use reply::{Gate, Reply, noise, picture};
+pub use reply::{Gate, Reply, image, noise};
 
 /// What it wants to be called with.
-pub const KEY: &str = "sk-stand-in-7f3a9c";
-/// What its safety system does not draw.
+pub const KEY: &str = "sk-fake-7f3a9c";
+/// What its safety system does not generate.
 pub const REFUSED_PROMPT: &str = "something unsafe";
 
 /// Listens on loopback until it is dropped.
@@ -44,7 +44,7 @@ pub struct Upstream {
 struct Scripted {
     dialect: Dialect,
     replies: Mutex<VecDeque<Reply>>,
-    /// To every drawing that has no reply of its own.
+    /// To every request that has no reply of its own.
     standing: Mutex<Option<Reply>>,
     received: Mutex<Vec<Received>>,
 }
@@ -62,9 +62,12 @@ impl Upstream {
             ..Scripted::default()
         });
         let router = Router::new()
-            .route("/v1/images/{operation}", post(draw))
-            .route("/openai/v1/images/{operation}", post(draw))
-            .route("/openai/deployments/{model}/images/{operation}", post(draw))
+            .route("/v1/images/{operation}", post(generate))
+            .route("/openai/v1/images/{operation}", post(generate))
+            .route(
+                "/openai/deployments/{model}/images/{operation}",
+                post(generate),
+            )
             .route("/v1/models", get(models))
             .route("/openai/v1/models", get(models))
             .route("/openai/models", get(models))
@@ -85,19 +88,19 @@ impl Upstream {
         format!("{}\n{more}\n", self.state.dialect.settings(&self.url))
     }
 
-    /// Settings of a gateway whose only model draws with it; `model` lies beside the model's backend.
+    /// Settings of a gateway whose only model generates with it; `model` lies beside the model's backend.
     pub fn gateway(&self, model: &str) -> String {
         let backend = self.settings("");
         format!("[backends.up]\n{backend}[models.gpt-image-2]\nroutes = [\"up\"]\n{model}\n")
     }
 
-    /// Answers the next drawing without an answer of its own with `reply`. Those that nothing was said
-    /// about are drawn.
+    /// Answers the next request without an answer of its own with `reply`. Those that nothing was said
+    /// about are generated.
     pub fn next(&self, reply: Reply) {
         self.state.replies.lock().unwrap().push_back(reply);
     }
 
-    /// Answers every drawing so from now on, unless it is told otherwise for one. `None`: draws again.
+    /// Answers every request so from now on, unless it is told otherwise for one. `None`: generates again.
     pub fn always(&self, reply: Option<Reply>) {
         *self.state.standing.lock().unwrap() = reply;
     }
@@ -126,7 +129,7 @@ impl Scripted {
     }
 }
 
-async fn draw(
+async fn generate(
     State(state): State<Arc<Scripted>>,
     uri: Uri,
     headers: HeaderMap,
@@ -136,7 +139,7 @@ async fn draw(
     let next = state.replies.lock().unwrap().pop_front();
     let reply = next.or_else(|| state.standing.lock().unwrap().clone());
     let reply = reply.unwrap_or_else(|| match state.dialect.check(&received) {
-        Ok(()) => state.dialect.drawn(&received),
+        Ok(()) => state.dialect.result(&received),
         Err(refusal) => refusal,
     });
     state.note(received);
@@ -145,8 +148,7 @@ async fn draw(
 
 async fn models(State(state): State<Arc<Scripted>>, uri: Uri, headers: HeaderMap) -> Response {
     let received = Received::read(&uri, headers, Bytes::new()).await;
-    let model =
-        json!({"id": "gpt-image-2", "object": "model", "created": 1, "owned_by": "stand-in"});
+    let model = json!({"id": "gpt-image-2", "object": "model", "created": 1, "owned_by": "fake"});
     let reply = match state.dialect.check_key(&received) {
         Ok(()) => Reply::json(200, &json!({"object": "list", "data": [model]})),
         Err(refusal) => refusal,
@@ -159,8 +161,8 @@ async fn models(State(state): State<Arc<Scripted>>, uri: Uri, headers: HeaderMap
 async fn file(State(state): State<Arc<Scripted>>, uri: Uri, headers: HeaderMap) -> Response {
     state.note(Received::read(&uri, headers, Bytes::new()).await);
     let reply = match uri.path() {
-        "/files/picture.png" => Reply::bytes("image/png", picture(64, 64, 0)),
-        "/files/moved.png" => Reply::json(302, &json!({})).header("location", "/files/picture.png"),
+        "/files/image.png" => Reply::bytes("image/png", image(64, 64, 0)),
+        "/files/moved.png" => Reply::json(302, &json!({})).header("location", "/files/image.png"),
         "/files/away.png" => {
             Reply::json(302, &json!({})).header("location", "https://elsewhere.test/1.png")
         }

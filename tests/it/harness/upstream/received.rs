@@ -1,4 +1,4 @@
-//! A call to the stand-in.
+//! A call to the fake.
 
 use axum::{
     body::Bytes,

@@ -1,4 +1,4 @@
-//! What the stand-in answers.
+//! What the fake answers.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -27,8 +27,8 @@ pub struct Reply {
 /// Holds replies back; each permit that is added to it lets one go.
 pub type Gate = Arc<Semaphore>;
 
-/// A PNG of just this size, in a shade of grey that tells one picture from the next.
-pub fn picture(width: u32, height: u32, index: u8) -> Vec<u8> {
+/// A PNG of just this size, in a shade of grey that tells one image from the next.
+pub fn image(width: u32, height: u32, index: u8) -> Vec<u8> {
     let pixels = vec![index.wrapping_mul(24); (width * height) as usize];
     let mut png = Vec::new();
     PngEncoder::new(&mut png)
@@ -50,23 +50,23 @@ pub fn noise(width: u32, height: u32) -> Vec<u8> {
 
 impl Reply {
     /// What was asked for.
-    pub fn drawn(received: &Received) -> Self {
+    pub fn result(received: &Received) -> Self {
         let (width, height) = received.size().unwrap_or((16, 16));
         let count = received.n().and_then(|n| u8::try_from(n).ok()).unwrap_or(1);
-        let pictures: Vec<_> = (0..count).map(|i| picture(width, height, i)).collect();
-        Self::pictures(&pictures)
+        let images: Vec<_> = (0..count).map(|i| image(width, height, i)).collect();
+        Self::images(&images)
     }
 
-    /// One small picture, whatever was asked for.
-    pub fn a_picture() -> Self {
-        Self::pictures(&[picture(3, 2, 0)])
+    /// One small image, whatever was asked for.
+    pub fn an_image() -> Self {
+        Self::images(&[image(3, 2, 0)])
     }
 
-    /// Pictures as base64, as OpenAI answers them.
-    pub fn pictures(pictures: &[Vec<u8>]) -> Self {
-        let data: Vec<Value> = pictures
+    /// Images as base64, as OpenAI answers them.
+    pub fn images(images: &[Vec<u8>]) -> Self {
+        let data: Vec<Value> = images
             .iter()
-            .map(|picture| json!({"b64_json": base64_simd::STANDARD.encode_to_string(picture)}))
+            .map(|image| json!({"b64_json": base64_simd::STANDARD.encode_to_string(image)}))
             .collect();
         let usage = json!({"input_tokens": 8, "output_tokens": 272, "total_tokens": 280,
             "input_tokens_details": {"text_tokens": 8, "image_tokens": 0}});
@@ -77,7 +77,7 @@ impl Reply {
         )
     }
 
-    /// Pictures as links.
+    /// Images as links.
     pub fn links(urls: &[&str]) -> Self {
         let data: Vec<Value> = urls.iter().map(|url| json!({"url": url})).collect();
         Self::json(200, &json!({"created": 1_781_599_773, "data": data}))

@@ -1,0 +1,263 @@
+//! Any upstream that takes a request on, names a job and is asked for it until it has ended. How it is
+//! spoken to is a description: those of well-known upstreams are built in, others are files.
+
+mod failure;
+mod handle;
+mod pointer;
+mod poll;
+mod profiles;
+mod protocol;
+mod submit;
+mod template;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use reqwest::{Client, Response, StatusCode};
+use secrecy::ExposeSecret;
+use serde_json::{Map, Value};
+use url::Url;
+
+use super::{
+    Backend, BackendError, Capabilities, GenerateRequest, ImageSink,
+    json_images::JsonPath,
+    upstream::{
+        InvalidSetting,
+        delivery::Delivery,
+        download::{self, DownloadRule},
+        endpoint::{Endpoint, Scheme},
+        error,
+        native_size::NativeSize,
+    },
+};
+use crate::config::AsyncJobBackend;
+use failure::passes;
+use handle::JobHandle;
+use poll::Waits;
+use protocol::{Auth, Outcome, Protocol};
+
+const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
+/// From the first byte of a submit, or of an upload, to the last one of the answer.
+const SUBMIT_TIMEOUT: Duration = Duration::from_mins(3);
+/// The same for a look at a job; some answer it with the images themselves.
+const ANSWER_TIMEOUT: Duration = Duration::from_mins(2);
+/// What both sides must be a multiple of where the model's own size is asked for.
+const NATIVE_STEP_PX: u32 = 64;
+/// What came of a job that is done, and each of its images, is asked for so often.
+const RESULT_TRIES_MAX: u32 = 6;
+/// Between two looks while the upstream is away.
+const WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// An upstream that is submitted to and polled.
+pub struct AsyncJob {
+    endpoint: Endpoint,
+    protocol: Protocol,
+    interval: Duration,
+    native: NativeSize,
+    /// Where the key may go.
+    key_hosts: DownloadRule,
+    downloads: DownloadRule,
+    /// Where answers hold images themselves.
+    images: Arc<[JsonPath]>,
+}
+
+/// Why settings can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Setting(#[from] InvalidSetting),
+    #[error("profile must be one of: {known}; or protocol_file must be set, and not both")]
+    Profile { known: String },
+    #[error("protocol_file {} cannot be read: {source}", path.display())]
+    Unreadable {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("the protocol is not sound: {fault}")]
+    Protocol { fault: String },
+    #[error("base_url must be set, the protocol has none")]
+    BaseUrl,
+    #[error("api_key is missing, set it or api_key_file")]
+    ApiKey,
+}
+
+impl AsyncJob {
+    pub fn open(settings: &AsyncJobBackend, client: Client) -> Result<Self, OpenError> {
+        let protocol = Protocol::parse(&description(settings)?)
+            .map_err(|fault| OpenError::Protocol { fault })?;
+        let base_url = settings.base_url.as_ref().or(protocol.base_url.as_ref());
+        let base_url: &Url = base_url.ok_or(OpenError::BaseUrl)?;
+        let key = &settings.api_key;
+        let no_key = secrecy::SecretString::default();
+        let (scheme, key) = match &protocol.auth {
+            Auth::None => (Scheme::Authorization(""), &no_key),
+            _ if key.expose_secret().trim().is_empty() => return Err(OpenError::ApiKey),
+            Auth::Scheme(word) => (Scheme::Authorization(word), key),
+            Auth::Header(name) => (Scheme::Header(name), key),
+        };
+        let endpoint = Endpoint::open(client, base_url, key, scheme)?;
+        let hosts = [&protocol.download_hosts[..], &settings.download_hosts[..]].concat();
+        let base64 = protocol.result.base64.scanned();
+        let data_urls = protocol.result.urls.scanned();
+        let images = base64
+            .map(|path| JsonPath::of_base64(&path))
+            .chain(data_urls.map(|path| JsonPath::of_data_urls(&path)))
+            .collect();
+        Ok(Self {
+            key_hosts: DownloadRule::new(base_url, &protocol.key_hosts),
+            downloads: DownloadRule::new(base_url, &hosts),
+            interval: settings.poll_interval(),
+            native: NativeSize {
+                side_px: settings.native_side_px,
+                step_px: NATIVE_STEP_PX,
+            },
+            images,
+            endpoint,
+            protocol,
+        })
+    }
+
+    /// The job's names once the upstream has taken it on: it has, where a worker before has seen to it.
+    async fn handle(
+        &self,
+        request: &GenerateRequest,
+        waits: &mut Waits,
+        images: &mut dyn ImageSink,
+    ) -> Result<JobHandle, BackendError> {
+        let submit = self.protocol.submit(!request.references.is_empty());
+        let repeatable = submit.repeat_header.is_some();
+        let Some(job) = &request.job else {
+            let mut handle = JobHandle::new(repeatable);
+            self.submit(request, &mut handle, images).await?;
+            waits.answered().await;
+            return Ok(handle);
+        };
+        let mut handle = JobHandle::parse(job, repeatable);
+        while handle.name.is_none() {
+            // It was begun, or not: to repeat it buys nothing twice, and the upstream may be away.
+            match self.submit(request, &mut handle, images).await {
+                Err(error) if passes(&error) => waits.failed(&error).await,
+                submitted => submitted?,
+            }
+        }
+        Ok(handle)
+    }
+
+    /// The image is paid for: while nothing of it has come in, it is asked for again.
+    async fn fetch(
+        &self,
+        url: &str,
+        waits: &mut Waits,
+        delivery: &mut Delivery<'_>,
+    ) -> Result<(), BackendError> {
+        let client = &self.endpoint.client;
+        for _ in 1..RESULT_TRIES_MAX {
+            match download::fetch(client, &self.downloads, url, delivery).await {
+                Err(error) if passes(&error) && !delivery.is_within() => waits.failed(&error).await,
+                fetched => return fetched,
+            }
+        }
+        download::fetch(client, &self.downloads, url, delivery).await
+    }
+
+    async fn failure(&self, response: Response) -> BackendError {
+        let answer = error::read_error(response, self.endpoint.secret()).await;
+        self.protocol.errors.of_status(answer)
+    }
+}
+
+#[async_trait]
+impl Backend for AsyncJob {
+    fn capabilities(&self) -> Capabilities {
+        let references = self.protocol.references.as_ref();
+        Capabilities {
+            n_max: self.protocol.n_max,
+            references_max: references.map_or(0, |references| references.count_max),
+            mask: references.is_some() && self.protocol.takes_mask(),
+        }
+    }
+
+    fn reads_option(&self, name: &str) -> bool {
+        self.protocol.reads_option(name)
+    }
+
+    async fn generate(
+        &self,
+        request: &GenerateRequest,
+        images: &mut dyn ImageSink,
+    ) -> Result<(), BackendError> {
+        let mut waits = Waits::new(self.interval);
+        let handle = self.handle(request, &mut waits, images).await?;
+        let name = handle.name.unwrap_or_default();
+        let mut delivery = Delivery::new(images, request.n);
+        let outcome = self.outcome(&name, &mut waits, &mut delivery).await?;
+        delivery.usage(usage(&self.protocol.result, &outcome));
+        for url in self.protocol.result.urls.texts(&outcome) {
+            if delivery.is_done() {
+                break;
+            }
+            self.fetch(url, &mut waits, &mut delivery).await?;
+        }
+        if delivery.finished() == 0 {
+            return Err(BackendError::NoImage {
+                detail: "the job is done, and there is no image".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    async fn cancel(&self, job: &str) -> Result<(), BackendError> {
+        let handle = JobHandle::parse(job, self.protocol.submit.repeat_header.is_some());
+        let (Some(cancel), Some(name)) = (&self.protocol.cancel, handle.name) else {
+            return Ok(());
+        };
+        let url = handle::url(&self.endpoint, &self.key_hosts, &cancel.path, &name)
+            .map_err(|detail| BackendError::Failed { detail })?;
+        let builder = self.endpoint.request_to(cancel.method(), url);
+        let sent = builder.timeout(CHECK_TIMEOUT).send().await;
+        let response = sent.map_err(error::transport)?;
+        match response.status() {
+            // It is over, or has gone too far: nobody waits for it all the same.
+            StatusCode::BAD_REQUEST
+            | StatusCode::NOT_FOUND
+            | StatusCode::CONFLICT
+            | StatusCode::GONE => Ok(()),
+            status if status.is_success() => Ok(()),
+            _ => Err(self.failure(response).await),
+        }
+    }
+
+    async fn check(&self) -> Result<(), BackendError> {
+        let builder = self.endpoint.get(&self.protocol.check);
+        let sent = builder.timeout(CHECK_TIMEOUT).send().await;
+        let response = sent.map_err(error::not_reached)?;
+        match response.status() {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(self.failure(response).await),
+            // Any other answer says that somebody is there.
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The text of the protocol that the settings name.
+fn description(settings: &AsyncJobBackend) -> Result<String, OpenError> {
+    let unknown = || OpenError::Profile {
+        known: profiles::names().collect::<Vec<_>>().join(", "),
+    };
+    match (&settings.protocol_file, settings.profile.as_str()) {
+        (None, name) => profiles::get(name).map(str::to_owned).ok_or_else(unknown),
+        (Some(path), "") => std::fs::read_to_string(path).map_err(|source| OpenError::Unreadable {
+            path: path.clone(),
+            source,
+        }),
+        (Some(_), _) => Err(unknown()),
+    }
+}
+
+/// What the upstream says that the work has taken.
+fn usage(result: &Outcome, outcome: &Value) -> Option<Value> {
+    let paths = result.usage.iter();
+    let found = paths.filter_map(|(name, path)| Some((name.clone(), path.find(outcome)?.clone())));
+    let found: Map<String, Value> = found.collect();
+    (!found.is_empty()).then_some(Value::Object(found))
+}

@@ -1,0 +1,195 @@
+//! Asking for a job until it has ended, for as long as the caller lets it: what says nothing about the
+//! job is waited out.
+
+use std::time::Duration;
+
+use reqwest::{Method, header::ACCEPT};
+use serde_json::Value;
+use tokio::time::{sleep, timeout};
+
+use super::{
+    ANSWER_TIMEOUT, AsyncJob, RESULT_TRIES_MAX, WAIT_MAX,
+    failure::{PollError, refused},
+    handle,
+    protocol::Poll,
+    template::Text,
+};
+use crate::backend::{
+    BackendError,
+    upstream::{
+        answer::receive,
+        delivery::Delivery,
+        error::{self, UpstreamError},
+    },
+};
+
+/// How far a wait may be from what it should be, in percent: many jobs do not ask at once.
+const JITTER_PERCENT: u64 = 10;
+/// A wait is doubled so often at most.
+const DOUBLINGS_MAX: u32 = 8;
+
+/// The waits between looks: even ones, and longer ones after failures.
+pub(super) struct Waits {
+    interval: Duration,
+    failures: u32,
+}
+
+impl Waits {
+    pub(super) fn new(interval: Duration) -> Self {
+        Self {
+            interval,
+            failures: 0,
+        }
+    }
+
+    /// After a look that was answered.
+    pub(super) async fn answered(&mut self) {
+        self.failures = 0;
+        sleep(jittered(self.interval)).await;
+    }
+
+    /// After one that failed in a way that passes.
+    pub(super) async fn failed(&mut self, error: &BackendError) {
+        let doubled = self.interval * (1 << self.failures.min(DOUBLINGS_MAX));
+        self.failures = self.failures.saturating_add(1);
+        let asked = match error {
+            BackendError::RateLimited { retry_after, .. } => retry_after.unwrap_or_default(),
+            _ => Duration::ZERO,
+        };
+        sleep(jittered(
+            doubled.min(WAIT_MAX.max(self.interval)).max(asked),
+        ))
+        .await;
+    }
+}
+
+fn jittered(wait: Duration) -> Duration {
+    let percent = 100 - JITTER_PERCENT..=100 + JITTER_PERCENT;
+    let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    Duration::from_millis(ms.saturating_mul(rand::random_range(percent)) / 100)
+}
+
+impl AsyncJob {
+    /// Returns once the job is done, with the answer that holds what came of it. Images that are in the
+    /// answer itself have been handed on by then.
+    pub(super) async fn outcome(
+        &self,
+        name: &str,
+        waits: &mut Waits,
+        delivery: &mut Delivery<'_>,
+    ) -> Result<Value, BackendError> {
+        let mut tries = 1;
+        loop {
+            let error = match self.look(name, delivery).await {
+                Ok(Some(outcome)) => return Ok(outcome),
+                Ok(None) => {
+                    waits.answered().await;
+                    continue;
+                }
+                Err(PollError::Final(error)) => return Err(error),
+                Err(PollError::Passing(error)) => error,
+                // What a job that has failed answers with may look like that, too.
+                Err(PollError::Withheld(error)) if tries == RESULT_TRIES_MAX => return Err(error),
+                Err(PollError::Withheld(error)) => {
+                    tries += 1;
+                    error
+                }
+            };
+            tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                "an upstream's job could not be asked for"
+            );
+            waits.failed(&error).await;
+        }
+    }
+
+    /// What came of the job; `None` while it is under way.
+    async fn look(
+        &self,
+        name: &str,
+        delivery: &mut Delivery<'_>,
+    ) -> Result<Option<Value>, PollError> {
+        let Poll {
+            path,
+            state,
+            done,
+            failed,
+            refused: refusing,
+            error,
+        } = &self.protocol.poll;
+        let answer = self.get(path, name, delivery).await?;
+        let said = state.texts(&answer).first().copied().unwrap_or_default();
+        let is = |states: &[String]| states.iter().any(|state| state == said);
+        let told = || {
+            let told = error.find(&answer);
+            told.map(|error| UpstreamError::of_value(error, self.endpoint.secret()))
+                .filter(|error| !error.is_empty())
+        };
+        if is(done) {
+            if let Some(error) = told() {
+                return Err(PollError::Final(self.protocol.errors.of_ended(error)));
+            }
+            return match &self.protocol.result.path {
+                Some(path) => match self.get(path, name, delivery).await {
+                    Err(PollError::Passing(error)) => Err(PollError::Withheld(error)),
+                    got => got.map(Some),
+                },
+                None => Ok(Some(answer)),
+            };
+        }
+        if is(refusing) {
+            let message = told().map_or_else(String::new, |error| error.message);
+            return Err(PollError::Final(refused(message)));
+        }
+        if is(failed) {
+            let error = told().unwrap_or_default();
+            return Err(PollError::Final(self.protocol.errors.of_ended(error)));
+        }
+        if said.is_empty() {
+            return Err(self.stateless(&answer));
+        }
+        Ok(None)
+    }
+
+    /// What an answer of good status means that says no state: some carry an error.
+    fn stateless(&self, answer: &Value) -> PollError {
+        let error = UpstreamError::of_value(answer, self.endpoint.secret());
+        if let Some(error) = self.protocol.errors.of_named(&error, None) {
+            return PollError::Final(error);
+        }
+        PollError::Passing(BackendError::Failed {
+            detail: format!("the answer says no state: {}", error.message),
+        })
+    }
+
+    /// The answer at a path of the job's.
+    async fn get(
+        &self,
+        path: &Text,
+        name: &str,
+        delivery: &mut Delivery<'_>,
+    ) -> Result<Value, PollError> {
+        let url = handle::url(&self.endpoint, &self.key_hosts, path, name)
+            .map_err(|detail| PollError::Final(BackendError::Failed { detail }))?;
+        let request = self.endpoint.request_to(Method::GET, url);
+        let request = request.header(ACCEPT, "application/json");
+        let answered = async {
+            let response = request.send().await.map_err(error::transport);
+            let response = response.map_err(PollError::Passing)?;
+            if !response.status().is_success() {
+                let answer = error::read_error(response, self.endpoint.secret()).await;
+                return Err(PollError::of_status(&self.protocol.errors, answer));
+            }
+            let answer = receive(response, &self.images, delivery).await;
+            answer.map_err(|error| PollError::of_silence(error, delivery.has_begun()))
+        };
+        let in_time = timeout(ANSWER_TIMEOUT, answered).await;
+        in_time.unwrap_or_else(|_| {
+            let detail = format!("no answer within {ANSWER_TIMEOUT:?}");
+            Err(PollError::of_silence(
+                BackendError::OutcomeUnknown { detail },
+                delivery.has_begun(),
+            ))
+        })
+    }
+}

@@ -1,0 +1,286 @@
+//! The description of an upstream that takes a request on, names a job and is asked for it again and
+//! again: its paths, its body, and where in its answers what is found. See docs/backends.md.
+
+use std::collections::BTreeMap;
+
+use reqwest::{
+    Method,
+    header::{HeaderName, HeaderValue},
+};
+use serde::Deserialize;
+use url::Url;
+
+use super::{
+    pointer::Pointers,
+    template::{Piece, Placeholder, Template, Text},
+};
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Protocol {
+    /// Where the upstream is, unless the operator says otherwise.
+    pub(super) base_url: Option<Url>,
+    #[serde(default)]
+    pub(super) auth: Auth,
+    /// Hosts, beside that of the base URL, that the key may be sent to.
+    #[serde(default)]
+    pub(super) key_hosts: Vec<String>,
+    /// Hosts, beside these and the operator's, from which images are fetched.
+    #[serde(default)]
+    pub(super) download_hosts: Vec<String>,
+    /// How many images one job may be asked for.
+    #[serde(default = "one")]
+    pub(super) n_max: u8,
+    /// A path that can be got without request anything.
+    #[serde(default)]
+    pub(super) check: String,
+    /// Without it, no references are taken.
+    pub(super) references: Option<References>,
+    pub(super) submit: Submit,
+    /// Used in place of `submit` where there are references.
+    pub(super) edit: Option<Submit>,
+    pub(super) poll: Poll,
+    pub(super) result: Outcome,
+    pub(super) cancel: Option<Call>,
+    #[serde(default)]
+    pub(super) errors: ErrorNames,
+}
+
+/// How the key is shown.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Auth {
+    /// In `Authorization`, after this word.
+    Scheme(String),
+    /// Alone in this header.
+    Header(String),
+    /// Not at all.
+    None,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct References {
+    #[serde(rename = "as")]
+    pub(super) way: Way,
+    pub(super) count_max: usize,
+    /// Larger ones go as links to this gateway, whatever `as` says.
+    pub(super) link_above_bytes: Option<u64>,
+    /// Where they go first, if the way is `upload`.
+    pub(super) upload: Option<Upload>,
+}
+
+/// What stands for an image in the body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Way {
+    Base64,
+    DataUrl,
+    /// A short-lived link to this gateway, which the upstream must be able to reach.
+    Link,
+    /// The URL that an upload gave.
+    Upload,
+}
+
+/// A form with one file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Upload {
+    pub(super) path: Text,
+    pub(super) field: String,
+    /// In the answer.
+    pub(super) url: Pointers,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Submit {
+    /// Below the base URL; may hold `{model}`.
+    pub(super) path: Text,
+    #[serde(default)]
+    pub(super) headers: BTreeMap<String, String>,
+    pub(super) body: Template,
+    /// Where the answer names the job: an id, or a URL.
+    pub(super) job: Pointers,
+    /// The header that tells a repeated request from a second one, if there is one.
+    pub(super) repeat_header: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Poll {
+    /// Below the base URL, with `{job}` in it; or the job's own URL where it begins with `{job}`.
+    pub(super) path: Text,
+    /// Where an answer says how far the job is. What is in none of the lists is still under way.
+    pub(super) state: Pointers,
+    pub(super) done: Vec<String>,
+    pub(super) failed: Vec<String>,
+    #[serde(default)]
+    pub(super) refused: Vec<String>,
+    /// Where a job that has ended says why.
+    #[serde(default)]
+    pub(super) error: Pointers,
+}
+
+/// What is made of a job that is done.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Outcome {
+    /// Where it is got, if not in the answer that says that it is done.
+    pub(super) path: Option<Text>,
+    /// Images as URLs: texts, or lists of texts.
+    #[serde(default)]
+    pub(super) urls: Pointers,
+    /// Images as base64.
+    #[serde(default)]
+    pub(super) base64: Pointers,
+    /// What goes on record as the upstream's account of the work, by the names it has there.
+    #[serde(default)]
+    pub(super) usage: BTreeMap<String, Pointers>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Call {
+    method: Verb,
+    pub(super) path: Text,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+enum Verb {
+    Delete,
+    Get,
+    Post,
+    Put,
+}
+
+/// What the upstream calls its errors: each is a code, a type, or a part of a message.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ErrorNames {
+    pub(super) refused: Vec<String>,
+    pub(super) invalid: Vec<String>,
+    pub(super) credentials: Vec<String>,
+    pub(super) rate_limited: Vec<String>,
+}
+
+impl Protocol {
+    /// Reads a description; the fault, if it is none.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let protocol: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        protocol.check()?;
+        Ok(protocol)
+    }
+
+    /// The submit for a request with or without references.
+    pub(super) fn submit(&self, with_references: bool) -> &Submit {
+        let edit = self.edit.as_ref().filter(|_| with_references);
+        edit.unwrap_or(&self.submit)
+    }
+
+    pub(super) fn takes_mask(&self) -> bool {
+        let body = &self.submit(true).body;
+        body.placeholders().contains(&&Placeholder::Mask)
+    }
+
+    /// Whether the client's parameter of this name has a place in the body.
+    pub(super) fn reads_option(&self, name: &str) -> bool {
+        let bodies = [self.submit(false), self.submit(true)].map(|submit| &submit.body);
+        let mut placeholders = bodies.into_iter().flat_map(Template::placeholders);
+        placeholders.any(|placeholder| match placeholder {
+            Placeholder::Seed => name == "seed",
+            Placeholder::Option(option) => option == name,
+            _ => false,
+        })
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let is = |sound: bool, fault: &str| if sound { Ok(()) } else { Err(fault.to_owned()) };
+        is((1..=10).contains(&self.n_max), "n_max must be from 1 to 10")?;
+        is(!self.poll.done.is_empty(), "poll.done must name a state")?;
+        if let Some(references) = &self.references {
+            let count = references.count_max;
+            is(
+                (1..=16).contains(&count),
+                "references.count_max must be from 1 to 16",
+            )?;
+            is(
+                (references.way == Way::Upload) == references.upload.is_some(),
+                "references.upload must be there where as = \"upload\", and nowhere else",
+            )?;
+        }
+        for submit in [Some(&self.submit), self.edit.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            submit.check()?;
+        }
+        let cancel = self.cancel.as_ref();
+        let paths = [
+            Some(&self.poll.path),
+            self.result.path.as_ref(),
+            cancel.map(|c| &c.path),
+        ];
+        for path in paths.into_iter().flatten() {
+            let named = path.placeholders().all(|p| *p == Placeholder::Named);
+            let mut after = path.0.iter().skip(1);
+            let whole = !path.is_named_url() || after.all(|piece| matches!(piece, Piece::Plain(_)));
+            is(
+                named && whole,
+                "poll.path, result.path and cancel.path may hold {job} alone",
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl Submit {
+    fn check(&self) -> Result<(), String> {
+        let mut in_path = self.path.placeholders();
+        if !in_path.all(|placeholder| *placeholder == Placeholder::Model) {
+            return Err("submit.path may hold {model} alone".to_owned());
+        }
+        if self.body.placeholders().contains(&&Placeholder::Named) {
+            return Err("submit.body may not hold {job}".to_owned());
+        }
+        let named = self.headers.keys().chain(&self.repeat_header);
+        for name in named {
+            let sound = HeaderName::try_from(name);
+            sound.map_err(|error| format!("{name:?} is no header: {error}"))?;
+        }
+        for (name, value) in &self.headers {
+            let sound = HeaderValue::try_from(value);
+            sound.map_err(|error| format!("{name} cannot be {value:?}: {error}"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Call {
+    pub(super) fn method(&self) -> Method {
+        match self.method {
+            Verb::Delete => Method::DELETE,
+            Verb::Get => Method::GET,
+            Verb::Post => Method::POST,
+            Verb::Put => Method::PUT,
+        }
+    }
+}
+
+impl Text {
+    /// Whether it is a path on from the job's own URL.
+    pub(super) fn is_named_url(&self) -> bool {
+        self.0.first() == Some(&Piece::Value(Placeholder::Named))
+    }
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self::Scheme("Bearer".to_owned())
+    }
+}
+
+fn one() -> u8 {
+    1
+}

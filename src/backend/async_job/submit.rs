@@ -1,0 +1,175 @@
+//! Asking for a request: its inputs in the way that the upstream takes them, its body, and the name of
+//! the job that comes of it.
+
+use std::io;
+
+use reqwest::{Method, RequestBuilder, header::ACCEPT, multipart::Form};
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::{
+    AsyncJob, SUBMIT_TIMEOUT,
+    handle::{self, JobHandle},
+    protocol::{References, Upload, Way},
+    template::Values,
+};
+use crate::backend::{
+    BackendError, GenerateRequest, ImageSink, Input,
+    upstream::{
+        answer,
+        error::UpstreamError,
+        extra::deep_merge,
+        inputs::{self, Encoding, JsonBody, ReadFault},
+    },
+};
+
+impl AsyncJob {
+    /// Has the upstream take the request on and notes what the job is known by.
+    pub(super) async fn submit(
+        &self,
+        request: &GenerateRequest,
+        handle: &mut JobHandle,
+        images: &mut dyn ImageSink,
+    ) -> Result<(), BackendError> {
+        let submit = self.protocol.submit(!request.references.is_empty());
+        let fault = ReadFault::default();
+        let mut body = JsonBody::new(&fault);
+        let (references, mask) = self.inputs(request, &mut body).await?;
+        let mut value = submit.body.fill(&Values {
+            request,
+            size: self.native.fit(request.size),
+            references,
+            mask,
+        });
+        deep_merge(&mut value, &request.extra);
+        let url = handle::submit_url(&self.endpoint, &submit.path, &request.model);
+        let mut builder = self.endpoint.request_to(Method::POST, url);
+        builder = builder.header(ACCEPT, "application/json");
+        for (name, value) in &submit.headers {
+            builder = builder.header(name, value);
+        }
+        if let (Some(header), Some(key)) = (&submit.repeat_header, &handle.repeat_key) {
+            // Known before the upstream hears of it: whoever comes after may only repeat it.
+            images.accepted(&handle.text()).await?;
+            builder = builder.header(header, key);
+        }
+        let answer = self.asked(body.on(builder, &value), &fault).await?;
+        let Some(name) = named(submit.job.find(&answer)) else {
+            return Err(self.without_name(&answer));
+        };
+        // Fails here rather than at every poll; the upstream may be request by now.
+        let poll = &self.protocol.poll.path;
+        handle::url(&self.endpoint, &self.key_hosts, poll, &name)
+            .map_err(|detail| BackendError::OutcomeUnknown { detail })?;
+        handle.name = Some(name);
+        Ok(images.accepted(&handle.text()).await?)
+    }
+
+    async fn asked(
+        &self,
+        builder: RequestBuilder,
+        fault: &ReadFault,
+    ) -> Result<Value, BackendError> {
+        // Whatever comes of a good answer: the upstream has taken it on.
+        let outcome_unknown = |detail: String| BackendError::OutcomeUnknown { detail };
+        let answered = async {
+            let response = inputs::send(builder, fault).await?;
+            if !response.status().is_success() {
+                return Err(self.failure(response).await);
+            }
+            answer::small(response).await.map_err(outcome_unknown)
+        };
+        let in_time = timeout(SUBMIT_TIMEOUT, answered).await;
+        in_time.unwrap_or_else(|_| {
+            Err(outcome_unknown(format!(
+                "no answer within {SUBMIT_TIMEOUT:?}"
+            )))
+        })
+    }
+
+    /// Why an answer of good status names no job.
+    fn without_name(&self, answer: &Value) -> BackendError {
+        let error = self.protocol.poll.error.find(answer).unwrap_or(answer);
+        for value in [error, answer] {
+            let error = UpstreamError::of_value(value, self.endpoint.secret());
+            if !error.message.is_empty() {
+                return self.protocol.errors.of_ended(error);
+            }
+        }
+        BackendError::OutcomeUnknown {
+            detail: "the answer names no job".to_owned(),
+        }
+    }
+
+    /// What stands in the body for the references, and for the mask.
+    async fn inputs(
+        &self,
+        request: &GenerateRequest,
+        body: &mut JsonBody<'_>,
+    ) -> Result<(Vec<Value>, Option<Value>), BackendError> {
+        let Some(way) = &self.protocol.references else {
+            return Ok((Vec::new(), None));
+        };
+        let mut references = Vec::with_capacity(request.references.len());
+        for input in &request.references {
+            references.push(self.input(way, input, body).await?);
+        }
+        let mask = match &request.mask {
+            Some(mask) => Some(self.input(way, mask, body).await?),
+            None => None,
+        };
+        Ok((references, mask))
+    }
+
+    async fn input(
+        &self,
+        references: &References,
+        input: &Input,
+        body: &mut JsonBody<'_>,
+    ) -> Result<Value, BackendError> {
+        let above = references.link_above_bytes;
+        if references.way == Way::Link || above.is_some_and(|bytes| input.length > bytes) {
+            let none = || io::Error::other("an image has no link");
+            let link = input.link.as_ref().ok_or_else(none);
+            let link = link.map_err(BackendError::Input)?().await;
+            return Ok(Value::String(link.map_err(BackendError::Input)?));
+        }
+        match (references.way, &references.upload) {
+            (Way::Base64, _) => Ok(body.input(input, Encoding::Base64)),
+            (Way::Upload, Some(upload)) => self.upload(upload, input).await,
+            _ => Ok(body.input(input, Encoding::DataUrl)),
+        }
+    }
+
+    /// Nothing has been asked for yet: an upload that is not answered buys nothing.
+    async fn upload(&self, upload: &Upload, input: &Input) -> Result<Value, BackendError> {
+        let fault = ReadFault::default();
+        let part = inputs::file(input, "image", &fault)?;
+        let form = Form::new().part(upload.field.clone(), part);
+        let url = handle::submit_url(&self.endpoint, &upload.path, "");
+        let builder = self.endpoint.request_to(Method::POST, url).multipart(form);
+        let sent = timeout(SUBMIT_TIMEOUT, inputs::send(builder, &fault)).await;
+        let not_there = |detail: String| BackendError::Unreachable { detail };
+        let response = match sent {
+            Ok(Err(BackendError::OutcomeUnknown { detail })) => return Err(not_there(detail)),
+            Ok(sent) => sent?,
+            Err(_) => return Err(not_there(format!("no answer within {SUBMIT_TIMEOUT:?}"))),
+        };
+        if !response.status().is_success() {
+            return Err(self.failure(response).await);
+        }
+        let answer = answer::small(response).await.map_err(not_there)?;
+        let url = upload.url.find(&answer).and_then(Value::as_str);
+        let url = url.ok_or_else(|| not_there("an upload's answer holds no URL".to_owned()))?;
+        Ok(Value::String(url.to_owned()))
+    }
+}
+
+/// An id may be a number.
+fn named(found: Option<&Value>) -> Option<String> {
+    match found? {
+        Value::String(name) if !name.is_empty() => Some(name.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
+}

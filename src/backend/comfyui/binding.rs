@@ -1,0 +1,153 @@
+//! Where in a workflow a value goes, as the settings say it: `prompt=6.text`, `output=9`.
+
+use serde_json::{Map, Value};
+
+/// What goes into a binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Model,
+    Prompt,
+    Negative,
+    Width,
+    Height,
+    Batch,
+    Seed,
+    Reference,
+    Mask,
+    /// A node alone: its images are the results.
+    Output,
+}
+
+/// An input of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) node: String,
+    /// Empty for an output.
+    pub(super) input: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NodeBinding {
+    pub(super) role: Role,
+    pub(super) target: Target,
+}
+
+/// What is wrong with a binding.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BindingError {
+    #[error("{text:?} is no binding, one is like prompt=6.text or output=9")]
+    Form { text: String },
+    #[error("{text}: there is no {name:?}, there are: {}", Role::ALL.map(Role::name).join(", "))]
+    Role { text: String, name: String },
+    #[error("{text}: the workflow has no node {node:?}")]
+    Node { text: String, node: String },
+    #[error("{text}: node {node} ({class}) has no input {input:?}, it has: {inputs}")]
+    Input {
+        text: String,
+        node: String,
+        class: String,
+        input: String,
+        inputs: String,
+    },
+    #[error("{text}: this input is linked to another node, it must hold a value")]
+    Linked { text: String },
+    #[error("there is no binding for: {0}")]
+    Missing(&'static str),
+    #[error("{0} has no binding in this workflow")]
+    NotHere(&'static str),
+}
+
+impl Role {
+    pub(super) const ALL: [Self; 10] = [
+        Self::Model,
+        Self::Prompt,
+        Self::Negative,
+        Self::Width,
+        Self::Height,
+        Self::Batch,
+        Self::Seed,
+        Self::Reference,
+        Self::Mask,
+        Self::Output,
+    ];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Prompt => "prompt",
+            Self::Negative => "negative",
+            Self::Width => "width",
+            Self::Height => "height",
+            Self::Batch => "batch",
+            Self::Seed => "seed",
+            Self::Reference => "reference",
+            Self::Mask => "mask",
+            Self::Output => "output",
+        }
+    }
+}
+
+impl Target {
+    /// Reads `6.text`: the ids of nodes hold no dot.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (node, input) = text.trim().split_once('.')?;
+        Some(Self {
+            node: node.to_owned(),
+            input: input.to_owned(),
+        })
+    }
+}
+
+impl NodeBinding {
+    /// Reads a binding that `nodes` has.
+    pub(super) fn parse(text: &str, nodes: &Map<String, Value>) -> Result<Self, BindingError> {
+        let form = || BindingError::Form {
+            text: text.to_owned(),
+        };
+        let (name, target) = text.split_once('=').ok_or_else(form)?;
+        let (name, target) = (name.trim(), target.trim());
+        let role = Role::ALL.into_iter().find(|role| role.name() == name);
+        let role = role.ok_or_else(|| BindingError::Role {
+            text: text.to_owned(),
+            name: name.to_owned(),
+        })?;
+        let target = match role {
+            Role::Output => Target {
+                node: target.to_owned(),
+                input: String::new(),
+            },
+            _ => Target::parse(target).ok_or_else(form)?,
+        };
+        check(text, role, &target, nodes)?;
+        Ok(Self { role, target })
+    }
+}
+
+fn check(
+    text: &str,
+    role: Role,
+    target: &Target,
+    nodes: &Map<String, Value>,
+) -> Result<(), BindingError> {
+    let text = text.to_owned();
+    let Target { node, input } = target.clone();
+    let Some(found) = nodes.get(&node) else {
+        return Err(BindingError::Node { text, node });
+    };
+    match &found["inputs"][&input] {
+        _ if role == Role::Output => Ok(()),
+        Value::Null => {
+            let inputs = found["inputs"].as_object().into_iter().flatten();
+            let inputs: Vec<&str> = inputs.map(|(name, _)| name.as_str()).collect();
+            Err(BindingError::Input {
+                text,
+                node,
+                class: found["class_type"].as_str().unwrap_or_default().to_owned(),
+                input,
+                inputs: inputs.join(", "),
+            })
+        }
+        Value::Array(_) => Err(BindingError::Linked { text }),
+        _ => Ok(()),
+    }
+}

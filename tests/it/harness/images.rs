@@ -1,0 +1,73 @@
+//! Small images of every format, and files that only look like one.
+
+use std::io::Cursor;
+
+use image::{DynamicImage, ImageFormat, RgbImage, RgbaImage};
+
+/// An image of 8x6 pixels in one of the four formats.
+pub fn image(format: ImageFormat) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    let pixels = RgbImage::from_pixel(8, 6, image::Rgb([200, 30, 99]));
+    DynamicImage::from(pixels)
+        .write_to(&mut bytes, format)
+        .unwrap();
+    bytes.into_inner()
+}
+
+pub fn png() -> Vec<u8> {
+    image(ImageFormat::Png)
+}
+
+/// A PNG of so many bytes: most of them in a chunk that decoders pass over.
+pub fn png_of(bytes: usize) -> Vec<u8> {
+    filled(&png(), bytes)
+}
+
+/// A PNG that no compression makes smaller.
+pub fn noise(width: u32, height: u32) -> Vec<u8> {
+    let pixels = RgbImage::from_fn(width, height, |_, _| image::Rgb(rand::random()));
+    let mut bytes = Cursor::new(Vec::new());
+    DynamicImage::from(pixels)
+        .write_to(&mut bytes, ImageFormat::Png)
+        .unwrap();
+    bytes.into_inner()
+}
+
+/// A mask of 8x6 pixels, clear in its left half, in so many bytes.
+pub fn mask_of(bytes: usize) -> Vec<u8> {
+    let pixels = RgbaImage::from_fn(8, 6, |x, _| {
+        image::Rgba([9, 9, 9, if x < 4 { 0 } else { 255 }])
+    });
+    let mut small = Cursor::new(Vec::new());
+    DynamicImage::from(pixels)
+        .write_to(&mut small, ImageFormat::Png)
+        .unwrap();
+    filled(&small.into_inner(), bytes)
+}
+
+fn filled(small: &[u8], bytes: usize) -> Vec<u8> {
+    let (rest, end) = small.split_at(small.len() - 12);
+    let filling = vec![b'x'; bytes - small.len() - 12];
+    [rest, &chunk(*b"fiLl", &filling), end].concat()
+}
+
+/// A PNG whose header says that it is so large, with next to nothing in it.
+pub fn png_claiming(width: u32, height: u32) -> Vec<u8> {
+    let mut header = [width.to_be_bytes(), height.to_be_bytes()].concat();
+    header.extend([8, 2, 0, 0, 0]);
+    let small = png();
+    [&small[..8], &chunk(*b"IHDR", &header), &small[33..]].concat()
+}
+
+/// The PNG with a text in it, as generators leave what they generated from.
+pub fn with_text(png: &[u8], text: &str) -> Vec<u8> {
+    let (header, rest) = png.split_at(33);
+    let chunk = chunk(*b"tEXt", format!("prompt\0{text}").as_bytes());
+    [header, &chunk, rest].concat()
+}
+
+fn chunk(kind: [u8; 4], data: &[u8]) -> Vec<u8> {
+    let body = [&kind, data].concat();
+    let length = u32::try_from(data.len()).unwrap().to_be_bytes();
+    [&length[..], &body, &crc32fast::hash(&body).to_be_bytes()].concat()
+}

@@ -1,0 +1,194 @@
+//! What submits and settles, over a database and without anything around it.
+
+use std::{sync::Arc, time::Duration};
+
+use easel::{
+    accounts::{Caller, store as accounts},
+    billing::ledger,
+    ids::{self, AccountId},
+    image::{AspectRatio, Format, Quality, Resolution},
+    images::{
+        Claimed,
+        run::Ending,
+        settle::{self, Finished, Settler},
+        stored_inputs::StoredInputs,
+        submit::{self, Repeat, Slot, Submission, SubmitError, Submitted, Submitter},
+    },
+    money::Cny,
+    progress::Progress,
+    tasks::{
+        Failure, FailureKind, Image, Outcome, Request, Summary, Task,
+        store::{self, Terms},
+        wait::Waiters,
+    },
+};
+use futures_util::future::join_all;
+use sqlx::PgPool;
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::harness::{
+    self,
+    database::{TestDatabase, first_in_line},
+};
+
+pub const TIME_ZONE: &str = "Asia/Shanghai";
+
+pub struct Engine {
+    pub pool: PgPool,
+    submitter: Submitter,
+    settler: Settler,
+    claimed: mpsc::UnboundedReceiver<Claimed>,
+    slots: Arc<Semaphore>,
+}
+
+impl Engine {
+    pub async fn open(database: &TestDatabase) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = harness::config(&dir, "", &[]);
+        // What is lost with the server need not be on its disk.
+        let options = database.options().options([("synchronous_commit", "off")]);
+        let pool = easel::db::open(options, &config.database).await.unwrap();
+        let terms = Terms {
+            lease: Duration::from_mins(10),
+            deadline: Duration::from_mins(100),
+        };
+        let (sender, claimed) = mpsc::unbounded_channel();
+        let (zone, waiters) = (TIME_ZONE.to_owned(), Waiters::default());
+        Self {
+            submitter: submit::start(submit::SubmitBatch {
+                pool: pool.clone(),
+                waiters: waiters.clone(),
+                progress: Progress::default(),
+                claimed: sender,
+                terms,
+                time_zone: zone.clone(),
+            }),
+            settler: settle::start(settle::SettleBatch {
+                pool: pool.clone(),
+                waiters,
+                progress: Progress::default(),
+                time_zone: zone,
+            }),
+            pool: PgPool::clone(&pool),
+            claimed,
+            slots: Arc::new(Semaphore::new(1000)),
+        }
+    }
+
+    pub async fn account(&self, balance: Cny, quota: Option<Cny>) -> AccountId {
+        let mut tx = self.pool.begin().await.unwrap();
+        let id = accounts::insert(&mut tx, &ids::random_hex(), quota)
+            .await
+            .unwrap()
+            .unwrap();
+        ledger::top_up(&mut tx, id, balance).await.unwrap();
+        tx.commit().await.unwrap();
+        id
+    }
+
+    pub async fn caller(&self, account_id: AccountId, concurrent: Option<u32>) -> Arc<Caller> {
+        let mut conn = self.pool.acquire().await.unwrap();
+        let (key, limits) = (
+            easel::accounts::keys::generate(),
+            accounts::KeyLimits::default(),
+        );
+        let key_id = accounts::insert_key(&mut conn, account_id, "test", &key, &limits)
+            .await
+            .unwrap();
+        Arc::new(Caller {
+            account_id,
+            key_id,
+            requests_per_minute: None,
+            concurrent_requests: concurrent,
+            inline_images: None,
+        })
+    }
+
+    /// A place of this process's worker, for a task that is begun at once.
+    pub fn slot(&self) -> Slot {
+        Slot {
+            permit: Arc::clone(&self.slots).try_acquire_owned().unwrap(),
+            route: "demo".to_owned(),
+        }
+    }
+
+    /// Claims what comes next in the queue, as a worker does.
+    pub async fn claim(&self, limit: i64) -> Vec<Task> {
+        let mut tx = self.pool.begin().await.unwrap();
+        assert!(store::lock_queue(&mut tx).await.unwrap());
+        let waiting = first_in_line(&mut tx, limit).await;
+        let claim = |waiting: store::Waiting| store::Claim {
+            id: waiting.id,
+            route: Some("demo".to_owned()),
+        };
+        let claims: Vec<store::Claim> = waiting.into_iter().map(claim).collect();
+        let lease = std::time::Duration::from_mins(10);
+        let tasks = store::claim(&mut tx, &claims, lease).await.unwrap();
+        tx.commit().await.unwrap();
+        tasks
+    }
+
+    /// Submits all in one batch. On a runtime of one thread they wait together before the first is taken.
+    pub async fn submit(&mut self, batch: Vec<Submission>) -> Vec<Result<Submitted, SubmitError>> {
+        let calls = batch.into_iter().map(|item| self.submitter.call(item));
+        let answers = join_all(calls).await;
+        while self.claimed.try_recv().is_ok() {}
+        answers.into_iter().map(Result::unwrap).collect()
+    }
+
+    /// Settles all in one batch.
+    pub async fn settle(&self, batch: Vec<(Task, Outcome)>) -> Vec<Option<Arc<Summary>>> {
+        let calls = batch.into_iter().map(|(task, outcome)| {
+            let (task, ending) = (Arc::new(task), Arc::new(Ending::of(outcome)));
+            self.settler.call(Finished { task, ending })
+        });
+        join_all(calls)
+            .await
+            .into_iter()
+            .map(Result::unwrap)
+            .collect()
+    }
+}
+
+pub fn submission(caller: &Arc<Caller>, prompt: &str, n: u8, price: Cny) -> Submission {
+    let request = Request {
+        model: "gpt-image-2".to_owned(),
+        prompt: prompt.to_owned(),
+        n,
+        ratio: AspectRatio::SQUARE,
+        resolution: Resolution::OneK,
+        size: AspectRatio::SQUARE.pixels(Resolution::OneK),
+        quality: Quality::Medium,
+        references: Vec::new(),
+        mask: None,
+        options: serde_json::Map::new(),
+    };
+    Submission {
+        id: ids::row_id(),
+        caller: Arc::clone(caller),
+        request,
+        inputs: StoredInputs::default(),
+        unit_price: price,
+        repeat: Repeat::No,
+        slot: None,
+    }
+}
+
+/// So many images; none is a failure.
+pub fn outcome(images: u8) -> Outcome {
+    let image = |seq| Image {
+        object: format!("images/{seq}"),
+        format: Format::Png,
+        bytes: 70,
+        width: 1,
+        height: 1,
+    };
+    if images == 0 {
+        Outcome::Failed(Failure {
+            kind: FailureKind::Upstream,
+            message: "not generated".to_owned(),
+        })
+    } else {
+        Outcome::Completed((1..=images).map(image).collect())
+    }
+}
