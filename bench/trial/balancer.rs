@@ -22,6 +22,8 @@ use super::{
 const EVERY: Duration = Duration::from_millis(500);
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
 const WORK_TIMEOUT: Duration = Duration::from_secs(4);
+/// A generation that is answered by then says that the replica worked when it was asked.
+const WORKS_WITHIN: Duration = Duration::from_secs(1);
 
 pub(super) struct Balancer {
     addresses: Vec<SocketAddr>,
@@ -80,14 +82,19 @@ impl Prober {
     }
 
     /// A whole generation, at an upstream that always answers.
-    async fn works(&self, replica: usize) -> (bool, String) {
+    async fn works(&self, replica: usize) -> (Option<bool>, String) {
         let marker = self.shared.book.next_marker();
         let body =
             json!({"model": "steady", "prompt": prompt(marker, "a probe"), "quality": "low"});
         let url = self.shared.balancer.url(replica, "/v1/images/generations");
         let request = self.http.post(url).bearer_auth(&self.key).json(&body);
+        let began = Instant::now();
         let heard = Heard::of(request, WORK_TIMEOUT).await;
-        (heard.status == Some(200), heard.message())
+        let works = match heard.status {
+            Some(200) => (began.elapsed() < WORKS_WITHIN).then_some(true),
+            _ => Some(false),
+        };
+        (works, heard.message())
     }
 
     async fn sample(&self, replica: usize) {

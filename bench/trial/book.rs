@@ -103,7 +103,8 @@ pub(super) struct Sample {
     pub(super) replica: usize,
     pub(super) began: Instant,
     pub(super) is_ready: bool,
-    pub(super) works: bool,
+    /// Neither, where it took long: the fault may have begun or ended meanwhile.
+    pub(super) works: Option<bool>,
     /// What it answered where it was not ready, or did not generate.
     pub(super) said: String,
 }

@@ -63,7 +63,7 @@ impl Evidence {
         let mut lies: Vec<Lie> = Vec::new();
         let mut goes_on = false;
         for (index, sample) in samples.iter().enumerate() {
-            let is_lie = sample.is_ready != sample.works;
+            let is_lie = sample.works == Some(!sample.is_ready);
             let until = samples.get(index + 1).map_or(ended, |next| next.began);
             match lies.last_mut() {
                 Some(lie) if is_lie && goes_on => {

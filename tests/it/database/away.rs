@@ -6,7 +6,12 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::{BRIEF, Behind, hold, in_time, waiting};
-use crate::harness::{fault_proxy::Fault, upstream::Gate};
+use crate::harness::{
+    database::TestDatabase,
+    fault_proxy::Fault,
+    process::Setup,
+    upstream::{Gate, Upstream},
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_are_told_within_five_seconds_and_may_come_again() {
@@ -39,6 +44,44 @@ async fn clients_are_told_within_five_seconds_and_may_come_again() {
         assert_eq!(caller.get("/v1/balance").await.status, 200);
     }
     behind.app.finish().await;
+}
+
+/// As `max_connections` has it, too: SQLSTATE 53300.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_without_a_free_connection_is_told_as_one_that_is_away() {
+    let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
+    let role = database.role().await;
+    let setup = Setup::new(&upstream.gateway("")).env("DATABASE_URL", &database.url_as(&role));
+    let gateway = setup.serve();
+    let caller = database.caller(&gateway.url(), "1").await;
+    assert_eq!(caller.draw("before").await.status, 200);
+
+    database
+        .run(&format!("ALTER ROLE {role} CONNECTION LIMIT 0"))
+        .await;
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename =";
+    database.run(&format!("{end} '{role}'")).await;
+
+    for _ in 0..3 {
+        let told = in_time(caller.draw("meanwhile")).await;
+        told.assert_refused(503, "the task could not be stored");
+        assert_eq!(told.header("retry-after"), Some("2"));
+    }
+    let asked = Instant::now();
+    while in_time(caller.get("/readyz")).await.status == 200 {
+        assert!(asked.elapsed() < super::TOLD_WITHIN, "ready, it says");
+    }
+    database
+        .run(&format!("ALTER ROLE {role} CONNECTION LIMIT -1"))
+        .await;
+    let began = Instant::now();
+    while caller.get("/readyz").await.status != 200 {
+        assert!(began.elapsed() < Duration::from_secs(8), "ready again soon");
+    }
+    assert_eq!(caller.draw("after").await.status, 200);
+    assert_eq!(caller.balance().await["balance"], 0.6);
+    gateway.end();
+    database.assert_at_rest().await;
 }
 
 /// Longer than a lease: all have run out when it is back, and nobody has lost its task.

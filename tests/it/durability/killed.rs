@@ -1,6 +1,9 @@
 //! `kill -9`, at whatever moment.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::join_all;
 
@@ -98,6 +101,35 @@ async fn an_acknowledged_request_is_never_lost() {
     assert!(!acknowledged.is_empty());
 
     gateway.end();
+    database.assert_at_rest().await;
+}
+
+/// With the default lease; each of the tasks is a round.
+#[tokio::test]
+async fn what_a_killed_worker_ran_ends_at_another_within_35_seconds() {
+    let database = TestDatabase::create().await;
+    let settings = "[backends.demo]\nkind = \"demo\"\ndelay_ms = 3000\n";
+    let killed = Setup::on(&database, settings).serve();
+    let caller = database.caller(&killed.url(), "100").await;
+    join_all((0..50).map(|n| {
+        let caller = caller.clone();
+        async move { accepted(&caller, &format!("image {n}")).await }
+    }))
+    .await;
+    let other = Setup::on(&database, settings).serve();
+    let began = Instant::now();
+
+    killed.kill();
+
+    let open = "SELECT count(*) FROM tasks WHERE status <> 'completed'";
+    while database.number(open).await > 0 {
+        assert!(began.elapsed() < Duration::from_secs(35), "tasks are open");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    crate::harness::say(&format!("from kill to the end: {:?}", began.elapsed()));
+    let lost = "SELECT count(*) FROM tasks WHERE attempts = 2";
+    assert_eq!(database.number(lost).await, 50);
+    other.end();
     database.assert_at_rest().await;
 }
 

@@ -134,6 +134,31 @@ impl TestDatabase {
         )
     }
 
+    /// A role of its own that may do in it what a gateway does, without being a superuser.
+    pub async fn role(&self) -> String {
+        let role = format!("role_{}", easel::ids::random_hex());
+        self.run(&format!(
+            "CREATE ROLE {role} LOGIN; GRANT ALL ON SCHEMA public TO {role};
+             GRANT ALL ON ALL TABLES IN SCHEMA public TO {role};
+             GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}"
+        ))
+        .await;
+        role
+    }
+
+    /// The URL for a role.
+    pub fn url_as(&self, role: &str) -> String {
+        let user = format!("postgres://{}@", self.options.get_username());
+        self.url().replace(&user, &format!("postgres://{role}@"))
+    }
+
+    /// Has statements executed.
+    pub async fn run(&self, statements: &str) {
+        let mut conn = self.connect().await;
+        let statements = sqlx::raw_sql(AssertSqlSafe(statements));
+        statements.execute(&mut conn).await.unwrap();
+    }
+
     pub async fn connect(&self) -> PgConnection {
         PgConnection::connect_with(&self.options).await.unwrap()
     }
