@@ -219,7 +219,7 @@ mod tests {
 
     fn breaker(failures_max: u32) -> Arc<Breaker> {
         let settings = format!(
-            "failures_max = {failures_max}\nrest_ms = 1000\nretry_wait_ms = 1\nretry_wait_max_ms = 1\nsync_wait_ms = 1"
+            "failures_max = {failures_max}\nopen_ms = 1000\nretry_wait_ms = 1\nretry_wait_max_ms = 1\nsync_wait_ms = 1"
         );
         Arc::new(Breaker::new("it", toml::from_str(&settings).unwrap()))
     }

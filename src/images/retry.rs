@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn waits_double_up_to_the_most_and_are_never_alike() {
         let routing: Routing = toml::from_str(
-            "failures_max = 1\nrest_ms = 1\nretry_wait_ms = 100\nretry_wait_max_ms = 1000\nsync_wait_ms = 1",
+            "failures_max = 1\nopen_ms = 1\nretry_wait_ms = 100\nretry_wait_max_ms = 1000\nsync_wait_ms = 1",
         )
         .unwrap();
         for (attempts, most) in [(1, 100), (2, 200), (3, 400), (9, 1000), (u16::MAX, 1000)] {

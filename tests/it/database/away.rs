@@ -54,7 +54,7 @@ async fn one_without_a_free_connection_is_told_as_one_that_is_away() {
     let setup = Setup::new(&upstream.gateway("")).env("DATABASE_URL", &database.url_as(&role));
     let gateway = setup.serve();
     let caller = database.caller(&gateway.url(), "1").await;
-    assert_eq!(caller.draw("before").await.status, 200);
+    assert_eq!(caller.generate("before").await.status, 200);
 
     database
         .run(&format!("ALTER ROLE {role} CONNECTION LIMIT 0"))
@@ -63,7 +63,7 @@ async fn one_without_a_free_connection_is_told_as_one_that_is_away() {
     database.run(&format!("{end} '{role}'")).await;
 
     for _ in 0..3 {
-        let told = in_time(caller.draw("meanwhile")).await;
+        let told = in_time(caller.generate("meanwhile")).await;
         told.assert_refused(503, "the task could not be stored");
         assert_eq!(told.header("retry-after"), Some("2"));
     }
@@ -78,7 +78,7 @@ async fn one_without_a_free_connection_is_told_as_one_that_is_away() {
     while caller.get("/readyz").await.status != 200 {
         assert!(began.elapsed() < Duration::from_secs(8), "ready again soon");
     }
-    assert_eq!(caller.draw("after").await.status, 200);
+    assert_eq!(caller.generate("after").await.status, 200);
     assert_eq!(caller.balance().await["balance"], 0.6);
     gateway.end();
     database.assert_at_rest().await;

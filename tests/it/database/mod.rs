@@ -56,6 +56,18 @@ fn hold(upstream: &Upstream) -> Gate {
     gate
 }
 
+/// The backend of PostgreSQL that the one gateway on this database listens with, once there is one and no other.
+async fn listening_pid(database: &TestDatabase) -> i64 {
+    let locks = "FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    database
+        .wait_for(&format!("SELECT count(*) {locks}"), 1)
+        .await;
+    database
+        .number(&format!("SELECT COALESCE(max(pid), 0)::bigint {locks}"))
+        .await
+}
+
 /// A request that waits, while the test does other things.
 #[expect(clippy::disallowed_methods, reason = "it may end with the test")]
 fn waiting(caller: &Caller, prompt: &str) -> tokio::task::JoinHandle<Answer> {

@@ -45,7 +45,7 @@ fn images(count: usize) -> Reply {
 async fn every_failure_of_the_upstream_is_told_apart_and_costs_nothing() {
     let upstream = Upstream::start().await;
     // Once, and the next at once: what is tried again is another matter.
-    let settings = "[tasks]\nattempts_max = 1\n[routing]\nrest_ms = 1\n";
+    let settings = "[tasks]\nattempts_max = 1\n[routing]\nopen_ms = 1\n";
     let app = TestApp::with(&generated_by(&upstream, settings)).await;
     let caller = app.caller("1").await;
     let not_an_image =

@@ -15,7 +15,7 @@ use easel::{
     money::Cny,
 };
 use secrecy::ExposeSecret;
-use sqlx::Connection;
+use sqlx::{AssertSqlSafe, Connection};
 use tempfile::TempDir;
 
 use super::{caller::Caller, database::TestDatabase};
@@ -334,20 +334,20 @@ impl TestDatabase {
     }
 
     /// One number that a query answers with.
-    pub async fn number(&self, query: &'static str) -> i64 {
+    pub async fn number(&self, query: &str) -> i64 {
         let mut conn = self.connect().await;
-        sqlx::query_scalar(query)
+        sqlx::query_scalar(AssertSqlSafe(query))
             .fetch_one(&mut conn)
             .await
             .unwrap()
     }
 
     /// Asks until the answer is as expected.
-    pub async fn wait_for(&self, query: &'static str, expected: i64) {
+    pub async fn wait_for(&self, query: &str, expected: i64) {
         let began = Instant::now();
         let mut conn = self.connect().await;
         loop {
-            let answer: i64 = sqlx::query_scalar(query)
+            let answer: i64 = sqlx::query_scalar(AssertSqlSafe(query))
                 .fetch_one(&mut conn)
                 .await
                 .unwrap();

@@ -19,7 +19,7 @@ use crate::harness::{
 async fn serve(database: &TestDatabase, web: &Web, proxy: &TcpListener) -> Process {
     let settings = format!(
         "[uploads]\nbytes_max = {BYTES_MAX}\n\
-         [references]\nallow_private_networks = true\nfailure_step_ms = 1\nfetched_bytes_max = 150_000\n"
+         [references]\nallow_private_networks = true\nfailure_delay_step_ms = 1\nfetched_bytes_max = 150_000\n"
     );
     let proxy = format!("http://{}", proxy.local_addr().unwrap());
     let mut setup = Setup::on(database, &settings);

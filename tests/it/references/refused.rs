@@ -169,7 +169,7 @@ async fn a_server_must_prove_its_name() {
 async fn refused_closed_and_silent_read_the_same() {
     const STEP_MS: u64 = 600;
     let mut web = Web::start().await;
-    let settings = "connect_timeout_ms = 300\nidle_timeout_ms = 400\nfailure_step_ms = 600";
+    let settings = "connect_timeout_ms = 300\nidle_timeout_ms = 400\nfailure_delay_step_ms = 600";
     web.fetcher = web.fetcher(&references(settings), web.address);
     let unused = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let closed = unused.local_addr().unwrap();

@@ -240,7 +240,7 @@ async fn answer(
 ) -> io::Result<()> {
     let ok = "HTTP/1.1 200 OK\r\n";
     let text = match path {
-        "/image" => format!("{ok}content-length: 7\r\n\r\nimage"),
+        "/image" => format!("{ok}content-length: 5\r\n\r\nimage"),
         "/html" => format!("{ok}content-type: text/html\r\ncontent-length: 6\r\n\r\n<html>"),
         "/chunked" => {
             let body = query

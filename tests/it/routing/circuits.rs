@@ -16,7 +16,7 @@ use crate::harness::{
 
 /// One failure opens a circuit, if no request can be its cause; the next probe comes soon.
 const TOUCHY: &str =
-    "[routing]\nfailures_max = 1\nrest_ms = 1500\nretry_wait_ms = 10\nretry_wait_max_ms = 10\n";
+    "[routing]\nfailures_max = 1\nopen_ms = 1500\nretry_wait_ms = 10\nretry_wait_max_ms = 10\n";
 
 fn failure() -> Reply {
     Reply::error(500, "server_error", "oh")

@@ -40,7 +40,7 @@ async fn whatever_the_routes_do_every_answer_is_right_and_paid_for_once() {
     let settings = routed(
         &[("slow", &slow), ("whim", &flaky)],
         r#"{ backend = "dead", weight = 2 }, { backend = "slow" }, { backend = "whim", weight = 2 }"#,
-        "[routing]\nretry_wait_ms = 5\nrest_ms = 200\n\
+        "[routing]\nretry_wait_ms = 5\nopen_ms = 200\n\
          [backends.dead]\nkind = 'openai'\nbase_url = 'http://127.0.0.1:9/v1'\napi_key = 'k'\n",
     );
     let app = TestApp::with(&settings).await;

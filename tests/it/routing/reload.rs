@@ -107,7 +107,7 @@ async fn a_circuit_stays_open_through_a_reload_unless_its_backend_is_another() {
     let upstream = Upstream::start().await;
     let up = format!("[backends.up]\n{}", upstream.settings(""));
     let bad = up.replace(KEY, "sk-wrong");
-    let more = "[routing]\nrest_ms = 60000\n";
+    let more = "[routing]\nopen_ms = 60000\n";
     let setup = Setup::on(&database, &format!("{more}{bad}{}", model("it", "0.20")));
     let gateway = setup.serve();
     let caller = database.caller(&gateway.url(), "10").await;

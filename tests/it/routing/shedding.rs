@@ -187,7 +187,7 @@ async fn a_crowd_of_one_account_has_no_other_turned_away() {
 #[tokio::test]
 async fn where_no_probe_is_due_in_time_a_request_is_told_at_once_and_nothing_is_held() {
     let upstream = Upstream::start().await;
-    let more = "[routing]\nrest_ms = 20000\nsync_wait_ms = 1000\n";
+    let more = "[routing]\nopen_ms = 20000\nsync_wait_ms = 1000\n";
     let app = TestApp::with(&routed(&[("up", &upstream)], r#""up""#, more)).await;
     let caller = app.caller("0.2").await;
     upstream.next(Reply::error(401, "invalid_api_key", "Who?"));

@@ -430,7 +430,7 @@ async fn settings_that_cannot_work_are_named() {
         (
             "\"/id\"",
             "\"id\"",
-            "\"id\" is no place: one is like /data/*/url",
+            "\"id\" is no path: one is like /data/*/url",
         ),
         (
             "{job}",
