@@ -1,5 +1,5 @@
-//! What everything shares: the pool, storage, backends, clock, settings, and the loops that accept and
-//! settle tasks.
+//! The shared state: pool, storage, backends, clock, settings, and the loops that accept and settle
+//! tasks.
 
 use std::sync::{Arc, PoisonError, RwLock, atomic::AtomicBool};
 
@@ -28,17 +28,18 @@ use crate::{
     uploads::Stock,
 };
 
-/// A running gateway, without its doors. Cheap to clone.
+/// A running gateway without its HTTP server and worker. Cheap to clone.
 #[derive(Clone)]
 pub struct App(Arc<Inner>);
 
+/// What an [`App`] shares between its clones.
 pub struct Inner {
     pub config: Config,
     pub clock: Clock,
     pub pool: db::Pool,
     pub storage: Storage,
     catalog: RwLock<Arc<Catalog>>,
-    /// Somebody wants the configuration to be read again.
+    /// Notified when the configuration is to be reloaded.
     pub reload: Notify,
     pub references: Fetcher,
     pub authenticator: Authenticator,
@@ -46,19 +47,19 @@ pub struct Inner {
     pub poller: Poller,
     pub submitter: submit::Submitter,
     pub settler: settle::Settler,
-    /// Whether these and the worker get on.
+    /// Whether these loops and the worker make progress.
     pub progress: Progress,
-    /// The places of this process's worker: whoever has a permit may have a task run here.
+    /// The slots of this process's worker: a permit allows one running task.
     pub slots: Arc<Semaphore>,
-    /// Whether tasks wait for no more than a place here: new ones may not overtake them.
+    /// Whether queued tasks only wait for a slot here: new ones may not overtake them.
     pub backlogged: AtomicBool,
     pub backlog: Backlog,
     pub sync_waiters: SyncWaiters,
     /// Memory for request bodies that are held whole.
     pub buffers: Buffers,
-    /// What the uploads of each account take of storage.
+    /// The storage that each account's uploads occupy.
     pub stock: Stock,
-    /// What every link starts with.
+    /// The prefix of every link.
     pub public_url: String,
     pub stalls: StallWatch,
     pub shutdown: Shutdown,
@@ -67,16 +68,19 @@ pub struct Inner {
 /// Why the gateway could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
+    /// The storage failed.
     #[error("storage could not be opened")]
     Storage(#[from] crate::storage::StorageError),
+    /// The configuration of a backend is invalid.
     #[error("a backend could not be set up")]
     Backend(#[from] crate::backend::RegistryError),
-    #[error("the fetcher of references could not be set up")]
+    /// The HTTP client for references could not be built.
+    #[error("the reference fetcher could not be set up")]
     References(#[from] crate::references::BuildError),
 }
 
 impl App {
-    /// Sets everything up over a migrated database. The receiver is for the worker.
+    /// Sets up the gateway over a migrated database. The receiver is for the worker.
     pub async fn open(
         config: Config,
         pool: db::Pool,
@@ -148,19 +152,19 @@ impl App {
         Ok((app, to_run))
     }
 
-    /// The models in force, and who generates them. What is begun goes on with those it began with.
+    /// The current models and routes. Running work keeps the catalog that it began with.
     pub fn catalog(&self) -> Arc<Catalog> {
         let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&catalog)
     }
 
-    /// Puts the models, backends and routing of a configuration in force.
+    /// Replaces the current models, backends and routing.
     pub fn replace_catalog(&self, catalog: Catalog) {
         let mut current = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
         *current = Arc::new(catalog);
     }
 
-    /// What an image may measure.
+    /// The maximum dimensions of an image.
     pub fn image_limits(&self) -> Limits {
         Limits {
             side_px_max: self.config.uploads.side_px_max,

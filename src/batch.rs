@@ -1,8 +1,8 @@
-//! Lets callers that come at the same time share one piece of work, as a transaction: while one
-//! batch is under way the next one gathers. Nobody waits for company.
+//! Lets concurrent callers share one piece of work, such as a transaction: while one batch is under
+//! way, the next one collects. A single item never waits for others.
 //!
-//! What goes wrong for a whole batch because of one item must not go wrong for the others: the batch is taken
-//! apart, and each account's items go on in a line of their own, as does what comes for that account meanwhile.
+//! An error caused by one item must not affect the others: the batch is taken apart, and each
+//! account's items, including new ones, continue in a line of their own.
 
 use std::{
     collections::HashMap,
@@ -17,37 +17,37 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::ids::AccountId;
 
-/// A line of its own whose batches take less than this is not needed any more.
+/// If a batch in an account's own line takes less than this, the line is closed.
 const BRIEF: Duration = Duration::from_millis(200);
 
-/// Hands items to a loop that works on all that wait, in batches.
+/// Passes items to a loop that works on all waiting items in batches.
 pub struct Batcher<T, R> {
     shared: Queue<T, R>,
     own: Arc<OwnLines<T, R>>,
 }
 
-/// The loop has ended, or lost the item.
+/// The loop has ended or lost the item.
 #[derive(Debug, thiserror::Error)]
 #[error("the gateway is shutting down")]
 pub struct Closed;
 
-/// Whom a batch's items come from.
+/// Whose items a batch contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Line {
-    /// From anybody.
+    /// Items of any account.
     Shared,
-    /// From one account, whose items kept others waiting.
+    /// Items of one account that delayed others.
     Own,
 }
 
-/// The answers to the items of a batch, in order; or the items, to be taken apart: from a shared line only.
+/// The answers to a batch's items, in order; or the items, to be taken apart (from the shared line only).
 pub type Worked<T, R> = Result<Vec<R>, Vec<T>>;
 
 type Queue<T, R> = mpsc::UnboundedSender<(T, oneshot::Sender<R>)>;
 type Waiting<T, R> = mpsc::UnboundedReceiver<(T, oneshot::Sender<R>)>;
 
 impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
-    /// Starts the loop, which has no lines but the shared one.
+    /// Starts a loop with only the shared line.
     ///
     /// `work` answers each item of a batch, in order.
     pub fn start<F, Fut>(size_max: usize, work: F) -> Self
@@ -63,7 +63,7 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
         })
     }
 
-    /// Starts the loop. An item that was taken is worked on whatever becomes of its caller.
+    /// Starts the loop. An accepted item is processed even if its caller stops waiting.
     pub fn start_with_lines<F, Fut>(
         size_max: usize,
         account_of: fn(&T) -> AccountId,
@@ -90,7 +90,7 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
         Self { shared, own }
     }
 
-    /// Has one item worked on.
+    /// Has one item processed, and returns its answer.
     pub async fn call(&self, item: T) -> Result<R, Closed> {
         let (reply, answer) = oneshot::channel();
         let own = self.own.of(&item);
@@ -113,7 +113,7 @@ impl<T, R> Clone for Batcher<T, R> {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "it ends with its last handle; who must finish before a shutdown waits for an answer"
+    reason = "the loop ends with its last handle; work that must finish before a shutdown awaits its answer"
 )]
 fn spawn(work: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(work);
@@ -122,7 +122,7 @@ fn spawn(work: impl Future<Output = ()> + Send + 'static) {
 type StartLine<T, R> =
     Box<dyn Fn(std::sync::Weak<OwnLines<T, R>>, AccountId) -> Queue<T, R> + Send + Sync>;
 
-/// The lines of single accounts, while they are needed.
+/// The open lines of single accounts.
 struct OwnLines<T, R> {
     open: Mutex<HashMap<AccountId, Queue<T, R>>>,
     account_of: fn(&T) -> AccountId,
@@ -130,7 +130,7 @@ struct OwnLines<T, R> {
 }
 
 impl<T, R> OwnLines<T, R> {
-    /// Where an item has to go, if its account has a line of its own at present.
+    /// The line of the item's account, if it has one at present.
     fn of(&self, item: &T) -> Option<Queue<T, R>> {
         let open = self.lock();
         if open.is_empty() {
@@ -145,11 +145,11 @@ impl<T, R> OwnLines<T, R> {
         let queue = open
             .entry(account)
             .or_insert_with(|| (self.start)(Arc::downgrade(self), account));
-        // It listens for as long as it is open.
+        // The receiver lives for as long as the line is open.
         drop(queue.send((item, reply)));
     }
 
-    /// Items that are on their way into the line are still worked on there.
+    /// Items already sent to the line are still processed there.
     fn close(&self, account: AccountId) {
         self.lock().remove(&account);
     }
@@ -174,7 +174,7 @@ async fn work_together<T, R, F, Fut>(
         if items.is_empty() {
             continue;
         }
-        // A bug that one batch meets must not be the end of all: its callers see it closed.
+        // A panic in one batch must not end the loop: its callers get `Closed`.
         let worked = AssertUnwindSafe(work(items, Line::Shared)).catch_unwind();
         match worked.await.unwrap_or_else(|_| Ok(Vec::new())) {
             Ok(answers) => answer(replies, answers),
@@ -218,7 +218,7 @@ async fn work_alone<T, R, F, Fut>(
 
 type Batch<T, R> = (Vec<T>, Vec<oneshot::Sender<R>>);
 
-/// Those whose callers have gone before they were begun are left out.
+/// Skips items whose callers stopped waiting before the work began.
 fn take<T, R>(batch: &mut Vec<(T, oneshot::Sender<R>)>) -> Batch<T, R> {
     let still_wanted = batch.drain(..).filter(|(_, reply)| !reply.is_closed());
     still_wanted.unzip()
@@ -226,7 +226,7 @@ fn take<T, R>(batch: &mut Vec<(T, oneshot::Sender<R>)>) -> Batch<T, R> {
 
 fn answer<R>(replies: Vec<oneshot::Sender<R>>, answers: Vec<R>) {
     for (reply, answer) in replies.into_iter().zip(answers) {
-        // A caller that has gone does not need its answer.
+        // A caller that stopped waiting needs no answer.
         drop(reply.send(answer));
     }
 }
@@ -242,7 +242,7 @@ mod tests {
     use crate::ids::row_id;
 
     #[tokio::test]
-    async fn one_account_that_is_stuck_keeps_no_other_waiting() {
+    async fn a_stuck_account_does_not_delay_others() {
         let (stuck, free) = (row_id(), row_id());
         let gate = Arc::new(Semaphore::new(0));
         let taken_apart = Arc::new(AtomicU32::new(0));
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_batch_that_panics_is_not_the_end() {
+    async fn a_panic_in_a_batch_does_not_end_the_loop() {
         let batcher = Batcher::start(8, |items: Vec<u32>| async move {
             assert!(!items.contains(&13), "unlucky");
             items

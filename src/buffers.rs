@@ -1,5 +1,5 @@
-//! Memory for request bodies that are held: one allowance for all, and of it a share for each account.
-//! Nobody waits for memory: whoever finds it used up is told so at once.
+//! Memory for request bodies that are held: a total allowance, and a share of it for each account.
+//! Requests never wait for memory: a request over the limit is refused at once.
 
 use std::{
     collections::HashMap,
@@ -8,7 +8,7 @@ use std::{
 
 use crate::ids::AccountId;
 
-/// The memory that held bodies may take together. Cheap to clone.
+/// The memory that all held bodies may occupy together. Cheap to clone.
 #[derive(Clone)]
 pub struct Buffers(Arc<Inner>);
 
@@ -21,11 +21,11 @@ struct Inner {
 #[derive(Default)]
 struct Used {
     all: usize,
-    /// Of the accounts that hold any.
+    /// Only accounts that hold any bytes.
     accounts: HashMap<AccountId, usize>,
 }
 
-/// What one request holds of it. Given back when it is dropped.
+/// The bytes that one request holds. Returned on drop.
 pub struct Share {
     buffers: Buffers,
     account_id: AccountId,
@@ -35,13 +35,16 @@ pub struct Share {
 /// Why a share cannot grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Exhausted {
+    /// The account's limit is reached.
     #[error("this account's request bodies hold {bytes_max} bytes of memory, as much as they may")]
     Account { bytes_max: usize },
+    /// The limit for all accounts is reached.
     #[error("too many large request bodies at once")]
     All,
 }
 
 impl Buffers {
+    /// An allowance of `bytes_max` in all and `account_bytes_max` for each account.
     pub fn new(bytes_max: usize, account_bytes_max: usize) -> Self {
         Self(Arc::new(Inner {
             bytes_max,
@@ -50,7 +53,7 @@ impl Buffers {
         }))
     }
 
-    /// A share that holds nothing yet.
+    /// Returns an empty share for a request of this account.
     pub fn share(&self, account_id: AccountId) -> Share {
         Share {
             buffers: self.clone(),
@@ -70,7 +73,7 @@ impl Buffers {
 }
 
 impl Share {
-    /// Grows to so many bytes, unless it has them already.
+    /// Grows the share to `bytes` in all; a share that is larger stays as it is.
     pub fn grow_to(&mut self, bytes: usize) -> Result<(), Exhausted> {
         let more = bytes.saturating_sub(self.bytes);
         if more == 0 {
@@ -117,7 +120,7 @@ mod tests {
     use crate::ids::row_id;
 
     #[test]
-    fn an_account_has_its_share_and_leaves_the_rest_to_others() {
+    fn an_account_cannot_exceed_its_share() {
         let buffers = Buffers::new(100, 40);
         let (greedy, other, third) = (row_id(), row_id(), row_id());
         let mut first = buffers.share(greedy);

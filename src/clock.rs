@@ -1,4 +1,4 @@
-//! The time. Code asks a `Clock`, so that a test can put it forward; leases and money go by the
+//! The time. Code uses a `Clock`, so that a test can advance it; leases and money use the
 //! database's clock instead.
 
 use std::{
@@ -11,20 +11,21 @@ use std::{
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-/// The system's clock, shifted by what a test has put it forward.
+/// The system's clock, plus the time by which a test has advanced it.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
     ahead_ms: Arc<AtomicI64>,
 }
 
 impl Clock {
+    /// The current time.
     pub fn now(&self) -> DateTime<Utc> {
-        #[expect(clippy::disallowed_methods, reason = "the one place that reads it")]
+        #[expect(clippy::disallowed_methods, reason = "the only place that reads it")]
         let now = DateTime::<Utc>::from(std::time::SystemTime::now());
         now + TimeDelta::milliseconds(self.ahead_ms.load(Ordering::Relaxed))
     }
 
-    /// Puts every copy of this clock forward.
+    /// Advances this clock and all its clones.
     pub fn advance(&self, by: Duration) {
         let ms = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
         self.ahead_ms.fetch_add(ms, Ordering::Relaxed);

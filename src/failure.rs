@@ -1,44 +1,45 @@
-//! The kinds of what goes wrong with an attempt to generate: what is decided by, and what is kept. And how an
-//! error is told with its causes.
+//! The failure classes of an attempt to generate, which decide what follows and are stored with it;
+//! and how to format an error with its causes.
 
 use std::error::Error;
 
 use serde::{Deserialize, Serialize};
 
-/// By what it means for the task.
+/// The classes of failure, by what they mean for the task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
-    /// By the upstream's safety system.
+    /// Refused by the upstream's safety system.
     Refused,
     /// The upstream does not accept the request.
     Invalid,
-    /// The operator's key or quota at the upstream is no good.
+    /// The operator's key or quota at the upstream is not valid.
     Credentials,
+    /// The upstream asks to slow down.
     RateLimited,
-    /// The upstream certainly did not take the request on.
+    /// The upstream certainly did not accept the request.
     Unreachable,
-    /// The upstream says that it has failed.
+    /// The upstream reports that it failed.
     Failed,
-    /// The upstream fell silent, and may have generated.
+    /// The upstream stopped responding and may have generated.
     OutcomeUnknown,
-    /// The upstream answered well, without a usable image.
+    /// The upstream succeeded, but delivered no usable image.
     NoImage,
-    /// The worker was lost in the middle.
+    /// The worker was lost during the attempt.
     Lost,
     /// We failed.
     Internal,
 }
 
-/// The error and its causes in one line. Many errors repeat their cause in their own text: what was said
-/// is not said again.
+/// Formats the error and its causes on one line. Many errors repeat their cause in their own text:
+/// such a cause is omitted.
 pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
+        let text_of_cause = error.to_string();
+        if !text.contains(&text_of_cause) {
+            text = format!("{text}: {text_of_cause}");
         }
         cause = error.source();
     }
@@ -54,7 +55,7 @@ mod tests {
     struct Layer(&'static str, #[source] Option<Box<Layer>>);
 
     #[test]
-    fn causes_are_told_once() {
+    fn causes_are_not_repeated() {
         let os = Layer("Connection refused (os error 111)", None);
         let repeating = Layer("tcp: Connection refused (os error 111)", Some(Box::new(os)));
         let outer = Layer("the database cannot be reached", Some(Box::new(repeating)));

@@ -1,18 +1,18 @@
-//! Identifiers. Rows are named by UUID v7, so that indexes grow at one end; whatever works as a
-//! credential (file ids, upload names) is random through and through.
+//! Identifiers. Rows use UUID v7, so that indexes grow at one end. Credentials (file ids, upload
+//! names) are fully random.
 
 use rand::{RngExt, distr::Alphanumeric};
 use uuid::Uuid;
 
-/// Names a task. Time-ordered: given to support, never a credential.
+/// Identifies a task. Time-ordered; may be given to support, never a credential.
 pub type TaskId = Uuid;
-/// Names an account.
+/// Identifies an account.
 pub type AccountId = Uuid;
-/// Names an API key's row; the key itself is another thing.
+/// Identifies an API key's row, not the key itself.
 pub type KeyId = Uuid;
-/// Names the images of one task in their links: 122 random bits, a credential.
+/// Identifies the images of one task in their links: 122 random bits, a credential.
 pub type FileId = Uuid;
-/// Names an upload's row.
+/// Identifies an upload's row.
 pub type UploadId = Uuid;
 
 /// A time-ordered id for a row.
@@ -21,7 +21,7 @@ pub fn row_id() -> Uuid {
     Uuid::now_v7()
 }
 
-/// A random id for what is reachable by knowing it.
+/// A random id for a credential: whoever knows it has access.
 #[expect(clippy::disallowed_methods, reason = "the one place that makes them")]
 pub fn credential_id() -> Uuid {
     Uuid::new_v4()

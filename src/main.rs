@@ -1,4 +1,4 @@
-//! The program: parses the command line and hands over.
+//! The `easel` program: parses the command line and dispatches.
 
 use std::process::ExitCode;
 

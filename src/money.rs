@@ -1,4 +1,4 @@
-//! Money: whole micro-CNY inside, exact decimals at the edges, never floats.
+//! Money: integer micro-CNY inside, exact decimals at the edges, never floats.
 
 use std::{
     fmt,
@@ -12,28 +12,31 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 const MICROS_PER_YUAN: i64 = 1_000_000;
 
-/// An amount of CNY in millionths.
+/// An amount of CNY, in millionths.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, sqlx::Type)]
 #[sqlx(transparent)]
 pub struct Cny(i64);
 
-/// Why a text is no amount.
+/// A text or number that is not a valid amount.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no amount of CNY: a decimal number with at most six places is, like 0.20")]
+#[error("{0:?} is not an amount of CNY: must be a number with at most six decimals, like 0.20")]
 pub struct InvalidAmount(String);
 
 impl Cny {
+    /// Nothing.
     pub const ZERO: Self = Self(0);
 
+    /// An amount of this many millionths of a CNY.
     pub const fn from_micros(micros: i64) -> Self {
         Self(micros)
     }
 
+    /// The amount in millionths of a CNY.
     pub const fn micros(self) -> i64 {
         self.0
     }
 
-    /// In CNY, without trailing zeros.
+    /// The amount in CNY, without trailing zeros.
     pub fn to_decimal(self) -> Decimal {
         Decimal::new(self.0, 6).normalize()
     }
@@ -63,7 +66,7 @@ impl FromStr for Cny {
     }
 }
 
-/// Two places at least, as prices are written: `0.20`, `1.234567`.
+/// At least two decimal places, as prices are written: `0.20`, `1.234567`.
 impl fmt::Display for Cny {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut amount = self.to_decimal();
@@ -74,14 +77,14 @@ impl fmt::Display for Cny {
     }
 }
 
-/// A JSON number, as clients of the wire contract expect: `0.2`.
+/// A JSON number, as clients of the wire format expect: `0.2`.
 impl Serialize for Cny {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_f64(self.to_decimal().to_f64().unwrap_or_default())
     }
 }
 
-/// From a string, so that no float is ever between the text and the amount.
+/// Reads a string, so that the text never passes through a float.
 impl<'de> Deserialize<'de> for Cny {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?
@@ -140,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn people_see_two_places() {
+    fn display_shows_at_least_two_decimal_places() {
         assert_eq!(Cny::from_micros(200_000).to_string(), "0.20");
         assert_eq!(Cny::from_micros(1_234_567).to_string(), "1.234567");
     }

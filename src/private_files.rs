@@ -7,12 +7,12 @@ use std::{
     path::Path,
 };
 
-/// What a directory may allow.
+/// What a directory permits to users other than its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Nobody but the owner gets in.
+    /// Nothing.
     Owner,
-    /// Others pass through it to what they know the name of and own, and see nothing else.
+    /// Passing through to files that they own and whose names they know. They cannot list the directory.
     Passage,
 }
 
@@ -27,7 +27,7 @@ impl Access {
     }
 }
 
-/// Makes what is missing of a directory and takes away what an existing one allows beyond `access`.
+/// Creates missing parts of a directory, and removes permissions beyond `access` from an existing one.
 pub fn make_dir(path: &Path, access: Access) -> io::Result<()> {
     DirBuilder::new()
         .recursive(true)
@@ -43,7 +43,7 @@ pub fn make_dir(path: &Path, access: Access) -> io::Result<()> {
             "{} was open to other users (mode {mode:o}): it now has mode {allowed:o}",
             path.display()
         ),
-        // A mounted volume may be another user's; that it is open is for its owner to decide.
+        // A mounted volume may belong to another user, whose decision it is to keep it open.
         Err(error) => tracing::warn!(
             %error,
             "{} is open to other users (mode {mode:o}), and that could not be changed",
@@ -53,8 +53,8 @@ pub fn make_dir(path: &Path, access: Access) -> io::Result<()> {
     Ok(())
 }
 
-/// The same for the directory that everything is kept in. The PostgreSQL of a gateway that is root is another
-/// user's: it passes through to its own directory.
+/// Does the same for the data directory. If the gateway runs as root, its PostgreSQL runs as another user, which must
+/// pass through to its own directory.
 pub fn make_data_dir(path: &Path) -> io::Result<()> {
     let is_root = rustix::process::geteuid().is_root();
     make_dir(
@@ -67,7 +67,7 @@ pub fn make_data_dir(path: &Path) -> io::Result<()> {
     )
 }
 
-/// For opening files: those it makes are their owner's alone.
+/// Options for opening files. Files created with them are readable by their owner only.
 pub fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.mode(FILE_MODE);
@@ -94,7 +94,7 @@ mod tests {
         assert_eq!(mode(&open), 0o711);
         make_dir(&open, Access::Owner).unwrap();
         assert_eq!(mode(&open), 0o700);
-        // What is tighter stays so.
+        // Tighter permissions stay unchanged.
         make_dir(&open, Access::Passage).unwrap();
         assert_eq!(mode(&open), 0o700);
         let file = open.join("file");

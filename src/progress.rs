@@ -1,30 +1,38 @@
-//! Whether the loops that everything depends on get on. One that has work and has not had a success for some
-//! seconds makes the process not ready.
+//! Whether the essential loops make progress. A loop that has work but no success for some seconds
+//! makes the process not ready.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-/// Without a success for so long, a loop has stalled.
+/// A loop without a success for this long has stalled.
 const STALLED_AFTER: Duration = Duration::from_secs(5);
-/// A loop that has not tried again for so long has nothing to do, and its last failure says nothing any more.
+/// A loop that has not tried again for this long is idle, and its last failure no longer counts.
 const IDLE_AFTER: Duration = Duration::from_secs(4);
 
-/// What must get on.
+/// The loops that must make progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loop {
+    /// Accepts tasks.
     Submit,
+    /// Settles tasks.
     Settle,
+    /// Looks up polled tasks.
     Poll,
+    /// Claims queued tasks.
     Claim,
+    /// Renews leases.
     Renew,
+    /// Requeues lost tasks.
     Rescue,
+    /// Ends expired tasks.
     Expire,
+    /// Listens for notifications.
     Listen,
 }
 
-/// What is told of each, in the same order.
+/// What `/readyz` reports about each loop, in the same order.
 const LOOPS: [&str; 8] = [
     "what accepts tasks makes no progress",
     "what settles tasks makes no progress",
@@ -36,19 +44,19 @@ const LOOPS: [&str; 8] = [
     "what listens for notifications makes no progress",
 ];
 
-/// How all loops get on. Cheap to clone.
+/// The progress of all loops. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Progress(Arc<[Mutex<State>; LOOPS.len()]>);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
-    /// The begin of the first attempt since the last success.
+    /// The start of the first attempt since the last success.
     trying_since: Option<Instant>,
     is_at_work: bool,
     last_end: Option<Instant>,
 }
 
-/// One attempt of a loop: a failure, unless it is said to have succeeded.
+/// One attempt of a loop. It counts as a failure unless `succeeded` is called.
 #[must_use]
 pub struct Attempt {
     progress: Progress,
@@ -80,7 +88,7 @@ impl State {
 }
 
 impl Progress {
-    /// Says that a loop has something to do and tries.
+    /// Records that a loop has work and begins an attempt.
     pub fn begin(&self, which: Loop) -> Attempt {
         self.change(which, |state| state.begin(Instant::now()));
         Attempt {
@@ -89,7 +97,7 @@ impl Progress {
         }
     }
 
-    /// What is to be told of a loop that does not get on, if there is one.
+    /// What to report about the first stalled loop, if any.
     pub fn stalled(&self) -> Option<&'static str> {
         let now = Instant::now();
         let stalled = |state: &Mutex<State>| lock(state).has_stalled(now);
@@ -111,6 +119,7 @@ fn lock(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
 }
 
 impl Attempt {
+    /// Ends the attempt as a success.
     pub fn succeeded(self) {
         self.progress
             .change(self.which, |state| state.trying_since = None);
@@ -129,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_loop_that_hangs_or_fails_again_and_again_has_stalled() {
+    fn a_loop_that_hangs_or_keeps_failing_has_stalled() {
         let began = Instant::now();
         let at = |seconds| began + Duration::from_secs(seconds);
         let mut state = State::default();
@@ -148,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_after_which_there_was_nothing_to_do_says_nothing() {
+    fn an_idle_loop_has_not_stalled() {
         let began = Instant::now();
         let at = |seconds| began + Duration::from_secs(seconds);
         let mut state = State::default();
@@ -160,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_success_is_that_of_its_loop() {
+    fn a_success_counts_for_its_own_loop() {
         let progress = Progress::default();
         progress.begin(Loop::Listen).succeeded();
         assert_eq!(progress.stalled(), None);

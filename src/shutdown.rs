@@ -1,50 +1,51 @@
-//! The end of the process, in two steps that all see: nothing new is taken, but questions are still
-//! answered; then the doors are closed. And a tracker of what must finish in between.
+//! Shutting down, in two steps that all parts observe: new work is refused but requests are still answered;
+//! then the server stops accepting connections. A tracker holds the work that must finish in between.
 
 use std::future::Future;
 
 use tokio::task::JoinHandle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Shared by everything that runs for as long as the process does.
+/// Shared by everything that runs for the life of the process.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
-    /// What must finish, whatever becomes of the request it came from.
+    /// Work that must finish, even if its request is gone.
     pub tracker: TaskTracker,
     begun: CancellationToken,
     doors_closed: CancellationToken,
 }
 
 impl Shutdown {
-    /// Says that the process is to end. May be said again.
+    /// Begins the shutdown. May be called again.
     pub fn begin(&self) {
         self.begun.cancel();
         self.tracker.close();
     }
 
+    /// Whether the shutdown has begun.
     pub fn has_begun(&self) -> bool {
         self.begun.is_cancelled()
     }
 
-    /// Resolves once the process is to end.
+    /// Resolves when the shutdown begins.
     pub async fn begun(&self) {
         self.begun.cancelled().await;
     }
 
-    /// Says that nobody is to be let in any more: what had to finish has.
+    /// Stops accepting connections; call it when the tracked work has finished.
     pub fn stop_accepting(&self) {
         self.doors_closed.cancel();
     }
 
-    /// Resolves once nobody is to be let in any more.
+    /// Resolves when no more connections are accepted.
     pub async fn doors_closed(&self) {
         self.doors_closed.cancelled().await;
     }
 
-    /// Starts what goes on for as long as the process does, and need not finish.
+    /// Starts work that runs for the life of the process and need not finish.
     #[expect(
         clippy::disallowed_methods,
-        reason = "tracked work is what a shutdown waits for"
+        reason = "a shutdown waits for tracked work, but not for this"
     )]
     pub fn spawn_background<F>(&self, work: F) -> JoinHandle<()>
     where

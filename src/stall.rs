@@ -1,5 +1,5 @@
-//! Notices when this process itself stood still: stopped by a signal, starved of CPU, or suspended with its
-//! machine. What failed meanwhile says nothing of those who were spoken to.
+//! Detects that this process itself stalled: stopped by a signal, starved of CPU, or suspended with
+//! its machine. Failures during a stall say nothing about the remote side.
 
 use std::{
     pin::pin,
@@ -10,17 +10,17 @@ use std::{
 use tokio::time::{Instant, error::Elapsed, timeout};
 
 const TICK: Duration = Duration::from_millis(200);
-/// A tick that comes so late is a stall; a busy runtime is late by less.
+/// A tick this late is a stall; a busy runtime causes shorter delays.
 const STALL_MIN: Duration = Duration::from_secs(1);
-/// After a stall, for what had come in meanwhile to be read.
+/// Time after a stall to read the data that arrived meanwhile.
 const CATCH_UP: Duration = Duration::from_secs(1);
 
-/// Ticks, and remembers when a tick was late.
+/// Ticks, and records when a tick was late.
 pub struct StallWatch(Mutex<Ticks>);
 
 struct Ticks {
     latest: Instant,
-    /// When the latest stall was over.
+    /// When the latest stall ended.
     stalled: Option<Instant>,
 }
 
@@ -35,7 +35,7 @@ impl Default for StallWatch {
 }
 
 impl StallWatch {
-    /// Watches for ever.
+    /// Ticks. Never returns.
     pub async fn run(&self) {
         loop {
             self.tick(Instant::now());
@@ -43,15 +43,15 @@ impl StallWatch {
         }
     }
 
-    /// Whether the process stood still at some time from `began` until now.
+    /// Whether the process stalled at any time since `began`.
     pub fn since(&self, began: Instant) -> bool {
-        // The first to run after a stall may not be the watch.
+        // After a stall, other code may run before the watch does.
         self.tick(Instant::now());
         self.lock().stalled.is_some_and(|until| until >= began)
     }
 
-    /// Gives `work` up after `limit`; where the process stood still meanwhile, not before it has had a moment to
-    /// read the answer that may be there.
+    /// Gives up `work` after `limit`. If the process stalled meanwhile, it first gets a moment to
+    /// read an answer that may have arrived.
     pub async fn timeout<T>(
         &self,
         limit: Duration,
@@ -73,7 +73,7 @@ impl StallWatch {
             let gap_ms = u64::try_from(gap.as_millis()).unwrap_or(u64::MAX);
             tracing::warn!(
                 gap_ms,
-                "this process stood still: what failed meanwhile counts against no backend"
+                "this process stalled: failures meanwhile count against no backend"
             );
         }
     }
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_spans_a_stall_is_excused() {
+    fn only_work_that_spans_a_stall_is_excused() {
         let watch = StallWatch::default();
         let start = watch.lock().latest;
         watch.tick(start + TICK);
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_came_in_during_a_stall_still_counts() {
+    async fn an_answer_that_arrives_during_a_stall_still_counts() {
         let (watch, limit) = (StallWatch::default(), TICK);
         let late = watch.timeout(limit, tokio::time::sleep(2 * limit)).await;
         assert!(late.is_err(), "no stall, no more time");

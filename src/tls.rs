@@ -1,9 +1,9 @@
 //! TLS for the HTTP clients of this process.
 
-/// Makes ring the process's source of cryptography for TLS; harmless when repeated.
+/// Installs ring as the process's TLS cryptography provider. Safe to repeat.
 ///
-/// Call it before a client is built: the HTTP library is compiled without a default of its own.
+/// Call it before building a client: the HTTP library is compiled without a default provider.
 pub fn install_crypto_provider() {
-    // It fails when there is one already, which is as good.
+    // Fails if a provider is already installed, which is fine.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }

@@ -1,5 +1,5 @@
-//! API keys: how one is made, hashed and recognised. `sk_`, 32 random characters, and a checksum
-//! of six, so that a mistyped key is refused without asking the database.
+//! API keys: how they are generated, hashed and recognised. A key is `sk_`, 32 random characters
+//! and a six-character checksum, so that a mistyped key is refused without a database query.
 
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
@@ -11,19 +11,21 @@ const RANDOM_CHARS: usize = 32;
 const CHECKSUM_CHARS: usize = 6;
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// SHA-256 of a key: what the database holds.
+/// SHA-256 of a key, as the database stores it.
 pub type KeyHash = [u8; 32];
 
-/// A key that was just made: shown once, then only its hash is left.
+/// A newly generated key. It is shown once; afterwards only its hash is kept.
 #[derive(Debug)]
 pub struct NewKey {
+    /// The full key, for its owner only.
     pub secret: SecretString,
+    /// What the database stores.
     pub hash: KeyHash,
-    /// Its first and last characters: `sk_AbCd…wxyz`.
+    /// The first and last characters: `sk_AbCd…wxyz`.
     pub hint: String,
 }
 
-/// Makes a key with 190 random bits.
+/// Generates a key with 190 random bits.
 pub fn generate() -> NewKey {
     let random = ids::random_base62(RANDOM_CHARS);
     let key = format!("{PREFIX}{random}{}", checksum(&random));
@@ -34,7 +36,7 @@ pub fn generate() -> NewKey {
     }
 }
 
-/// The hash of a key that a client sent, or `None` if no such key was ever made.
+/// Returns the hash of a key that a client sent, or `None` if it cannot be a key of ours.
 pub fn authenticate(presented: &SecretString) -> Option<KeyHash> {
     let key = presented.expose_secret();
     let body = key.strip_prefix(PREFIX)?;
@@ -51,7 +53,7 @@ fn hash(key: &str) -> KeyHash {
     Sha256::digest(key).into()
 }
 
-/// CRC-32 in base 62: against typing errors, not against attackers.
+/// CRC-32 in base 62. Protects against typing errors, not against attackers.
 fn checksum(random: &str) -> String {
     let mut rest = crc32fast::hash(random.as_bytes()) as usize;
     let mut digits = [b'0'; CHECKSUM_CHARS];
@@ -67,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_made_key_is_recognised_and_a_mistyped_one_is_not() {
+    fn a_generated_key_is_recognised_and_a_mistyped_one_is_not() {
         let key = generate();
         assert_eq!(authenticate(&key.secret), Some(key.hash));
 

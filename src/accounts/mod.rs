@@ -1,4 +1,4 @@
-//! Accounts, which pay, and API keys, which ask: who a caller is and what its key allows.
+//! Accounts, which pay, and API keys, which make requests: who a caller is and what its key allows.
 
 pub mod keys;
 pub mod store;
@@ -18,24 +18,28 @@ use crate::{
 };
 use keys::KeyHash;
 
-/// How long a key is taken as good, or as unknown, without asking again. What a key may spend is
-/// asked anew at every hold, so this bounds only what costs nothing.
+/// How long a known or unknown key is cached without asking the database. Every hold checks anew
+/// what the key may spend, so this affects only requests that cost nothing.
 const KNOWN_FOR: Duration = Duration::from_secs(10);
 const UNKNOWN_FOR: Duration = Duration::from_secs(2);
 const CACHED_KEYS_MAX: usize = 10_000;
 
-/// Who asks, as its key says.
+/// Who makes a request, as identified by the API key.
 #[derive(Clone, Debug)]
 pub struct Caller {
+    /// The account that pays.
     pub account_id: AccountId,
+    /// The key that was presented.
     pub key_id: KeyId,
+    /// `None`: no limit.
     pub requests_per_minute: Option<u32>,
+    /// `None`: no limit.
     pub concurrent_requests: Option<u32>,
-    /// `None`: as the configuration says.
+    /// `None`: use the configured default.
     pub inline_images: Option<InlineImages>,
 }
 
-/// Recognises callers by their keys, and remembers them for some seconds.
+/// Identifies callers by their keys and caches the result for a few seconds.
 #[derive(Clone)]
 pub struct Authenticator {
     pool: db::Pool,
@@ -49,6 +53,7 @@ struct Seen {
 }
 
 impl Authenticator {
+    /// An authenticator with an empty cache.
     pub fn new(pool: db::Pool) -> Self {
         Self {
             pool,
@@ -56,8 +61,8 @@ impl Authenticator {
         }
     }
 
-    /// The caller that a presented key belongs to; `None` if the key is malformed, unknown, revoked
-    /// or expired, or its account disabled.
+    /// Returns the caller of a presented key, or `None` if the key is malformed, unknown, revoked
+    /// or expired, or its account is disabled. Errors if the database cannot be queried.
     pub async fn authenticate(
         &self,
         presented: &SecretString,

@@ -1,4 +1,4 @@
-//! The accounts and their keys in the database. Balances are moved in `billing`, not here.
+//! Accounts and API keys in the database. Only `billing` moves balances.
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, query, query_as, query_scalar};
@@ -18,31 +18,39 @@ use crate::{
 pub struct Account {
     pub id: AccountId,
     pub name: String,
+    /// Everything paid in minus everything captured.
     pub balance: Cny,
+    /// The part of the balance that open tasks hold.
     pub held: Cny,
+    /// Everything captured so far.
     pub spent: Cny,
-    /// In the month that is now.
+    /// Captured in the current month.
     pub month_spend: Cny,
+    /// `None`: no quota.
     pub monthly_quota: Option<Cny>,
     pub created_at: DateTime<Utc>,
+    /// `None` while the account is enabled.
     pub disabled_at: Option<DateTime<Utc>>,
 }
 
-/// What a new key allows; `None` is no limit.
+/// The limits of a new key; `None` means no limit.
 #[derive(Debug, Default)]
 pub struct KeyLimits {
     pub requests_per_minute: Option<u32>,
     pub concurrent_requests: Option<u32>,
     pub expires_at: Option<DateTime<Utc>>,
+    /// `None`: use the configured default.
     pub inline_images: Option<InlineImages>,
 }
 
-/// A key as `easel keys list` shows it.
+/// An API key as `easel keys list` shows it.
 #[derive(Debug)]
 pub struct ApiKey {
     pub id: KeyId,
+    /// The name of its account.
     pub account: String,
     pub name: String,
+    /// The key's first and last characters.
     pub hint: String,
     pub requests_per_minute: Option<i32>,
     pub concurrent_requests: Option<i32>,
@@ -52,7 +60,7 @@ pub struct ApiKey {
     pub revoked_at: Option<DateTime<Utc>>,
 }
 
-/// `None` if there is an account of that name already.
+/// Inserts an account. `None` if the name is taken.
 pub async fn insert(
     conn: &mut PgConnection,
     name: &str,
@@ -69,20 +77,21 @@ pub async fn insert(
     .await
 }
 
-/// Whether there is any account at all.
+/// Whether any account exists.
 pub async fn any(conn: &mut PgConnection) -> sqlx::Result<bool> {
     query_scalar!(r#"SELECT EXISTS (SELECT FROM accounts) AS "any!""#)
         .fetch_one(conn)
         .await
 }
 
+/// Returns the id of the account with this name.
 pub async fn id_of(conn: &mut PgConnection, name: &str) -> sqlx::Result<Option<AccountId>> {
     query_scalar!("SELECT id FROM accounts WHERE name = $1", name)
         .fetch_optional(conn)
         .await
 }
 
-/// By name. `time_zone` says where the month began.
+/// Lists all accounts by name. `time_zone` determines when the current month began.
 pub async fn list(conn: &mut PgConnection, time_zone: &str) -> sqlx::Result<Vec<Account>> {
     query_as!(
         Account,
@@ -97,6 +106,7 @@ pub async fn list(conn: &mut PgConnection, time_zone: &str) -> sqlx::Result<Vec<
     .await
 }
 
+/// Returns one account. `time_zone` determines when the current month began.
 pub async fn get(
     conn: &mut PgConnection,
     id: AccountId,
@@ -116,7 +126,7 @@ pub async fn get(
     .await
 }
 
-/// What an account could have held now, without a lock: a hold may find less.
+/// The amount that a new hold could take, read without a lock: a later hold may find less.
 pub async fn available(conn: &mut PgConnection, id: AccountId) -> sqlx::Result<Option<Cny>> {
     query_scalar!(
         r#"SELECT balance - held AS "available!: Cny" FROM accounts WHERE id = $1"#,
@@ -133,7 +143,7 @@ pub enum AccountStatus {
     Disabled,
 }
 
-/// `None` if there is no such account.
+/// Enables or disables an account. `None` if it does not exist.
 pub async fn set_status(
     conn: &mut PgConnection,
     name: &str,
@@ -152,6 +162,7 @@ pub async fn set_status(
     Ok((touched == 1).then_some(()))
 }
 
+/// Inserts a key for an account.
 pub async fn insert_key(
     conn: &mut PgConnection,
     account_id: AccountId,
@@ -177,7 +188,7 @@ pub async fn insert_key(
     .await
 }
 
-/// By account and age; of one account, where `account` names one.
+/// Lists keys by account and age, optionally of one account only.
 pub async fn list_keys(
     conn: &mut PgConnection,
     account: Option<&str>,
@@ -195,7 +206,7 @@ pub async fn list_keys(
     .await
 }
 
-/// `None` if there is no such key. Revoking twice is no error and keeps the first time.
+/// Revokes a key. `None` if it does not exist. Revoking twice is no error and keeps the first time.
 pub async fn revoke_key(conn: &mut PgConnection, id: KeyId) -> sqlx::Result<Option<()>> {
     let touched = query!(
         "UPDATE api_keys SET revoked_at = COALESCE(revoked_at, now()) WHERE id = $1",
@@ -207,14 +218,14 @@ pub async fn revoke_key(conn: &mut PgConnection, id: KeyId) -> sqlx::Result<Opti
     Ok((touched == 1).then_some(()))
 }
 
-/// The key with that hash, revoked or not.
+/// Returns the key with this hash, revoked or not.
 pub async fn key_id_of(conn: &mut PgConnection, hash: &KeyHash) -> sqlx::Result<Option<KeyId>> {
     query_scalar!("SELECT id FROM api_keys WHERE hash = $1", &hash[..])
         .fetch_optional(conn)
         .await
 }
 
-/// Whom a key that may be used belongs to.
+/// Returns the caller of a key, if the key and its account may be used.
 pub async fn caller(conn: &mut PgConnection, hash: &KeyHash) -> sqlx::Result<Option<Caller>> {
     let row = query!(
         r#"SELECT k.id, k.account_id, k.requests_per_minute, k.concurrent_requests,
@@ -235,8 +246,8 @@ pub async fn caller(conn: &mut PgConnection, hash: &KeyHash) -> sqlx::Result<Opt
     }))
 }
 
-/// Counts a request against its key's rate, shared by all replicas: a key may use up a minute's
-/// worth at once, then one request each sixtieth of it (GCRA). `Some` is the seconds to wait.
+/// Counts a request against its key's rate limit, across all replicas (GCRA): a key may spend a minute's
+/// worth at once, then regains one request per 1/limit minute. Returns the seconds to wait if exceeded.
 pub async fn count_request(conn: &mut PgConnection, key_id: KeyId) -> sqlx::Result<Option<u32>> {
     let counted = query!(
         "UPDATE api_keys

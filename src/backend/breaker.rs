@@ -1,6 +1,6 @@
-//! The circuit of one backend: it opens when the backend keeps failing, and closes when a probe succeeds.
-//! Only failures that no request can cause open it alone; those that a request may cause have to come from
-//! several accounts, so that nobody takes a backend from the others by what he asks for.
+//! The circuit breaker of one backend: it opens when the backend keeps failing and closes when a probe succeeds.
+//! Only failures that no request can cause open it on their own. Failures that a request may cause must come
+//! from several accounts, so that one account's requests cannot take a backend away from the others.
 
 use std::{
     collections::HashMap,
@@ -12,53 +12,54 @@ use tokio::time::Instant;
 
 use crate::{config, failure::Class, ids::AccountId};
 
-/// Of one backend.
+/// The circuit breaker of one backend.
 pub struct Breaker {
     name: String,
     settings: config::Routing,
     state: Mutex<State>,
 }
 
-/// How a circuit stands.
+/// The state of a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Circuit {
+    /// Every call is let through.
     Closed,
-    /// Nobody is let through, or only whoever comes next: as a probe.
+    /// No call is let through, or only the next one, as a probe.
     Open,
-    /// One call is let through, and its end decides.
+    /// A probe is running, and its result decides.
     Probing,
 }
 
-/// A call that was let through. Dropped without a record, as where no call was made, it changes nothing:
-/// a probe is given back.
+/// Permission for one call. Dropping it without a record, for example because no call was made, changes
+/// nothing: a probe is given back.
 #[must_use]
 pub struct Permit {
     breaker: Arc<Breaker>,
     account: AccountId,
-    /// The probe's number, if it is one.
+    /// The probe's number if the call is a probe.
     probe: Option<u64>,
 }
 
 #[derive(Default)]
 struct State {
-    row: Row,
-    /// The circuit is open, and nobody is let through before.
+    streak: FailureStreak,
+    /// Set while the circuit is open: no call is let through before this time.
     open_until: Option<Instant>,
-    /// The number of the probe that is under way.
+    /// The number of the running probe.
     probe: Option<u64>,
     probes: u64,
 }
 
 /// The failures since the last success.
 #[derive(Default)]
-struct Row {
-    /// Those that no request can cause.
-    blameless: u32,
+struct FailureStreak {
+    /// Failures that no request can cause.
+    unreachable: u32,
     by_account: HashMap<AccountId, u32>,
 }
 
 impl Circuit {
-    /// As `/readyz?verbose` says it.
+    /// The name that `/readyz?verbose` reports.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Closed => "closed",
@@ -69,6 +70,7 @@ impl Circuit {
 }
 
 impl Breaker {
+    /// A closed circuit for the backend `name`.
     pub fn new(name: &str, settings: config::Routing) -> Self {
         Self {
             name: name.to_owned(),
@@ -77,23 +79,24 @@ impl Breaker {
         }
     }
 
-    /// Lets a call of an account through, or does not. While the circuit is open, one call at a time is let
-    /// through as a probe; another one, if a probe takes longer than the circuit is left open.
+    /// Asks for permission to make a call for an account. While the circuit is open, one call at a time is let
+    /// through as a probe; a second one if the first takes longer than the circuit stays open.
     pub fn try_acquire(self: &Arc<Self>, account: AccountId) -> Option<Permit> {
         self.try_acquire_at(Instant::now(), account)
     }
 
-    /// How many calls are let through now; `None`: any number. Only a look: nothing is acquired.
+    /// How many calls are let through now; `None` means any number. Acquires nothing.
     pub fn capacity(&self) -> Option<u32> {
         self.probe_due().map(|wait| u32::from(wait.is_zero()))
     }
 
-    /// How long it takes until the next probe may be made; `None`: the circuit is closed.
+    /// How long until the next probe may start; `None` if the circuit is closed.
     pub fn probe_due(&self) -> Option<Duration> {
         let until = self.lock().open_until?;
         Some(until.saturating_duration_since(Instant::now()))
     }
 
+    /// The current state.
     pub fn circuit(&self) -> Circuit {
         let state = self.lock();
         match (state.open_until, state.probe) {
@@ -127,32 +130,39 @@ impl Breaker {
         let is_open = state.open_until.is_some();
         let is_probe = permit.probe.is_some() && permit.probe == state.probe;
         match class {
-            // It works, whatever it thinks of the request.
+            // The backend works, whatever its answer to the request.
             None | Some(Class::Refused | Class::Invalid) => return self.close(&mut state),
-            // So does one that answers a probe without an image: what was asked for may be the reason.
+            // A probe answered without an image shows that it works too: the request may be the reason.
             Some(Class::NoImage) if is_probe => return self.close(&mut state),
-            // These say nothing of the backend.
+            // These say nothing about the backend.
             Some(Class::Lost | Class::Internal) => return,
-            // A wait that it asks for concerns the task; the next probe waits, too.
+            // A requested wait concerns the task only; but after a rate-limited probe, the next probe waits too.
             Some(Class::RateLimited) if !is_probe => return,
-            // Calls that began before the circuit opened tell nothing new.
+            // Calls that started before the circuit opened add no information.
             Some(_) if is_open && !is_probe => return,
-            Some(Class::Unreachable) => state.row.blameless = state.row.blameless.saturating_add(1),
+            Some(Class::Unreachable) => {
+                state.streak.unreachable = state.streak.unreachable.saturating_add(1);
+            }
             Some(Class::Failed | Class::OutcomeUnknown | Class::NoImage) => {
-                let failures = state.row.by_account.entry(permit.account).or_default();
+                let failures = state.streak.by_account.entry(permit.account).or_default();
                 *failures = failures.saturating_add(1);
             }
             Some(Class::Credentials | Class::RateLimited) => {}
         }
         let opens =
-            class == Some(Class::Credentials) || state.row.opens(self.settings.failures_max);
+            class == Some(Class::Credentials) || state.streak.opens(self.settings.failures_max);
         if is_probe || opens {
-            state.row = Row::default();
+            state.streak = FailureStreak::default();
             state.probe = None;
-            let rest = self.settings.rest();
-            if state.open_until.replace(now + rest).is_none() {
-                let open_ms = u64::try_from(rest.as_millis()).unwrap_or(u64::MAX);
-                tracing::warn!(backend = self.name, open_ms, class = ?class, "the circuit of a backend that keeps failing opened");
+            let open_for = self.settings.rest();
+            if state.open_until.replace(now + open_for).is_none() {
+                let open_ms = u64::try_from(open_for.as_millis()).unwrap_or(u64::MAX);
+                tracing::warn!(
+                    backend = self.name,
+                    open_ms,
+                    class = ?class,
+                    "circuit opened: the backend keeps failing"
+                );
             }
         }
     }
@@ -161,10 +171,10 @@ impl Breaker {
         if state.open_until.is_some() {
             tracing::info!(
                 backend = self.name,
-                "the circuit of a backend that works again closed"
+                "circuit closed: the backend works again"
             );
         }
-        state.row = Row::default();
+        state.streak = FailureStreak::default();
         state.open_until = None;
         state.probe = None;
     }
@@ -183,7 +193,7 @@ impl Breaker {
 }
 
 impl Permit {
-    /// How the call ended; `None`: well.
+    /// Records how the call ended; `None` means success.
     pub fn record(self, class: Option<Class>) {
         self.breaker.record_at(Instant::now(), &self, class);
     }
@@ -191,21 +201,21 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        // After a record that decided, this is no longer the probe that is under way.
+        // If a record has already decided, this is no longer the running probe.
         if let Some(probe) = self.probe {
             self.breaker.release_probe(Instant::now(), probe);
         }
     }
 }
 
-impl Row {
-    /// Whether so many failures open the circuit. Of the failures that a request may cause, one account
-    /// makes up no more than half of what it takes, and never all of them.
+impl FailureStreak {
+    /// Whether these failures open the circuit. Of the failures that a request may cause, one account counts
+    /// for at most half of `failures_max`, and never for all of them.
     fn opens(&self, failures_max: u32) -> bool {
         let share = failures_max.div_ceil(2);
         let counted = self.by_account.values().map(|count| *count.min(&share));
-        let failures = counted.fold(self.blameless, u32::saturating_add);
-        let is_shared = self.blameless > 0 || self.by_account.len() > 1;
+        let failures = counted.fold(self.unreachable, u32::saturating_add);
+        let is_shared = self.unreachable > 0 || self.by_account.len() > 1;
         is_shared && failures >= failures_max
     }
 }
@@ -215,7 +225,7 @@ mod tests {
     use super::*;
     use crate::ids::row_id;
 
-    const REST: Duration = Duration::from_secs(1);
+    const OPEN_FOR: Duration = Duration::from_secs(1);
 
     fn breaker(failures_max: u32) -> Arc<Breaker> {
         let settings = format!(
@@ -248,7 +258,7 @@ mod tests {
         assert_eq!(breaker.circuit(), Circuit::Open);
         assert!(!breaker.lets_through_at(start));
 
-        let later = start + REST;
+        let later = start + OPEN_FOR;
         let probe = breaker.try_acquire_at(later, one).unwrap();
         assert_eq!(breaker.circuit(), Circuit::Probing);
         assert!(!breaker.lets_through_at(later), "one at a time");
@@ -256,22 +266,22 @@ mod tests {
         drop(probe);
         assert!(!breaker.lets_through_at(later), "it failed again");
 
-        let later = later + REST;
+        let later = later + OPEN_FOR;
         let slow = breaker.try_acquire_at(later, one).unwrap();
-        let second = breaker.try_acquire_at(later + REST, other).unwrap();
-        breaker.record_at(later + REST, &slow, Some(Class::Failed));
+        let second = breaker.try_acquire_at(later + OPEN_FOR, other).unwrap();
+        breaker.record_at(later + OPEN_FOR, &slow, Some(Class::Failed));
         assert_eq!(breaker.circuit(), Circuit::Probing, "the second decides");
-        breaker.record_at(later + REST, &second, None);
+        breaker.record_at(later + OPEN_FOR, &second, None);
         assert_eq!(breaker.circuit(), Circuit::Closed);
     }
 
     #[test]
     fn a_probe_without_a_call_is_given_back() {
-        let (breaker, start) = (breaker(1), Instant::now() - 2 * REST);
+        let (breaker, start) = (breaker(1), Instant::now() - 2 * OPEN_FOR);
         breaker.end_at(start, row_id(), Some(Class::Unreachable));
         for _ in 0..3 {
             let probe = breaker.try_acquire(row_id());
-            assert_eq!(breaker.capacity(), Some(0), "somebody has it");
+            assert_eq!(breaker.capacity(), Some(0), "it is taken");
             drop(probe.unwrap());
             assert_eq!(breaker.capacity(), Some(1));
         }
@@ -284,11 +294,11 @@ mod tests {
             .try_acquire(row_id())
             .unwrap()
             .record(Some(Class::RateLimited));
-        assert_eq!(breaker.capacity(), Some(0), "it asks for patience");
+        assert_eq!(breaker.capacity(), Some(0), "the next probe waits");
     }
 
     #[test]
-    fn one_account_never_opens_a_circuit_with_what_it_asks_for() {
+    fn one_account_alone_never_opens_a_circuit() {
         let (breaker, now) = (breaker(4), Instant::now());
         let [one, other, third] = [row_id(), row_id(), row_id()];
         for class in [Class::Failed, Class::OutcomeUnknown, Class::NoImage] {
@@ -303,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn even_where_one_failure_is_enough_it_takes_two_accounts() {
+    fn two_accounts_must_fail_even_if_failures_max_is_one() {
         let (breaker, now) = (breaker(1), Instant::now());
         let one = row_id();
         breaker.end_at(now, one, Some(Class::Failed));
@@ -318,13 +328,13 @@ mod tests {
         let (breaker, start) = (breaker(1), Instant::now());
         let before = breaker.try_acquire_at(start, row_id()).unwrap();
         breaker.end_at(start, row_id(), Some(Class::Unreachable));
-        let later = start + REST;
+        let later = start + OPEN_FOR;
         breaker.record_at(later, &before, Some(Class::Unreachable));
         assert!(breaker.lets_through_at(later));
     }
 
     #[test]
-    fn a_bad_key_counts_at_once_and_the_clients_faults_do_not() {
+    fn a_bad_key_opens_the_circuit_at_once_and_client_errors_never_do() {
         let (breaker, now) = (breaker(2), Instant::now());
         for class in [Class::Refused, Class::Invalid, Class::RateLimited] {
             breaker.end_at(now, row_id(), Some(class));

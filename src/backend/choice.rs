@@ -1,4 +1,4 @@
-//! Who generates a task next.
+//! Chooses the route for a task.
 
 use std::time::Duration;
 
@@ -7,34 +7,36 @@ use rand::{RngExt, distr::weighted::WeightedIndex};
 use super::catalog::{Model, Requirements, Route};
 use crate::failure::Class;
 
-/// A task that asks who is to generate it.
+/// What the choice of a route depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
+    /// What the task requires of a route.
     pub requirements: Requirements,
-    /// The routes tried so far, with what came of each try.
+    /// The routes tried so far, with the result of each attempt.
     pub tried: &'a [(&'a str, Class)],
-    /// Until its deadline.
+    /// The time until the task's deadline.
     pub left: Duration,
 }
 
-/// Who is to generate a task next.
+/// The route chosen for a task, or why there is none.
 pub enum Pick<'a> {
+    /// Use this route.
     Route(&'a Route),
-    /// Those that could are full, or their circuits are open, or they take longer than is left: wait.
+    /// Wait: every suitable route is full, has an open circuit or takes longer than the time left.
     AtCapacity,
-    /// Nobody, ever.
+    /// No route can ever take this task.
     NoRoute,
 }
 
 impl Model {
-    /// Who generates next: of the routes that were not tried yet, else of those that may be tried again, one
-    /// of the lowest priority that has capacity, by weight. Only a look: who is answered is not asked.
+    /// Picks, by weight, among the routes of the lowest priority that have capacity: routes not tried yet first,
+    /// else routes that may be retried. Acquires nothing.
     pub fn pick(&self, ask: Ask<'_>, capacity: impl Fn(&Route) -> Option<u32>) -> Pick<'_> {
         let candidates: Vec<&Route> = self.candidates(ask).collect();
         if candidates.is_empty() {
             return Pick::NoRoute;
         }
-        // An open circuit sends a task to a route that was tried before; a full route is waited for.
+        // A task does not wait for an open circuit if a route tried before is usable; it does wait for a full route.
         let usable = candidates
             .into_iter()
             .filter(|route| route.pace.least() <= ask.left && route.breaker.capacity() != Some(0));
@@ -51,7 +53,7 @@ impl Model {
         Pick::Route(by_weight(&free))
     }
 
-    /// Those that take what comes along, but for those that do not take their key.
+    /// The routes that accept the task, except those where the upstream rejected our key.
     pub fn candidates<'a, 't>(
         &'a self,
         ask: Ask<'t>,
@@ -69,7 +71,7 @@ fn fresh_or_all<'a>(routes: Vec<&'a Route>, tried: &[(&str, Class)]) -> Vec<&'a 
 }
 
 impl Route {
-    /// Whether it was not tried yet.
+    /// Whether the route was not tried yet.
     pub fn is_fresh(&self, tried: &[(&str, Class)]) -> bool {
         !tried.iter().any(|(name, _)| *name == self.name)
     }
@@ -79,7 +81,7 @@ fn by_weight<'a>(routes: &[&'a Route]) -> &'a Route {
     let weights = routes.iter().map(|route| route.settings.weight);
     let index = match WeightedIndex::new(weights) {
         Ok(weighted) => rand::rng().sample(weighted),
-        // Weights are checked to be 1 or more, and one route there is.
+        // Weights are validated to be 1 or more, and there is at least one route.
         Err(_) => 0,
     };
     routes[index]
@@ -134,7 +136,7 @@ mod tests {
             let name = match model.pick(ask, |route| route.capacity(1)) {
                 Pick::Route(route) => &route.name,
                 Pick::AtCapacity => "wait",
-                Pick::NoRoute => "nobody",
+                Pick::NoRoute => "none",
             };
             *shares.entry(name.to_owned()).or_default() += 1;
         }
@@ -170,12 +172,12 @@ mod tests {
         assert_eq!(
             chosen(model, ask(&tried[1..])),
             ["b/x"],
-            "better than to wait"
+            "a retry is better than waiting"
         );
     }
 
     #[test]
-    fn a_route_that_is_full_or_whose_circuit_is_open_is_passed_over_and_waited_for() {
+    fn full_routes_and_open_circuits_are_skipped_or_waited_for() {
         let catalog = catalog(
             "{ backend = 'a', max_concurrency = 1 }, { backend = 'b', priority = 1, max_concurrency = 2 }",
         );
@@ -191,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_that_takes_longer_than_is_left_is_passed_over() {
+    fn a_route_that_takes_longer_than_the_time_left_is_skipped() {
         let catalog = catalog("'a', { backend = 'b', priority = 1 }");
         let model = catalog.model("m").unwrap();
         let [a, b] = ["a", "b"].map(|name| model.route(name).unwrap());
@@ -204,16 +206,16 @@ mod tests {
     }
 
     #[test]
-    fn a_route_that_cannot_take_what_comes_along_is_never_chosen() {
+    fn a_route_that_cannot_take_the_task_is_never_chosen() {
         let catalog = catalog("'a'");
         let mut asked = ask(&[]);
         asked.requirements.mask = true;
         let model = catalog.model("m").unwrap();
-        assert_eq!(chosen(model, asked), ["nobody"]);
+        assert_eq!(chosen(model, asked), ["none"]);
     }
 
     #[test]
-    fn what_is_known_of_a_backend_goes_over_where_its_settings_stay() {
+    fn a_backend_with_unchanged_settings_keeps_its_circuit_and_durations() {
         let before = catalog("'a', 'b'");
         let of = |catalog: &Catalog, name: &str| {
             let route = catalog.model("m").unwrap().route(name).unwrap();

@@ -1,4 +1,4 @@
-//! What generates: one trait over very different upstreams, and what can go wrong with any of them.
+//! Backends: one trait over very different upstreams, and the errors that any of them can return.
 
 pub mod async_job;
 mod breaker;
@@ -32,81 +32,88 @@ use crate::{
     image::{AspectRatio, Format, ImageSize, Quality, Resolution},
 };
 
-/// An adapter to one upstream. It does one thing once: how many calls a task takes, how long each may
-/// last, what is tried again and where, is decided above it.
+/// An adapter to one upstream. It makes a single attempt: its callers decide how many calls a task takes,
+/// how long each may last, and what is retried on which route.
 #[async_trait]
 pub trait Backend: Send + Sync {
-    /// What may be asked of it.
+    /// The requests that this backend accepts.
     fn capabilities(&self) -> Capabilities;
 
-    /// Whether it makes something of the client's parameter of this name (`background`, `seed`, …). Those
-    /// that no backend of a model reads are not kept with its tasks.
+    /// Whether it uses the client's parameter of this name (`background`, `seed`, …). Parameters that no backend
+    /// of a model reads are not stored with the model's tasks.
     fn reads_option(&self, _name: &str) -> bool {
         false
     }
 
-    /// Generates what is asked for and hands each image over, piece by piece, as it comes in.
+    /// Generates the requested images and passes each to `images`, piece by piece, as it arrives.
     ///
-    /// Images finished before an error count as delivered. Dropped when time is up.
+    /// Images finished before an error count as delivered. The future is dropped when its time is up.
     async fn generate(
         &self,
         request: &GenerateRequest,
         images: &mut dyn ImageSink,
     ) -> Result<(), BackendError>;
 
-    /// Tells the upstream that nobody waits for this job of its any more.
+    /// Tells the upstream that this job's result is no longer needed.
     async fn cancel(&self, _job: &str) -> Result<(), BackendError> {
         Ok(())
     }
 
-    /// Whether the upstream can be reached with what is configured, without request anything.
+    /// Checks that the upstream is reachable with the configured settings, without generating anything.
     async fn check(&self) -> Result<(), BackendError>;
 }
 
-/// What may be asked of a backend.
+/// The requests that a backend accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
-    /// How many images one call may ask for, 1 or more. For more than that it is called several
-    /// times at once.
+    /// The most images that one call may request, 1 or more. A task that wants more takes several
+    /// concurrent calls.
     pub n_max: u8,
-    /// How many references it takes; the API knows no more than 16.
+    /// The most references that one call may have; the API allows at most 16.
     pub references_max: usize,
+    /// Whether it accepts a mask.
     pub mask: bool,
 }
 
-/// What a backend is asked to generate in one call.
+/// The input of one call to a backend.
 #[derive(Clone, Debug)]
 pub struct GenerateRequest {
-    /// The upstream's name of the model.
+    /// The upstream's name for the model.
     pub model: String,
+    /// The client's prompt, unchanged.
     pub prompt: String,
-    /// How many images, from 1 to what the backend can do in one call.
+    /// The number of images, from 1 to [`Capabilities::n_max`].
     pub n: u8,
+    /// The requested aspect ratio.
     pub ratio: AspectRatio,
+    /// The requested resolution.
     pub resolution: Resolution,
-    /// In pixels, as the ratio and the resolution say.
+    /// The size in pixels that follows from the ratio and the resolution.
     pub size: ImageSize,
-    /// Only where the model's settings say that it is sent on.
+    /// Set only if the model's settings forward the quality.
     pub quality: Option<Quality>,
-    /// In the order the client gave them.
+    /// The references, in the client's order.
     pub references: Vec<Input>,
+    /// The part to regenerate, as transparent pixels.
     pub mask: Option<Input>,
-    /// The client's other parameters (`background`, `moderation`, `user`, …), as they came.
+    /// The client's other parameters (`background`, `moderation`, `user`, …), unchanged.
     pub options: Map<String, Value>,
-    /// Fields that the operator has sent to this model's upstream, over all others.
+    /// Fields that the operator adds for this model's upstream; they override all others.
     pub extra: Map<String, Value>,
-    /// The upstream's job that an earlier worker began for this very call and did not see the end of.
+    /// The upstream's job that an earlier worker started for this same call and did not finish.
     pub job: Option<String>,
 }
 
-/// An image that a backend reads: its type and length are known, its bytes come as a stream.
+/// An image that a backend reads: type and length are known in advance, the bytes are streamed.
 #[derive(Clone)]
 pub struct Input {
+    /// The image format.
     pub format: Format,
-    /// In bytes.
+    /// The length in bytes.
     pub length: u64,
+    /// Opens the image for reading.
     pub open: OpenInput,
-    /// `None`: it is made up, and stored nowhere.
+    /// `None`: the image was created in memory and is not stored.
     pub link: Option<MakeLink>,
 }
 
@@ -117,35 +124,37 @@ pub type OpenInput = Arc<
         + Sync,
 >;
 
-/// Makes a link to an input that is good for some minutes, for an upstream that fetches it itself.
+/// Creates a link to an input that is valid for some minutes, for an upstream that fetches it itself.
 pub type MakeLink = Arc<dyn Fn() -> BoxFuture<'static, std::io::Result<String>> + Send + Sync>;
 
-/// Where a backend puts what its upstream gives. The images come one after the other: `write` its
-/// pieces, then `finish` it.
+/// Receives a backend's images, one after the other: `write` the pieces of one image, then `finish` it.
 #[async_trait]
 pub trait ImageSink: Send {
-    /// The upstream's name for the job, kept before this returns, so that another worker can go on with
-    /// it. A backend that submits and polls says it before the first poll; one that makes the names
-    /// itself, before it submits.
+    /// Records the upstream's name for the job before it returns, so that another worker can resume the job.
+    /// A backend that submits and polls calls this before the first poll; a backend that chooses the name
+    /// itself calls it before it submits.
     async fn accepted(&mut self, job: &str) -> Result<(), SinkError>;
-    /// What the upstream says that the work has taken, as it says it.
+    /// Records the usage that the upstream reports, unchanged.
     fn usage(&mut self, usage: Value);
-    /// The next piece of the image under way. The first piece of an image begins it.
+    /// Adds a piece to the current image. The first piece starts the image.
     async fn write(&mut self, piece: Bytes) -> Result<(), SinkError>;
-    /// The image under way is not one that was asked for: forgets it.
+    /// Discards the current image because it was not requested.
     fn discard(&mut self);
-    /// The image is whole: checks and keeps it.
+    /// Ends the current image: validates and stores it.
     async fn finish(&mut self) -> Result<(), SinkError>;
 }
 
-/// Why an image was not taken.
+/// Why the sink failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
+    /// The bytes are not a valid image.
     #[error("the upstream's answer holds no usable image")]
     NotAnImage(#[source] crate::image::InvalidImage),
+    /// Storing the image failed.
     #[error("the image could not be stored")]
     Storage(#[source] Box<dyn std::error::Error + Send + Sync>),
-    #[error("the upstream's job could not be noted")]
+    /// Recording the job's name failed.
+    #[error("the upstream's job could not be recorded")]
     Job(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
@@ -158,27 +167,28 @@ pub enum BackendError {
     /// The upstream does not accept the request; `message` may be shown to the client.
     #[error("the upstream does not accept the request: {message}")]
     Invalid { message: String },
-    /// The operator's key or quota at the upstream is no good.
+    /// The upstream rejects the operator's key, or the quota is used up.
     #[error("the upstream does not accept the configured key or its quota is used up: {detail}")]
     Credentials { detail: String },
-    /// Too many requests, or too much load, at the upstream.
-    #[error("the upstream is limiting its rate: {detail}")]
+    /// Too many requests or too much load at the upstream.
+    #[error("the upstream is limiting the rate: {detail}")]
     RateLimited {
         detail: String,
         retry_after: Option<Duration>,
     },
-    /// The upstream certainly did not take the request on: trying again buys nothing twice.
+    /// The upstream certainly did not accept the request: a retry cannot buy anything twice.
     #[error("the upstream could not be reached: {detail}")]
     Unreachable { detail: String },
-    /// It says that it has failed: nothing of this call will come any more.
+    /// The upstream reported a failure: this call will deliver nothing more.
     #[error("the upstream failed: {detail}")]
     Failed { detail: String },
-    /// It fell silent after it may have begun to generate, and may have generated.
-    #[error("the upstream fell silent: {detail}")]
+    /// The upstream may have generated, but its answer did not arrive or could not be read.
+    #[error("the outcome at the upstream is unknown: {detail}")]
     OutcomeUnknown { detail: String },
-    /// It answered well, without an image.
+    /// The upstream answered successfully, but without an image.
     #[error("the upstream answered without an image: {detail}")]
     NoImage { detail: String },
+    /// The image sink failed.
     #[error(transparent)]
     Sink(#[from] SinkError),
     /// An input could not be read.
@@ -187,6 +197,7 @@ pub enum BackendError {
 }
 
 impl BackendError {
+    /// The class that decides about retries, circuits and the client's message.
     pub fn class(&self) -> Class {
         match self {
             Self::Refused { .. } => Class::Refused,

@@ -1,4 +1,4 @@
-//! How long a route has taken of late, so that nothing is begun that cannot end in time.
+//! How long a route's latest attempts took, so that no attempt starts that cannot end in time.
 
 use std::{
     collections::VecDeque,
@@ -6,21 +6,21 @@ use std::{
     time::Duration,
 };
 
-/// Of a task's time, what is left to store and settle what came: what comes later is not delivered.
+/// The part of a task's time reserved for storing and settling: an image that arrives later is not delivered.
 pub const SETTLE_TIME: Duration = Duration::from_secs(1);
-/// So many attempts are remembered.
+/// The number of attempts that are remembered.
 const REMEMBERED: usize = 32;
 
-/// Of one upstream's model.
+/// The durations of the latest attempts with one model of an upstream.
 pub struct Pace {
-    /// A task that has more time left than this is begun whatever is remembered, so that there is always
-    /// something new to remember.
+    /// A task with more time left than this always starts, whatever the durations, so that new durations keep
+    /// coming in.
     least_max: Duration,
     latest: Mutex<VecDeque<Duration>>,
 }
 
 impl Pace {
-    /// For tasks that have `deadline` from submit to end.
+    /// For tasks that have `deadline` from submission to end.
     pub fn new(deadline: Duration) -> Self {
         Self {
             least_max: deadline.mul_f64(0.9),
@@ -28,7 +28,7 @@ impl Pace {
         }
     }
 
-    /// An attempt took so long, and delivered.
+    /// Records the duration of an attempt that delivered.
     pub fn delivered_in(&self, duration: Duration) {
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         if latest.len() == REMEMBERED {
@@ -37,24 +37,24 @@ impl Pace {
         latest.push_back(duration);
     }
 
-    /// An attempt was cut off by its task's deadline after so long: how much longer it would have taken is
-    /// not known.
+    /// Records that a task's deadline cut an attempt off after `duration`. It counts as twice as long, because
+    /// the full duration is unknown.
     pub fn cut_off_after(&self, duration: Duration) {
         self.delivered_in(duration.saturating_mul(2).min(self.least_max));
     }
 
-    /// How long it takes, as a rule; `None`: nothing is known.
+    /// The median duration; `None` if nothing is known.
     pub fn typical(&self) -> Option<Duration> {
         self.quantile(5)
     }
 
-    /// How much time a task must have left to be begun: what was enough for nine of ten, and to settle.
+    /// The least time a task must have left to start: what was enough for nine of ten attempts, plus settling.
     pub fn least(&self) -> Duration {
         let least = self.quantile(9).map(|took| took + SETTLE_TIME);
         least.unwrap_or_default().min(self.least_max)
     }
 
-    /// The duration that so many of ten attempts did not exceed.
+    /// The duration that `of_ten` of ten attempts did not exceed.
     fn quantile(&self, of_ten: usize) -> Option<Duration> {
         let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         let mut sorted: Vec<Duration> = latest.iter().copied().collect();
@@ -73,7 +73,7 @@ mod tests {
     const S: Duration = Duration::from_secs(1);
 
     #[test]
-    fn nine_of_ten_say_how_much_time_is_needed() {
+    fn nine_of_ten_durations_set_the_time_needed() {
         let pace = Pace::new(100 * S);
         assert_eq!((pace.typical(), pace.least()), (None, Duration::ZERO));
         pace.delivered_in(4 * S);
@@ -94,12 +94,12 @@ mod tests {
         assert_eq!(
             pace.least(),
             S + SETTLE_TIME,
-            "what was long ago is forgotten"
+            "old durations are no longer counted"
         );
     }
 
     #[test]
-    fn what_is_cut_off_makes_it_careful_but_never_stops_it() {
+    fn cut_off_attempts_raise_the_time_needed_up_to_a_limit() {
         let pace = Pace::new(100 * S);
         for _ in 0..REMEMBERED {
             pace.delivered_in(4 * S);

@@ -1,4 +1,4 @@
-//! The backends that the configuration names, ready to use.
+//! The configured backends, ready to use.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -21,40 +21,44 @@ use crate::{
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// An upstream may generate for minutes without a byte: this keeps routers in between from forgetting.
+/// An upstream may generate for minutes without sending a byte: this keeps routers from dropping the connection.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Every configured backend by its name.
+/// Every configured backend, by name.
 #[derive(Default)]
 pub struct Registry {
     backends: BTreeMap<String, Arc<dyn Backend>>,
 }
 
-/// Why the configured backends can't be used.
+/// Why the configured backends cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
+    /// A setting of this backend is invalid.
     #[error("backends.{backend}: {fault}")]
     Setting {
         backend: String,
         fault: InvalidSetting,
     },
+    /// A ComfyUI workflow or its bindings are invalid.
     #[error("backends.{backend}.{fault}")]
     Workflow {
         backend: String,
         fault: comfyui::WorkflowError,
     },
+    /// The description of an `async_job` upstream or its settings are invalid.
     #[error("backends.{backend}: {fault}")]
     AsyncJob {
         backend: String,
         fault: async_job::OpenError,
     },
-    #[error("the HTTP client for upstreams could not be made")]
+    /// The HTTP client that all upstreams share could not be built.
+    #[error("the HTTP client for upstreams could not be built")]
     Client(#[source] reqwest::Error),
 }
 
 impl RegistryError {
-    /// By the key that is to be changed, where it is a setting's.
+    /// The issue, under the key to change if one setting is at fault.
     pub fn issue(&self) -> ConfigIssue {
         let text = with_causes(self);
         match text.split_once(": ") {
@@ -80,6 +84,7 @@ impl RegistryError {
 }
 
 impl Registry {
+    /// Opens every configured backend; fails at the first invalid one.
     pub fn open(config: &BTreeMap<String, config::Backend>) -> Result<Self, RegistryError> {
         let mut client = None;
         let mut backends = BTreeMap::new();
@@ -89,7 +94,7 @@ impl Registry {
         Ok(Self { backends })
     }
 
-    /// All that keeps these backends from being opened, each by its name.
+    /// Every reason why these backends cannot be opened, with the backend's name.
     pub fn faults(config: &BTreeMap<String, config::Backend>) -> Vec<(&str, RegistryError)> {
         let mut client = None;
         config
@@ -101,11 +106,12 @@ impl Registry {
             .collect()
     }
 
+    /// The backend of this name.
     pub fn get(&self, name: &str) -> Option<&Arc<dyn Backend>> {
         self.backends.get(name)
     }
 
-    /// All of them, by name.
+    /// All backends, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<dyn Backend>)> {
         self.backends
             .iter()
@@ -146,8 +152,8 @@ fn open(
     })
 }
 
-/// One client, and so one pool of connections, for all upstreams. Made only when a backend needs it:
-/// it reads the system's certificates, which a machine may lack that generates with `demo`.
+/// One client, and so one connection pool, for all upstreams. Built only if a backend needs it: it reads
+/// the system's certificates, which a machine that runs only `demo` may lack.
 fn shared_client(client: &mut Option<Client>) -> Result<Client, RegistryError> {
     if let Some(client) = client {
         return Ok(client.clone());
@@ -199,7 +205,7 @@ mod tests {
         );
         assert_eq!(
             error(r#"a = { kind = "openai", base_url = "https://h/v1", api_key = "k\n" }"#),
-            "backends.a: api_key may hold no line ends or other control characters"
+            "backends.a: api_key must not contain line breaks or other control characters"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Inputs whose pixels are looked at: read whole, and decoded within limits.
+//! Inputs whose pixels are needed: read into memory and decoded within limits.
 
 use std::io::Cursor;
 
@@ -11,7 +11,7 @@ const BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub(super) const SIDE_PX_MAX: u32 = 16_384;
 const DECODED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
-/// `name` is what the client is told that the input is.
+/// Reads an input into memory. Clients see `name` in error messages.
 pub(super) async fn read(input: &Input, name: &str) -> Result<Vec<u8>, BackendError> {
     if input.length > BYTES_MAX {
         return Err(BackendError::Invalid {
@@ -26,7 +26,7 @@ pub(super) async fn read(input: &Input, name: &str) -> Result<Vec<u8>, BackendEr
     Ok(bytes)
 }
 
-/// Keeps a core busy, and takes as much memory as the image has pixels.
+/// Decodes an image. Uses a full core, and memory in proportion to the pixels.
 pub(super) fn decode(bytes: &[u8], name: &str) -> Result<DynamicImage, BackendError> {
     let mut limits = Limits::default();
     limits.max_image_width = Some(SIDE_PX_MAX);

@@ -1,5 +1,5 @@
-//! The only SQL that moves money. Every function works inside the caller's transaction, and on as
-//! many tasks as share it. Accounts are locked in the order of their ids, so no two can deadlock.
+//! The only SQL that moves money. Every function runs inside the caller's transaction and handles
+//! all tasks in it. Accounts are locked in id order to avoid deadlocks.
 
 use std::collections::BTreeMap;
 
@@ -11,19 +11,20 @@ use crate::{
     money::Cny,
 };
 
-/// What became of a hold: all of it is given back but what is captured.
+/// How a hold ends: `captured` is spent, the rest is released.
 #[derive(Clone, Copy, Debug)]
 pub struct Settlement {
     pub task_id: TaskId,
     pub account_id: AccountId,
+    /// The full amount of the hold.
     pub held: Cny,
     /// Zero releases the whole hold.
     pub captured: Cny,
 }
 
-/// Locks the accounts behind some keys until the transaction ends, and reads what they can pay. Keys
-/// that are revoked or expired, or whose account is disabled, are left out, from the commit that
-/// made them so on.
+/// Locks the accounts of some keys until the transaction ends, and reads what they can pay. Omits
+/// keys that are revoked or expired or whose account is disabled; this takes effect from the commit
+/// that revoked or disabled them.
 pub async fn lock(
     conn: &mut PgConnection,
     keys: &[KeyId],
@@ -62,7 +63,7 @@ pub async fn lock(
     Ok(payers)
 }
 
-/// Writes what [`Payers::hold`] granted.
+/// Writes the holds that [`Payers::hold`] granted.
 pub async fn hold(conn: &mut PgConnection, payers: Payers) -> sqlx::Result<()> {
     let mut sums = BTreeMap::<AccountId, Cny>::new();
     let (mut tasks, mut accounts, mut amounts) = (Vec::new(), Vec::new(), Vec::new());
@@ -101,11 +102,11 @@ pub async fn hold(conn: &mut PgConnection, payers: Payers) -> sqlx::Result<()> {
     expect_rows(touched, payer_ids.len())
 }
 
-/// Ends holds. The caller has made sure, in the same transaction, that each task has just ended; a
-/// second settlement of one task breaks `entries_settlement_key`.
+/// Settles holds. The caller must have ended each task in the same transaction; a second settlement
+/// of a task violates `entries_settlement_key`.
 ///
-/// An account's month never goes back: a transaction that began before midnight may have waited for one
-/// that began after it, and must not wipe out what that one spent.
+/// An account's month never goes back: a transaction that began before midnight may have waited for
+/// one that began after it, and must not overwrite what that one spent.
 pub async fn settle(
     conn: &mut PgConnection,
     settlements: &[Settlement],
@@ -163,7 +164,7 @@ pub async fn settle(
     expect_rows(touched, ids.len())
 }
 
-/// An UPDATE of several rows locks them in any order; this does it in that of their ids.
+/// Locks accounts in id order. An UPDATE of several rows would lock them in any order.
 async fn lock_accounts<T>(
     conn: &mut PgConnection,
     sums: &BTreeMap<AccountId, T>,
@@ -181,7 +182,7 @@ async fn lock_accounts<T>(
     .map(drop)
 }
 
-/// Locks those of some accounts that nobody else has locked, without waiting, and says which these are.
+/// Locks, without waiting, those accounts that no other transaction has locked, and returns them.
 pub async fn lock_free(
     conn: &mut PgConnection,
     accounts: &[AccountId],
@@ -194,8 +195,8 @@ pub async fn lock_free(
     .await
 }
 
-/// Adds to a balance; a negative amount takes back, but never what is on hold: that breaks
-/// `accounts_held_check`. `None` if there is no such account, else the new balance.
+/// Adds to a balance. A negative amount withdraws, but never held money: that violates
+/// `accounts_held_check`. Returns the new balance, or `None` if the account does not exist.
 pub async fn top_up(
     conn: &mut PgConnection,
     account_id: AccountId,
@@ -216,8 +217,8 @@ pub async fn top_up(
     .await
 }
 
-/// Counts what contradicts what must always hold, by the promise it breaks. There is nothing to count,
-/// at rest or not.
+/// Checks the ledger's invariants. Returns each invariant with its number of violations, which must
+/// be zero at any time, also while tasks run.
 pub async fn faults(conn: &mut PgConnection) -> sqlx::Result<Vec<(&'static str, i64)>> {
     let mut faults = account_faults(conn).await?.to_vec();
     faults.extend(task_faults(conn).await?);

@@ -1,4 +1,4 @@
-//! Prices, and the ledger that money moves in: hold, capture, release, top up.
+//! Prices and the ledger: hold, capture, release, top up.
 
 pub mod ledger;
 mod payer;

@@ -1,5 +1,5 @@
-//! Whether a hold may be made: decided over accounts that are locked meanwhile, so that requests
-//! which share a transaction are granted one by one, as if each had its own.
+//! Decides whether to grant a hold. The accounts stay locked meanwhile, so that requests that share
+//! a transaction are granted one by one, as if each had its own.
 
 use std::collections::HashMap;
 
@@ -8,26 +8,26 @@ use crate::{
     money::Cny,
 };
 
-/// An account, as it stood when it was locked, with what was granted since.
+/// An account as read under its lock, updated by the holds granted since.
 #[derive(Clone, Debug)]
 pub(super) struct Payer {
     pub balance: Cny,
     pub held: Cny,
-    /// What is left of the month's quota, holds counted as spent; `None`: no quota.
+    /// What is left of the month's quota, with holds counted as spent. `None`: no quota.
     pub quota_left: Option<Cny>,
     pub monthly_quota: Option<Cny>,
 }
 
-/// The locked accounts behind some keys.
+/// The locked accounts of some keys.
 #[derive(Debug, Default)]
 pub struct Payers {
     pub(super) accounts: HashMap<AccountId, Payer>,
-    /// Of each key that may be used, the account that pays for it.
+    /// The paying account of each usable key.
     pub(super) keys: HashMap<KeyId, AccountId>,
     pub(super) holds: Vec<Hold>,
 }
 
-/// A part of a balance, set aside for one task.
+/// The part of a balance set aside for one task.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Hold {
     pub task_id: TaskId,
@@ -35,14 +35,16 @@ pub(super) struct Hold {
     pub amount: Cny,
 }
 
-/// Why a hold was not granted.
+/// Why a hold was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The key was revoked or has expired, or its account is disabled.
     #[error("the API key is no longer valid")]
     Key,
+    /// The price exceeds the balance minus all holds.
     #[error("balance too low: this costs {cost} CNY and {available} CNY is available")]
     Balance { cost: Cny, available: Cny },
+    /// The price exceeds what is left of the month's quota.
     #[error(
         "monthly quota used up: this costs {cost} CNY and {left} CNY of {quota} CNY is left this month"
     )]
@@ -50,7 +52,7 @@ pub enum Refusal {
 }
 
 impl Payers {
-    /// Sets `amount` aside for a task, or says why not.
+    /// Holds `amount` for a task, or returns why not.
     pub fn hold(&mut self, key_id: KeyId, task_id: TaskId, amount: Cny) -> Result<(), Refusal> {
         let account_id = *self.keys.get(&key_id).ok_or(Refusal::Key)?;
         let payer = self.accounts.get_mut(&account_id).ok_or(Refusal::Key)?;
@@ -122,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn one_too_dear_does_not_use_up_what_a_cheaper_one_can_have() {
+    fn a_refused_hold_uses_up_nothing() {
         let (mut payers, key) = payers(300_000, None);
         assert!(
             payers

@@ -17,20 +17,20 @@ use crate::{
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Make an account
+    /// Create an account
     #[command(
         after_help = "Example:\n  easel accounts create studio --balance 50 --monthly-quota 20"
     )]
     Create {
         name: String,
-        /// What it starts with, in CNY
+        /// Initial balance, in CNY
         #[arg(long, value_name = "CNY", default_value = "0")]
         balance: Cny,
-        /// What it may spend in a month, in CNY [default: no limit]
+        /// Maximum spending per month, in CNY [default: no limit]
         #[arg(long, value_name = "CNY")]
         monthly_quota: Option<Cny>,
     },
-    /// Add to an account's balance; a negative amount takes back, but never what is on hold
+    /// Add to an account's balance; a negative amount deducts, but never from holds
     #[command(after_help = "Example:\n  easel accounts top-up studio 12.50")]
     TopUp {
         name: String,
@@ -41,9 +41,9 @@ pub(super) enum Command {
     List,
     /// Show one account
     Show { name: String },
-    /// Let an account spend nothing from now on
+    /// Disable an account: it cannot spend anything
     Disable { name: String },
-    /// Let a disabled account be used again
+    /// Enable a disabled account
     Enable { name: String },
 }
 
@@ -76,17 +76,17 @@ async fn create(
     monthly_quota: Option<Cny>,
 ) -> anyhow::Result<()> {
     if balance < Cny::ZERO || monthly_quota.is_some_and(|quota| quota < Cny::ZERO) {
-        bail!("a balance and a quota are not negative");
+        bail!("a balance and a quota must not be negative");
     }
     let mut tx = database.pool.begin().await?;
     let Some(id) = store::insert(&mut tx, name, monthly_quota).await? else {
-        bail!("there is an account {name:?} already");
+        bail!("account {name:?} already exists");
     };
     if balance > Cny::ZERO {
         ledger::top_up(&mut tx, id, balance).await?;
     }
     tx.commit().await?;
-    output::print_line(&format!("made the account {name:?} with {balance} CNY"))
+    output::print_line(&format!("created the account {name:?} with {balance} CNY"))
 }
 
 async fn top_up(database: &Database, name: &str, amount: Cny) -> anyhow::Result<()> {

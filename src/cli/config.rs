@@ -1,4 +1,4 @@
-//! `easel config`: what the settings are, and what is wrong with them.
+//! `easel config`: shows and checks the settings.
 
 use std::process::ExitCode;
 
@@ -15,12 +15,12 @@ use crate::{
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Say what is wrong with the settings, all of it at once; exit code 1 if anything is
+    /// Report everything wrong with the settings; exit code 1 if anything is
     Check,
-    /// Print the settings in force, as TOML; secrets are left out
+    /// Print the effective settings as TOML; secrets are hidden
     Print,
-    /// Have every gateway on this database read its models, backends and routing again, as SIGHUP does;
-    /// nothing that is under way is dropped
+    /// Make every gateway on this database reload its models, backends and routing, as SIGHUP does;
+    /// running tasks continue
     Reload,
 }
 
@@ -42,8 +42,8 @@ pub(super) fn check(sources: &Sources) -> anyhow::Result<ExitCode> {
     for warning in config.warnings() {
         telemetry::say(&format!("warning: {warning}\n"));
     }
-    // Workflows and the like are read only here. A backend that is faulty already is told of once.
-    let is_told = |backend: &str| {
+    // Workflows and similar files are read only here. A backend that is already faulty is reported once.
+    let is_reported = |backend: &str| {
         let key = format!("backends.{backend}");
         let within = format!("{key}.");
         faults
@@ -53,14 +53,14 @@ pub(super) fn check(sources: &Sources) -> anyhow::Result<ExitCode> {
     let unsound = Registry::faults(&config.backends);
     let new: Vec<ConfigIssue> = unsound
         .iter()
-        .filter(|(backend, _)| !is_told(backend))
+        .filter(|(backend, _)| !is_reported(backend))
         .map(|(_, error)| error.issue())
         .collect();
     faults.extend(new);
     if !faults.is_empty() {
         return Err(ConfigError::Faults(faults).into());
     }
-    output::print_line("the settings are good")?;
+    output::print_line("the settings are valid")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -68,5 +68,7 @@ async fn reload(config: &Config) -> anyhow::Result<()> {
     let database = Database::open(config, Purpose::Command).await?;
     store::notify_reload(&mut *database.pool.acquire().await?).await?;
     database.close().await?;
-    output::print_line("told the gateways on this database; their logs say what came of it")
+    output::print_line(
+        "told all gateways on this database to reload; see their logs for the result",
+    )
 }

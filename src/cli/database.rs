@@ -1,5 +1,5 @@
-//! The database that a command works on: the configured one, or the private one, whether a gateway runs
-//! it at present or not.
+//! The database that a command works on: the configured one, or the private one, whether or not a gateway is running
+//! it.
 
 use std::{
     path::{Path, PathBuf},
@@ -20,15 +20,15 @@ use crate::{
 
 const CLOSE_WAIT: Duration = Duration::from_secs(3);
 
-/// A migrated database, with the server that belongs to it if it is the private one.
+/// A migrated database, with its server if it is the private one.
 pub(super) struct Database {
     pub(super) pool: db::Pool,
     pub(super) private: Option<PrivatePostgres>,
-    /// Whether it was made just now.
+    /// Whether it was just created.
     pub(super) is_new: bool,
 }
 
-/// For how long the private server is wanted.
+/// How long the private server is needed.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Purpose {
     Serve,
@@ -40,7 +40,7 @@ impl Database {
         let is_new = config.database.url.is_none() && !PrivatePostgres::is_in(&config.data_dir);
         let (options, private) = if let Some(url) = &config.database.url {
             let options = PgConnectOptions::from_str(url.expose_secret())
-                .context("database.url is no postgres:// URL")?;
+                .context("database.url is not a postgres:// URL")?;
             (options, None)
         } else {
             let private = match purpose {
@@ -69,20 +69,20 @@ impl Database {
     async fn connect(options: PgConnectOptions, config: &Config) -> anyhow::Result<db::Pool> {
         let pool = db::open(options, &config.database)
             .await
-            .context("the database cannot be reached: check database.url, or DATABASE_URL")?;
+            .context("could not connect to the database: check database.url, or DATABASE_URL")?;
         db::migrate(&pool)
             .await
-            .context("the database's schema could not be brought up to date")?;
+            .context("could not migrate the database schema")?;
         match db::check_time_zone(&pool, &config.billing.time_zone).await {
             Ok(()) => Ok(pool),
             Err(TimeZoneError::Unknown) => Err(anyhow!(
-                "billing.time_zone is no time zone that PostgreSQL knows, as Asia/Shanghai is"
+                "billing.time_zone must be a time zone that PostgreSQL knows, like Asia/Shanghai"
             )),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Resolves if the private server ends; never where there is none.
+    /// Resolves if the private server ends. Never resolves without one.
     pub(super) async fn ended(&self) {
         match &self.private {
             Some(private) => private.ended().await,
@@ -91,9 +91,9 @@ impl Database {
     }
 
     pub(super) async fn close(self) -> anyhow::Result<()> {
-        // A server that does not answer any more must not keep the process from ending.
+        // An unresponsive server must not prevent the process from ending.
         if timeout(CLOSE_WAIT, self.pool.close()).await.is_err() {
-            tracing::warn!("some connections to the database could not be closed in order");
+            tracing::warn!("could not close all database connections");
         }
         if let Some(private) = self.private {
             private.stop().await?;
@@ -102,17 +102,17 @@ impl Database {
     }
 }
 
-/// Commands make no database: one in the wrong directory would only hide the right one.
+/// Commands create no database: one in the wrong directory would only hide the right one.
 fn no_database(data_dir: &Path) -> String {
     let data_dir = absolute(data_dir);
     format!(
-        "there is no database in {}: `easel serve` makes one there; another is named by --data-dir, by \
+        "there is no database in {}: `easel serve` creates one there; choose another with --data-dir, by \
          --config or EASEL_CONFIG, or by DATABASE_URL",
         data_dir.display()
     )
 }
 
-/// As it can be found from anywhere.
+/// The path as it can be used from any directory.
 pub(super) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }

@@ -1,4 +1,4 @@
-//! `easel doctor`: what works and what does not, one line each; exit code 1 if anything does not.
+//! `easel doctor`: reports each check in one line; exit code 1 if any fails.
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -66,7 +66,7 @@ async fn check_storage(config: &Config, report: &mut Report) {
     }
 }
 
-/// Opening local storage makes its directory, which is for a gateway to do.
+/// Opening local storage would create its directory, which only a gateway should do.
 fn missing_directory(config: &Config) -> Option<PathBuf> {
     let root = match &config.storage.url {
         None => absolute(&config.data_dir).join("objects"),
@@ -90,7 +90,7 @@ async fn check_backends(config: &Config, report: &mut Report) {
     }
 }
 
-/// What the gateway on this data directory says of its backends.
+/// Reports the backends' state as the gateway on this data directory sees it.
 async fn check_gateway(config: &Config, report: &mut Report) {
     let Some(Traces { address, .. }) = Traces::of_running(&config.data_dir) else {
         let data_dir = absolute(&config.data_dir);
@@ -156,7 +156,7 @@ impl Report {
         self.line("ok  ", subject, text);
     }
 
-    /// What is neither good nor bad.
+    /// A neutral line.
     fn note(&mut self, subject: &str, text: &str) {
         self.line("note", subject, text);
     }

@@ -1,5 +1,5 @@
-//! The first start on an empty database: an account with some money and a key, so that the first
-//! image is one pasted line away.
+//! The first start on an empty database: creates an account with a balance and a key, so that one pasted command
+//! generates the first image.
 
 use std::{
     fs,
@@ -25,31 +25,31 @@ use crate::{
 
 const ACCOUNT: &str = "default";
 
-/// What a person who has just started the gateway wants to know.
+/// What the startup message tells the operator.
 pub(super) enum Welcome {
     Back,
     First {
-        /// Where a database was made; `None`: it was there.
+        /// Where a database was created; `None`: it existed.
         made_in: Option<PathBuf>,
         balance: Cny,
         key: Shown,
     },
 }
 
-/// How the new key is handed over: on a terminal it is shown; what is not one may be a log, so there
-/// it is put into a file that only its owner can read.
+/// How the new key is delivered. A terminal shows it. Other outputs may be a log, so the key goes into a file that only
+/// its owner can read.
 pub(super) enum Shown {
     Here(String),
     InFile(PathBuf),
 }
 
-/// Makes the account and its key if there is no account at all.
+/// Creates the account and its key if there is no account at all.
 pub(super) async fn prepare(config: &Config, database: &Database) -> anyhow::Result<Welcome> {
     let mut tx = database.pool.begin().await?;
     if store::any(&mut tx).await? {
         return Ok(Welcome::Back);
     }
-    // Two replicas may start at once: one of them makes it.
+    // Two replicas may start at once. One of them creates it.
     let Some(account) = store::insert(&mut tx, ACCOUNT, None).await? else {
         return Ok(Welcome::Back);
     };
@@ -71,7 +71,7 @@ pub(super) async fn prepare(config: &Config, database: &Database) -> anyhow::Res
     })
 }
 
-/// Where the first key is put where no terminal can show it. It stays valid until it is revoked.
+/// The file of the first key if stdout is no terminal. The key stays valid until it is revoked.
 pub(super) fn key_file(data_dir: &Path) -> PathBuf {
     absolute(data_dir).join("first-key")
 }
@@ -88,14 +88,13 @@ fn write_key(data_dir: &Path, secret: &str) -> anyhow::Result<PathBuf> {
             .open(&path)?;
         writeln!(file, "{secret}")
     };
-    write().with_context(|| format!("the first key could not be written to {}", path.display()))?;
+    write().with_context(|| format!("could not write the first key to {}", path.display()))?;
     Ok(path)
 }
 
 impl Welcome {
     pub(super) fn print(&self, public_url: &str) {
-        // A gateway whose output nobody takes serves all the same: neither an error nor a full pipe
-        // may hold it up.
+        // The gateway must serve even if nobody reads its output: neither an error nor a full pipe may delay it.
         let text = self.text(public_url);
         let _ = thread::Builder::new().spawn(move || stdout().write_all(text.as_bytes()));
     }
@@ -112,7 +111,7 @@ impl Welcome {
         };
         let made = made_in.as_ref().map_or_else(String::new, |data_dir| {
             format!(
-                "It keeps everything in {}, where it has made a database.\n",
+                "Its data directory is {}, with a new database.\n",
                 data_dir.display()
             )
         });

@@ -1,4 +1,4 @@
-//! `easel healthcheck`: for container runtimes, whose images have no curl.
+//! `easel healthcheck`: for container runtimes, because the images have no curl.
 
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
@@ -24,9 +24,9 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The whole answer of the gateway that listens there, on this machine.
+/// The whole response of the gateway that listens on this address of this machine.
 pub(super) async fn ask(mut address: SocketAddr, path: &str) -> anyhow::Result<String> {
-    // Where it listens on every address, it is asked on this machine's own.
+    // If it listens on all addresses, use the loopback address.
     if address.ip().is_unspecified() {
         let loopback = if address.is_ipv4() {
             "127.0.0.1"

@@ -22,7 +22,7 @@ use crate::{
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Make a key and print it: it cannot be shown again
+    /// Create a key and print it: it cannot be shown again
     #[command(
         after_help = "Example:\n  KEY=$(easel keys create --account studio --name ci --rpm 60)"
     )]
@@ -32,7 +32,7 @@ pub(super) enum Command {
         #[arg(long, value_name = "NAME")]
         account: Option<String>,
     },
-    /// Make a key invalid from now on: by its id, as `keys list` shows it, or by the key itself
+    /// Revoke a key, given its id, as `keys list` shows it, or the key itself
     Revoke { key: String },
 }
 
@@ -41,24 +41,24 @@ pub(super) struct Create {
     /// The account that pays
     #[arg(long, value_name = "NAME")]
     account: String,
-    /// What to call it in lists and usage records
+    /// Name in lists and usage records
     #[arg(long, default_value = "key")]
     name: String,
-    /// Requests a minute [default: no limit]
+    /// Maximum requests per minute [default: no limit]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     rpm: Option<u32>,
-    /// Open tasks at a time [default: no limit]
+    /// Maximum open tasks [default: no limit]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     concurrency: Option<u32>,
-    /// When it ends: 2027-01-31, or 2027-01-31T12:00:00Z [default: never]
+    /// When it expires: 2027-01-31, or 2027-01-31T12:00:00Z [default: never]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     expires: Option<DateTime<Utc>>,
-    /// Whether answers carry images as `b64_json` [default: as `images.inline_images` says]
+    /// Whether responses contain `b64_json` [default: setting `images.inline_images`]
     #[arg(long, value_name = "WHEN")]
     inline_images: Option<InlineImages>,
 }
 
-/// A date, which is its first moment in UTC, or a time by RFC 3339.
+/// Parses a date, which means midnight UTC, or an RFC 3339 time.
 pub(super) fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
     if let Ok(date) = text.parse::<NaiveDate>() {
         return Ok(date.and_time(NaiveTime::MIN).and_utc());
@@ -157,9 +157,7 @@ async fn revoke(database: &Database, key: &str) -> anyhow::Result<()> {
         None => None,
     };
     if revoked.is_none() {
-        bail!(
-            "there is no such key: give its id, as `easel keys list` shows it, or the key itself"
-        );
+        bail!("no such key: give its id, as `easel keys list` shows it, or the key itself");
     }
     output::print_line("revoked")
 }

@@ -9,11 +9,11 @@ use super::{
 use crate::config::Config;
 
 pub(super) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
-    // Opening a database brings it up to date.
+    // Opening a database migrates it.
     Database::open(config, Purpose::Command)
         .await?
         .close()
         .await?;
-    output::print_line("the database is up to date")?;
+    output::print_line("the database schema is up to date")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,4 @@
-//! The command line. Each command is one file; this one says what there is and finds the settings.
+//! The command line. Each command has its own file; this one lists the commands and finds the settings.
 
 mod accounts;
 mod config;
@@ -34,7 +34,7 @@ use traces::Traces;
 struct Cli {
     #[command(flatten)]
     global: Global,
-    /// Without one: serve.
+    /// Default: serve.
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -46,42 +46,42 @@ const EXAMPLES: &str = "Examples:
   easel keys create --account studio             prints a key for it, once
   easel usage --account studio --since 2026-11-01 --format csv
 
-Settings: see `easel config print`; the environment (EASEL_SERVER__LISTEN, DATABASE_URL, …) lies over the file,
+Settings: see `easel config print`; the environment (EASEL_SERVER__LISTEN, DATABASE_URL, …) overrides the file,
 which EASEL_CONFIG names, too.";
 
 #[derive(Debug, clap::Args)]
 struct Global {
-    /// A TOML file that lies over the defaults [env: `EASEL_CONFIG`]; commands find the one of the gateway
-    /// on their data directory by themselves
+    /// TOML file that overrides the defaults [env: `EASEL_CONFIG`]; commands use the file of the gateway
+    /// on their data directory
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where the private PostgreSQL and local storage keep what they hold [default: data]
+    /// Directory of the private PostgreSQL and local storage [default: data]
     #[arg(long, global = true, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// What is logged, as in `info` or `easel=debug,warn`
+    /// Log filter, such as `info` or `easel=debug,warn`
     #[arg(long, global = true, value_name = "FILTER")]
     log: Option<String>,
 }
 
-/// For file operations and the resolving of names. tokio's own 512 would all start when a thousand
-/// images come at once, which costs memory and is no faster.
+/// Threads for file operations and name resolution. tokio's default of 512 would all start when a thousand images
+/// arrive at once, which costs memory and is no faster.
 const BLOCKING_THREADS_MAX: usize = 64;
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Start the gateway (the default)
     Serve(serve::Args),
-    /// Accounts, which pay
+    /// Manage accounts, which pay for tasks
     #[command(subcommand)]
     Accounts(accounts::Command),
-    /// API keys, which belong to accounts
+    /// Manage the API keys of accounts
     #[command(subcommand)]
     Keys(keys::Command),
-    /// What an account's tasks came to
+    /// Show an account's usage
     Usage(usage::Args),
-    /// Bring the database's schema up to date (serve does it by itself)
+    /// Migrate the database schema (serve does this automatically)
     Migrate,
-    /// Look at the settings
+    /// Check, print or reload the settings
     #[command(subcommand)]
     Config(config::Command),
     /// Check the database, storage, each backend and the ledger: one line each
@@ -90,7 +90,7 @@ enum Command {
     Healthcheck,
 }
 
-/// Runs the command that the process was started with.
+/// Runs the command given on the command line.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli) {
@@ -107,7 +107,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         .command
         .unwrap_or(Command::Serve(serve::Args::default()));
     let sources = sources(&cli.global, &command);
-    // The one that also has to do with settings that are no good.
+    // The only command that also handles invalid settings.
     if let Command::Config(config::Command::Check) = command {
         return config::check(&sources);
     }
@@ -117,7 +117,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
-        .context("the runtime could not be started")?;
+        .context("could not start the runtime")?;
     runtime.block_on(async {
         match command {
             Command::Serve(_) => serve::run(config, sources).await,
@@ -132,7 +132,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// What is logged. Commands answer on their own: what goes on inside is noise, unless it is asked for.
+/// The log settings. Commands print their own results and log only if asked to.
 fn log(global: &Global, command: &Command, config: &Config) -> Log {
     let mut log = config.log.clone();
     if global.log.is_none() && !matches!(command, Command::Serve(_)) {
@@ -141,8 +141,7 @@ fn log(global: &Global, command: &Command, config: &Config) -> Log {
     log
 }
 
-/// Where the settings come from. Commands that are told no file take the one by which the gateway on the
-/// data directory was configured.
+/// Where the settings come from. Commands without a given file use that of the gateway on the data directory.
 fn sources(global: &Global, command: &Command) -> Sources {
     let mut overrides = Vec::new();
     let mut set = |key: &str, value: String| overrides.push((key.to_owned(), value));
@@ -158,7 +157,7 @@ fn sources(global: &Global, command: &Command) -> Sources {
     {
         set("server.listen", address.clone());
     }
-    // Set to nothing is not set, as for DATABASE_URL.
+    // An empty variable counts as unset, as for DATABASE_URL.
     let variable = std::env::var_os("EASEL_CONFIG").filter(|file| !file.is_empty());
     let mut sources = Sources {
         file: global.config.clone().or(variable.map(PathBuf::from)),
@@ -169,7 +168,7 @@ fn sources(global: &Global, command: &Command) -> Sources {
         let data_dir = sources.data_dir_without_file();
         sources.file = Traces::find(&data_dir).and_then(|traces| traces.config);
         if sources.file.is_some() && global.data_dir.is_none() {
-            // The file may name the same one by a path from elsewhere.
+            // The file may name the same directory by a relative path.
             let dir = data_dir.display().to_string();
             sources.overrides.push(("data_dir".to_owned(), dir));
         }

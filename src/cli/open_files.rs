@@ -1,9 +1,9 @@
-//! How many files a process may have open. A waiting request needs two, its client's connection and its
-//! upstream's, and 1,024 is what most systems give a process that does not ask for more.
+//! The limit on open files. A waiting request needs two, its client's connection and its upstream's, and most systems
+//! default to 1,024 per process.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Asks for as many as the system allows.
+/// Raises the limit to the system's maximum.
 pub(super) fn allow_most() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let most = Rlimit {
@@ -11,6 +11,6 @@ pub(super) fn allow_most() {
         maximum,
     };
     if let Err(error) = setrlimit(Resource::Nofile, most) {
-        tracing::warn!(%error, "the limit on open files could not be raised");
+        tracing::warn!(%error, "could not raise the limit on open files");
     }
 }

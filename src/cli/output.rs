@@ -1,5 +1,5 @@
-//! What commands answer on stdout. A reader that has gone, as `head` does, ends a command quietly; an
-//! answer that can't be written is a failure: it may be a key that is shown only once.
+//! Writes command output to stdout. A closed reader, such as `head`, ends a command quietly. Any other write error is a
+//! failure: the output may be a key that is shown only once.
 
 use std::io::{self, ErrorKind, Write};
 
@@ -13,7 +13,7 @@ pub(super) fn print(text: &str) -> anyhow::Result<()> {
         .and_then(|()| stdout.flush());
     match written {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("the answer could not be written to stdout"),
+        written => written.context("could not write the output to stdout"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Reading the configuration again while the gateway serves: on SIGHUP, or when `easel config reload` says so.
+//! Reloads the configuration while the gateway serves: on SIGHUP, or after `easel config reload`.
 
 use std::{error::Error, future::Future};
 
@@ -11,15 +11,15 @@ use crate::{
     config::{Config, Sources},
 };
 
-/// The sections that are put in force without a restart.
+/// The sections that take effect without a restart.
 const SECTIONS: [&str; 3] = ["backends", "models", "routing"];
 
-/// Hears SIGHUP from now on; what is answered reads the configuration again whenever told to.
+/// Listens for SIGHUP from now on. The returned future reloads the configuration on each request.
 pub(super) fn keep_reloading(
     app: App,
     sources: Sources,
 ) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
-    let mut hangup = signal(SignalKind::hangup()).context("no signals can be received")?;
+    let mut hangup = signal(SignalKind::hangup()).context("could not register a signal handler")?;
     Ok(async move {
         loop {
             tokio::select! {
@@ -27,10 +27,10 @@ pub(super) fn keep_reloading(
                 () = app.reload.notified() => {}
             }
             match reload(&app, &sources) {
-                Ok(()) => tracing::info!("read the configuration again"),
+                Ok(()) => tracing::info!("reloaded the configuration"),
                 Err(error) => tracing::error!(
                     error = error.as_ref() as &dyn Error,
-                    "the configuration stays as it was"
+                    "could not reload the configuration, keeping the current one"
                 ),
             }
         }
@@ -47,7 +47,7 @@ fn reload(app: &App, sources: &Sources) -> anyhow::Result<()> {
         .collect();
     if !changed.is_empty() {
         let changed = changed.join(", ");
-        tracing::warn!("changed, but in force only after a restart: {changed}");
+        tracing::warn!("changed, but takes effect only after a restart: {changed}");
     }
     Ok(())
 }

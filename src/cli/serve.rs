@@ -1,4 +1,4 @@
-//! `easel serve`: the gateway, from its start to its orderly end.
+//! `easel serve`: runs the gateway from startup to graceful shutdown.
 
 use std::{future::Future, pin::pin, process::ExitCode};
 
@@ -25,7 +25,7 @@ use crate::{
 
 #[derive(Debug, Default, clap::Args)]
 pub(super) struct Args {
-    /// Address and port to listen on; a port alone is on 127.0.0.1 [default: 127.0.0.1:8080]
+    /// Address and port to listen on; a port alone listens on 127.0.0.1 [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     pub(super) listen: Option<String>,
 }
@@ -37,7 +37,7 @@ pub(super) async fn run(mut config: Config, sources: Sources) -> anyhow::Result<
     }
     let address = config.server.listen;
     let socket = server::bind(address).with_context(|| format!("cannot listen on {address}"))?;
-    // Port 0 asks for any free one; links need the real one.
+    // Port 0 requests any free port. Links need the actual one.
     config.server.listen = socket
         .local_addr()
         .context("the listening address is unknown")?;
@@ -64,7 +64,7 @@ async fn serve(
     .await?;
     let address = config.server.listen;
     let listener = server::listen(socket).with_context(|| format!("cannot listen on {address}"))?;
-    // Last of what can fail: the first key is shown only once.
+    // The last step that can fail: the first key is shown only once.
     let welcome = first_run::prepare(&config, database).await?;
     let _running = leave_traces(&config, &sources);
     let worker = Worker::new(app.clone());
@@ -79,7 +79,7 @@ async fn serve(
     let outcome = tokio::select! {
         () = end_in_order(&mut signals, &app, &worker, serving) => Ok(()),
         () = database.ended() => Err(anyhow!(
-            "the private PostgreSQL has ended by itself: see postgres/server.log in the data directory"
+            "the private PostgreSQL exited unexpectedly: see postgres/server.log in the data directory"
         )),
     };
     shutdown.begin();
@@ -89,7 +89,7 @@ async fn serve(
     outcome
 }
 
-/// For commands. They do without where a data directory is not needed or can't be written.
+/// For commands. They work without these files if the data directory is not needed or not writable.
 fn leave_traces(config: &Config, sources: &Sources) -> Option<Running> {
     let traces = Traces {
         address: config.server.listen,
@@ -98,13 +98,13 @@ fn leave_traces(config: &Config, sources: &Sources) -> Option<Running> {
     match traces.leave(&config.data_dir) {
         Ok(running) => Some(running),
         Err(error) => {
-            tracing::debug!(%error, "commands must be told the address and the configuration");
+            tracing::debug!(%error, "commands need the address and the configuration as flags");
             None
         }
     }
 }
 
-/// Serves until told to end; then ends what is under way, unless told again.
+/// Serves until a signal arrives, then drains the requests in progress until a second signal.
 async fn end_in_order(
     signals: &mut Signals,
     app: &App,
@@ -116,16 +116,16 @@ async fn end_in_order(
         () = serving.as_mut() => return,
         () = signals.next() => {}
     }
-    tracing::info!("ending: answering what is under way, taking nothing new");
+    tracing::info!("shutting down: draining requests");
     app.shutdown.begin();
     let patience = app.config.server.drain_timeout();
     tokio::select! {
         () = worker.drain(serving, patience) => {}
-        () = signals.next() => tracing::warn!("told to end again: ending at once"),
+        () = signals.next() => tracing::warn!("second signal received: exiting at once"),
     }
 }
 
-/// What tells the process to end. Made once: a signal is heard whenever it comes.
+/// The signals that end the process. Created once, so that no signal is missed.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -133,7 +133,7 @@ struct Signals {
 
 impl Signals {
     fn new() -> anyhow::Result<Self> {
-        let receive = |kind| signal(kind).context("no signals can be received");
+        let receive = |kind| signal(kind).context("could not register a signal handler");
         Ok(Self {
             terminate: receive(SignalKind::terminate())?,
             interrupt: receive(SignalKind::interrupt())?,

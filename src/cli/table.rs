@@ -1,4 +1,4 @@
-//! Tables for people to read, and the same as CSV.
+//! Formats rows as a table for people or as CSV.
 
 /// Columns as wide as their widest cell, two spaces apart.
 pub(super) fn text(header: &[&str], rows: &[Vec<String>]) -> String {
@@ -24,7 +24,7 @@ pub(super) fn text(header: &[&str], rows: &[Vec<String>]) -> String {
     })
 }
 
-/// RFC 4180.
+/// CSV as in RFC 4180.
 pub(super) fn csv(header: &[&str], rows: &[Vec<String>]) -> String {
     let line = |cells: Vec<String>| cells.join(",") + "\r\n";
     let head = line(header.iter().map(|cell| quoted(cell)).collect());

@@ -1,5 +1,5 @@
-//! What a gateway leaves in its data directory for the commands that work on it: where it listens, and
-//! by which file it was configured. Nothing of it is secret.
+//! What a gateway records in its data directory for commands: its listening address and its configuration file. Nothing
+//! in it is secret.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -13,17 +13,17 @@ use serde::{Deserialize, Serialize};
 use crate::private_files;
 
 const FILE: &str = "gateway.toml";
-/// Held by each gateway for its life: a file alone would tell of one that was killed.
+/// Held by each gateway while it runs: the file alone could be that of a killed gateway.
 const LOCK: &str = "gateway.lock";
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Traces {
     pub(super) address: SocketAddr,
-    /// `None`: by none.
+    /// `None`: no file.
     pub(super) config: Option<PathBuf>,
 }
 
-/// For as long as it is kept, a gateway is known to run.
+/// A gateway counts as running while this is kept.
 #[must_use = "the gateway counts as ended when this is dropped"]
 pub(super) struct Running(#[expect(dead_code, reason = "held for its lock")] File);
 
@@ -32,7 +32,7 @@ impl Traces {
         let lock = lock_file(data_dir)?;
         lock.lock_shared()?;
         let text = toml::to_string(self).map_err(io::Error::other)?;
-        // In one step: a command never reads half of it.
+        // Renamed into its final name, so that a command never reads a partial file.
         let staged = data_dir.join(format!("{FILE}.new"));
         let mut options = private_files::options();
         let mut file = options
@@ -45,12 +45,12 @@ impl Traces {
         Ok(Running(lock))
     }
 
-    /// Those of the last gateway on this data directory.
+    /// The records of the last gateway on this data directory.
     pub(super) fn find(data_dir: &Path) -> Option<Self> {
         toml::from_str(&fs::read_to_string(data_dir.join(FILE)).ok()?).ok()
     }
 
-    /// Those of the gateway that runs on this data directory.
+    /// The records of the gateway that runs on this data directory.
     pub(super) fn of_running(data_dir: &Path) -> Option<Self> {
         let found = Self::find(data_dir)?;
         let lock = lock_file(data_dir).ok()?;

@@ -1,4 +1,4 @@
-//! `easel usage`: an account's usage records, and their sum.
+//! `easel usage`: an account's usage records and their total.
 
 use std::process::ExitCode;
 
@@ -35,7 +35,7 @@ pub(super) struct Args {
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Format {
     Table,
-    /// One record a line, as `GET /v1/usage` has them
+    /// One record per line, as in `GET /v1/usage`
     Json,
     Csv,
 }

@@ -1,4 +1,4 @@
-//! What the settings answer in the units and forms that code wants.
+//! Accessors for settings in the units and types that the code uses.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::{
 };
 
 impl Config {
-    /// The sections, and keys beside them, that another configuration has otherwise.
+    /// The sections, and the top-level keys, that differ in another configuration.
     pub fn sections_unlike<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a str> {
         let sections = self.in_force.iter();
         sections
@@ -16,17 +16,17 @@ impl Config {
             .map(|(name, _)| name.as_str())
     }
 
-    /// Differs where the settings of a backend differ, secrets and routing included.
+    /// Differs if the settings of a backend differ, including secrets and routing.
     pub fn backend_fingerprint(&self, name: &str) -> [u8; 32] {
         self.fingerprints.get(name).copied().unwrap_or_default()
     }
 
-    /// The settings in force as TOML that `--config` takes, with `***` in place of every secret.
+    /// The effective settings as TOML that `--config` accepts, with `***` in place of every secret.
     pub fn to_toml(&self) -> String {
         self.in_force.to_string()
     }
 
-    /// What will run, but most likely not as it is meant.
+    /// Settings that work but are probably not intended.
     pub fn warnings(&self) -> Vec<String> {
         let server = &self.server;
         let unreachable = server.public_url.is_none() && !server.listen.ip().is_loopback();
@@ -44,14 +44,14 @@ impl Config {
 }
 
 impl Server {
-    /// What every link starts with, without a slash at its end.
+    /// The prefix of every link, without a trailing slash.
     pub fn public_url(&self) -> String {
         match &self.public_url {
             Some(url) => url.as_str().trim_end_matches('/').to_owned(),
             None => format!("http://{}", self.listen),
         }
     }
-    /// A quarter of the connections is left to those who don't wait: health checks, polls and files.
+    /// Leaves a quarter of the connections to health checks, polls and files.
     pub fn sync_waiters_max(&self) -> usize {
         self.sync_waiters_max
             .min(self.connections_max - self.connections_max / 4)

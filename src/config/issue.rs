@@ -1,13 +1,13 @@
-//! What can be wrong with the settings: all of it at once, each issue with its key.
+//! Configuration errors: reports all issues at once, each with its key.
 
 use std::{fmt, io, path::PathBuf};
 
-/// Why there are no settings to run with. Never shows a value that is a secret.
+/// Why the settings cannot be used. Never shows a secret value.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("cannot read the configuration file {}", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
-    /// Only the place is shown: the line itself may hold a secret.
+    /// Shows only the position: the line itself may contain a secret.
     #[error("the configuration file {} is not TOML: line {line}: {message}", path.display())]
     Syntax {
         path: PathBuf,
@@ -18,7 +18,7 @@ pub enum ConfigError {
     Faults(Vec<ConfigIssue>),
 }
 
-/// One thing that is wrong, as `tasks.lease_ms: must be at least 1000, is 5`.
+/// One issue, shown as `tasks.lease_ms: must be at least 1000, is 5`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigIssue {
     /// Dotted, as in `models.gpt-image-2.price_low`.
@@ -28,6 +28,7 @@ pub struct ConfigIssue {
 }
 
 impl ConfigIssue {
+    /// An issue with this key.
     pub fn new(key: impl fmt::Display, message: impl Into<String>) -> Self {
         Self {
             key: key.to_string(),

@@ -1,8 +1,8 @@
-//! The place of a setting: `data_dir`, `server.listen` or `models.gpt-image-2.price_low`.
+//! The key of a setting: `data_dir`, `server.listen` or `models.gpt-image-2.price_low`.
 
 use std::fmt;
 
-/// The sections whose tables have names of the operator's choosing.
+/// The sections whose tables have names chosen by the operator.
 pub(super) const NAMED_SECTIONS: [&str; 2] = ["backends", "models"];
 
 /// Settings that are never shown and can be read from a file.
@@ -12,7 +12,7 @@ const SECRETS: [&str; 3] = [
     "backends.*.api_key",
 ];
 
-/// What the names of keys that lead to a secret's file end with.
+/// The suffix of keys that name a secret's file.
 const FILE_SUFFIX: &str = "_file";
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,7 +23,7 @@ impl Key {
         Self(parts.map(str::to_owned).to_vec())
     }
 
-    /// From `models.gpt-5.1.backend`: the name of a model may hold dots, a key never does.
+    /// Parses `models.gpt-5.1.backend`: a model name may contain dots, a key never does.
     pub(super) fn from_dotted(text: &str) -> Self {
         let Some((section, rest)) = text.split_once('.') else {
             return Self::new([text]);
@@ -52,19 +52,19 @@ impl Key {
         }
     }
 
-    /// The tables it is in, from the outermost.
+    /// The tables it is in, outermost first.
     pub(super) fn tables(&self) -> &[String] {
         self.0.split_last().map_or(&[], |(_, tables)| tables)
     }
 
-    /// Its neighbour called `leaf`.
+    /// The key `leaf` in the same table.
     pub(super) fn beside(&self, leaf: &str) -> Self {
         let mut parts = self.tables().to_vec();
         parts.push(leaf.to_owned());
         Self(parts)
     }
 
-    /// Itself with `*` for the operator's name: `models.*.price_low`.
+    /// The key with `*` for the operator's name: `models.*.price_low`.
     pub(super) fn pattern(&self) -> String {
         match self.name() {
             Some(_) => format!("{}.*.{}", self.section(), self.leaf()),
@@ -76,19 +76,19 @@ impl Key {
         SECRETS.contains(&self.pattern().as_str())
     }
 
-    /// `database.url_file` for `database.url`; `None` if it is no secret.
+    /// `database.url_file` for `database.url`; `None` if it is not a secret.
     pub(super) fn file(&self) -> Option<Self> {
         self.is_secret()
             .then(|| self.beside(&format!("{}{FILE_SUFFIX}", self.leaf())))
     }
 
-    /// `database.url` for `database.url_file`; `None` if it leads to no secret's file.
+    /// `database.url` for `database.url_file`; `None` if it does not name a secret's file.
     pub(super) fn secret_of_file(&self) -> Option<Self> {
         let secret = self.beside(self.leaf().strip_suffix(FILE_SUFFIX)?);
         secret.is_secret().then_some(secret)
     }
 
-    /// What it is called in the environment: `EASEL_MODELS__GPT_IMAGE_2__PRICE_LOW`.
+    /// Its environment variable: `EASEL_MODELS__GPT_IMAGE_2__PRICE_LOW`.
     pub(super) fn variable(&self) -> String {
         let parts: Vec<String> = self.0.iter().map(|part| variable_part(part)).collect();
         format!("EASEL_{}", parts.join("__"))
@@ -101,7 +101,7 @@ impl fmt::Display for Key {
     }
 }
 
-/// A part of a key as the environment can say it: what no shell takes in a name is an underscore.
+/// A part of a key as in a variable name. Characters invalid there become underscores.
 pub(super) fn variable_part(part: &str) -> String {
     part.chars()
         .map(|c| {

@@ -1,4 +1,4 @@
-//! Lays the sources of settings over each other, key by key, before anything is read into types.
+//! Merges the sources of settings, key by key, before they are parsed into types.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use super::{
     schema::Given,
 };
 
-/// What is set, by key, whichever source it came from.
+/// The settings by key, from all sources.
 #[derive(Default)]
 pub(super) struct Layers {
     pub(super) settings: BTreeMap<Key, Setting>,
@@ -40,7 +40,7 @@ impl Setting {
 }
 
 impl Layers {
-    /// The operator's backends take the place of those below, and so do the models.
+    /// The operator's backends replace the default ones, and so do the models.
     pub(super) fn lay_file(&mut self, file: &Table) {
         for section in NAMED_SECTIONS {
             if file.contains_key(section) {
@@ -53,7 +53,7 @@ impl Layers {
     /// `DATABASE_URL`, then the `EASEL_` variables.
     pub(super) fn lay_environment(&mut self, variables: &[(String, String)]) {
         let url = variables.iter().find(|(name, _)| name == "DATABASE_URL");
-        // Set to nothing is how compose files say that it is not set.
+        // Compose files set a variable to nothing to leave it unset.
         if let Some((name, url)) = url.filter(|(_, url)| !url.is_empty()) {
             self.lay(vec![(
                 Key::new(["database", "url"]),
@@ -94,7 +94,7 @@ impl Layers {
             .collect()
     }
 
-    /// The text at a key, if it is one.
+    /// The value at a key, if it is text.
     pub(super) fn text(&self, key: &Key) -> Option<&str> {
         match &self.settings.get(key)?.given {
             Given::Text(text) => Some(text),
@@ -102,8 +102,8 @@ impl Layers {
         }
     }
 
-    /// Lays one source over those before. A secret and the file it may be in are one setting: each
-    /// takes the place of the other, and one source gives only one of them.
+    /// Adds one source with a higher priority. A secret and its file are one setting: each replaces the other, and one
+    /// source may give only one of them.
     fn lay(&mut self, layer: Vec<(Key, Setting)>) {
         let mut seen = BTreeSet::new();
         for (key, setting) in layer {
@@ -122,7 +122,7 @@ impl Layers {
         }
     }
 
-    /// The key that a variable, without `EASEL_` and in capitals, stands for.
+    /// The key for a variable name, given without `EASEL_` and in capitals.
     fn key_of_variable(&self, name: &str) -> Result<Key, String> {
         let Some((section, rest)) = name.split_once("__") else {
             return Ok(Key::new([&name.to_ascii_lowercase()]));
@@ -163,8 +163,7 @@ pub(super) fn listed<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> Strin
     names.join(", ")
 }
 
-/// Each value of a table, by its key. A value where a table should be keeps the key it has, and so
-/// does a named table that holds nothing.
+/// Each value of a table, by its key. A value in place of a table keeps its key, and so does an empty named table.
 pub(super) fn flatten(table: &Table) -> Vec<(Key, Setting)> {
     let mut flat = Vec::new();
     let mut add = |key: Key, value: &Value| flat.push((key, Setting::toml(value.clone())));
@@ -195,8 +194,8 @@ fn from_variable(name: &str, text: &str) -> Setting {
     }
 }
 
-/// `EASEL_CONFIG` names the file. Kubernetes gives every container `EASEL_PORT` and the like where a
-/// service is called easel.
+/// `EASEL_CONFIG` names the file. Kubernetes sets `EASEL_PORT` and similar variables in every container if a service is
+/// called easel.
 fn is_no_setting(name: &str) -> bool {
     name == "CONFIG" || name == "PORT" || name.starts_with("PORT_") || name.starts_with("SERVICE_")
 }

@@ -1,4 +1,4 @@
-//! From the sources to the settings in force, or to all that is wrong with them.
+//! Loads the effective settings from their sources, or reports everything wrong with them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,14 +18,15 @@ use super::{
     validate,
 };
 
-/// What is shown in place of a secret.
+/// Shown in place of a secret.
 const HIDDEN: &str = "***";
 
-/// Where settings come from, beside the embedded defaults; each lies over the one before.
+/// The sources of settings besides the embedded defaults. Each overrides the one before.
 #[derive(Clone, Default)]
 pub struct Sources {
+    /// The configuration file, if any.
     pub file: Option<PathBuf>,
-    /// All variables there are: see [`Sources::process_environment`].
+    /// All environment variables: see [`Sources::process_environment`].
     pub environment: Vec<(String, String)>,
     /// From flags: a dotted key, such as `server.listen`, and a text.
     pub overrides: Vec<(String, String)>,
@@ -42,8 +43,8 @@ impl Sources {
             .collect()
     }
 
-    /// The data directory, as long as no file says another: what a gateway has left there tells which
-    /// file it is.
+    /// The data directory if no file sets another one: the records that a gateway left there name the configuration
+    /// file.
     pub fn data_dir_without_file(&self) -> PathBuf {
         let mut layers = Layers::default();
         if let Ok(schema) = Schema::embedded() {
@@ -56,7 +57,7 @@ impl Sources {
 }
 
 impl Config {
-    /// The settings in force, with every issue of theirs reported at once.
+    /// The effective settings. The error reports every issue at once.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
         let (config, issues) = Self::read(sources)?;
         if issues.is_empty() {
@@ -66,7 +67,7 @@ impl Config {
         }
     }
 
-    /// The settings and all that is wrong with them; where one is faulty, a sound one stands in.
+    /// The settings and all their issues. A valid default replaces each invalid value.
     pub fn read(sources: &Sources) -> Result<(Self, Vec<ConfigIssue>), ConfigError> {
         let schema = Schema::embedded()
             .map_err(|error| syntax(Path::new("easel.toml"), DEFAULTS, &error))?;
@@ -89,7 +90,7 @@ impl Config {
         })?;
         let reported: BTreeSet<String> = issues.iter().map(|issue| issue.key.clone()).collect();
         let is_new = |issue: &ConfigIssue| {
-            // Where a value could not be read, a default stands in: nothing to complain about.
+            // A default replaces a value that could not be read, so its issues are not the operator's.
             !reported.contains(&issue.key) && !reported.contains(&format!("{}_file", issue.key))
         };
         issues.extend(validate::issues(&config).into_iter().filter(is_new));
@@ -107,7 +108,7 @@ impl Config {
     }
 }
 
-/// Of each backend's settings, with those of the routing that hold for it.
+/// A fingerprint of each backend's settings, including the routing settings that apply to it.
 fn fingerprints(table: &Table) -> BTreeMap<String, [u8; 32]> {
     let backends = table.get("backends").and_then(Value::as_table);
     let routing = table.get("routing").map(ToString::to_string);
@@ -143,8 +144,7 @@ fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
     }
 }
 
-/// Checks every setting and puts it into its place; a faulty one is replaced by a sound one, so
-/// that what else is wrong can be found too.
+/// Checks and stores every setting. A default replaces an invalid one, so that other issues can be found too.
 fn read_settings(schema: &Schema, layers: &mut Layers) -> Table {
     let kinds = complete(schema, layers);
     let mut table = Table::new();
@@ -182,8 +182,7 @@ fn read_settings(schema: &Schema, layers: &mut Layers) -> Table {
     table
 }
 
-/// Gives each backend and model what it does not say, and tells the kinds of the backends that
-/// have one.
+/// Fills in the defaults of each backend and model, and returns the kinds of the backends that have one.
 fn complete(schema: &Schema, layers: &mut Layers) -> BTreeMap<String, String> {
     let mut kinds = BTreeMap::new();
     for name in layers.names("backends") {
@@ -193,7 +192,7 @@ fn complete(schema: &Schema, layers: &mut Layers) -> BTreeMap<String, String> {
         if known.is_none() {
             let message = format!("must be one of: {}", listed(schema.kinds()));
             layers.issues.push(ConfigIssue::new(&key, message));
-            // Its other keys cannot be judged; the name is kept for the models that generate with it.
+            // Its other keys cannot be checked. The name is kept for the models that use it.
             layers
                 .settings
                 .retain(|other, _| other.tables() != key.tables());
@@ -259,7 +258,7 @@ fn put(table: &mut Table, key: &Key, value: Value) {
     place.insert(key.leaf().to_owned(), value);
 }
 
-/// The settings as they may be shown.
+/// The settings with secrets hidden.
 fn without_secrets(table: &Table, used_backends: &BTreeSet<String>) -> Table {
     let mut shown = Table::new();
     for (key, setting) in flatten(table) {
@@ -283,7 +282,7 @@ fn without_secrets(table: &Table, used_backends: &BTreeSet<String>) -> Table {
     shown
 }
 
-/// The URL of a database with its password, and all its parameters, hidden: keys can be among them.
+/// A database URL with its password and all parameters hidden, because parameters can contain keys.
 fn masked(url: &str) -> String {
     let Ok(mut url) = Url::parse(url) else {
         return HIDDEN.to_owned();

@@ -1,7 +1,7 @@
-//! The settings in force: the embedded defaults, under a file, under the environment, under flags.
+//! The effective settings: the embedded defaults, overridden by a file, the environment and flags.
 //!
-//! `config/easel.toml` is the one place that knows keys, types and defaults; what is here gives
-//! them types of their own. See docs/configuration.md for the rules.
+//! `config/easel.toml` is the only list of keys, types and defaults. This module gives them Rust types. See
+//! docs/configuration.md for the rules.
 
 mod access;
 mod issue;
@@ -46,10 +46,10 @@ pub struct Config {
     pub images: Images,
     pub billing: Billing,
     pub log: Log,
-    /// Those that a model generates with.
+    /// The backends that a model uses.
     pub backends: BTreeMap<String, Backend>,
     pub models: BTreeMap<String, Model>,
-    /// The same as text knows it, its secrets hidden: see [`Config::to_toml`].
+    /// The same settings as TOML, with hidden secrets: see [`Config::to_toml`].
     #[serde(skip)]
     in_force: toml::Table,
     /// See [`Config::backend_fingerprint`].
@@ -69,7 +69,7 @@ pub struct Server {
     pub connections_max: usize,
     pub connections_reserved: usize,
     pub connections_per_address_max: usize,
-    /// Networks, or single addresses, of the operator's own proxies.
+    /// Networks or single addresses of the operator's own proxies.
     #[serde(deserialize_with = "networks")]
     pub trusted_proxies: Vec<IpNet>,
     pub failures_per_minute_max: u32,
@@ -152,9 +152,9 @@ pub struct Tasks {
     pub attempts_max: u16,
     pub running_max: usize,
     pub queued_max: u64,
-    /// Of one account.
+    /// Per account.
     pub account_queued_max: u64,
-    /// Of one account, in this process.
+    /// Per account, in this process.
     pub account_sync_waiters_max: usize,
     sync_wait_max_ms: u64,
 }
@@ -175,7 +175,7 @@ pub struct Images {
     pub inline_images: InlineImages,
 }
 
-/// Whether answers carry the images themselves beside their links.
+/// Whether responses contain the images themselves besides their links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum, sqlx::Type)]
 #[serde(rename_all = "snake_case")]
 #[clap(rename_all = "snake_case")]
@@ -189,7 +189,7 @@ pub enum InlineImages {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Billing {
-    /// A name of the tz database, as the database knows it.
+    /// A name of the tz database that PostgreSQL knows.
     pub time_zone: String,
     pub opening_balance: Cny,
 }
@@ -202,6 +202,7 @@ pub struct Log {
     pub buffer_bytes_max: usize,
 }
 
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
@@ -209,6 +210,7 @@ pub enum LogFormat {
     Json,
 }
 
+/// The settings of one backend, by kind.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Backend {
@@ -220,6 +222,7 @@ pub enum Backend {
     Gemini(GeminiBackend),
 }
 
+/// Settings of the built-in demo backend.
 #[derive(Clone, Debug, Deserialize)]
 pub struct DemoBackend {
     #[serde(default)]
@@ -228,6 +231,7 @@ pub struct DemoBackend {
     pub failure_percent: u8,
 }
 
+/// Settings of an OpenAI-compatible backend.
 #[derive(Clone, Debug, Deserialize)]
 pub struct OpenaiBackend {
     #[serde(default)]
@@ -235,18 +239,18 @@ pub struct OpenaiBackend {
     /// Such as `https://api.openai.com/v1`.
     pub base_url: Url,
     pub api_key: SecretString,
-    /// Parameters of the client's that are sent on, beside those every upstream takes.
+    /// Client parameters to forward, in addition to those that every upstream accepts.
     #[serde(default)]
     pub forward: Vec<String>,
-    /// Hosts, beside the one of `base_url`, from which images answered as URLs are fetched.
+    /// Hosts, in addition to that of `base_url`, from which result URLs are downloaded.
     #[serde(default)]
     pub download_hosts: Vec<String>,
-    /// Of the square that the model was trained on; 0: images are asked for as they are wanted.
+    /// Side of the model's training square; 0: images are requested in the client's size.
     #[serde(default)]
     pub native_side_px: u32,
 }
 
-/// Whose Images API it is.
+/// The API dialect of an OpenAI-compatible server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OpenaiProfile {
@@ -258,20 +262,21 @@ pub enum OpenaiProfile {
     Localai,
 }
 
+/// Settings of an AUTOMATIC1111-compatible backend.
 #[derive(Clone, Debug, Deserialize)]
 pub struct SdapiBackend {
     /// Such as `http://127.0.0.1:7860`.
     pub base_url: Url,
     /// `user:password`, or empty.
     pub api_key: SecretString,
-    /// Of the square that the model was trained on; 0: images are asked for as they are wanted.
+    /// Side of the model's training square; 0: images are requested in the client's size.
     pub native_side_px: u32,
     pub side_step_px: u32,
     pub upscale: Upscale,
     pub batch_max: u8,
 }
 
-/// How images get larger than their model generates them.
+/// How to make images larger than the model generates them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Upscale {
@@ -279,20 +284,21 @@ pub enum Upscale {
     Hires,
 }
 
+/// Settings of a ComfyUI backend.
 #[derive(Clone, Debug, Deserialize)]
 pub struct ComfyuiBackend {
     pub base_url: Url,
-    /// Empty where nothing in front of ComfyUI asks for one.
+    /// Empty if no proxy in front of ComfyUI needs one.
     pub api_key: SecretString,
-    /// Files, or those that are built in; empty: such requests are not taken.
+    /// Files or built-in workflows; empty: such requests are not accepted.
     pub text_workflow: String,
     pub image_workflow: String,
     pub mask_workflow: String,
-    /// Where a request's values go, like `prompt=6.text`.
+    /// Where a request's values go, such as `prompt=6.text`.
     pub text_bindings: Vec<String>,
     pub image_bindings: Vec<String>,
     pub mask_bindings: Vec<String>,
-    /// Of the square that the model generates well at 1k and at 2k; 0: images are generated as they are wanted.
+    /// Side of the square that the model generates well at 1k and at 2k; 0: images are generated in the client's size.
     pub native_side_px: u32,
     pub native_side_2k_px: u32,
     pub side_step_px: u32,
@@ -300,38 +306,41 @@ pub struct ComfyuiBackend {
     poll_interval_ms: u64,
 }
 
+/// Settings of a Gemini backend.
 #[derive(Clone, Debug, Deserialize)]
 pub struct GeminiBackend {
     /// Such as `https://generativelanguage.googleapis.com/v1beta`.
     pub base_url: Url,
     pub api_key: SecretString,
-    /// Of `1K` and `2K`, those that the models know by these words.
+    /// Which of `1K` and `2K` the models accept.
     pub image_sizes: Vec<String>,
 }
 
+/// Settings of a backend whose upstream runs jobs that are polled.
 #[derive(Clone, Debug, Deserialize)]
 pub struct AsyncJobBackend {
-    /// The name of a description that is built in; empty where `protocol_file` is set.
+    /// The name of a built-in protocol description; empty if `protocol_file` is set.
     pub profile: String,
-    /// A description of the operator's own.
+    /// The operator's own protocol description.
     #[serde(deserialize_with = "empty_as_none")]
     pub protocol_file: Option<PathBuf>,
-    /// `None`: where the description says.
+    /// `None`: the URL from the description.
     #[serde(deserialize_with = "empty_as_none")]
     pub base_url: Option<Url>,
     pub api_key: SecretString,
-    /// Hosts, beside those of the description, from which images are fetched.
+    /// Hosts, in addition to those of the description, from which images are downloaded.
     pub download_hosts: Vec<String>,
     pub(super) poll_interval_ms: u64,
-    /// Of the square that the model was trained on; 0: images are asked for as they are wanted.
+    /// Side of the model's training square; 0: images are requested in the client's size.
     pub native_side_px: u32,
 }
 
+/// A model that clients may request.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
     pub routes: Vec<Route>,
-    /// Other names that clients may ask for it by.
+    /// Other names that clients may use for it.
     pub aliases: Vec<String>,
     pub owned_by: String,
     pub n_max: u8,
@@ -340,8 +349,8 @@ pub struct Model {
     pub price_high: Cny,
 }
 
-/// A port alone, or one of `localhost`, is on this machine's own address: nothing is open to others that
-/// does not say so.
+/// A port alone, or one of `localhost`, means the loopback address: nothing is exposed to other machines unless it is
+/// requested.
 fn listen_address<'de, D>(deserializer: D) -> Result<SocketAddr, D::Error>
 where
     D: serde::Deserializer<'de>,
@@ -378,7 +387,7 @@ fn networks<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<IpN
     let network = |text: String| {
         let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
         let network = text.parse().ok().or_else(address);
-        network.ok_or_else(|| serde::de::Error::custom(format!("{text:?} is no network")))
+        network.ok_or_else(|| serde::de::Error::custom(format!("{text:?} is not a network")))
     };
     texts.into_iter().map(network).collect()
 }

@@ -1,4 +1,4 @@
-//! One way to have a model generated: which backend, as what, and how much of the work it gets.
+//! One route of a model: the backend, its model name and its share of the work.
 
 use std::{fmt, time::Duration};
 
@@ -12,31 +12,32 @@ use serde_json::{Map, Value};
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Route {
+    /// The name of the backend.
     pub backend: String,
     /// Empty: the model's own name.
     #[serde(default)]
     pub upstream_model: String,
-    /// Its share of the work among the routes of the same priority.
+    /// Its share of the tasks among the routes of the same priority.
     #[serde(default = "Route::default_weight")]
     pub weight: u32,
-    /// The lowest comes first; others while no route of it can be used.
+    /// The lowest is used first; others only while none of its routes is available.
     #[serde(default)]
     pub priority: u32,
-    /// How many tasks may be generated over it at once, by all replicas together. 0: any number.
+    /// Maximum tasks at once on this route, over all replicas. 0: unlimited.
     #[serde(default)]
     pub max_concurrency: u32,
     #[serde(default = "Route::default_timeout_ms")]
     pub(super) timeout_ms: u64,
-    /// Whether the client's quality is sent on.
+    /// Whether to send the client's quality.
     #[serde(default)]
     pub forward_quality: bool,
-    /// Fields that are sent along, over all others.
+    /// Additional fields to send. They override all others.
     #[serde(default)]
     pub extra: Map<String, Value>,
 }
 
 impl Route {
-    /// How long one call may take, from the request to the last byte.
+    /// Time limit of one call, from the request to the last byte.
     pub fn timeout(&self) -> Duration {
         Duration::from_millis(self.timeout_ms)
     }

@@ -1,4 +1,4 @@
-//! What may be set, and to what: read off the embedded defaults, plus the range of every number.
+//! The schema of the settings: derived from the embedded defaults, plus the range of every number.
 
 use std::ops::RangeInclusive;
 
@@ -6,7 +6,7 @@ use toml::{Table, Value};
 
 use super::{Config, key::Key};
 
-/// `config/easel.toml`: every key there is, with its type and default.
+/// `config/easel.toml`: every key, with its type and default.
 pub(super) const DEFAULTS: &str = include_str!("../../config/easel.toml");
 
 /// The model whose keys are the defaults of every other one.
@@ -34,18 +34,18 @@ const RANGES: &[(&str, RangeInclusive<i64>)] = &[
     ("database.connections_max", 1..=10_000),
     ("database.connect_timeout_ms", 1..=DAY_MS),
     ("database.transaction_timeout_ms", 100..=DAY_MS),
-    // A signature of S3 is good for a week at most.
+    // An S3 signature is valid for at most a week.
     ("storage.link_ttl_s", 1..=604_800),
     ("storage.free_bytes_min", 0..=1024 * 1024 * GIB),
     ("storage.held_bytes_max", 1 << 20..=1024 * GIB),
     ("storage.spool_bytes_max", 1 << 20..=1024 * GIB),
-    // One PUT of S3 takes no more.
+    // One S3 PUT accepts no more.
     ("uploads.bytes_max", 1..=5 * GIB),
     ("uploads.account_bytes_max", 1..=1024 * 1024 * GIB),
     ("uploads.ttl_s", 1..=315_360_000),
     ("uploads.pixels_max", 1..=1_000_000_000),
     ("uploads.side_px_max", 1..=1_000_000),
-    // The bytes of an expired upload are gone within the hour.
+    // The bytes of an expired upload are deleted within the hour.
     ("uploads.sweep_interval_s", 1..=3_600),
     ("references.count_max", 1..=16),
     ("references.fetches_max", 1..=17),
@@ -80,7 +80,7 @@ const RANGES: &[(&str, RangeInclusive<i64>)] = &[
     ("models.*.n_max", 1..=10),
 ];
 
-/// How the parsed texts look.
+/// The expected format of parsed texts.
 const FORMS: [(&str, &str); 7] = [
     (
         "server.listen",
@@ -109,7 +109,7 @@ const FORMS: [(&str, &str); 7] = [
 /// A value as it was given.
 #[derive(Clone, Debug)]
 pub(super) enum Given {
-    /// From the environment or a flag: read by the type of what it lies over.
+    /// From the environment or a flag: parsed by the type of the value it overrides.
     Text(String),
     Toml(Value),
 }
@@ -135,7 +135,7 @@ impl Schema {
         self.defaults.get(section)?.get(name)?.as_table()
     }
 
-    /// What is in force for the key unless it is set; `None`: there is no such key.
+    /// The value used if the key is not set; `None`: the key does not exist.
     pub(super) fn default(&self, key: &Key, backend_kind: &str) -> Option<&Value> {
         let table = match (key.name(), key.tables()) {
             (Some(_), _) => self.template(key.section(), backend_kind)?,
@@ -146,8 +146,8 @@ impl Schema {
         table.get(key.leaf()).filter(|value| !value.is_table())
     }
 
-    /// The value by its type, or what is wrong with it. Says nothing of what the value is, for it
-    /// may be a secret, except where it has to be a number or has a form.
+    /// The value, parsed by its type, or what is wrong with it. The error does not show the value, which may be a
+    /// secret, unless it must be a number or has a format.
     pub(super) fn check(&self, key: &Key, kind: &str, given: &Given) -> Result<Value, String> {
         let Some(default) = self.default(key, kind) else {
             return Err(self.unknown(key, kind, given));
@@ -168,7 +168,7 @@ impl Schema {
         Ok(value)
     }
 
-    /// Whether the types of [`Config`] take the value, shown by the defaults with this one change.
+    /// Whether the types of [`Config`] accept the value. Tested on the defaults with this one change.
     fn try_alone(&self, key: &Key, kind: &str, value: &Value) -> Result<(), String> {
         let mut table = self.defaults.clone();
         let name = self.template_name(key.section(), kind);
@@ -199,7 +199,7 @@ impl Schema {
         }
     }
 
-    /// What is wrong with a key that is none.
+    /// The message for an unknown key.
     fn unknown(&self, key: &Key, kind: &str, given: &Given) -> String {
         let is_section =
             key.tables().is_empty() && self.defaults.get(key.leaf()).is_some_and(Value::is_table);
@@ -217,12 +217,9 @@ impl Schema {
         let near = nearest(key, &siblings).or_else(|| nearest(key, &self.fixed_keys()));
         match (near, given) {
             (Some(near), Given::Text(_)) => {
-                format!(
-                    "there is no such key, the nearest is {near} ({})",
-                    near.variable()
-                )
+                format!("no such key, the nearest is {near} ({})", near.variable())
             }
-            (Some(near), Given::Toml(_)) => format!("there is no such key, the nearest is {near}"),
+            (Some(near), Given::Toml(_)) => format!("no such key, the nearest is {near}"),
             (None, _) => {
                 let beside = if siblings.is_empty() {
                     self.fixed_keys()
@@ -240,7 +237,7 @@ impl Schema {
                     })
                     .collect();
                 names.dedup();
-                format!("there is no such key, there are: {}", names.join(", "))
+                format!("no such key, expected one of: {}", names.join(", "))
             }
         }
     }

@@ -274,22 +274,22 @@ fn every_fault_is_reported_at_once() {
     EASEL_MODELS__NONE__N_MAX: stands for none of the models, which are: a, b/c, d; a file can add one
     backends.odd.kind: must be one of: async_job, comfyui, demo, gemini, openai, sdapi
     models.d.routes: is missing, must be a list of: demo, mine, odd
-    backends.demo.api_key: there is no such key, there are: delay_ms, failure_percent, kind
+    backends.demo.api_key: no such key, expected one of: delay_ms, failure_percent, kind
     backends.demo.failure_percent: must be from 0 to 100, is 101
-    colour: there is no such key, there are: backends, billing, data_dir, database, images, log, models, references, routing, server, storage, tasks, uploads
+    colour: no such key, expected one of: backends, billing, data_dir, database, images, log, models, references, routing, server, storage, tasks, uploads
     images: must be a table that holds settings
     log.format: unknown variant `xml`, expected `text` or `json`
     models.a.n_max: must be from 1 to 10, is 11
-    models.a.price_high: "1e3" is no amount of CNY: a decimal number with at most six places is, like 0.20
+    models.a.price_high: "1e3" is not an amount of CNY: must be a number with at most six decimals, like 0.20
     models.a.price_low: must be text in quotes, is a number with a point
     models.e: must be a table that holds settings
     references.count_max: must be from 1 to 16, is 17
     server.listen: must be an address and a port, like 127.0.0.1:8080 or [::]:8080, or a port alone: invalid socket address syntax
-    server.listn: there is no such key, the nearest is server.listen
-    server_provider: there is no such key, the nearest is server.provider (EASEL_SERVER__PROVIDER) (from EASEL_SERVER_PROVIDER)
-    sever.provider: there is no such key, the nearest is server.provider
+    server.listn: no such key, the nearest is server.listen
+    server_provider: no such key, the nearest is server.provider (EASEL_SERVER__PROVIDER) (from EASEL_SERVER_PROVIDER)
+    sever.provider: no such key, the nearest is server.provider
     storage.endpoint: must be a URL, like https://s3.example.com: relative URL without a base: "s3.example.com"
-    storage.pathstyle: there is no such key, the nearest is storage.path_style (EASEL_STORAGE__PATH_STYLE) (from EASEL_STORAGE__PATHSTYLE)
+    storage.pathstyle: no such key, the nearest is storage.path_style (EASEL_STORAGE__PATH_STYLE) (from EASEL_STORAGE__PATHSTYLE)
     tasks.attempts_max: must be a whole number, is text in quotes
     tasks.deadline_ms: must be a whole number (from EASEL_TASKS__DEADLINE_MS)
     data_dir: must be the path of a directory
@@ -300,12 +300,12 @@ fn every_fault_is_reported_at_once() {
     storage.secret_access_key: is missing, though storage.access_key_id is set
     tasks.lease_ms: must be less than tasks.deadline_ms, 600000, is 600000
     billing.time_zone: must be a name of the tz database, like Asia/Shanghai or UTC
-    billing.opening_balance: must not be below 0, is -1.00
+    billing.opening_balance: must be at least 0, is -1.00
     log.filter: must be a filter, like info or easel=debug,warn: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5
     models.a.routes: there is no backend "x", configured are: demo, mine, odd
     models.b/c: a name has letters, digits, '.', '-' and '_', and begins with a letter or digit
     backends.mine.base_url: must be an http:// or https:// URL without user, password, query and fragment
-    backends.mine.api_key: is missing, set it or api_key_file, or EASEL_BACKENDS__MINE__API_KEY
+    backends.mine.api_key: is missing: set it, api_key_file, or EASEL_BACKENDS__MINE__API_KEY
     "#);
 }
 

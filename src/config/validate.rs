@@ -1,4 +1,4 @@
-//! What types and ranges cannot say: how settings fit together and what their texts must hold.
+//! Checks that types and ranges cannot express: how settings fit together, and the format of texts.
 
 use secrecy::{ExposeSecret, SecretString};
 use tracing_subscriber::EnvFilter;
@@ -13,7 +13,7 @@ use crate::money::Cny;
 const WEIGHT_MAX: u32 = 1_000_000;
 const TIMEOUT_MS_MAX: u64 = 86_400_000;
 
-/// All that is wrong. Backends that no model generates with are not looked at.
+/// All issues. Backends that no model uses are not checked.
 pub(super) fn issues(config: &Config) -> Vec<ConfigIssue> {
     let mut found = Found::default();
     let empty = config.data_dir.as_os_str().is_empty();
@@ -46,7 +46,7 @@ fn server(config: &Config, found: &mut Found) {
     found.unless(
         !server.provider.trim().is_empty(),
         "server.provider",
-        "must be a name, it is in every error body",
+        "must be a name, because it is in every error body",
     );
     found.unless(
         server.json_bytes_max <= server.account_buffer_bytes_max,
@@ -147,7 +147,7 @@ fn models(config: &Config, found: &mut Found) {
     found.unless(
         !config.models.is_empty(),
         "models",
-        "must hold one model at least",
+        "must contain at least one model",
     );
     for (name, model) in &config.models {
         let key = |leaf: &str| format!("models.{name}.{leaf}");
@@ -162,7 +162,7 @@ fn models(config: &Config, found: &mut Found) {
 
 fn routes(config: &Config, key: &str, routes: &[Route], found: &mut Found) {
     let backends = listed(config.backends.keys());
-    let message = format!("must list one backend at least, of: {backends}");
+    let message = format!("must list at least one backend, of: {backends}");
     found.unless(!routes.is_empty(), key, message);
     for (index, route) in routes.iter().enumerate() {
         let backend = &route.backend;
@@ -268,7 +268,7 @@ fn hosts(key: &str, hosts: &[String], found: &mut Found) {
         let with_port = name.rsplit_once(':');
         let with_port = with_port.filter(|(_, port)| port.parse::<u16>().is_ok());
         let sound = url::Host::parse(with_port.map_or(name, |(name, _)| name)).is_ok();
-        let message = format!("{host:?} is no host, one is like images.example.com");
+        let message = format!("{host:?} is not a host, expected one like images.example.com");
         found.unless(sound, key, message);
     }
 }
@@ -285,17 +285,17 @@ fn gemini(name: &str, backend: &GeminiBackend, found: &mut Found) {
         found.unless(
             matches!(size.as_str(), "1K" | "2K"),
             key("image_sizes"),
-            format!("{size:?} is no size, there are: 1K, 2K"),
+            format!("{size:?} is not a size, expected 1K or 2K"),
         );
     }
 }
 
 fn lacks_key(backend: &str) -> String {
     let key = super::key::Key::new(["backends", backend, "api_key"]);
-    format!("is missing, set it or api_key_file, or {}", key.variable())
+    format!("is missing: set it, api_key_file, or {}", key.variable())
 }
 
-/// As Azure's addresses have it: `?api-version=2025-04-01-preview`.
+/// As in Azure URLs: `?api-version=2025-04-01-preview`.
 fn has_version_alone(url: &Url) -> bool {
     let mut pairs = url.query_pairs();
     let version = pairs.next().is_some_and(|(name, _)| name == "api-version");
@@ -319,7 +319,7 @@ fn is_bare(url: &Url) -> bool {
 const NAME: &str =
     "a name has letters, digits, '.', '-' and '_', and begins with a letter or digit";
 
-/// Names of models are part of links and of places in storage.
+/// Model names are part of links and storage paths.
 fn is_name(name: &str) -> bool {
     name.starts_with(|first: char| first.is_ascii_alphanumeric())
         && name.len() <= 128
@@ -333,6 +333,6 @@ fn has_text(secret: &SecretString) -> bool {
 }
 
 fn amount(key: impl std::fmt::Display, amount: Cny, found: &mut Found) {
-    let message = format!("must not be below 0, is {amount}");
+    let message = format!("must be at least 0, is {amount}");
     found.unless(amount >= Cny::ZERO, key, message);
 }

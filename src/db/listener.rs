@@ -1,5 +1,5 @@
-//! A connection that hears notifications. Silence is nothing special there, so it is asked now and then
-//! whether it still lives.
+//! A connection that receives notifications. Silence is normal there, so the listener checks periodically that the
+//! connection is still alive.
 
 use std::{mem, time::Duration};
 
@@ -11,22 +11,22 @@ use tokio::time::timeout;
 
 use super::pool::{in_time, set_up};
 
-/// How long nothing may be heard before it is asked, and how long the answer may take.
+/// How long the connection may be silent before it is checked, and how long the check may take.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 const PROOF_TIMEOUT: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The first key of the advisory locks that say which processes are there; the second names the process.
+/// First key of the advisory locks that show which processes are alive. The second key is the process.
 pub const PRESENCE_LOCK: i32 = 0x6561_7365;
 
-/// As long as it lives, the database knows that this process does.
+/// A LISTEN connection. While it is open, the database knows that this process is alive.
 pub struct Listener {
     pool: PgPool,
     listener: PgListener,
 }
 
-/// Takes the lock that says that the process is there. Where a connection that has gone silent still holds it too,
-/// that one is ended: it would say so of a process that has died, for as long as PostgreSQL does not miss it.
+/// Takes the advisory lock that shows that the process is alive. If a silent older connection still holds it, that one
+/// is terminated: otherwise it would keep a dead process alive until PostgreSQL notices.
 fn present(process: i32) -> String {
     format!(
         "SELECT pg_advisory_lock_shared({PRESENCE_LOCK}, {process});
@@ -37,15 +37,16 @@ fn present(process: i32) -> String {
     )
 }
 
-/// What came of listening for a while.
+/// The result of listening for a while.
 #[derive(Debug)]
 pub enum Heard {
     Notification(PgNotification),
-    /// The connection lives, and nothing was said.
+    /// The connection is alive and there was no notification.
     Nothing,
 }
 
 impl Listener {
+    /// Opens a connection, listens on the channels and takes the presence lock of the process.
     pub async fn open(pool: &PgPool, channels: &[&str], process: i32) -> sqlx::Result<Self> {
         let mut listener = Self {
             pool: pool.clone(),
@@ -68,12 +69,12 @@ impl Listener {
         }
     }
 
-    /// What is said next. After an error, [`bury`](Self::bury) it and open another.
+    /// Waits for the next event. After an error, [`bury`](Self::bury) the listener and open another.
     pub async fn hear(&mut self) -> sqlx::Result<Heard> {
         if let Ok(heard) = timeout(SILENCE_MAX, self.listener.try_recv()).await {
             return match heard? {
                 Some(notification) => Ok(Heard::Notification(notification)),
-                // It has connected anew by itself, without what was executed.
+                // sqlx reconnected by itself and lost the session's statements.
                 None => Err(sqlx::Error::WorkerCrashed),
             };
         }
@@ -82,9 +83,9 @@ impl Listener {
         Ok(Heard::Nothing)
     }
 
-    /// Ends it. sqlx says goodbye on the connection before it goes back to the pool, and waits for the answer
-    /// for ever: one that is silent would keep its place in the pool. So it is replaced by one that lives
-    /// before, as soon as there is one.
+    /// Ends the listener. sqlx sends a goodbye before it returns the connection to the pool and waits for the answer
+    /// forever, so a silent connection would keep its pool slot. It is therefore replaced by a live one as soon as one
+    /// is available.
     pub async fn bury(mut self) {
         loop {
             let options = self.pool.connect_options();

@@ -1,4 +1,4 @@
-//! The database: how connections are set up, how long it may take to answer, and the migrations.
+//! The database: connection setup, time limits, and migrations.
 
 mod listener;
 mod pool;
@@ -15,8 +15,8 @@ pub use trouble::{Trouble, is_timeout, trouble};
 
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
-/// Brings the schema up to date. Safe to run from several processes at once. On a connection of its own:
-/// a migration may wait for a lock, and take, longer than a request.
+/// Migrates the schema to the current version. Safe to run from several processes at once. Uses a connection of its
+/// own, because a migration may wait for a lock and run longer than a request.
 pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
     let mut conn = PgConnection::connect_with(&pool.connect_options()).await?;
     let migrated = MIGRATIONS.run(&mut conn).await;
@@ -24,19 +24,21 @@ pub async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
     migrated
 }
 
-/// Why a name could not be taken as that of a time zone.
+/// Why a time zone name was rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum TimeZoneError {
-    #[error("PostgreSQL knows no such time zone")]
+    /// No time zone has this name.
+    #[error("PostgreSQL does not know this time zone")]
     Unknown,
-    #[error("the database could not be asked for the time zone")]
+    /// The query failed.
+    #[error("could not check the time zone in the database")]
     Database(#[from] sqlx::Error),
 }
 
-/// `invalid_parameter_value`, as PostgreSQL answers to a time zone that it does not know.
+/// `invalid_parameter_value`: PostgreSQL's error for an unknown time zone.
 const UNKNOWN_TIME_ZONE: &str = "22023";
 
-/// Whether PostgreSQL knows a time zone by this name.
+/// Checks that PostgreSQL knows a time zone by this name.
 pub async fn check_time_zone(pool: &PgPool, name: &str) -> Result<(), TimeZoneError> {
     let asked = sqlx::query("SELECT now() AT TIME ZONE $1")
         .bind(name)

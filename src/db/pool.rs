@@ -1,4 +1,4 @@
-//! The pool: every piece of work has a deadline, and a connection that has gone silent is not used again.
+//! The pool: all work has a deadline, and a connection that stopped responding is not used again.
 
 use std::{
     future::Future,
@@ -22,16 +22,16 @@ use tokio::time::{Instant, timeout};
 use super::trouble::{Trouble, trouble};
 use crate::{batch::Line, config};
 
-/// For a server that neither answers nor refuses.
+/// Time limit of the last attempt, for a server that neither answers nor refuses.
 const LAST_TRY: Duration = Duration::from_secs(2);
-/// How often a server that is not there yet is tried at the start: it may start at the same time as we do.
+/// Attempts to connect at startup: the server may start at the same time as this process.
 const OPEN_TRIES: u32 = 5;
-/// For the shortest question and its answer, on a connection that may be dead.
+/// Time limit of the shortest query, on a connection that may be dead.
 const PROOF_TIMEOUT: Duration = Duration::from_millis(500);
-/// What networks between us and the database may have forgotten a connection after.
+/// Networks between this process and the database may drop a connection that was idle for longer.
 const PROVEN_FOR: Duration = Duration::from_secs(10);
 
-/// What every session is set to. Not by startup parameters, which poolers refuse.
+/// Session settings. Not startup parameters, which poolers refuse.
 const SESSION: &str = "
     -- That there was no transaction to roll back is not worth a line.
     SET client_min_messages = error;
@@ -50,19 +50,19 @@ const SESSION: &str = "
 #[derive(Clone, Debug)]
 pub struct Pool {
     connections: PgPool,
-    /// For a transaction or a look-up, from asking for a connection on.
+    /// Time limit of a transaction or query, including the wait for a connection.
     timeout: Duration,
     doubt: Doubt,
 }
 
-/// Opens a pool and proves that the database answers.
+/// Opens a pool and checks that the database answers.
 pub async fn open(options: PgConnectOptions, config: &config::Database) -> sqlx::Result<Pool> {
     let doubt = Doubt::new();
     let doubted = doubt.clone();
     let connections = PgPoolOptions::new()
         .max_connections(config.connections_max)
         .acquire_timeout(config.connect_timeout())
-        // A broken connection shows at its next use; asking before each costs a round trip.
+        // A broken connection is detected at its next use. A check before each use costs a round trip.
         .test_before_acquire(false)
         .before_acquire(move |conn, met| {
             let is_doubtful = doubted.covers(met.idle_for);
@@ -74,9 +74,9 @@ pub async fn open(options: PgConnectOptions, config: &config::Database) -> sqlx:
             })
         })
         .after_connect(|conn, _| Box::pin(in_time(LAST_TRY, set_up(conn))))
-        // A `begin()` that was cancelled half-way leaves a transaction open on the server (sqlx
-        // #4385); later statements on that connection would be lost with it. One that was given up
-        // because it is silent must not keep its place in the pool.
+        // A `begin()` cancelled half-way leaves a transaction open on the server (sqlx #4385), and later statements on
+        // that connection would be lost with it. A connection given up because it is silent must not keep its pool
+        // slot.
         .after_release(|conn, _| {
             Box::pin(async move {
                 let rolled_back = in_time(PROOF_TIMEOUT, conn.execute("ROLLBACK")).await;
@@ -103,7 +103,7 @@ pub(super) async fn set_up(conn: &mut PgConnection) -> sqlx::Result<()> {
     conn.execute(SESSION).await.map(drop)
 }
 
-/// The pool, which tries until its time is up, only says that it was: one more try says what is wrong.
+/// The pool retries until its time is up and then reports only the timeout. One more attempt finds the cause.
 async fn last_refusal(options: &PgConnectOptions) -> sqlx::Error {
     match timeout(LAST_TRY, PgConnection::connect_with(options)).await {
         Ok(Err(error)) => error,
@@ -111,8 +111,8 @@ async fn last_refusal(options: &PgConnectOptions) -> sqlx::Error {
     }
 }
 
-/// A connection of the pool's. Boxed: sqlx's own future is 4 kB, which would be part of every request
-/// that may come to need a connection, all the time that it waits for its images.
+/// Takes a connection from the pool. Boxed: sqlx's own future is 4 kB and would be part of every request that may need
+/// a connection, for as long as it waits for its images.
 pub fn acquire(pool: &PgPool) -> BoxFuture<'_, sqlx::Result<PoolConnection<Postgres>>> {
     Box::pin(pool.acquire())
 }
@@ -120,9 +120,9 @@ pub fn acquire(pool: &PgPool) -> BoxFuture<'_, sqlx::Result<PoolConnection<Postg
 /// How long a transaction waits for a lock that others hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Patience {
-    /// Others wait for it to end.
+    /// For batches: others wait for this transaction to end.
     Little,
-    /// Longer than a process that is paused or lost keeps its locks.
+    /// Longer than a paused or lost process keeps its locks.
     Much,
 }
 
@@ -151,14 +151,13 @@ pub async fn begin(
 }
 
 impl Pool {
-    /// When whoever asked for something has to be told that it could not be done: time for a connection that
-    /// turns out to be dead, and for a new one.
+    /// When a caller must be told that its work failed: leaves time to detect a dead connection and to open a new one.
     pub fn patience(&self) -> Duration {
         self.timeout.mul_f32(1.5)
     }
 
-    /// Does work with a connection within the configured time. Work that takes longer is given up, and its
-    /// connection closed: what it asked for last may have been done.
+    /// Runs work on a connection within the configured time. Work that takes longer is abandoned and its connection
+    /// closed. Its last statement may have been executed.
     pub fn in_time<'a, T, W>(&'a self, work: W) -> BoxFuture<'a, sqlx::Result<T>>
     where
         T: Send + 'a,
@@ -167,7 +166,7 @@ impl Pool {
         self.within(self.timeout, work)
     }
 
-    /// As [`in_time`](Self::in_time), within less time than is configured.
+    /// Like [`in_time`](Self::in_time), with a shorter limit than configured.
     pub fn within<'a, T, W>(&'a self, limit: Duration, work: W) -> BoxFuture<'a, sqlx::Result<T>>
     where
         T: Send + 'a,
@@ -193,7 +192,7 @@ impl Deref for Pool {
     }
 }
 
-/// `TimedOut` where it takes longer.
+/// Returns `TimedOut` if it takes longer.
 pub(super) async fn in_time<T>(
     limit: Duration,
     work: impl Future<Output = sqlx::Result<T>>,
@@ -207,12 +206,12 @@ pub(super) async fn in_time<T>(
     })
 }
 
-/// Which connections have to prove that they live before they are used: those that nothing was heard of since
-/// another one was lost, or for a while.
+/// Which connections must be checked before use: those not heard from since another connection was lost, or for a
+/// while.
 #[derive(Clone, Debug)]
 struct Doubt {
     began: Instant,
-    /// Of the latest loss, in milliseconds since `began`.
+    /// Time of the latest loss, in milliseconds since `began`.
     raised_ms: Arc<AtomicU64>,
 }
 

@@ -1,29 +1,30 @@
-//! What an error of the database means for whoever asked: whether to ask again, and where.
+//! Classifies database errors by what the caller should do: whether and where to retry.
 
 use std::io;
 
 use sqlx::error::DatabaseError;
 
-/// What went wrong, by what to do about it.
+/// The class of a database error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// The connection is lost, or none is to be had. What was asked may have been done.
+    /// The connection is lost, or none is available. The statement may have been executed.
     Unreachable,
-    /// Others hold what was needed. Nothing was done.
+    /// Others hold a needed lock. Nothing was done.
     Contended,
-    /// The values are refused, as they will be again: they cannot be stored, or break a constraint.
+    /// The values are invalid or break a constraint. A retry would fail the same way.
     Refused,
-    /// A fault of ours.
+    /// An internal error.
     Other,
 }
 
 /// `lock_not_available`, `deadlock_detected`, `serialization_failure`, `query_canceled`.
 const CONTENDED: [&str; 4] = ["55P03", "40P01", "40001", "57014"];
-/// Classes of errors: connection, resources, operator intervention, the system; and the ends of sessions that
-/// were idle in a transaction or too long in one.
+/// Error classes: connection, resources, operator intervention, system; and sessions terminated because they were idle
+/// in a transaction or in one for too long.
 const UNREACHABLE: [&str; 6] = ["08", "53", "57P", "58", "25P03", "25P04"];
 const REFUSED: [&str; 2] = ["22", "23"];
 
+/// Classifies an error.
 pub fn trouble(error: &sqlx::Error) -> Trouble {
     match error {
         sqlx::Error::Database(_) if is_code(error, &CONTENDED) => Trouble::Contended,
@@ -40,12 +41,12 @@ pub fn trouble(error: &sqlx::Error) -> Trouble {
     }
 }
 
-/// Whether a deadline of ours was over, rather than that the connection broke or none was to be had.
+/// Whether our own deadline expired, as opposed to a broken or unavailable connection.
 pub fn is_timeout(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Io(error) if error.kind() == io::ErrorKind::TimedOut)
 }
 
-/// Whether the code of an error begins with one of these.
+/// Whether the error's code starts with one of these.
 pub(super) fn is_code(error: &sqlx::Error, codes: &[&str]) -> bool {
     let code = error.as_database_error().and_then(DatabaseError::code);
     code.is_some_and(|code| codes.iter().any(|begin| code.starts_with(begin)))

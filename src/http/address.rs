@@ -1,4 +1,4 @@
-//! Where a request comes from: the peer of its connection, or, if that is a proxy of the operator's, whom
+//! The client address of a request: the connection's peer or, if the peer is a trusted proxy, the address that
 //! the proxy names.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -7,11 +7,11 @@ use axum::http::{HeaderMap, header};
 use ipnet::IpNet;
 
 const X_FORWARDED_FOR: &str = "x-forwarded-for";
-/// Headers by which proxies say that they are there.
+/// Headers that show that a proxy forwarded the request.
 const PROXIED: [&str; 4] = ["forwarded", X_FORWARDED_FOR, "x-real-ip", "via"];
 
-/// The client's address, if it can be told: `None` if a trusted proxy, or a program beside it, names
-/// nobody. Names are believed from right to left, for as long as trusted proxies gave them.
+/// The client's address. `None` if the peer is a trusted proxy, or a program on its machine, and names no client.
+/// Reads the named addresses from right to left, and trusts each one that a trusted proxy added.
 pub(super) fn client(peer: SocketAddr, headers: &HeaderMap, proxies: &[IpNet]) -> Option<IpAddr> {
     let peer = peer.ip().to_canonical();
     if !is_within(proxies, peer) {
@@ -19,7 +19,7 @@ pub(super) fn client(peer: SocketAddr, headers: &HeaderMap, proxies: &[IpNet]) -
     }
     let mut named = named(headers);
     loop {
-        // What cannot be read hides whatever is left of it.
+        // An unreadable entry makes all entries to its left untrustworthy.
         let address = named.pop()??.to_canonical();
         if named.is_empty() || !is_within(proxies, address) {
             return Some(address);
@@ -27,18 +27,19 @@ pub(super) fn client(peer: SocketAddr, headers: &HeaderMap, proxies: &[IpNet]) -
     }
 }
 
-/// Whether it comes from this machine itself, not by a proxy on it.
+/// Whether the request comes directly from this machine, not through a proxy on it.
 pub(super) fn is_local(peer: SocketAddr, headers: &HeaderMap) -> bool {
     peer.ip().to_canonical().is_loopback()
         && !PROXIED.iter().any(|name| headers.contains_key(*name))
 }
 
+/// Whether one of the networks contains the address. IPv4-mapped IPv6 addresses count as IPv4.
 pub(super) fn is_within(networks: &[IpNet], address: IpAddr) -> bool {
     let address = address.to_canonical();
     networks.iter().any(|network| network.contains(&address))
 }
 
-/// Whoever has one IPv6 address has the 2^64 beside it: they share what an address may have.
+/// The address to which per-address limits apply: of IPv6 the /64, since one client usually controls all of it.
 pub(super) fn share(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(
@@ -48,7 +49,7 @@ pub(super) fn share(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Those named by `X-Forwarded-For`, or else by `Forwarded`, from the client to the last proxy but one.
+/// The addresses in `X-Forwarded-For` or else in `Forwarded`, from the client to the last proxy but one.
 fn named(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
     let listed = |name: &str| -> Vec<&str> {
         let values = headers.get_all(name).into_iter();
@@ -69,7 +70,7 @@ fn named(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
     by_standard.into_iter().map(node).collect()
 }
 
-/// An address as proxies write it: in quotes, in brackets, or with a port.
+/// Parses an address as proxies write it: plain, quoted, in brackets, or with a port.
 fn parse(text: &str) -> Option<IpAddr> {
     let text = text.trim().trim_matches('"');
     let bare = text.trim_start_matches('[').trim_end_matches(']');
@@ -94,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn only_trusted_proxies_are_believed() {
+    fn only_trusted_proxies_can_name_the_client() {
         let forwarded = [("x-forwarded-for", "203.0.113.9")];
         assert_eq!(asked("198.51.100.1:5", &forwarded).unwrap(), "198.51.100.1");
         assert_eq!(asked("10.0.0.1:5", &forwarded).unwrap(), "203.0.113.9");
@@ -105,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn the_right_most_address_that_is_no_proxy_counts() {
+    fn the_rightmost_untrusted_address_is_the_client() {
         for (value, client) in [
             ("1.1.1.1, 203.0.113.9, 10.0.0.7", "203.0.113.9"),
             ("203.0.113.9:4711", "203.0.113.9"),
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn the_standard_header_is_read_too() {
+    fn the_forwarded_header_is_read() {
         let value =
             r#"for=1.1.1.1;proto=https, For="[2001:db8::1]:4711";by=10.0.0.2, for=10.0.0.3"#;
         assert_eq!(
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_named_by_a_proxy_that_hides_its_clients() {
+    fn a_proxy_that_hides_its_clients_names_none() {
         assert_eq!(asked("127.0.0.1:5", &[]), None);
         assert_eq!(asked("10.0.0.1:5", &[("forwarded", "for=_hidden")]), None);
         assert_eq!(
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_in_ipv6_share() {
+    fn addresses_in_one_ipv6_64_share_limits() {
         let share = |text: &str| share(text.parse().unwrap()).to_string();
         assert_eq!(share("2001:db8:1:2:3::4"), "2001:db8:1:2::");
         assert_eq!(share("192.0.2.7"), "192.0.2.7");
@@ -152,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_on_this_machine_is_not_the_machine() {
+    fn a_request_through_a_local_proxy_is_not_local() {
         let local = |headers: &HeaderMap| is_local("127.0.0.1:5".parse().unwrap(), headers);
         assert!(local(&HeaderMap::new()));
         let mut headers = HeaderMap::new();

@@ -1,4 +1,4 @@
-//! `GET /v1/balance`: what is left, in our words and in those of `APIMart`'s clients.
+//! `GET /v1/balance`: the account's balance, in our field names and in those of `APIMart`'s clients.
 
 use axum::{extract::State, response::Response};
 use serde_json::json;
@@ -6,6 +6,7 @@ use serde_json::json;
 use super::{error::ApiError, extract::Authenticated, page};
 use crate::{accounts, app::App};
 
+/// The balance, hold and monthly figures of the caller's account.
 pub(super) async fn get(
     State(app): State<App>,
     Authenticated(caller): Authenticated,

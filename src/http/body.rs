@@ -1,4 +1,4 @@
-//! Reading request bodies: within their limits of size, time and memory.
+//! Reads request bodies within limits of size, time and memory.
 
 use std::{error::Error, time::Duration};
 
@@ -15,18 +15,18 @@ use crate::{
     config::Server,
 };
 
-/// How much of a body that is too large is still read, so that its sender gets to read the answer.
+/// How much of an oversized body is still read, so that the client can read the response.
 const OVERSIZE_READ_MAX: usize = 256 << 20;
-/// So much of a body needs no share of the memory and no pace: a connection has one body at a time, so the
-/// number of connections bounds it.
+/// The first bytes of a body, exempt from the memory share and the minimum rate: a connection has one body at a
+/// time, so the number of connections bounds this memory.
 const FREE_BYTES: usize = 64 << 10;
-/// A share grows by so much, as a body comes in.
+/// The step by which a share grows while a body arrives.
 const STEP_BYTES: usize = 256 << 10;
-/// When some of what others hold may be free.
+/// `Retry-After` when memory is exhausted: other requests may have released some by then.
 const MEMORY_RETRY_S: u32 = 1;
 
-/// The pieces of a body. A sender that falls silent, is too slow or takes too long in all ends it with
-/// an error.
+/// The pieces of a body. The stream ends with an error (408) if the client pauses too long, sends too slowly, or
+/// exceeds the total time.
 pub(super) fn pieces(
     body: Body,
     limits: &Server,
@@ -52,7 +52,7 @@ async fn next_piece(
     match timeout_at(deadline, body.next()).await {
         Ok(Some(Ok(piece))) => Some(Ok(piece)),
         Ok(Some(Err(error))) => {
-            tracing::debug!(error = &error as &dyn Error, "a body broke off");
+            tracing::debug!(error = &error as &dyn Error, "a body ended early");
             Some(Err(ApiError::bad_request(
                 "the body could not be read to its end",
             )))
@@ -65,14 +65,15 @@ async fn next_piece(
     }
 }
 
-/// How fast a body comes, while it is waited for. What has begun to hold memory must go on.
+/// Enforces the minimum rate of a body while the gateway waits for it: a body that holds memory must progress.
 struct Pace {
     bytes_per_s_min: usize,
     window: Duration,
-    /// Of the window that is under way: how long was waited, and what came.
+    /// Time spent waiting in the current window.
     waited: Duration,
+    /// Bytes received in the current window.
     bytes: usize,
-    /// Of the whole body.
+    /// Bytes received in total.
     bytes_in_all: usize,
 }
 
@@ -108,13 +109,14 @@ impl Pace {
     }
 }
 
-/// Memory for what a request sends and has to be held, taken from its account's share as it comes in.
+/// Memory for the held parts of a request, charged to its account's share as they arrive.
 pub(super) struct Holding {
     share: Share,
     bytes: usize,
 }
 
 impl Holding {
+    /// Holds nothing yet.
     pub(super) fn new(app: &App, caller: &Caller) -> Self {
         Self {
             share: app.buffers.share(caller.account_id),
@@ -122,12 +124,12 @@ impl Holding {
         }
     }
 
-    /// How much is held.
+    /// The number of bytes held.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Puts a piece to what is held already, if there is memory for it.
+    /// Appends a piece to `held`. Errors with 429 or 503 if the account or the process has no memory left.
     pub(super) fn push(&mut self, held: &mut BytesMut, piece: &[u8]) -> Result<(), ApiError> {
         self.bytes += piece.len();
         let above = self.bytes.saturating_sub(FREE_BYTES);
@@ -149,8 +151,8 @@ impl From<Exhausted> for ApiError {
     }
 }
 
-/// Reads a body whole, as far as there is memory for it. The memory is taken for as long as the
-/// [`Holding`] lasts.
+/// Reads a whole body into memory. The memory stays charged until the [`Holding`] is dropped. Errors with 413
+/// beyond `json_bytes_max`, and as [`pieces`] and [`Holding::push`] do.
 pub(super) async fn hold(
     app: &App,
     caller: &Caller,
@@ -185,7 +187,7 @@ async fn too_large(
     ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
 }
 
-/// A multipart body, read part by part.
+/// Opens a multipart body to be read part by part; 400 if it has no boundary.
 pub(super) fn form(
     app: &App,
     request: axum::extract::Request,
@@ -197,10 +199,10 @@ pub(super) fn form(
     )
 }
 
-/// More than this is parsed on a thread that may be kept busy: elsewhere, others wait meanwhile.
+/// Larger bodies are parsed on a blocking thread, so that parsing does not delay other requests.
 const PARSED_IN_PLACE_BYTES_MAX: usize = 16 << 10;
 
-/// Does work that takes as long as so many bytes need.
+/// Runs `work`, whose duration grows with `bytes`, on a blocking thread if it may take long.
 pub(super) async fn parse<T: Send + 'static>(
     bytes: usize,
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,

@@ -1,4 +1,4 @@
-//! Bytes by capability links: uploads, result links, and what result links lead to in local storage.
+//! Serves files by capability links: uploads, result links, and the local objects that result links redirect to.
 
 use axum::{
     body::Body,
@@ -21,12 +21,13 @@ use crate::{
     uploads,
 };
 
+/// The query of a result link: `?download` asks for an attachment.
 #[derive(Deserialize)]
 pub(super) struct Download {
     download: Option<String>,
 }
 
-/// `GET /f/image/{name}`: an upload, until it expires.
+/// `GET /f/image/{name}`: an upload; 410 once it has expired.
 pub(super) async fn upload(
     State(app): State<App>,
     Segment(name): Segment,
@@ -51,10 +52,10 @@ pub(super) async fn upload(
     Ok(response)
 }
 
-/// A browser may keep bytes for so long; they never change.
+/// Maximum time in seconds that a browser may cache an object. Objects never change.
 const CACHE_S_MAX: i64 = 3600;
 
-/// `GET /v1/images/files/{model}/{date}/{file}`: 302 to the bytes.
+/// `GET /v1/images/files/{model}/{date}/{file}`: 302 to a short-lived link to the object.
 pub(super) async fn file(
     State(app): State<App>,
     Segment(path): Segment,
@@ -80,13 +81,13 @@ pub(super) async fn file(
     let mut response = StatusCode::FOUND.into_response();
     let headers = response.headers_mut();
     headers.insert(header::LOCATION, location);
-    // Whoever follows it from a cache still has some time to fetch the bytes.
+    // A client that follows a cached redirect still has half the link's lifetime to fetch the object.
     cache_for(headers, life_s / 2);
     guard(headers);
     Ok(response)
 }
 
-/// `GET /f/object/{…}`: what a result link leads to where storage is a local directory.
+/// `GET /f/object/{…}`: the target of a result link if storage is a local directory.
 pub(super) async fn local_object(
     State(app): State<App>,
     Segment(path): Segment,
@@ -101,7 +102,7 @@ pub(super) async fn local_object(
     Ok(response)
 }
 
-/// Lets who asked keep it for so long, and nobody in between.
+/// Lets the client cache the response for `life_s` seconds, but no shared cache.
 fn cache_for(headers: &mut HeaderMap, life_s: i64) {
     let cache = format!("private, max-age={}", life_s.clamp(0, CACHE_S_MAX));
     if let Ok(cache) = HeaderValue::try_from(cache) {
@@ -109,7 +110,7 @@ fn cache_for(headers: &mut HeaderMap, life_s: i64) {
     }
 }
 
-/// Serves a stored object: whole, in part, only its headers, or not at all if the client has it.
+/// Serves a stored object: in full, a range, only its headers (HEAD), or 304 if the client has it.
 async fn object(
     app: &App,
     key: &Key,
@@ -181,7 +182,7 @@ fn object_headers(
     headers
 }
 
-/// Whatever a browser takes the bytes for, nothing in them runs, and no other site learns the link.
+/// Prevents scripts in the object from running, whatever type a browser assumes, and keeps the link from other sites.
 fn guard(headers: &mut HeaderMap) {
     let fixed = [
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),

@@ -1,5 +1,5 @@
-//! Errors as clients see them: one body for all, and the table of statuses. Causes are logged here,
-//! once, and never sent.
+//! Errors as clients see them: one body format, and one table of statuses. Causes are logged here once, and
+//! never sent.
 
 use std::{error::Error, num::NonZeroU32, sync::Arc};
 
@@ -27,15 +27,15 @@ use crate::{
 const INVALID_REQUEST: &str = "invalid_request_error";
 const SERVER_ERROR: &str = "server_error";
 
-/// What is wrong, in words for the client.
+/// An error response.
 #[derive(Clone, Debug)]
 pub(super) struct ApiError {
     status: StatusCode,
     body: ErrorBody,
     retry_after_s: Option<NonZeroU32>,
-    /// An upstream has been called: a retry would buy again.
+    /// An upstream was called, so a retry would pay it again.
     spent: bool,
-    /// Where the result can be looked for. Boxed: few errors have one.
+    /// The task whose result can be polled. Boxed, since few errors have one.
     task: Option<Box<TaskId>>,
 }
 
@@ -62,6 +62,7 @@ struct Provided<'a> {
 }
 
 impl ApiError {
+    /// An error with the default `type` of its status.
     pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
         let body = ErrorBody {
             message: message.into(),
@@ -83,18 +84,22 @@ impl ApiError {
         Self::bad_request(message).param(param)
     }
 
+    /// 400.
     pub(super) fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
+    /// 404.
     pub(super) fn not_found(what: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, format!("no such {what}"))
     }
 
+    /// 401.
     pub(super) fn unauthorized(message: &str) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, message).code("invalid_api_key")
     }
 
+    /// 429 for a rate limit.
     pub(super) fn too_many_requests(retry_after_s: u32) -> Self {
         Self::new(
             StatusCode::TOO_MANY_REQUESTS,
@@ -104,13 +109,13 @@ impl ApiError {
         .retry_after(retry_after_s)
     }
 
-    /// 500 with a plain message; the cause goes to the log.
+    /// 500 with a generic message; logs the cause.
     pub(super) fn internal(message: &str, cause: &(dyn Error + 'static)) -> Self {
         tracing::error!(error = cause, "a request failed: {message}");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
-    /// 503 where it is away or busy, so that a retry may succeed; 500 where we asked for what it cannot do.
+    /// 503 if the database is unreachable or busy, since a retry may succeed; 500 if it rejected our statement.
     fn of_the_database(message: &str, cause: &sqlx::Error) -> Self {
         match trouble(cause) {
             Trouble::Unreachable | Trouble::Contended => {
@@ -121,11 +126,12 @@ impl ApiError {
         }
     }
 
+    /// 503 with `Retry-After`.
     pub(super) fn unavailable(message: &str, retry_after_s: u32) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(retry_after_s)
     }
 
-    /// 503 for a task that has not been heard of when its deadline was over. It may end well all the same.
+    /// 503 for a task whose end was not reported after its deadline. The task may still complete.
     pub(super) fn unknown_end(task: TaskId) -> Self {
         let message = "the end of the task is not known yet: look it up by its id";
         Self {
@@ -135,32 +141,35 @@ impl ApiError {
         }
     }
 
+    /// Sets `code` in the body.
     #[must_use]
     pub(super) fn code(mut self, code: impl Into<Value>) -> Self {
         self.body.code = code.into();
         self
     }
 
+    /// Sets `param` in the body: the field at fault.
     #[must_use]
     pub(super) fn param(mut self, param: &str) -> Self {
         self.body.param = param.into();
         self
     }
 
+    /// Sets `Retry-After`, at least one second.
     #[must_use]
     pub(super) fn retry_after(mut self, seconds: u32) -> Self {
         self.retry_after_s = NonZeroU32::new(seconds.max(1));
         self
     }
 
-    /// An upstream has been called: who asked is told not to ask again.
+    /// Tells the client's SDK not to retry, since an upstream was called.
     #[must_use]
     pub(super) fn spent(mut self) -> Self {
         self.spent = true;
         self
     }
 
-    /// The body's fields, for a task that failed.
+    /// The body's fields, to show them in a failed task.
     pub(super) fn body(&self) -> &ErrorBody {
         &self.body
     }
@@ -177,7 +186,7 @@ fn kind_of(status: StatusCode) -> &'static str {
     }
 }
 
-/// Only a mark: [`render`] makes it the body, for it knows the gateway's name.
+/// Only attaches the error: [`render`] writes the body, since it knows the gateway's name.
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = self.status.into_response();
@@ -186,7 +195,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// Gives every error its body, those of the framework included.
+/// Middleware: writes the body of every error, including the framework's own.
 pub(super) async fn render(State(app): State<App>, request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     let status = response.status();
@@ -259,16 +268,17 @@ impl From<SubmitError> for ApiError {
     }
 }
 
-/// A database that comes back, or a lock that is let go of, does so within seconds.
+/// A database restart or a contended lock usually takes seconds.
 const DATABASE_RETRY_S: u32 = 2;
 const UNKNOWN_END_RETRY_S: u32 = 5;
+
 impl From<Overload> for ApiError {
     fn from(overload: Overload) -> Self {
         let seconds = overload.retry_after().as_secs_f64().ceil();
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
-            reason = "a minute at most"
+            reason = "at most a minute"
         )]
         let seconds = seconds as u32;
         if overload.is_own() {
@@ -281,7 +291,7 @@ impl From<Overload> for ApiError {
     }
 }
 
-/// While storage fails it is probed every second.
+/// `Retry-After` while storage fails; it is probed every second.
 const STORAGE_RETRY_S: u32 = 5;
 
 impl From<storage::Trouble> for ApiError {
@@ -290,7 +300,7 @@ impl From<storage::Trouble> for ApiError {
     }
 }
 
-/// An image takes seconds: when some of a key's tasks may have ended.
+/// `Retry-After` at a key's task limit: images take seconds, so some of its tasks may have ended by then.
 const CONCURRENCY_RETRY_S: u32 = 5;
 
 impl From<SizeError> for ApiError {
@@ -326,7 +336,7 @@ impl From<InvalidImage> for ApiError {
     }
 }
 
-/// How reading an image fails is an `ApiError` already.
+/// An error while reading the image is already an `ApiError`.
 impl From<IntakeError<ApiError>> for ApiError {
     fn from(error: IntakeError<ApiError>) -> Self {
         match error {

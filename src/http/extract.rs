@@ -1,4 +1,4 @@
-//! What handlers are given: the caller behind a key, and parts of the URL, with our own error bodies.
+//! Extractors that return our own error bodies: the caller of a request, and parts of its URL.
 
 use std::sync::Arc;
 
@@ -16,18 +16,18 @@ use crate::{
     db,
 };
 
-/// Who asks: 401 without a good key.
+/// The caller; 401 without a valid key.
 #[derive(Clone, Debug)]
 pub(super) struct Authenticated(pub Arc<Caller>);
 
-/// As [`Authenticated`], for requests that count against the key's rate: 429 beyond it.
+/// The caller of a request that counts against the key's rate limit; 401 as [`Authenticated`], 429 over the limit.
 #[derive(Clone, Debug)]
 pub(super) struct Admitted(pub Arc<Caller>);
 
-/// A segment of the path, by its name in the route.
+/// The last path parameter of the route.
 pub(super) struct Segment(pub String);
 
-/// The query string; what it holds beside the fields of `T` is ignored.
+/// The query string; parameters that are not fields of `T` are ignored.
 pub(super) struct Query<T>(pub T);
 
 impl FromRequestParts<App> for Authenticated {
@@ -69,7 +69,6 @@ impl FromRequestParts<App> for Admitted {
 impl<S: Send + Sync> FromRequestParts<S> for Segment {
     type Rejection = ApiError;
 
-    /// The last parameter of the route.
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let params = RawPathParams::from_request_parts(parts, state).await;
         let last = params
@@ -91,8 +90,8 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
     }
 }
 
-/// As clients send it: `Authorization: Bearer KEY`, in any case, or the bare key; or `x-api-key` or
-/// `api-key`, as Anthropic's and Azure's clients have it. Two that differ are none.
+/// The key in `Authorization` (`Bearer KEY`, with the scheme in any case, or the bare key), or in `x-api-key` or
+/// `api-key`, which Anthropic's and Azure's clients use. `None` if two keys differ.
 fn presented_key(headers: &HeaderMap) -> Option<SecretString> {
     let mut given = [header::AUTHORIZATION.as_str(), "x-api-key", "api-key"]
         .into_iter()
@@ -128,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_taken_as_clients_send_them() {
+    fn keys_are_accepted_in_every_form_that_clients_send() {
         for value in [
             "Bearer sk_x",
             "bearer sk_x",

@@ -1,6 +1,5 @@
-//! How often one client's address may present keys that open nothing and links that lead nowhere. Only such
-//! failures count and only they are refused: who shares an address with somebody who guesses keeps what
-//! good keys and links give.
+//! Limits how often one client address may present invalid keys and links. Only such failures count, and only
+//! they are refused: requests with valid keys and links from the same address are not affected.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -32,11 +31,12 @@ const LINKS: [&str; 3] = [
     "/f/object/{*path}",
     "/v1/images/files/{*path}",
 ];
-/// So many addresses are told apart; those beyond share one allowance.
+/// Maximum number of addresses tracked separately; further addresses share one allowance.
 const ADDRESSES_MAX: usize = 65_536;
-/// After so many failures, addresses that have their whole allowance again are forgotten.
+/// Number of failures between two sweeps, which remove addresses whose allowance is full again.
 const FAILURES_TO_SWEEP: u32 = 1_024;
 
+/// The failures of each client address.
 pub(super) struct Failures {
     limiter: DefaultKeyedRateLimiter<IpAddr>,
     counted: AtomicU32,
@@ -44,6 +44,7 @@ pub(super) struct Failures {
 }
 
 impl Failures {
+    /// Allows `failures_per_minute_max` failures per address and minute.
     pub(super) fn new(limits: &config::Server) -> Self {
         let per_minute = NonZeroU32::new(limits.failures_per_minute_max);
         Self {
@@ -53,17 +54,17 @@ impl Failures {
         }
     }
 
-    /// Counts one failure: beyond the limit, the seconds until the next one is told as what it is.
+    /// Counts one failure. Over the limit, errors with the seconds until the next failure is allowed.
     fn count(&self, client: IpAddr) -> Result<(), u32> {
         let counted = self.counted.fetch_add(1, Ordering::Relaxed);
         if counted.is_multiple_of(FAILURES_TO_SWEEP) {
             self.limiter.retain_recent();
             self.limiter.shrink_to_fit();
         }
-        let of_all = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        let shared = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
         let is_full = self.limiter.len() >= ADDRESSES_MAX;
         let key = if is_full {
-            of_all
+            shared
         } else {
             address::share(client)
         };
@@ -74,7 +75,7 @@ impl Failures {
     }
 }
 
-/// 429 in place of the answer to a failure, for an address that has had too many.
+/// Middleware: replaces a failure response with 429 for an address over its limit.
 pub(super) async fn limit(
     State(failures): State<Arc<Failures>>,
     request: Request,
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn each_address_has_its_own_allowance_and_neighbours_in_ipv6_share_one() {
+    fn each_address_has_its_own_allowance_and_an_ipv6_64_shares_one() {
         let failures = failures(2);
         let count = |address: &str| failures.count(address.parse().unwrap());
         assert_eq!(count("2001:db8::1"), Ok(()));
@@ -121,15 +122,15 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_addresses_are_remembered() {
+    fn the_number_of_tracked_addresses_is_limited() {
         let failures = failures(2);
-        let told_apart = u32::try_from(ADDRESSES_MAX).unwrap();
-        for address in 0..told_apart + 1_000 {
+        let tracked = u32::try_from(ADDRESSES_MAX).unwrap();
+        for address in 0..tracked + 1_000 {
             assert_eq!(
                 failures
                     .count(IpAddr::V4((0x0a00_0000 + address).into()))
                     .is_ok(),
-                address < told_apart + 2
+                address < tracked + 2
             );
         }
         assert!(failures.limiter.len() <= ADDRESSES_MAX + 1);

@@ -1,5 +1,5 @@
-//! Multipart forms, read part by part as they come in. What is kept of one is a piece at a time and one
-//! part's head, whatever a client sends: heads, and what stands before the first part, have limits too.
+//! Multipart forms, read part by part as they arrive. Memory is bounded whatever a client sends: it holds one
+//! piece and one part's head at a time, and the head and the text before the first part have limits.
 
 use std::pin::Pin;
 
@@ -9,43 +9,46 @@ use memchr::memmem;
 
 use super::error::ApiError;
 
-/// Of a part's head, from its boundary to the empty line.
+/// Maximum size of a part's head, from its boundary to the empty line.
 const HEAD_BYTES_MAX: usize = 16 << 10;
-/// Of a boundary: RFC 2046 has no longer ones.
+/// Maximum length of a boundary (RFC 2046).
 const BOUNDARY_BYTES_MAX: usize = 70;
 
 type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, ApiError>> + Send>>;
 
-/// A form, as far as it has been read.
+/// A reader of one form.
 pub(super) struct Form {
     pieces: Pieces,
-    /// What has come in and was not given out yet.
+    /// Received bytes that were not returned yet.
     buffer: BytesMut,
-    /// What ends a part: the line break before a boundary belongs to it.
+    /// The end of a part: a boundary with the line break before it.
     delimiter: Vec<u8>,
     stage: Stage,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// In a part, or before the first one.
+    /// In a part, or before the first part.
     Data,
-    /// The buffer begins with the delimiter.
+    /// The buffer starts with the delimiter.
     Delimiter,
+    /// The last boundary was read.
     Ended,
 }
 
 /// A part's head.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Part {
-    /// Empty if it has none.
+    /// The field name; empty if there is none.
     pub name: String,
+    /// The file name, decoded.
     pub file_name: Option<String>,
-    /// Whether it says of which type it is.
+    /// Whether the part has a `Content-Type`.
     pub is_typed: bool,
 }
 
 impl Form {
+    /// Reads the boundary from the content type; 400 if it has none.
     pub(super) fn new(
         content_type: &str,
         pieces: impl Stream<Item = Result<Bytes, ApiError>> + Send + 'static,
@@ -53,14 +56,14 @@ impl Form {
         let boundary = boundary(content_type).ok_or_else(|| malformed("it has no boundary"))?;
         Ok(Self {
             pieces: Box::pin(pieces),
-            // The first boundary may stand at the very beginning, without a line break before it.
+            // The first boundary may start the body, without a line break before it.
             buffer: BytesMut::from(&b"\r\n"[..]),
             delimiter: format!("\r\n--{boundary}").into_bytes(),
             stage: Stage::Data,
         })
     }
 
-    /// The head of the next part; what was not read of the one before is passed over.
+    /// The head of the next part; skips unread content of the previous part. 400 if the form is malformed.
     pub(super) async fn next_part(&mut self) -> Result<Option<Part>, ApiError> {
         while self.stage == Stage::Data {
             self.chunk().await?;
@@ -101,7 +104,7 @@ impl Form {
                 self.stage = Stage::Delimiter;
                 break;
             }
-            // A boundary may have come in half.
+            // The buffer may end within a boundary.
             let safe = self.buffer.len().saturating_sub(self.delimiter.len() - 1);
             let content = whole.unwrap_or(safe);
             if content > 0 {
@@ -133,7 +136,7 @@ impl Form {
 }
 
 impl Part {
-    /// From what stands between a boundary and the empty line.
+    /// Parses the text between a boundary and the empty line.
     fn parse(head: &[u8]) -> Result<Self, ApiError> {
         let text = String::from_utf8_lossy(head);
         let mut lines = text.split("\r\n");
@@ -162,7 +165,7 @@ impl Part {
             match name.trim().to_ascii_lowercase().as_str() {
                 "name" => self.name = value,
                 "filename" => self.file_name = Some(value),
-                // Of the two, the one that all clients can write without losing letters.
+                // Preferred over `filename`, since it can encode every character.
                 "filename*" => self.file_name = Some(extended(&value).unwrap_or(value)),
                 _ => {}
             }
@@ -171,7 +174,7 @@ impl Part {
     }
 }
 
-/// A parameter's value, and what stands behind it.
+/// A parameter's value, and the text after it.
 fn parameter(text: &str) -> (String, &str) {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find(';').unwrap_or(text.len());
@@ -182,7 +185,7 @@ fn parameter(text: &str) -> (String, &str) {
     while let Some((at, char)) = chars.next() {
         match char {
             '"' => return (value, &quoted[at + 1..]),
-            // Browsers leave backslashes as they are; others put one before a quotation mark.
+            // Browsers do not escape backslashes; other clients escape a quotation mark with one.
             '\\' if quoted[at + 1..].starts_with('"') => {
                 value.push('"');
                 chars.next();
@@ -193,7 +196,7 @@ fn parameter(text: &str) -> (String, &str) {
     (value, "")
 }
 
-/// `UTF-8''a%20b.png`, as RFC 8187 has it.
+/// Decodes an RFC 8187 value such as `UTF-8''a%20b.png`.
 fn extended(value: &str) -> Option<String> {
     let (charset, rest) = value.split_once('\'')?;
     let (_language, encoded) = rest.split_once('\'')?;
@@ -202,7 +205,7 @@ fn extended(value: &str) -> Option<String> {
     is_utf8.then(|| decoded.ok().map(String::from))?
 }
 
-/// Of `multipart/form-data; boundary="…"`.
+/// The boundary in `multipart/form-data; boundary="…"`.
 fn boundary(content_type: &str) -> Option<String> {
     let (_, mut rest) = content_type.split_once(';')?;
     while let Some((name, after)) = rest.split_once('=') {
@@ -232,7 +235,7 @@ mod tests {
 
     const TYPE: &str = "multipart/form-data; boundary=xyz";
 
-    /// Every part with its content, from a body that comes in pieces of some length.
+    /// Every part with its content, from a body that arrives in pieces of `piece` bytes.
     async fn read(body: &str, piece: usize) -> Result<Vec<(Part, String)>, String> {
         let pieces: Vec<_> = body
             .as_bytes()
@@ -260,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn parts_are_the_same_in_pieces_of_any_length() {
+    async fn parts_do_not_depend_on_piece_length() {
         let body = "before\r\n--xyz \t\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\none\r\n--xy\r\n\
                     \r\n--xyz\r\ncontent-type: image/png\r\ncontent-disposition: form-data; filename=\"b \\\"c\\\".png\"; \
                     name=image[]\r\n\r\n\r\n--xyz\r\n\r\n\r\n--xyz\r\nX: y\r\n\r\nno name\r\n--xyz--after";
@@ -278,7 +281,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn unread_content_is_passed_over() {
+    async fn unread_content_is_skipped() {
         let body = "--xyz\r\n\r\nmuch\r\n--xyz\r\ncontent-disposition: form-data; name=n\r\n\r\n2\r\n--xyz--";
         let pieces = body.as_bytes().chunks(4).map(Bytes::copy_from_slice);
         let mut form = Form::new(TYPE, stream::iter(pieces.map(Ok).collect::<Vec<_>>())).unwrap();
@@ -289,7 +292,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_form_is_refused() {
+    async fn malformed_forms_are_refused() {
         let long = "x".repeat(HEAD_BYTES_MAX + 4);
         let ends = "malformed multipart body: it ends before its last boundary";
         let head = "malformed multipart body: the head of a part exceeds maximum 16384 bytes";
@@ -317,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn boundaries_and_names_are_read_in_all_spellings() {
+    fn boundaries_and_names_are_parsed_in_every_spelling() {
         for (content_type, expected) in [
             ("multipart/form-data; boundary=a-b", Some("a-b")),
             (

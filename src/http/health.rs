@@ -13,16 +13,16 @@ use tokio::{sync::watch, time::timeout};
 use super::{address, error::ApiError, extract::Query, page, server::Connection};
 use crate::{app::App, storage::Trouble};
 
-/// For the database; the circuit of storage has a time of its own.
+/// Timeout of the database check; the storage circuit has its own.
 const CHECK_TIMEOUT: Duration = Duration::from_millis(1_500);
-/// A check costs a query and an object written, and anybody may ask: all who ask share one for so long.
+/// How long a result is reused. A check runs a query and writes an object, and anyone may request `/readyz`.
 const CHECKED_FOR: Duration = Duration::from_secs(2);
 const RETRY_AFTER_S: u32 = 2;
 
-/// What keeps the gateway from its work, in words for an operator.
+/// `Err` holds the reason why the gateway is not ready, for the operator.
 type Outcome = Result<(), &'static str>;
 
-/// The last check of what is outside of this process, or the one under way.
+/// The current or most recent check of the database and storage.
 #[derive(Clone, Default)]
 pub(super) struct Probe(Arc<Mutex<Option<Check>>>);
 
@@ -32,17 +32,18 @@ struct Check {
     outcome: watch::Receiver<Option<Outcome>>,
 }
 
+/// The query of `/readyz`.
 #[derive(Deserialize)]
 pub(super) struct Detail {
     verbose: Option<String>,
 }
 
-/// The process answers.
+/// `GET /healthz`: the process is alive.
 pub(super) async fn live() -> Response {
     page::json(&json!({ "status": "ok" }))
 }
 
-/// It can do its work. On this machine `?verbose` tells how the backends fare, too.
+/// `GET /readyz`: 503 if the gateway cannot work. Local requests with `?verbose` also get the backends' circuits.
 pub(super) async fn ready(
     State(app): State<App>,
     Extension(probe): Extension<Probe>,
@@ -60,7 +61,7 @@ pub(super) async fn ready(
     Ok(page::json(&json!({ "status": "ok" })))
 }
 
-/// All that must be so for the gateway to be ready; the first that is not says why.
+/// Checks all conditions of readiness; the first that fails gives the reason.
 async fn is_ready(app: &App, probe: &Probe) -> Outcome {
     if app.shutdown.has_begun() {
         return Err("the gateway is shutting down");
@@ -75,13 +76,13 @@ async fn is_ready(app: &App, probe: &Probe) -> Outcome {
 impl Probe {
     async fn outcome(&self, app: &App) -> Outcome {
         let mut outcome = self.check(app).outcome;
-        let told = outcome.wait_for(Option::is_some).await;
-        let outcome = told.ok().and_then(|outcome| *outcome);
+        let reported = outcome.wait_for(Option::is_some).await;
+        let outcome = reported.ok().and_then(|outcome| *outcome);
         outcome.unwrap_or(Err("the gateway could not be checked"))
     }
 
-    /// The check whose outcome counts now: a new one if the last is over and too long ago. It goes on
-    /// whatever becomes of who asked for it.
+    /// The check to use now; starts a new one if the last is complete and older than `CHECKED_FOR`. A check
+    /// continues if the request that started it is dropped.
     fn check(&self, app: &App) -> Check {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(check) = &*last {
@@ -90,10 +91,10 @@ impl Probe {
                 return check.clone();
             }
         }
-        let (told, outcome) = watch::channel(None);
+        let (report, outcome) = watch::channel(None);
         let checking = app.clone();
         app.shutdown.spawn_background(async move {
-            told.send_replace(Some(reach(&checking).await));
+            report.send_replace(Some(reach(&checking).await));
         });
         let check = Check {
             began: Instant::now(),
@@ -103,7 +104,7 @@ impl Probe {
     }
 }
 
-/// Whether the database and storage answer.
+/// Checks that the database and storage respond.
 async fn reach(app: &App) -> Outcome {
     let ping = async { sqlx::Connection::ping(&mut *app.pool.acquire().await?).await };
     let (database, storage) = tokio::join!(

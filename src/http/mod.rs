@@ -1,4 +1,4 @@
-//! The door that clients come through: every route in one list, and what all requests pass.
+//! The HTTP API: one list of all routes, and the middleware that every request passes.
 
 mod address;
 mod balance;
@@ -29,7 +29,7 @@ use axum::{
 
 use crate::app::App;
 
-/// All routes: the server's and the tests'.
+/// Builds the router with all routes and middleware. The server and the tests both use it.
 pub fn router(app: App) -> Router {
     let mut routes = Router::new()
         .route("/healthz", get(health::live))
@@ -61,7 +61,7 @@ pub fn router(app: App) -> Router {
     }
     let failures = Arc::new(failures::Failures::new(&app.config.server));
     routes
-        // Handlers count the bytes themselves, each by its own limit.
+        // Each handler enforces its own body size limit.
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn(request::admit))
         .layer(middleware::from_fn_with_state(failures, failures::limit))

@@ -1,4 +1,4 @@
-//! `GET /v1/models`: what may be asked for, and what it costs.
+//! `GET /v1/models`: the configured models and their prices.
 
 use axum::{extract::State, response::Response};
 use serde_json::{Value, json};
@@ -10,9 +10,10 @@ use super::{
 };
 use crate::{app::App, backend::catalog::Model};
 
-/// Models have no birthday here; OpenAI's clients want a number.
+/// `created` of every model: Easel does not record one, but OpenAI's clients require a number.
 const CREATED: i64 = 1_767_225_600;
 
+/// All models, in one page.
 pub(super) async fn list(State(app): State<App>, _: Authenticated) -> Response {
     let catalog = app.catalog();
     let data: Vec<Value> = catalog.models().map(object).collect();
@@ -26,6 +27,7 @@ pub(super) async fn list(State(app): State<App>, _: Authenticated) -> Response {
     }))
 }
 
+/// One model; 404 if it is not configured.
 pub(super) async fn get(
     State(app): State<App>,
     _: Authenticated,

@@ -1,4 +1,4 @@
-//! Lists, page by page, as OpenAI's API has them; and plain JSON answers.
+//! Paginated lists in the format of OpenAI's API, and JSON responses.
 
 use axum::{
     body::Body,
@@ -13,14 +13,14 @@ use super::error::ApiError;
 const LIMIT_DEFAULT: u8 = 20;
 const LIMIT_MAX: u8 = 100;
 
-/// Which page is asked for.
+/// The pagination parameters of a query string, not yet validated.
 #[derive(Debug, Deserialize)]
 pub(super) struct Page {
     limit: Option<String>,
     after: Option<String>,
 }
 
-/// How many a page holds, from 1 to 100.
+/// The number of items per page, from 1 to 100.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limit(u8);
 
@@ -34,6 +34,7 @@ struct List<T> {
 }
 
 impl Page {
+    /// The page size, 20 by default; 400 unless it is an integer from 1 to 100.
     pub(super) fn limit(&self) -> Result<Limit, ApiError> {
         let given = match &self.limit {
             None => Some(LIMIT_DEFAULT),
@@ -50,7 +51,7 @@ impl Page {
             })
     }
 
-    /// The id that the page begins after.
+    /// The id that the page starts after; 400 if it is not a UUID.
     pub(super) fn after(&self, what: &str) -> Result<Option<Uuid>, ApiError> {
         let invalid = |_| ApiError::field("after", format!("after must be the id of a {what}"));
         self.after
@@ -61,12 +62,12 @@ impl Page {
 }
 
 impl Limit {
-    /// One more than the page holds tells whether there is another page.
+    /// The page size plus one: the extra row shows whether there is another page.
     pub(super) fn and_one(self) -> i64 {
         i64::from(self.0) + 1
     }
 
-    /// Renders what was read with [`Limit::and_one`].
+    /// Renders rows that were read with [`Limit::and_one`].
     pub(super) fn list<T, R: Serialize>(
         self,
         mut rows: Vec<T>,
@@ -85,7 +86,7 @@ impl Limit {
     }
 }
 
-/// A JSON answer that no cache keeps: all of ours change, or are for one caller only.
+/// A JSON response with `no-store`: every response can change or is for one caller only.
 pub(super) fn json(body: &impl Serialize) -> Response {
     let text = serde_json::to_vec(body).unwrap_or_default();
     let mut response = Response::new(Body::from(text));

@@ -1,20 +1,24 @@
-//! Conditional and partial requests (RFC 9110, sections 13 and 14): one range of bytes, validators.
+//! Conditional and range requests (RFC 9110, sections 13 and 14): validators, and a single byte range.
 
 use std::{ops::Range, time::SystemTime};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use chrono::{DateTime, Utc};
 
-/// What of an object a request asks for.
+/// Which part of an object to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RangeOutcome {
+    /// The whole object (200).
     Whole,
+    /// A non-empty range of bytes (206).
     Part(Range<u64>),
-    /// The client has it already.
+    /// The client already has the object (304).
     NotModified,
+    /// The range lies outside the object (416).
     Unsatisfiable,
 }
 
+/// Evaluates the conditional and range headers of a request for an object of `size` bytes.
 pub(super) fn evaluate(
     headers: &HeaderMap,
     etag: &str,
@@ -37,7 +41,7 @@ pub(super) fn evaluate(
     }
 }
 
-/// The `Content-Range` that goes with an answer, if one does.
+/// The `Content-Range` header of the response, if the outcome has one.
 pub(super) fn content_range(outcome: &RangeOutcome, size: u64) -> Option<HeaderValue> {
     let text = match outcome {
         RangeOutcome::Part(range) => format!("bytes {}-{}/{size}", range.start, range.end - 1),
@@ -57,7 +61,7 @@ fn not_modified(headers: &HeaderMap, etag: &str, modified: SystemTime) -> bool {
     date(headers, &header::IF_MODIFIED_SINCE).is_some_and(|since| modified <= since)
 }
 
-/// Whether the range is wanted of what the object now is.
+/// Whether `If-Range` permits a range of the object's current version.
 fn range_holds(headers: &HeaderMap, etag: &str, modified: SystemTime) -> bool {
     match text(headers, &header::IF_RANGE) {
         None => true,
@@ -67,7 +71,7 @@ fn range_holds(headers: &HeaderMap, etag: &str, modified: SystemTime) -> bool {
 }
 
 enum Parsed {
-    /// Not a range in bytes, or several: the whole is a valid answer to either.
+    /// Not a byte range, or several ranges: sending the whole object is valid for both.
     Ignored,
     Outside,
     Within(Range<u64>),
@@ -125,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn one_range_of_bytes_is_served() {
+    fn a_single_byte_range_is_served() {
         for (range, expected) in [
             ("bytes=0-9", RangeOutcome::Part(0..10)),
             ("bytes=90-", RangeOutcome::Part(90..100)),
@@ -147,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn validators_are_heeded() {
+    fn validators_are_evaluated() {
         let date = "Mon, 31 Mar 2025 16:00:00 GMT";
         assert_eq!(
             outcome_with(&[(header::IF_NONE_MATCH, "\"x\", W/\"e\"")]),

@@ -1,5 +1,5 @@
-//! What every request passes: its id, its line in the log, and the rest of its body, which is read even
-//! if nobody wants it, or the client would see a broken connection instead of its answer.
+//! Middleware for every request: assigns its id, logs it, and reads the rest of its body. Otherwise the client
+//! would see a reset connection instead of the response.
 
 use std::{
     pin::Pin,
@@ -28,29 +28,29 @@ use crate::{app::App, ids};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_CHARS_MAX: usize = 128;
-/// Load balancers ask these every other second.
+/// Load balancers request these every few seconds, so successes are not logged at info level.
 const PROBES: [&str; 2] = ["/healthz", "/readyz"];
-/// For a place that is not one of the reserve.
+/// `Retry-After` of a request refused on a reserve connection.
 const RESERVE_RETRY_S: u32 = 1;
 
-/// What is read of a body that nobody wanted, before its answer.
+/// Limits for reading an unread body before the response is sent.
 struct Rest {
     bytes_max: usize,
     time_max: Duration,
 }
 
-/// Of callers with a good key.
+/// For callers with a valid key.
 const REST_OF_KNOWN: Rest = Rest {
     bytes_max: 64 << 20,
     time_max: Duration::from_secs(30),
 };
-/// Of anybody else: enough for a body that is here already.
+/// For all other clients: enough for a body that has already arrived.
 const REST_OF_STRANGERS: Rest = Rest {
     bytes_max: 64 << 10,
     time_max: Duration::from_secs(1),
 };
 
-/// Gives the request an id, the client's own if it is a sane one, and logs it by its route.
+/// Assigns the request an id (the client's own if it is valid) and logs the request with its route template.
 pub(super) async fn trace(State(app): State<App>, request: Request, next: Next) -> Response {
     let id = request
         .headers()
@@ -86,14 +86,14 @@ pub(super) async fn trace(State(app): State<App>, request: Request, next: Next) 
     if let Some(id) = id {
         response.headers_mut().insert(REQUEST_ID, id);
     }
-    // The next request belongs to another gateway, or to a place that others do not wait for.
+    // The next request should go to another gateway, or to a connection that is not from the reserve.
     if app.shutdown.has_begun() || connection.is_some_and(|one| one.is_reserve) {
         close_after(&mut response);
     }
     response
 }
 
-/// The connection that a request came by; none in a test that calls the router.
+/// The request's connection; `None` in a test that calls the router directly.
 pub(super) fn connection(request: &Request) -> Option<Arc<Connection>> {
     request.extensions().get().cloned()
 }
@@ -103,8 +103,8 @@ fn close_after(response: &mut Response) {
     response.headers_mut().insert(header::CONNECTION, close);
 }
 
-/// Refuses what others on the way could take for somebody else's, and, on a connection of the reserve,
-/// whatever may take its time.
+/// Refuses requests without exactly one `Host` header, which a proxy could route differently, and, on a reserve
+/// connection, requests with an unsafe method, which may take long.
 pub(super) async fn admit(request: Request, next: Next) -> Response {
     let hosts = request.headers().get_all(header::HOST).iter().count();
     let (is_new, method) = (request.version() >= Version::HTTP_11, request.method());
@@ -118,7 +118,7 @@ pub(super) async fn admit(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// A bug of ours: the panic's message is in the log already.
+/// The response after a panic, whose message is already in the log.
 fn crashed() -> Response {
     StatusCode::INTERNAL_SERVER_ERROR.into_response()
 }
@@ -128,18 +128,19 @@ fn is_sane(id: &HeaderValue) -> bool {
     (1..=REQUEST_ID_CHARS_MAX).contains(&id.len()) && id.as_bytes().iter().all(visible)
 }
 
-/// Whether a request turned out to come with a good key.
+/// Whether the request was authenticated with a valid key.
 #[derive(Clone, Default)]
 pub(super) struct Known(Arc<AtomicBool>);
 
 impl Known {
+    /// Marks the request as authenticated.
     pub(super) fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 }
 
-/// Before the answer, reads what the client is still sending; but one that waits to be told to begin
-/// is not told so, and one that sends on and on is answered all the same and its connection closed.
+/// Reads the rest of the body before the response is sent. A client that waits for `100 Continue` does not get
+/// one, and one that exceeds the limits still gets its response, after which its connection is closed.
 pub(super) async fn drain(request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
     if body.is_end_stream() {
@@ -159,7 +160,7 @@ pub(super) async fn drain(request: Request, next: Next) -> Response {
     } else {
         REST_OF_STRANGERS
     };
-    // A body that has had its time gets no more of it.
+    // A body that has already timed out gets no more time.
     let is_readable = shared.lock().begun && response.status() != StatusCode::REQUEST_TIMEOUT;
     let has_ended = shared.is_end_stream() || is_readable && rest.read(shared).await;
     if !has_ended {
@@ -169,7 +170,7 @@ pub(super) async fn drain(request: Request, next: Next) -> Response {
 }
 
 impl Rest {
-    /// Whether the body came to its end.
+    /// Reads the body and returns whether it ended within the limits.
     async fn read(&self, body: Shared) -> bool {
         let mut pieces = Body::new(body).into_data_stream();
         let mut left = self.bytes_max;
@@ -188,7 +189,7 @@ impl Rest {
     }
 }
 
-/// A body that can still be read after whoever was given it has dropped it.
+/// A body that can still be read after its handler dropped it.
 #[derive(Clone)]
 struct Shared(Arc<Mutex<Reading>>);
 

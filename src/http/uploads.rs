@@ -1,4 +1,4 @@
-//! `POST /v1/uploads/images`: an image to work from, for a URL that lives 72 hours.
+//! `POST /v1/uploads/images`: stores a reference image and returns a URL that expires after 72 hours.
 
 use axum::{
     extract::{Request, State},
@@ -19,6 +19,7 @@ use crate::{
 
 const NO_FILE: &str = "missing or invalid file field: http: no such file";
 
+/// Stores the form's first `file` part; other parts are ignored.
 pub(super) async fn upload(
     State(app): State<App>,
     Admitted(caller): Admitted,

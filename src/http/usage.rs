@@ -1,4 +1,4 @@
-//! `GET /v1/usage`: what tasks came to, newest first.
+//! `GET /v1/usage`: ended tasks and what they cost, newest first.
 
 use axum::{extract::State, response::Response};
 
@@ -13,6 +13,7 @@ use crate::{
     tasks::{Summary, store},
 };
 
+/// One page of the account's usage records.
 pub(super) async fn list(
     State(app): State<App>,
     Authenticated(caller): Authenticated,

@@ -1,8 +1,8 @@
-//! Tells from its first bytes what a file is, whatever its name and its sender say.
+//! Detects a file's type from its first bytes, regardless of its name and declared type.
 
 use super::{Format, InvalidImage};
 
-/// Formats that are refused are named from this many bytes.
+/// Rejected formats are identified from this many bytes.
 pub(super) const HEAD_BYTES_MAX: usize = 4096;
 
 const OCTET_STREAM: &str = "application/octet-stream";
@@ -14,13 +14,13 @@ const SIGNATURES: [(&[u8], Format); 4] = [
 ];
 
 impl Format {
-    /// `head` is how the file begins: four KiB, or all of it.
+    /// `head` is the start of the file: 4 KiB, or all of it.
     pub fn detect(head: &[u8]) -> Result<Self, InvalidImage> {
         known(head).ok_or_else(|| unknown(head))
     }
 }
 
-/// The format, if `head` has the whole signature of one.
+/// The format, if `head` contains a complete signature.
 pub(super) fn known(head: &[u8]) -> Option<Format> {
     SIGNATURES
         .iter()
@@ -29,7 +29,7 @@ pub(super) fn known(head: &[u8]) -> Option<Format> {
         .or_else(|| is_webp(head).then_some(Format::Webp))
 }
 
-/// What to say of a file that has no signature of ours: that it is cut off inside one, or what else it is.
+/// The error for a file without a known signature: truncated inside one, or of another type.
 pub(super) fn unknown(head: &[u8]) -> InvalidImage {
     let head = &head[..head.len().min(HEAD_BYTES_MAX)];
     let cut_off = SIGNATURES
@@ -60,7 +60,7 @@ fn media_type(head: &[u8]) -> &'static str {
         .unwrap_or(OCTET_STREAM)
 }
 
-/// Markup has no signature: it begins with a bracket, and HTML may hold SVG but not the other way round.
+/// Markup has no signature: it begins with a bracket, and HTML may contain SVG but not the other way round.
 fn markup(head: &[u8]) -> Option<&'static str> {
     let text = String::from_utf8_lossy(head).to_ascii_lowercase();
     let text = text.trim_start_matches('\u{feff}').trim_start();
@@ -77,7 +77,7 @@ fn markup(head: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// The HEIF family by its major brand; `infer` wants the whole list of brands to be there.
+/// The HEIF family by its major brand; `infer` needs the whole list of brands.
 fn isobmff(head: &[u8]) -> Option<&'static str> {
     if head.get(4..8) != Some(b"ftyp") {
         return None;
@@ -91,7 +91,7 @@ fn isobmff(head: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// `infer` looks further, and takes some for something else.
+/// `infer` reads further and mistakes some for another type.
 fn is_tiff(head: &[u8]) -> bool {
     head.starts_with(b"II*\0") || head.starts_with(b"MM\0*")
 }

@@ -1,5 +1,5 @@
-//! Passes an image on piece by piece, however it is cut, without ever holding it whole: follows its structure
-//! to its end, checks its size, and leaves its metadata out if told so.
+//! Streams an image in pieces of any length without buffering it whole: parses its structure to the end, checks its
+//! size, and removes its metadata if required.
 
 use bytes::{Buf, Bytes};
 
@@ -8,22 +8,22 @@ use super::{
     parse::{Action, FormatParser, Step, Then, parser},
 };
 
-/// What zeroed bytes are cut from.
+/// Source of the zero bytes for blanked fields.
 static ZEROS: [u8; 4096] = [0; 4096];
 
-/// What becomes of an image's metadata.
+/// What to do with an image's metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metadata {
-    /// Every byte passes as it is.
+    /// Every byte passes unchanged.
     Keep,
-    /// Whatever a decoder does not need to show the image goes: texts, EXIF but for the orientation of a
-    /// JPEG, XMP, thumbnails, and what follows the image's end.
+    /// Removes everything that a decoder does not need to show the image: texts, EXIF except a JPEG's orientation, XMP,
+    /// thumbnails, and bytes after the image's end.
     Strip,
 }
 
-/// An image on its way through. After an error it is of no more use.
+/// The state of one image. Unusable after an error.
 ///
-/// It holds back a few bytes of what was pushed; four KiB of what is no image, 64 KiB of a JPEG with EXIF.
+/// It holds back a few of the bytes pushed: 4 KiB if it is not an image, 64 KiB of a JPEG with EXIF.
 pub struct Filter {
     policy: Metadata,
     limits: Limits,
@@ -31,32 +31,33 @@ pub struct Filter {
 }
 
 enum Stage {
-    /// Too little has come to name the format.
+    /// Too few bytes so far to detect the format.
     Head(Bytes),
     Body(Format, ParserState),
 }
 
-/// How far a parse has come.
+/// The progress of a parser.
 struct ParserState {
     parser: Box<dyn FormatParser>,
     policy: Metadata,
-    /// The beginning of a field that was cut.
+    /// The start of a field that was split between pieces.
     carry: Vec<u8>,
     action: Action,
-    /// How many bytes are left that meet this action, before `then`.
+    /// Remaining bytes with the current action, before `then`.
     body: u64,
     then: Then,
 }
 
-/// A piece on its way through: neighbouring bytes that are kept go out as one slice, uncopied.
+/// A piece in progress. Adjacent kept bytes are emitted as one slice, without copying.
 struct Cursor<'a> {
-    /// What has not gone out yet: `kept` bytes that will, then those nothing is known of.
+    /// Bytes not emitted yet: `kept` bytes to keep, then undecided bytes.
     piece: Bytes,
     kept: usize,
     out: &'a mut Vec<Bytes>,
 }
 
 impl Filter {
+    /// A filter for one image.
     pub fn new(policy: Metadata, limits: Limits) -> Self {
         Self {
             policy,
@@ -65,7 +66,7 @@ impl Filter {
         }
     }
 
-    /// Takes the next piece and adds what is to be passed on to `out`, as slices of the piece where it can.
+    /// Takes the next piece and appends the output to `out`, as slices of the piece where possible.
     pub fn push(&mut self, piece: Bytes, out: &mut Vec<Bytes>) -> Result<(), InvalidImage> {
         match &mut self.stage {
             Stage::Head(head) => {
@@ -88,7 +89,7 @@ impl Filter {
         }
     }
 
-    /// What the image's first bytes say it is.
+    /// The format, detected from the first bytes.
     pub fn format(&self) -> Option<Format> {
         match &self.stage {
             Stage::Head(_) => None,
@@ -96,7 +97,7 @@ impl Filter {
         }
     }
 
-    /// What the image is, as soon as its header has passed.
+    /// The format and size, once the header has passed.
     pub fn info(&self) -> Option<ImageInfo> {
         let Stage::Body(format, state) = &self.stage else {
             return None;
@@ -108,7 +109,7 @@ impl Filter {
         })
     }
 
-    /// There are no more pieces: the image must have come to its end.
+    /// Ends the input. Fails unless the image is complete.
     pub fn finish(self) -> Result<ImageInfo, InvalidImage> {
         match &self.stage {
             Stage::Head(head) => Err(detect::unknown(head)),
@@ -166,7 +167,7 @@ impl ParserState {
         Ok(())
     }
 
-    /// Shows the parser its next field, if the piece has the rest of it, and does as it says.
+    /// Gives the parser its next field if the piece completes it, and performs the returned step.
     fn field(&mut self, length: usize, cursor: &mut Cursor<'_>) -> Result<(), InvalidImage> {
         let in_place = self.carry.is_empty() && cursor.rest().len() >= length;
         if !in_place {
@@ -208,7 +209,7 @@ impl ParserState {
 }
 
 impl Metadata {
-    /// What really becomes of bytes that a parser gives this action.
+    /// The effective action for bytes to which a parser gives this action.
     fn over(self, action: Action) -> Action {
         match self {
             Self::Keep => Action::Keep,
@@ -222,7 +223,7 @@ impl Cursor<'_> {
         &self.piece[self.kept..]
     }
 
-    /// Passes up to `count` bytes, and says how many there were.
+    /// Passes up to `count` bytes and returns how many there were.
     fn pass(&mut self, action: Action, count: usize) -> usize {
         let count = count.min(self.rest().len());
         if action == Action::Keep {
@@ -251,7 +252,7 @@ impl Cursor<'_> {
         }
     }
 
-    /// Sends out what is kept so far.
+    /// Emits the kept bytes so far.
     fn flush(&mut self) {
         if self.kept > 0 {
             self.out.push(self.piece.split_to(self.kept));
@@ -268,7 +269,7 @@ fn blank(mut count: usize, out: &mut Vec<Bytes>) {
     }
 }
 
-/// Copies only where the head came in several pieces.
+/// Copies only if the head came in several pieces.
 fn joined(head: Bytes, piece: Bytes) -> Bytes {
     if head.is_empty() {
         piece
@@ -428,7 +429,7 @@ mod tests {
             prop_assert!(samples::filter(policy, pieces).unwrap() == whole);
         }
 
-        /// Neither panics, nor depends on the cutting; what strip passes, it passes again.
+        /// Never panics, does not depend on how the input is cut, and stripping its own output changes nothing.
         #[test]
         fn no_damage_does_harm(
             sample in any::<Index>(),

@@ -1,4 +1,4 @@
-//! Walks a GIF, block by block. Facts: Graphics Interchange Format, version 89a.
+//! Parses a GIF, block by block. Source: Graphics Interchange Format, version 89a.
 
 use super::{
     ImageSize, InvalidImage, Limits,
@@ -8,7 +8,7 @@ use super::{
 /// Signature, then the logical screen.
 const HEADER_BYTES: usize = 6 + 7;
 const FRAME_BYTES: usize = 10;
-/// An application's extension up to the end of its name, and the two names that make an animation repeat.
+/// An application extension up to the end of its name, and the two names that make an animation repeat.
 const APPLICATION_BYTES: usize = 3 + 11;
 const LOOPS: [&[u8]; 2] = [b"\x0BNETSCAPE2.0", b"\x0BANIMEXTS1.0"];
 
@@ -16,7 +16,7 @@ pub(super) struct Parser {
     limits: Limits,
     size: Option<ImageSize>,
     frames: Frames,
-    /// What the next field is.
+    /// The kind of the next field.
     next: Next,
 }
 
@@ -30,7 +30,7 @@ enum Frames {
 enum Next {
     Header,
     Block,
-    /// The length of a sub-block, which shares the action of its extension.
+    /// The length of a sub-block, which has the action of its extension.
     SubBlock(Action),
 }
 
@@ -68,9 +68,9 @@ impl Parser {
             [0x21, 0xFF, name @ ..] if LOOPS.contains(&name) => {
                 Ok(self.sub_blocks(Action::Keep, 0))
             }
-            // The name is the first of the sub-blocks: one of another length is passed over as such.
+            // The name is the first sub-block. One of another length is dropped as an ordinary sub-block.
             [0x21, 0xFF, length] => Ok(self.sub_block(Action::Drop, *length)),
-            // How a frame is shown.
+            // How a frame is displayed.
             [0x21, 0xF9] => Ok(self.sub_blocks(Action::Keep, 0)),
             [0x21, ..] => Ok(self.sub_blocks(Action::Drop, 0)),
             [0x3B] if self.frames == Frames::Some => Ok(Step::Keep {
@@ -81,7 +81,7 @@ impl Parser {
         }
     }
 
-    /// Frames may reach out of the screen: decoders make room for them.
+    /// Frames may extend beyond the screen: decoders enlarge it.
     fn frame(&mut self, field: &[u8]) -> Result<Step, InvalidImage> {
         let number = |at| Ok(u32::from(u16::from_le_bytes(array(field, at)?)));
         let frame = ImageSize {
@@ -94,11 +94,11 @@ impl Parser {
             height: number(3)? + frame.height,
         })?;
         self.frames = Frames::Some;
-        // The byte behind the palette tells the code size of the image's data.
+        // The byte after the palette gives the code size of the image's data.
         Ok(self.sub_blocks(Action::Keep, palette_bytes(array(field, 9)?) + 1))
     }
 
-    /// The block ends with an empty one of these.
+    /// The block ends with an empty sub-block.
     fn sub_block(&mut self, action: Action, length: u8) -> Step {
         let step = self.sub_blocks(action, length.into());
         if length == 0 {
@@ -139,7 +139,7 @@ impl FormatParser for Parser {
     }
 }
 
-/// How long the palette is that these flags announce.
+/// The length of the palette that these flags declare.
 fn palette_bytes([flags]: [u8; 1]) -> u64 {
     match flags & 0x80 {
         0 => 0,
@@ -175,7 +175,7 @@ mod tests {
         .concat()
     }
 
-    /// A frame with a palette of its own and two sub-blocks.
+    /// A frame with its own palette and two sub-blocks.
     fn frame([left, top, width, height]: [u16; 4]) -> Vec<u8> {
         let numbers = [left, top, width, height].map(u16::to_le_bytes).concat();
         [&[0x2C], &numbers[..], b"\x80colour\x02\x02\x3B\x3B\x01x\0"].concat()

@@ -1,4 +1,4 @@
-//! Walks a JPEG, marker by marker, through all its scans. Facts: ITU-T T.81 annex B, JFIF 1.02, Exif 2.32.
+//! Parses a JPEG, marker by marker, through all its scans. Sources: ITU-T T.81 annex B, JFIF 1.02, Exif 2.32.
 
 use ::image::metadata::Orientation;
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use super::{
 
 const EXIF: &[u8] = b"Exif\0\0";
 
-/// The application segments that decide what is seen, by how they begin.
+/// Application segments that affect the visible image, by their first bytes.
 const KEPT: [(u8, &[u8]); 3] = [
     (0xE0, b"JFIF\0"),
     (0xE2, b"ICC_PROFILE\0"),
@@ -21,9 +21,9 @@ pub(super) struct Parser {
     limits: Limits,
     size: Option<ImageSize>,
     begun: Begun,
-    /// What becomes of bytes before the next marker: image data inside a scan, rubbish elsewhere.
+    /// The action for bytes before the next marker: image data inside a scan, garbage elsewhere.
     between: Action,
-    /// How many bytes of the field stand before the marker's code: none where fill bytes went before.
+    /// Bytes of the field before the marker's code: none if fill bytes preceded it.
     code_at: usize,
     orientation: Option<Orientation>,
 }
@@ -47,7 +47,7 @@ impl Parser {
         }
     }
 
-    /// A marker with a length and what belongs to it. `segment` begins with the length, once that is there.
+    /// A marker with a length and its data. `segment` begins with the length, once it has arrived.
     fn segment(&mut self, code: u8, field: &[u8]) -> Result<Step, InvalidImage> {
         let at = self.code_at + 1;
         let Some(segment) = field.get(at..).filter(|segment| segment.len() >= 2) else {
@@ -97,7 +97,7 @@ impl Parser {
         }
     }
 
-    /// Without its orientation a photograph would lie on its side: the first that is found stays.
+    /// Without its orientation a photograph would appear rotated. The first orientation found is kept.
     fn exif(&mut self, segment: &[u8], body: u64) -> Step {
         let then = Then::Marker(Action::Drop);
         let orientation = segment[2..]
@@ -129,8 +129,8 @@ impl FormatParser for Parser {
                 self.begun = Begun::Image;
                 keep(Then::Marker(Action::Drop))
             }
-            // Any number of fill bytes may stand before a marker. They are passed one by one, so as to
-            // hold none of them, and whatever then becomes of that marker, they may stand before the next.
+            // Any number of fill bytes may precede a marker. They pass one by one, so that none is buffered. Whatever
+            // happens to that marker, they may precede the next.
             (0xFF, _) => {
                 self.code_at = 0;
                 return keep(Then::Field(1));
@@ -157,7 +157,7 @@ impl FormatParser for Parser {
     }
 }
 
-/// How much of a segment must be seen to judge it, its length included.
+/// How many bytes of a segment the parser needs, its length included.
 fn wanted_bytes(code: u8, segment: &[u8]) -> usize {
     match code {
         0xC0..=0xCF => 7,
@@ -173,7 +173,7 @@ fn is_kept(code: u8, segment: &[u8]) -> bool {
         .any(|(kept, begin)| *kept == code && segment[2..].starts_with(begin))
 }
 
-/// EXIF with the orientation and nothing else, big-endian: one directory at offset 8 with one SHORT in it.
+/// EXIF with only the orientation, big-endian: one directory at offset 8 with one SHORT in it.
 fn orientation_segment(orientation: Orientation) -> Bytes {
     let mut segment = Vec::with_capacity(36);
     segment.extend_from_slice(b"\xFF\xE1\x00\x22");
@@ -216,7 +216,7 @@ mod tests {
         samples::jpeg_segment(0xC2, &data.concat())
     }
 
-    /// An image of these parts, whose data no decoder would take.
+    /// An image of these parts. No decoder would accept its data.
     fn image(parts: &[&[u8]]) -> Vec<u8> {
         [b"\xFF\xD8", &parts.concat()[..], b"\xFF\xD9"].concat()
     }
@@ -295,7 +295,7 @@ mod tests {
             &frame,
             &scan,
         ];
-        // The fill byte of what goes is left over, and stands before what stays.
+        // The fill byte of the dropped segment remains and precedes the kept one.
         let plain: [&[u8]; 4] = [&table, b"\xFF\xFF", &frame, &scan];
         assert_eq!(samples::strip(&image(&odd)), image(&plain));
     }

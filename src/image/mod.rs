@@ -1,5 +1,5 @@
-//! Images as the gateway knows them: formats told from the first bytes, sizes read from headers, and a
-//! filter that passes an image on piece by piece without its metadata. Nothing here decodes pixels.
+//! Image formats and sizes: detects formats from the first bytes, reads sizes from headers, and streams an image
+//! without its metadata. Nothing here decodes pixels.
 
 mod detect;
 mod filter;
@@ -17,7 +17,7 @@ pub use size::{AspectRatio, ImageSize, Quality, Resolution, SizeError, resolve_s
 
 use serde::{Deserialize, Serialize};
 
-/// The formats the gateway takes and serves.
+/// The formats that the gateway accepts and serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type)]
 #[serde(rename_all = "lowercase")]
 #[sqlx(type_name = "text", rename_all = "lowercase")]
@@ -32,12 +32,12 @@ pub enum Format {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageInfo {
     pub format: Format,
-    /// In pixels, as stored: an orientation is not applied.
+    /// In pixels, as stored: the orientation is not applied.
     pub width: u32,
     pub height: u32,
 }
 
-/// How large an image may be.
+/// Limits on an image's size.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// The longest width or height.
@@ -46,12 +46,13 @@ pub struct Limits {
     pub pixels_max: u64,
 }
 
-/// Why bytes are no image the gateway takes.
+/// Why bytes are not an image that the gateway accepts.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidImage {
-    /// `detected` is the media type the bytes look like, `application/octet-stream` if like nothing known.
+    /// `detected` is the detected media type, or `application/octet-stream` if it is unknown.
     #[error("unsupported image type: {detected}, allowed: jpeg, png, gif, webp")]
     Type { detected: String },
+    /// The structure is invalid or incomplete.
     #[error("the image is damaged or cut off")]
     Damaged,
     #[error(
@@ -66,6 +67,7 @@ pub enum InvalidImage {
 }
 
 impl Format {
+    /// The media type.
     pub fn content_type(self) -> &'static str {
         match self {
             Self::Jpeg => "image/jpeg",
@@ -75,7 +77,7 @@ impl Format {
         }
     }
 
-    /// The extension in file names, without a dot.
+    /// The file name extension, without a dot.
     pub fn extension(self) -> &'static str {
         match self {
             Self::Jpeg => "jpg",
@@ -87,7 +89,7 @@ impl Format {
 }
 
 impl Limits {
-    /// An image, or a frame of one, without any pixels is damaged.
+    /// An image or frame without pixels is damaged.
     fn check(self, size: ImageSize) -> Result<(), InvalidImage> {
         let ImageSize { width, height } = size;
         let pixels = u64::from(width) * u64::from(height);

@@ -1,25 +1,25 @@
-//! What the parsers of the four formats have in common: each is shown one small field of the file after the
-//! other, and says what becomes of it, of the bytes behind it, and where the next field is.
+//! What the four format parsers share: each receives one small field of the file at a time and returns the action for
+//! the field and its body, and where the next field starts.
 
 use bytes::Bytes;
 
 use super::{Format, ImageSize, InvalidImage, Limits, gif, jpeg, png, webp};
 
-/// Follows the structure of one file of its format. It decides as for a file whose metadata goes.
+/// Parses one file of its format. It decides as if metadata must be removed.
 pub(super) trait FormatParser: Send + Sync {
-    /// How many bytes the first field has. The format's signature is known to be there.
+    /// The length of the first field. The format's signature was already verified.
     fn first_field(&self) -> usize;
 
-    /// Reads the next field, which has as many bytes as were asked for.
+    /// Reads the next field, which has the requested length.
     fn step(&mut self, field: &[u8]) -> Result<Step, InvalidImage>;
 
-    /// As soon as it is known, and found within the limits.
+    /// The format and size, once known and within the limits.
     fn size(&self) -> Option<ImageSize>;
 }
 
-/// What becomes of a field and the `body` bytes behind it, and what stands behind those.
+/// The action for a field and the `body` bytes after it, and what follows those.
 pub(super) enum Step {
-    /// Nothing yet: the field is longer than thought, and shown again with this many bytes.
+    /// Nothing yet: the field is longer than expected. It is passed again with this many bytes.
     More(usize),
     Keep {
         body: u64,
@@ -29,7 +29,7 @@ pub(super) enum Step {
         body: u64,
         then: Then,
     },
-    /// `field` is written instead of the field; the body stays as long as it is, but becomes zeros.
+    /// Write `field` instead of the field. The body keeps its length but becomes zeros.
     Replace {
         field: Bytes,
         body: u64,
@@ -37,23 +37,23 @@ pub(super) enum Step {
     },
 }
 
-/// Where a parse goes on.
+/// Where a parse continues.
 #[derive(Clone, Copy)]
 pub(super) enum Then {
     /// At a field of this many bytes, one or more.
     Field(usize),
-    /// At a field of two bytes that begins with the next 0xFF; the bytes before that meet this action.
+    /// At a two-byte field that begins with the next 0xFF. The bytes before it get this action.
     Marker(Action),
-    /// Nowhere: the image is whole.
+    /// Nowhere: the image is complete.
     End,
 }
 
-/// What becomes of bytes that no parser looks at.
+/// The action for bytes that no parser reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     Keep,
     Drop,
-    /// Turned into zeros: the format has told its length before.
+    /// Replace with zeros: the format has already declared the length.
     Blank,
 }
 
@@ -66,7 +66,7 @@ pub(super) fn parser(format: Format, limits: Limits) -> Box<dyn FormatParser> {
     }
 }
 
-/// The `N` bytes at `at`; a field that is too short for them counts as damage.
+/// The `N` bytes at `at`. A field that is too short counts as damaged.
 pub(super) fn array<const N: usize>(field: &[u8], at: usize) -> Result<[u8; N], InvalidImage> {
     field
         .get(at..)

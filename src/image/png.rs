@@ -1,4 +1,4 @@
-//! Walks a PNG, chunk by chunk. Facts: W3C PNG specification, third edition, sections 5 and 11.
+//! Parses a PNG, chunk by chunk. Source: W3C PNG specification, third edition, sections 5 and 11.
 
 use super::{
     ImageSize, InvalidImage, Limits,
@@ -11,7 +11,7 @@ const HEADER_BYTES: usize = 8 + 8 + 13 + 4;
 const CHUNK_HEAD_BYTES: usize = 8;
 const CHUNK_BYTES_MAX: u32 = 0x7FFF_FFFF;
 
-/// The chunks that decide what is seen; all others that may be left out are.
+/// Chunks that affect the visible image. All other optional chunks are dropped.
 const KEPT: [&[u8; 4]; 17] = [
     b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"sBIT", b"pHYs",
     b"bKGD", b"cICP", b"mDCV", b"cLLI", b"acTL", b"fcTL", b"fdAT",
@@ -38,7 +38,7 @@ impl Parser {
         }
     }
 
-    /// The checksum is worth its while here: the size that other limits rest on is in this chunk.
+    /// The checksum is verified here, because other limits rely on the size in this chunk.
     fn header(&mut self, field: &[u8]) -> Result<Step, InvalidImage> {
         let chunk = field.get(12..29).ok_or(InvalidImage::Damaged)?;
         let intact = array(field, 8)? == 13_u32.to_be_bytes()
@@ -63,7 +63,7 @@ impl Parser {
         if length > CHUNK_BYTES_MAX || !name.iter().all(u8::is_ascii_alphabetic) {
             return Err(InvalidImage::Damaged);
         }
-        // The checksum stands behind what the length counts.
+        // The length does not include the checksum.
         let body = u64::from(length) + 4;
         let then = match &name {
             b"IEND" if length > 0 || self.data == Data::Awaited => {
@@ -81,7 +81,7 @@ impl Parser {
         } else if name[0].is_ascii_lowercase() {
             Ok(Step::Drop { body, then })
         } else {
-            // No decoder may go on past a critical chunk that it does not know, or a second IHDR.
+            // No decoder may continue after an unknown critical chunk or a second IHDR.
             Err(InvalidImage::Damaged)
         }
     }

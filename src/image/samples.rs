@@ -1,4 +1,4 @@
-//! Small images of every kind, with all the metadata they can carry, for the tests of the filter.
+//! Small images of every format, with all metadata they can carry, for the filter's tests.
 
 use std::sync::LazyLock;
 
@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 use super::{Filter, ImageInfo, InvalidImage, Limits, Metadata};
 
-/// What no output of a stripping filter may contain.
+/// Text that the output of a stripping filter must not contain.
 pub(super) const SECRET: &[u8] = b"a secret prompt";
 
 pub(super) const LIMITS: Limits = Limits {
@@ -23,7 +23,7 @@ pub(super) const LIMITS: Limits = Limits {
     pixels_max: 50_000_000,
 };
 
-/// 16x16 pixels in ten scans, each with tables of its own.
+/// 16x16 pixels in ten scans, each with its own tables.
 const PROGRESSIVE_JPEG: &str = "\
     /9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABsSFBcUERsXFhceHBsgKEIrKCUlKFE6PTBCYFVlZF9VXVtqeJmBanGQc1tdhbWGkJ6j\
     q62rZ4C8ybqmx5moq6T/2wBDARweHigjKE4rK06kbl1upKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSk\
@@ -43,7 +43,7 @@ const ANIMATED_WEBP: &str = "\
     TUZgAAAAAAAAAAAADwAADwAAMgAAAFZQOCBIAAAAVAEAnQEqEAAQAAAAaCWwAAR0AAD+0n//tf/0MH/x+Z//SXoeszysBdAymWXy\
     h2ZZxiYXf/wbKpmX9X8//xi8vocPhGRGCAAA";
 
-/// All samples, by what they are.
+/// All samples, by name.
 pub(super) static ALL: LazyLock<Vec<(&str, Vec<u8>)>> = LazyLock::new(|| {
     vec![
         ("png", png()),
@@ -56,7 +56,7 @@ pub(super) static ALL: LazyLock<Vec<(&str, Vec<u8>)>> = LazyLock::new(|| {
     ]
 });
 
-/// What comes out for one image in these pieces.
+/// The output for one image given in these pieces.
 pub(super) fn filter<'a>(
     policy: Metadata,
     pieces: impl IntoIterator<Item = &'a [u8]>,
@@ -85,7 +85,7 @@ pub(super) fn pixels(image: &[u8]) -> RgbaImage {
     ::image::load_from_memory(image).unwrap().to_rgba8()
 }
 
-/// With texts, EXIF, a time and an unknown chunk beside a resolution, which stays.
+/// With texts, EXIF, a time and an unknown chunk, and with a resolution, which is kept.
 pub(super) fn png() -> Vec<u8> {
     let mut image = Vec::new();
     let mut encoder = PngEncoder::new(&mut image);
@@ -110,7 +110,7 @@ pub(super) fn png_chunk(name: [u8; 4], data: &[u8]) -> Vec<u8> {
     [&length[..], &named, &checksum].concat()
 }
 
-/// Lying on its side, with EXIF, XMP, a comment, and a second image behind its end.
+/// Rotated, with EXIF, XMP, a comment, and a second image after its end.
 pub(super) fn jpeg() -> Vec<u8> {
     let mut image = Vec::new();
     let mut encoder = JpegEncoder::new_with_quality(&mut image, 50);
@@ -168,7 +168,7 @@ pub(super) fn with_webp_chunk(mut image: Vec<u8>, name: [u8; 4], data: &[u8]) ->
     image
 }
 
-/// Two frames, with comments, XMP and a text before, between and behind them.
+/// Two frames, with comments, XMP and a text before, between and after them.
 pub(super) fn gif() -> Vec<u8> {
     let mut image = Vec::new();
     let mut encoder = GifEncoder::new(&mut image);
@@ -200,7 +200,7 @@ pub(super) fn gif_extension(label: u8, blocks: &[&[u8]]) -> Vec<u8> {
     extension
 }
 
-/// A little-endian EXIF with an orientation, a camera's name and a place to hold a secret.
+/// A little-endian EXIF with an orientation, a camera name and a field for a secret.
 pub(super) fn exif(orientation: u8) -> Vec<u8> {
     let mut exif = b"II\x2A\0\x08\0\0\0\x02\0".to_vec();
     exif.extend(b"\x0F\x01\x02\0\x10\0\0\0\x26\0\0\0");

@@ -1,15 +1,15 @@
-//! Sizes as clients ask for them (an aspect ratio or pixels, a resolution, a quality) and the pixels that
-//! are sent upstream for them.
+//! Sizes as clients request them (an aspect ratio or pixels, a resolution, a quality), and the pixels requested
+//! upstream for them.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// The pixel counts at which a size in pixels stops being 1k, and stops being offered at all.
+/// The pixel counts at which a size in pixels is no longer 1k, and no longer offered at all.
 const PIXELS_OF_2K: u64 = 2_359_296;
 const PIXELS_OF_4K: u64 = 5_767_168;
 
-/// The ratios on offer, each with its pixels at 1k and at 2k.
+/// The ratios offered, each with its pixels at 1k and at 2k.
 const OFFERS: [(AspectRatio, ImageSize, ImageSize); 13] = [
     offer((1, 1), (1024, 1024), (2048, 2048)),
     offer((3, 2), (1536, 1024), (2048, 1360)),
@@ -33,7 +33,7 @@ pub struct ImageSize {
     pub height: u32,
 }
 
-/// One of the thirteen ratios of the wire contract; written and stored as `16:9`.
+/// One of the thirteen ratios of the wire contract; serialized as `16:9`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct AspectRatio {
@@ -41,7 +41,7 @@ pub struct AspectRatio {
     height: u8,
 }
 
-/// Written and stored as `1k` and `2k`.
+/// Serialized as `1k` and `2k`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, sqlx::Type)]
 #[sqlx(type_name = "text")]
 pub enum Resolution {
@@ -54,7 +54,7 @@ pub enum Resolution {
     TwoK,
 }
 
-/// Sets the price; written and stored as `low`, `medium` and `high`.
+/// Determines the price; serialized as `low`, `medium` and `high`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, sqlx::Type)]
 #[serde(rename_all = "lowercase")]
 #[sqlx(type_name = "text", rename_all = "lowercase")]
@@ -65,18 +65,20 @@ pub enum Quality {
     High,
 }
 
-/// Why a size, resolution or quality is not accepted; the message names the field and what is allowed.
+/// Why a size, resolution or quality is rejected. The message names the field and what is allowed.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct SizeError {
+    /// The name of the request field.
     pub field: &'static str,
+    /// The message that clients see.
     pub message: String,
 }
 
-/// Settles what the fields `size` and `resolution` of a request ask for, down to the pixels.
+/// Resolves the fields `size` and `resolution` of a request to pixels.
 ///
-/// `size` is `auto`, a ratio, or pixels such as `1536x1024`. A `resolution` that is given decides; without
-/// one the number of pixels does, and a ratio is generated at 1k.
+/// `size` is `auto`, a ratio, or pixels such as `1536x1024`. A given `resolution` takes precedence. Otherwise the
+/// number of pixels determines it, and a ratio means 1k.
 pub fn resolve_size(
     size: Option<&str>,
     resolution: Option<&str>,
@@ -104,7 +106,7 @@ impl AspectRatio {
         OFFERS.iter().map(|(ratio, ..)| *ratio)
     }
 
-    /// The pixels that are sent upstream.
+    /// The pixels to request upstream.
     pub fn pixels(self, resolution: Resolution) -> ImageSize {
         let (_, one_k, two_k) = OFFERS
             .iter()
@@ -154,7 +156,7 @@ impl fmt::Display for AspectRatio {
 }
 
 impl ImageSize {
-    /// Reads `1536x1024`: plain decimal numbers above zero and nothing else.
+    /// Parses `1536x1024`: plain decimal numbers above zero and nothing else.
     fn parse(text: &str) -> Option<Self> {
         let (width, height) = text.split_once('x')?;
         Some(Self {
@@ -163,7 +165,7 @@ impl ImageSize {
         })
     }
 
-    /// The ratio that differs least, by proportion: 103:100 is as far from 1:1 as 100:103.
+    /// The nearest ratio, by proportion: 103:100 is as far from 1:1 as 100:103.
     fn nearest_ratio(self) -> Result<AspectRatio, SizeError> {
         AspectRatio::all()
             .map(|ratio| (ratio, self.distance(ratio)))
@@ -173,15 +175,15 @@ impl ImageSize {
             .ok_or_else(unknown_size)
     }
 
-    /// How many times wider or taller than the ratio this is, as a fraction of 1 or more. Kept in whole
-    /// numbers, so that exactly 3 % is within 3 % for every ratio.
+    /// How many times wider or taller than the ratio this is, as a fraction of 1 or more. Uses integers, so that
+    /// exactly 3 % is within 3 % for every ratio.
     fn distance(self, ratio: AspectRatio) -> (u128, u128) {
         let across = u128::from(self.width) * u128::from(ratio.height);
         let down = u128::from(self.height) * u128::from(ratio.width);
         (across.max(down), across.min(down))
     }
 
-    /// The resolution that was asked for, else the one with so many pixels.
+    /// The requested resolution, or else the one for this many pixels.
     fn implied_resolution(self, asked: Option<Resolution>) -> Result<Resolution, SizeError> {
         let pixels = u64::from(self.width) * u64::from(self.height);
         if pixels >= PIXELS_OF_4K {
@@ -205,6 +207,7 @@ impl fmt::Display for ImageSize {
 }
 
 impl Resolution {
+    /// The wire value.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::OneK => "1k",
@@ -234,8 +237,8 @@ impl fmt::Display for Resolution {
 }
 
 impl Quality {
-    /// Reads the field `quality`; `auto` is priced as `medium`, `standard` and `hd` are what older clients send,
-    /// `xhigh` and `max` what newer ones do.
+    /// Parses the field `quality`. `auto` is priced as `medium`. Older clients send `standard` and `hd`, newer ones
+    /// `xhigh` and `max`.
     pub fn parse(text: Option<&str>) -> Result<Self, SizeError> {
         match text {
             None | Some("medium" | "auto" | "standard") => Ok(Self::Medium),
@@ -248,6 +251,7 @@ impl Quality {
         }
     }
 
+    /// The wire value.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Low => "low",
@@ -283,13 +287,13 @@ const fn offer(
     (ratio, one_k, two_k)
 }
 
-/// `u32::from_str` alone would take a plus sign, and zeros in front.
+/// `u32::from_str` alone would accept a plus sign and leading zeros.
 fn parse_side(text: &str) -> Option<u32> {
     let plain = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
     text.parse().ok().filter(|_| plain)
 }
 
-/// Never repeats what was sent: it may be long, and it goes into answers and logs.
+/// Never repeats the input: it may be long, and the message goes into responses and logs.
 fn unknown_size() -> SizeError {
     let ratios: Vec<String> = AspectRatio::all().map(String::from).collect();
     SizeError {
@@ -307,7 +311,7 @@ mod tests {
 
     use super::*;
 
-    /// What a request with this size and resolution comes to, as one readable line.
+    /// The result for a size and resolution, as one readable line.
     fn resolved(size: Option<&str>, resolution: Option<&str>) -> String {
         match resolve_size(size, resolution) {
             Ok((ratio, resolution, pixels)) => format!("{ratio} {resolution} {pixels}"),

@@ -1,6 +1,6 @@
-//! Walks a WebP, chunk by chunk. Facts: the container's specification, RFC 9649, and RFC 6386 section 9.1.
+//! Parses a WebP, chunk by chunk. Sources: RFC 9649 (the container) and RFC 6386 section 9.1.
 //!
-//! The file tells its length in front, so nothing can be left out of it: metadata becomes zeros instead.
+//! The header declares the file's length, so nothing can be removed: metadata is replaced with zeros instead.
 
 use super::{
     ImageSize, InvalidImage, Limits,
@@ -15,12 +15,12 @@ const EXIF_AND_XMP_FLAGS: u8 = 0x08 | 0x04;
 
 pub(super) struct Parser {
     limits: Limits,
-    /// Of the image, or of an animation's canvas.
+    /// Size of the image, or of an animation's canvas.
     size: Option<ImageSize>,
     images: Images,
-    /// What is left of the file by its own account; `None` before its header.
+    /// Remaining bytes by the declared length; `None` before the header.
     left: Option<u64>,
-    /// The frame of an animation that the parse is inside of.
+    /// The animation frame being parsed.
     frame: Option<Frame>,
 }
 
@@ -49,7 +49,7 @@ impl Parser {
 
     fn header(&mut self, field: &[u8]) -> Result<Step, InvalidImage> {
         let length = u32::from_le_bytes(array(field, 4)?);
-        // The length counts the four bytes that are still to come of the header.
+        // The length includes the last four bytes of the header.
         self.left = u64::from(length).checked_sub(4);
         self.keep(0, 0)
     }
@@ -73,13 +73,13 @@ impl Parser {
             b"ALPH" | b"ANIM" | b"ICCP" if self.size.is_some() => {}
             b"VP8X" | b"ANMF" => return Err(InvalidImage::Damaged),
             _ if self.size.is_some() => return self.blank(field, body),
-            // Nothing may come before the chunk that has the size.
+            // No other chunk may precede the one with the size.
             _ => return Err(InvalidImage::Damaged),
         }
         self.keep(field.len(), body)
     }
 
-    /// The header of a file that has more to it than one plain image.
+    /// The header of a file with more than one plain image.
     fn extended(&mut self, field: &[u8], header: &[u8]) -> Result<Step, InvalidImage> {
         let size = ImageSize {
             width: u24(header, 4)? + 1,
@@ -97,7 +97,7 @@ impl Parser {
         })
     }
 
-    /// A frame of an animation. Its own chunks follow, and are walked like all others.
+    /// A frame of an animation. Its chunks follow and are parsed like all others.
     fn animated(
         &mut self,
         field_bytes: usize,
@@ -122,7 +122,7 @@ impl Parser {
         Ok(step)
     }
 
-    /// An image must be what its frame or canvas has told; where it stands alone, it is the image.
+    /// An image must match the size of its frame or canvas. A plain image defines the size.
     fn image(&mut self, size: ImageSize) -> Result<(), InvalidImage> {
         self.images = Images::Some;
         match self.frame.map(|frame| frame.size).or(self.size) {
@@ -136,7 +136,7 @@ impl Parser {
         }
     }
 
-    /// Whatever is not needed to show the image is turned into a chunk that decoders pass over.
+    /// Replaces data not needed to show the image with a chunk that decoders ignore.
     fn blank(&mut self, field: &[u8], body: u64) -> Result<Step, InvalidImage> {
         let mut junk = field.to_vec();
         junk[..4].copy_from_slice(b"JUNK");
@@ -153,8 +153,8 @@ impl Parser {
         Ok(Step::Keep { body, then })
     }
 
-    /// Takes a chunk's bytes off what is left of the file, and of the frame around it. Chunks have an even
-    /// number of bytes, though not all files have the last byte that this would take.
+    /// Subtracts a chunk's bytes from the rest of the file and of its frame. Chunks have an even number of bytes, but
+    /// some files lack the final padding byte.
     fn spend(&mut self, field_bytes: usize, body: u64) -> Result<(u64, Then), InvalidImage> {
         let field_bytes = field_bytes as u64;
         let file_left = self.left.ok_or(InvalidImage::Damaged)?;
@@ -196,7 +196,7 @@ impl FormatParser for Parser {
     }
 }
 
-/// How much of a chunk must be seen beside its name and length.
+/// How many bytes of a chunk, besides its name and length, the parser needs.
 fn header_bytes(name: [u8; 4]) -> usize {
     match &name {
         b"VP8X" | b"VP8 " => 10,
@@ -206,7 +206,7 @@ fn header_bytes(name: [u8; 4]) -> usize {
     }
 }
 
-/// The two bits above each side only scale it for showing.
+/// The two bits above each side only scale the display size.
 fn lossy_size(header: &[u8]) -> Result<ImageSize, InvalidImage> {
     let is_key_frame = header[0] & 1 == 0 && array(header, 3)? == *b"\x9D\x01\x2A";
     if !is_key_frame {
@@ -218,7 +218,7 @@ fn lossy_size(header: &[u8]) -> Result<ImageSize, InvalidImage> {
     })
 }
 
-/// A signature byte, 14 bits for each side, one for alpha and three for the version.
+/// A signature byte, 14 bits per side, one for alpha and three for the version.
 fn lossless_size(header: &[u8]) -> Result<ImageSize, InvalidImage> {
     let bits = u32::from_le_bytes(array(header, 1)?);
     if header[0] != 0x2F || bits >> 29 != 0 {

@@ -1,5 +1,5 @@
-//! Whether a request may wait, for its images or in the queue: overload is told before anything is held, with
-//! the time after which a retry is worth while.
+//! Decides whether a request may wait, for its images or in the queue. Overload is reported before
+//! anything is held, with a time after which a retry is worthwhile.
 
 use std::{
     collections::HashMap,
@@ -18,40 +18,48 @@ use crate::{
     tasks::{Request, store::Line},
 };
 
-/// What a client is told to wait before it comes again: clients don't heed more.
+/// The longest `Retry-After` sent: clients don't honour longer ones.
 const RETRY_MAX: Duration = Duration::from_mins(1);
 const RETRY_MIN: Duration = Duration::from_secs(1);
-/// Until some of an account's tasks may have ended.
+/// How long until some of the account's tasks may have ended.
 const OWN_RETRY: Duration = Duration::from_secs(5);
-/// Until a full queue may be shorter.
+/// How long until a full queue may be shorter.
 const FULL_RETRY: Duration = Duration::from_secs(10);
 
 /// Whether the client waits for its images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
+    /// The client waits for its images.
     Sync,
+    /// The client gets a task id and polls.
     Async,
 }
 
 /// Why a request may not wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Overload {
+    /// The account's share of waiting requests is used up.
     #[error("the account has {limit} requests waiting already, as many as it may")]
     AccountWaiters { limit: usize },
+    /// The process's limit of waiting requests is reached.
     #[error("too many requests are waiting for their images")]
     Waiters,
+    /// The account's share of the queue is used up.
     #[error("the account has {limit} tasks in the queue already, as many as it may")]
     AccountQueue { limit: u64 },
+    /// `tasks.queued_max` is reached.
     #[error("the queue is full")]
     Queue,
+    /// The circuits of all routes are open; the next probe is in `probe_due`.
     #[error("no upstream of this model can be used at present")]
     Circuits { probe_due: Duration },
+    /// The expected wait exceeds the deadline or the client's wait by `too_long_by`.
     #[error("the queue is too long for the images to be ready in time")]
     Wait { too_long_by: Duration },
 }
 
 impl Overload {
-    /// Whether it is the account's own doing.
+    /// Whether the account itself caused it.
     pub fn is_own(self) -> bool {
         matches!(
             self,
@@ -59,6 +67,7 @@ impl Overload {
         )
     }
 
+    /// The time to send as `Retry-After`, from 1 s to 60 s.
     pub fn retry_after(self) -> Duration {
         let wait = match self {
             Self::AccountWaiters { .. } | Self::AccountQueue { .. } | Self::Waiters => OWN_RETRY,
@@ -70,7 +79,7 @@ impl Overload {
     }
 }
 
-/// The requests that wait for their images in this process, by account.
+/// The requests of this process that wait for their images, counted by account.
 #[derive(Clone, Default)]
 pub struct SyncWaiters(Arc<Mutex<Counts>>);
 
@@ -80,14 +89,14 @@ struct Counts {
     by_account: HashMap<AccountId, usize>,
 }
 
-/// One request that waits; dropped when it is answered, or its client is gone.
+/// One waiting request. Dropped when it is answered or its client disconnects.
 pub struct SyncWaiter {
     account: AccountId,
     all: SyncWaiters,
 }
 
 impl SyncWaiters {
-    /// Counts one more, within the share of its account and what all may be together.
+    /// Counts one more waiting request, within the account's limit and the limit for all.
     pub fn enter(
         &self,
         account: AccountId,
@@ -128,7 +137,7 @@ impl Drop for SyncWaiter {
     }
 }
 
-/// Lets a request join the queue, where it counts from now on, or says why not.
+/// Admits a request to the queue and counts it in the backlog, or returns why not.
 pub fn enqueue(
     app: &App,
     account: AccountId,
@@ -169,11 +178,11 @@ pub fn enqueue(
     Ok(line)
 }
 
-/// What a request that is queued now has to expect.
+/// What a request queued now can expect.
 struct Outlook {
-    /// Until the next probe of a route's circuit, where all are open.
+    /// Time until the next circuit probe of any route; zero unless all circuits are open.
     probe_due: Duration,
-    /// Until its images are ready, as far as that can be known.
+    /// Estimated time until its images are ready; zero if unknown.
     ready_in: Duration,
 }
 
@@ -185,7 +194,7 @@ impl Outlook {
         let due = routes.iter().map(|route| route.breaker.probe_due());
         let probe_due = due.min().flatten().unwrap_or_default();
         let typical = routes.iter().filter_map(|route| route.pace.typical()).min();
-        // Nothing is known, and nobody is turned away for it.
+        // Without known durations, nothing is refused.
         let Some(typical) = typical else {
             return Self {
                 probe_due,
@@ -202,7 +211,7 @@ impl Outlook {
         let before = app.backlog.before(line.account_id, competes);
         let for_routes = rounds(before, limit_of(&routes));
         let for_slots = if app.slots.available_permits() == 0 {
-            // Other replicas have slots, too: what runs in all shows how many.
+            // Other replicas have slots, too; the number of running tasks shows how many at least.
             let slots = u64::try_from(app.config.tasks.running_max).unwrap_or(u64::MAX);
             let slots = slots.max(app.backlog.running());
             rounds(
@@ -220,10 +229,10 @@ impl Outlook {
     }
 }
 
-/// More than this takes longer than any deadline.
+/// More rounds than this exceed any deadline.
 const ROUNDS_MAX: f64 = 1e6;
 
-/// How many tasks routes generate at once; `None`: any number.
+/// How many tasks the routes generate at once; `None`: unlimited.
 fn limit_of(routes: &[&Route]) -> Option<u64> {
     let limits = routes
         .iter()
@@ -231,7 +240,7 @@ fn limit_of(routes: &[&Route]) -> Option<u64> {
     limits.clone().all(|limit| limit > 0).then(|| limits.sum())
 }
 
-/// How many times those `at_once` have to end before `before` tasks have begun.
+/// How many times `at_once` tasks have to end before `before` tasks have begun.
 #[expect(clippy::cast_precision_loss, reason = "an estimate")]
 fn rounds(before: u64, at_once: Option<u64>) -> f64 {
     at_once.map_or(0.0, |at_once| before as f64 / at_once.max(1) as f64)
@@ -243,7 +252,7 @@ mod tests {
     use crate::ids::row_id;
 
     #[test]
-    fn those_who_wait_have_shares() {
+    fn waiting_requests_are_limited_by_account_and_in_total() {
         let waiters = SyncWaiters::default();
         let [one, other] = [row_id(), row_id()];
         let enter = |account| waiters.enter(account, 2, 3);
@@ -259,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_is_asked_for_within_bounds() {
+    fn retry_after_stays_within_bounds() {
         let due = |seconds| Overload::Circuits {
             probe_due: Duration::from_secs(seconds),
         };

@@ -1,5 +1,5 @@
-//! What earlier attempts of a task have left in storage. Their workers were lost, but what they had stored
-//! was whole and is paid for: it is delivered, and no upstream is asked for it again.
+//! Adopts images that earlier attempts of a task have stored. Their workers were lost, but the stored
+//! images are whole and paid for: they are delivered and not requested from an upstream again.
 
 use std::{collections::BTreeMap, error::Error};
 
@@ -15,7 +15,7 @@ use crate::{
 /// Images by their positions in the task, from 1.
 pub(super) type Adopted = BTreeMap<u8, Image>;
 
-/// The whole images of a task's earlier attempts. Costs nothing where there was none.
+/// Returns the whole images of a task's earlier attempts. A first attempt costs no storage request.
 pub(super) async fn adopt(app: &App, task: &Task) -> Adopted {
     if task.fence <= store::FIRST_FENCE {
         return Adopted::new();
@@ -24,12 +24,12 @@ pub(super) async fn adopt(app: &App, task: &Task) -> Adopted {
         tracing::warn!(
             task.id = %task.id,
             error = &error as &dyn Error,
-            "images of earlier attempts could not be looked for"
+            "images of earlier attempts could not be listed"
         );
         Adopted::new()
     });
     if !adopted.is_empty() {
-        tracing::info!(task.id = %task.id, images = adopted.len(), "found images of an attempt that was lost");
+        tracing::info!(task.id = %task.id, images = adopted.len(), "adopted images of a lost attempt");
     }
     adopted
 }
@@ -43,7 +43,7 @@ async fn find(app: &App, task: &Task) -> Result<Adopted, StorageError> {
         .filter_map(|key| key.fence_and_seq().map(|(fence, seq)| (fence, seq, key)))
         .filter(|(fence, seq, _)| *fence < task.fence && (1..=task.request.n).contains(seq))
         .collect();
-    // Of several for one position the latest is taken.
+    // If several are stored for one position, the latest wins.
     keys.sort_unstable_by_key(|(fence, seq, _)| (*seq, *fence));
     let mut adopted = Adopted::new();
     for (_, seq, key) in keys {
@@ -54,7 +54,7 @@ async fn find(app: &App, task: &Task) -> Result<Adopted, StorageError> {
     Ok(adopted)
 }
 
-/// Reads an image once more, for what its row says and to be sure of it.
+/// Reads a stored image again, to verify it and to fill in its row.
 async fn read(app: &App, key: &Key) -> Result<Option<Image>, StorageError> {
     let Some(mut object) = app.storage.read(key, None).await? else {
         return Ok(None);

@@ -1,5 +1,5 @@
-//! IngestWriter tasks off the queue: which come next, and over which route each is generated. One short transaction
-//! at a time among all replicas, so that what a route may do at once is never exceeded.
+//! Claims tasks from the queue: which come next, and which route generates each. Only one replica
+//! claims at a time, in a short transaction, so that no route exceeds its limit.
 
 use std::{collections::HashMap, ptr, time::Duration};
 
@@ -19,19 +19,21 @@ use crate::{
     },
 };
 
-/// What a look at the queue came to.
+/// The result of one claim.
 #[derive(Debug)]
 pub enum Dispatched {
-    /// Another worker is looking, or what came next has just stepped aside: look again in a moment.
+    /// Another worker is claiming, or the next tasks just stepped aside: try again in a moment.
     Busy,
+    /// Tasks that were claimed for this process; may be empty.
     Tasks {
+        /// The claimed tasks, each with its route.
         tasks: Vec<(Task, Assignment)>,
-        /// Whether more of them may be waiting.
+        /// Whether more claimable tasks may be waiting.
         more: bool,
     },
 }
 
-/// For so long others pass a task that waits for a route of its own.
+/// How long other tasks may pass a task that waits for a route of its own.
 const ASIDE: Duration = Duration::from_secs(1);
 
 /// Claims up to `limit` tasks for this process.
@@ -90,34 +92,34 @@ async fn claim_some(app: &App, limit: usize) -> sqlx::Result<Dispatched> {
     Ok(Dispatched::Tasks { tasks, more })
 }
 
-/// Who generates a task that has not been tried yet, where no route of its model is limited: then there is
-/// nothing to look up. `None`: it has to wait, or to be told so by who looks at the queue.
+/// Chooses the route of a new task if no route of its model is limited: then nothing has to be
+/// looked up. `None`: the task must queue; the claim decides, or fails it if no route can take it.
 pub fn route_at_once(model: &Model, request: &Request) -> Option<String> {
     let ask = Ask {
         requirements: requirements(request),
         tried: &[],
         left: Duration::MAX,
     };
-    // A probe is for the queue to hand out: not everybody who comes now can have it.
+    // Only the queue hands out probes: not every new request may have one.
     match model.pick(ask, |route| route.breaker.capacity().map(|_| 0)) {
         Pick::Route(route) => Some(route.name.clone()),
         Pick::AtCapacity | Pick::NoRoute => None,
     }
 }
 
-/// What the routes may begin now: by their limits, counted over all replicas, and by their circuits.
+/// How many tasks the routes may begin now: by their limits, counted over all replicas, and their circuits.
 struct Capacity<'a> {
     catalog: &'a Catalog,
-    /// Of each model's routes; any number for those that are not in it.
+    /// Free capacity by model and route; a route that is missing here is unlimited.
     free: HashMap<(&'a str, &'a str), u32>,
-    /// How many tasks are claimed at most.
+    /// The most tasks to claim.
     limit: u32,
 }
 
 impl<'a> Capacity<'a> {
     async fn read(conn: &mut PgConnection, catalog: &'a Catalog, limit: u32) -> sqlx::Result<Self> {
         let limited = catalog.models().filter(|model| model.is_limited());
-        // A model that was renamed has tasks under its old name, too.
+        // Tasks of a renamed model may still carry its old name.
         let names: Vec<String> = limited
             .flat_map(|model| model.settings.aliases.iter().chain([&model.name]))
             .cloned()
@@ -148,8 +150,8 @@ impl<'a> Capacity<'a> {
         })
     }
 
-    /// Of these models and requirements those of which something may be claimed. Tasks whose model is gone, or that
-    /// no route takes, are claimed to be told so.
+    /// Returns those of the queued models and requirements of which a task may be claimed. A task whose
+    /// model is gone or that no route can take is claimed too, so that it fails with a reason.
     fn demands(&self, queued: Vec<(String, i16)>) -> Vec<Demand> {
         let mut pools: Vec<Vec<&Route>> = Vec::new();
         let mut demands = Vec::new();
@@ -187,7 +189,7 @@ impl<'a> Capacity<'a> {
             .collect()
     }
 
-    /// How many tasks these routes may begin now, and how much time the quickest of those that may requirements.
+    /// How many tasks these routes may begin now, and the least time left that the fastest of them needs.
     fn of_routes(&self, model: Option<&Model>, routes: &[&Route]) -> (u32, Duration) {
         let (Some(model), [_, ..]) = (model, routes) else {
             return (self.limit, Duration::ZERO);
@@ -205,13 +207,13 @@ impl<'a> Capacity<'a> {
         (capacity.min(self.limit), least.unwrap_or_default())
     }
 
-    /// `None`: any number.
+    /// The route's free capacity; `None`: unlimited.
     fn of_route(&self, model: &Model, route: &Route) -> Option<u32> {
         let name = (model.name.as_str(), route.name.as_str());
         self.free.get(&name).copied()
     }
 
-    /// Whether some route that takes the task may begin more.
+    /// Whether a route that can take the task has capacity left.
     fn is_left_for(&self, waiting: &Waiting) -> bool {
         let routes = self.takers(&waiting.model, waiting.requirements);
         self.of_routes(self.catalog.model(&waiting.model), &routes)
@@ -219,11 +221,11 @@ impl<'a> Capacity<'a> {
             > 0
     }
 
-    /// Says over which route a task is generated; `None`: it has to wait.
+    /// Assigns a task to a route and takes capacity from it. `None`: the task has to wait.
     fn assign(&mut self, waiting: &Waiting) -> Option<Assignment> {
         let mut assignment = waiting.assignment.clone();
         let Some(model) = self.catalog.model(&waiting.model) else {
-            // It is claimed to be told that its model is gone.
+            // It is claimed so that it fails with a reason: its model is gone.
             assignment.route = None;
             return Some(assignment);
         };

@@ -1,5 +1,5 @@
-//! Ending the tasks that nobody else will: those past their deadline, and those that were lost once too often.
-//! In batches, until none is left, and without reading what they ask for: one that cannot be read ends too.
+//! Ends tasks that no worker will end: those past their deadline, and those out of attempts after a lost lease.
+//! Works in batches until none is left, without reading requests, so that an unreadable request ends too.
 
 use std::{collections::HashSet, error::Error, time::Duration};
 
@@ -16,16 +16,16 @@ use crate::{
 };
 
 const BATCH_MAX: i64 = 256;
-/// A worker has so long to end its own task at the deadline, with what was delivered until then.
+/// How long after the deadline a worker may still end its own task, with what was delivered until then.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// Ends all tasks that are past their deadline, whoever may be working on them. Their number.
+/// Ends all tasks past their deadline, whether or not a worker has them. Returns their number.
 pub async fn end_expired(app: &App) -> sqlx::Result<usize> {
     let outcome = Outcome::Failed(failed(FailureKind::Deadline, PAST_DEADLINE));
     end_all(app, Overdue::Expired { grace: GRACE }, &outcome).await
 }
 
-/// Ends all tasks that were begun as often as may be and have lost their worker again. Their number.
+/// Ends all tasks that lost their worker on their last attempt. Returns their number.
 pub async fn end_exhausted(app: &App) -> sqlx::Result<usize> {
     let attempts_max = i16::try_from(app.config.tasks.attempts_max).unwrap_or(i16::MAX);
     let message = "the task was begun several times and never ended";
@@ -35,7 +35,7 @@ pub async fn end_exhausted(app: &App) -> sqlx::Result<usize> {
 
 async fn end_all(app: &App, which: Overdue, outcome: &Outcome) -> sqlx::Result<usize> {
     let mut all = 0;
-    // Those whose accounts others hold are left for the next time.
+    // Accounts that other transactions have locked are skipped until the next call.
     let mut held: HashSet<AccountId> = HashSet::new();
     loop {
         let some = end_some(app, which, outcome, &mut held);
@@ -46,17 +46,17 @@ async fn end_all(app: &App, which: Overdue, outcome: &Outcome) -> sqlx::Result<u
         if let Err(error) = app.waiters.look_at(&app.pool, &ended).await {
             tracing::warn!(
                 error = &error as &dyn Error,
-                "who waits for expired tasks is told at the next look"
+                "expired tasks could not be reported to their waiters; the next poll will report them"
             );
         }
     }
     if all > 0 {
-        tracing::info!(tasks = all, "ended tasks that nobody else would: {which:?}");
+        tracing::info!(tasks = all, "ended overdue tasks: {which:?}");
     }
     Ok(all)
 }
 
-/// One batch of them; `None`: there are no more.
+/// Ends one batch. `None`: no more tasks are overdue.
 async fn end_some(
     app: &App,
     which: Overdue,

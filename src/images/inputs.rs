@@ -1,5 +1,5 @@
-//! What a task generates from: its references and its mask, the foreign ones fetched and stored first, so
-//! that a backend reads all of them in one way, and as often as it likes.
+//! Prepares a task's inputs: its references and its mask. Foreign references are fetched and stored
+//! first, so that a backend reads all inputs in the same way, as often as it needs to.
 
 use std::{error::Error, sync::Arc};
 
@@ -19,13 +19,13 @@ use crate::{
     tasks::{Failure, FailureKind, Reference, StoredReference, Task},
 };
 
-/// The images of a task, ready to be read.
+/// The inputs of a task, ready to be read.
 pub(super) struct Inputs {
     pub(super) references: Vec<Input>,
     pub(super) mask: Option<Input>,
 }
 
-/// Makes the images of a task ready, some at a time. The task fails with the first that cannot be.
+/// Prepares the inputs of a task, several at a time. Errors with the first one that cannot be prepared.
 pub(super) async fn open_all(app: &App, task: &Task) -> Result<Inputs, Failure> {
     let request = &task.request;
     let allowance = app.references.allowance();
@@ -53,7 +53,7 @@ async fn input(
     let stored = match reference {
         Reference::Stored(stored) => stored.clone(),
         Reference::Foreign(url) => fetch(app, task, url, allowance).await.map_err(|error| {
-            tracing::info!(task.id = %task.id, error = &error as &dyn Error, "a reference was not ingested");
+            tracing::info!(task.id = %task.id, error = &error as &dyn Error, "a reference could not be fetched");
             failure(&name, &error)
         })?,
     };
@@ -79,7 +79,7 @@ async fn fetch(
     Ok(ingested.into_reference())
 }
 
-/// Says what is wrong with the image, but nothing about the network.
+/// Describes what is wrong with the input, but reveals nothing about the network.
 fn failure(name: &str, error: &IntakeError<FetchError>) -> Failure {
     let (kind, message) = match error {
         IntakeError::Invalid(invalid) => (FailureKind::Reference, format!("{name}: {invalid}")),

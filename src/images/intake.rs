@@ -1,5 +1,5 @@
-//! IngestWriter images in: from an upload, from inside a request, or fetched for a task. All are streamed
-//! into storage while they are checked, and kept as uploads, so that one sweep deletes them all.
+//! Ingests images: uploads, images inside a request, and fetched references. Each is checked while
+//! it streams into storage and is kept as an upload, so that one sweep deletes them all.
 
 use std::{error::Error, fmt::Write as _};
 
@@ -18,13 +18,14 @@ use crate::{
     uploads::{self, StockError, Upload, store},
 };
 
-/// How much of a file that is too large is still read, to say how large it is.
+/// How much of an oversized file is still read, to report its size.
 const OVERSIZE_READ_MAX: u64 = 256 << 20;
 
-/// Whose image it is, and how it came.
+/// The owner of an image and how it arrived.
 #[derive(Clone, Copy, Debug)]
 pub struct Origin<'a> {
     pub account_id: AccountId,
+    /// The name that the client sent.
     pub file_name: Option<&'a str>,
     pub visibility: Visibility,
 }
@@ -32,29 +33,36 @@ pub struct Origin<'a> {
 /// Whether an image gets a URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Visibility {
+    /// A client's upload, with a URL.
     Linked,
+    /// An input of one request, without a URL.
     Unlinked,
 }
 
-/// Why an image was not ingested in. `E` is how reading it can fail.
+/// Why an image was not ingested. `E` is the error of its source stream.
 #[derive(Debug, thiserror::Error)]
 pub enum IntakeError<E> {
+    /// The bytes are no valid image of an accepted format.
     #[error(transparent)]
     Invalid(#[from] InvalidImage),
+    /// The image exceeds `uploads.bytes_max`.
     #[error("file size {size} exceeds maximum {bytes_max} bytes")]
     TooLarge { size: u64, bytes_max: u64 },
-    /// The account's other images leave no room for it.
+    /// The account's stored images leave no space for it.
     #[error("{stock}: they are deleted after {hours} hours")]
     Full { stock: StockError, hours: u64 },
+    /// The source stream failed.
     #[error("the image could not be read")]
     Read(#[source] E),
+    /// Storage failed.
     #[error("the image could not be stored")]
     Storage(#[from] StorageError),
-    #[error("the image could not be noted")]
+    /// The database failed.
+    #[error("the image could not be recorded")]
     Database(#[from] sqlx::Error),
 }
 
-/// What was ingested in, and the SHA-256 of its bytes in hex: only of what came inside a request.
+/// An ingested image, and the SHA-256 of its bytes in hex (empty for an image with a URL).
 #[derive(Debug)]
 pub struct Ingested {
     pub upload: Upload,
@@ -62,6 +70,7 @@ pub struct Ingested {
 }
 
 impl Ingested {
+    /// The image as a task refers to it.
     pub fn into_reference(self) -> StoredReference {
         StoredReference {
             object: self.upload.object,
@@ -72,8 +81,8 @@ impl Ingested {
     }
 }
 
-/// Streams an image into storage. It is one of `inputs` from its first byte on: nothing is left of it if
-/// those are not kept.
+/// Streams an image into storage. It belongs to `inputs` from its first byte: unless `inputs` is
+/// kept, the image is deleted again.
 pub async fn ingest<S, E>(
     app: &App,
     origin: Origin<'_>,
@@ -127,7 +136,7 @@ impl<E> IntakeError<E> {
 struct IngestWriter<'a> {
     app: &'a App,
     filter: Filter,
-    /// Hashing takes longer than all else that is done here.
+    /// `None` if not needed: hashing takes longer than everything else here.
     digest: Option<Sha256>,
     size: u64,
     ready: Vec<Bytes>,
@@ -200,7 +209,7 @@ impl<'a> IngestWriter<'a> {
         })
     }
 
-    /// Reads on, for the real size in the message, and so that the client gets to read the answer.
+    /// Reads on, to report the real size and so that the client gets to read the response.
     async fn too_large<S, E>(self, mut rest: S) -> IntakeError<E>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,

@@ -1,5 +1,5 @@
-//! Generating images for callers who pay: the only place that joins accounts, tasks, billing, storage and
-//! backends. `submit` accepts a task, `run` generates it, `settle` ends it.
+//! Generating images for paying callers: the only place that joins accounts, tasks, billing,
+//! storage and backends. `submit` accepts a task, `run` generates it, `settle` ends it.
 
 pub mod admission;
 mod adopt;
@@ -25,15 +25,17 @@ use crate::{
     tasks::{Assignment, Image, Summary, Task},
 };
 
-/// A task that this process has claimed, with its place among those it works on.
+/// A task that this process has claimed, with the slot it occupies.
 #[derive(Debug)]
 pub struct Claimed {
     pub task: Task,
+    /// The route that generates it.
     pub assignment: Assignment,
+    /// Frees the slot when dropped.
     pub slot: OwnedSemaphorePermit,
 }
 
-/// What one image of a quality costs.
+/// The price of one image of this quality.
 pub fn unit_price(model: &config::Model, quality: Quality) -> Cny {
     match quality {
         Quality::Low => model.price_low,
@@ -42,7 +44,7 @@ pub fn unit_price(model: &config::Model, quality: Quality) -> Cny {
     }
 }
 
-/// The links of a task's images. `public_url` is what they start with.
+/// The links of a task's images. `public_url` is their prefix.
 pub fn links(task: &Summary, public_url: &str) -> Vec<String> {
     let (model, file_id) = (&task.model, task.file_id);
     let date = task.created_at.format("%Y%m%d");

@@ -1,5 +1,5 @@
-//! What follows from a failed attempt: what the client is told, and whether and when the task is tried
-//! again. The one place where that is decided, for every backend alike.
+//! What follows from a failed attempt: what the client is told, and whether and when the task is
+//! retried. The only place that decides this, for every backend alike.
 
 use std::{io, time::Duration};
 
@@ -13,21 +13,21 @@ use crate::{
     tasks::{Assignment, Failure, FailureKind},
 };
 
-/// What may be done after a failure.
+/// What may be retried after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RetryPolicy {
-    /// Nothing: another try would end the same, or be paid for twice.
+    /// Nothing: a retry would fail again or be paid for twice.
     None,
     /// Another route, but not this one.
     Elsewhere,
-    /// Another route; this one again where there is no other.
+    /// Another route, or this one if there is no other.
     Again,
-    /// The same, but only once in all.
+    /// Like `Again`, but once per task only.
     Once,
 }
 
 fn retry_policy(error: &BackendError) -> RetryPolicy {
-    // The upstream never got the whole request. What is gone from storage stays gone.
+    // The upstream never got the whole request. An object missing from storage stays missing.
     if let BackendError::Input(source) = error
         && source.kind() != io::ErrorKind::NotFound
     {
@@ -43,8 +43,8 @@ fn retry_policy(error: &BackendError) -> RetryPolicy {
     }
 }
 
-/// The failure that decides, of those of calls made at once: one that rules another try out, if there is one.
-/// What a silent call may have generated is not to be paid for again because another one was told to wait.
+/// The failure that decides among parallel calls: one that rules out a retry, if any. A call with an unknown
+/// outcome may have generated; it must not be paid for again because another call was rate limited.
 pub(super) fn decisive(errors: impl Iterator<Item = BackendError>) -> Option<BackendError> {
     let mut errors: Vec<BackendError> = errors.collect();
     let ruled_out = errors
@@ -53,8 +53,8 @@ pub(super) fn decisive(errors: impl Iterator<Item = BackendError>) -> Option<Bac
     (!errors.is_empty()).then(|| errors.swap_remove(ruled_out.unwrap_or_default()))
 }
 
-/// When to try again; `None`: not at all. `error` ended the latest attempt of a task that was begun
-/// `attempts` times and has `left` until its deadline; `before` is what was tried before that.
+/// Returns how long to wait before a retry, or `None` for no retry. `error` ended the latest
+/// attempt, over `route`; `before` holds the assignment with the attempts before that.
 pub(super) fn wait(
     error: &BackendError,
     route: &str,
@@ -78,7 +78,7 @@ pub(super) fn wait(
     };
     let others = context.model.candidates(ask);
     let mut others = others.filter(|route| route.is_fresh(&tried)).peekable();
-    // One whose circuit is open is waited for in the queue, where there is nothing else to do.
+    // A route whose circuit is open is worth waiting for in the queue only if this route is ruled out.
     let waits_for_other = retry_policy == RetryPolicy::Elsewhere && others.peek().is_some();
     if waits_for_other || others.any(|route| route.breaker.capacity() != Some(0)) {
         return Some(Duration::ZERO);
@@ -94,20 +94,20 @@ pub(super) fn wait(
     (wait < context.left).then_some(wait)
 }
 
-/// What a decision depends on beside the failure.
+/// What the decision depends on besides the failure.
 pub(super) struct RetryContext<'a> {
     pub(super) model: &'a Model,
     pub(super) requirements: Requirements,
     pub(super) routing: &'a Routing,
-    /// How often the task was begun, and how often it may be.
+    /// How many attempts were begun, and how many are allowed.
     pub(super) attempts: u16,
     pub(super) attempts_max: u16,
-    /// Until its deadline.
+    /// Time until the deadline.
     pub(super) left: Duration,
 }
 
-/// Twice as long each time, and by chance up to a half less, so that what failed together does not come
-/// again together.
+/// Doubles with each attempt, minus a random part of up to half, so that tasks that failed together
+/// do not retry together.
 fn backoff(routing: &Routing, attempts: u16) -> Duration {
     let doubled = 2_u32.saturating_pow(u32::from(attempts.saturating_sub(1)));
     let wait = routing.retry_wait().saturating_mul(doubled);
@@ -115,7 +115,7 @@ fn backoff(routing: &Routing, attempts: u16) -> Duration {
         .mul_f64(rand::random_range(0.5..=1.0))
 }
 
-/// The routes tried so far, with what came of each try.
+/// The routes tried so far, each with its failure class.
 pub(super) fn tried<'a>(
     assignment: &'a Assignment,
     latest: Option<(&'a str, Class)>,
@@ -127,7 +127,7 @@ pub(super) fn tried<'a>(
         .collect()
 }
 
-/// What the client is told; causes go to the log only.
+/// What the client is told. Causes go to the log only.
 pub(super) fn failure(error: &BackendError) -> Failure {
     let (kind, message) = match (error, error.class()) {
         (BackendError::Refused { message }, _) => (FailureKind::Moderation, message.as_str()),
@@ -158,6 +158,7 @@ pub(super) fn failure(error: &BackendError) -> Failure {
     failed(kind, message)
 }
 
+/// A failure of this kind, with its message for the client.
 pub(super) fn failed(kind: FailureKind, message: &str) -> Failure {
     Failure {
         kind,
@@ -170,21 +171,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_silent_call_decides_whatever_the_others_say() {
+    fn an_unknown_outcome_decides_over_other_failures() {
         let detail = String::new;
         let failed = || BackendError::Failed { detail: detail() };
-        let silent = || BackendError::OutcomeUnknown { detail: detail() };
+        let unknown = || BackendError::OutcomeUnknown { detail: detail() };
         let class = |errors: Vec<BackendError>| {
             let decisive = decisive(errors.into_iter());
             decisive.map(|error| error.class())
         };
         assert_eq!(class(vec![]), None);
         assert_eq!(class(vec![failed(), failed()]), Some(Class::Failed));
-        assert_eq!(class(vec![failed(), silent()]), Some(Class::OutcomeUnknown));
+        assert_eq!(
+            class(vec![failed(), unknown()]),
+            Some(Class::OutcomeUnknown)
+        );
     }
 
     #[test]
-    fn a_reference_that_cannot_be_read_is_read_again_and_one_that_is_gone_is_not() {
+    fn an_unreadable_reference_is_retried_and_a_missing_one_is_not() {
         let failed = |kind: io::ErrorKind| retry_policy(&BackendError::Input(kind.into()));
         assert_eq!(failed(io::ErrorKind::ConnectionReset), RetryPolicy::Again);
         assert_eq!(failed(io::ErrorKind::Other), RetryPolicy::Again);
@@ -192,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_double_up_to_the_most_and_are_never_alike() {
+    fn backoff_doubles_up_to_its_maximum_with_jitter() {
         let routing: Routing = toml::from_str(
             "failures_max = 1\nopen_ms = 1\nretry_wait_ms = 100\nretry_wait_max_ms = 1000\nsync_wait_ms = 1",
         )

@@ -1,5 +1,5 @@
-//! One attempt to generate a claimed task: its references are made ready, the backend of its route generates, the
-//! images are stored. No connection to the database is held meanwhile.
+//! One attempt at a claimed task: prepares its inputs, has the route's backend generate, stores the
+//! images. Holds no database connection meanwhile.
 
 use std::{collections::BTreeMap, error::Error, time::Duration};
 
@@ -23,37 +23,36 @@ use crate::{
     tasks::{Assignment, Attempt, FailureKind, Image, Outcome, Request, Task, storable},
 };
 
-/// For telling an upstream that nobody waits any more.
+/// For telling an upstream that nobody waits for a job any more.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What came of an attempt.
+/// The result of an attempt.
 #[derive(Debug)]
 pub enum Ran {
+    /// The task ends now.
     Ended(Ending),
-    /// It failed, and is to be tried again after a wait.
-    Again {
-        attempt: Attempt,
-        wait: Duration,
-    },
-    /// No call was made: its time or its route's circuit does not allow one now.
+    /// The attempt failed; the task is retried after `wait`.
+    Again { attempt: Attempt, wait: Duration },
+    /// No call was made: the time left or the route's circuit does not allow one now.
     NotBegun,
 }
 
+/// How a task ends, with what the upstreams reported.
 #[derive(Debug)]
 pub struct Ending {
     pub outcome: Outcome,
-    /// `None`: no upstream was asked.
+    /// `None`: no upstream was called.
     pub attempt: Option<Attempt>,
-    /// What the upstream says that it has taken.
+    /// The usage that the upstream reported, one value per call.
     pub usage: Vec<Value>,
 }
 
 impl Ending {
-    fn unasked(kind: FailureKind, message: &str) -> Self {
+    fn without_call(kind: FailureKind, message: &str) -> Self {
         Self::of(Outcome::Failed(failed(kind, message)))
     }
 
-    /// As the database takes it: much of it is an upstream's.
+    /// Removes what the database cannot store; much of it comes from an upstream.
     #[must_use]
     pub fn storable(mut self) -> Self {
         self.usage.iter_mut().for_each(storable::value);
@@ -64,6 +63,7 @@ impl Ending {
         }
     }
 
+    /// An ending without an attempt.
     pub fn of(outcome: Outcome) -> Self {
         Self {
             outcome,
@@ -72,7 +72,7 @@ impl Ending {
         }
     }
 
-    /// What is there is delivered though the rest cannot be had.
+    /// Delivers the adopted images even if the rest cannot be generated.
     fn unless_delivered(self, adopted: Adopted) -> Self {
         if adopted.is_empty() {
             return self;
@@ -81,7 +81,7 @@ impl Ending {
     }
 }
 
-/// What a task asks of who generates it.
+/// What a task requires of a route.
 pub fn requirements(request: &Request) -> Requirements {
     Requirements {
         references: request.references.len(),
@@ -89,8 +89,8 @@ pub fn requirements(request: &Request) -> Requirements {
     }
 }
 
-/// Has a task generated as it was assigned, within its deadline. What was delivered before something failed
-/// counts, and then nothing is tried again.
+/// Generates a task over its assigned route, within its deadline. Images delivered before a failure
+/// count, and then nothing is retried.
 pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
     let deadline = Instant::now() + task.left;
     let adopted = adopt::adopt(app, task).await;
@@ -130,7 +130,7 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
         duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         class: None,
     };
-    // What is not stored by then is given up, so that what is can still be settled.
+    // Images not stored by then are given up, so that the stored ones can still be settled.
     let until = deadline.checked_sub(SETTLE_TIME).unwrap_or(deadline);
     let kept = join_all(calls.into_iter().map(|call| call.sink.into_kept(until))).await;
     let (mut images, mut usage) = (adopted, Vec::new());
@@ -172,11 +172,11 @@ async fn open_inputs(app: &App, task: &Task) -> Result<Inputs, Ending> {
     match timeout(task.left, inputs::open_all(app, task)).await {
         Ok(Ok(inputs)) => Ok(inputs),
         Ok(Err(failure)) => Err(Ending::of(Outcome::Failed(failure))),
-        Err(_) => Err(Ending::unasked(FailureKind::Deadline, PAST_DEADLINE)),
+        Err(_) => Err(Ending::without_call(FailureKind::Deadline, PAST_DEADLINE)),
     }
 }
 
-/// Whether a call can end in time, or goes on with what was begun, and the circuit of its route lets it through.
+/// Acquires the circuit's permit, if a call can end in time or resumes a job.
 fn may_call(task: &Task, route: &Route, assignment: &Assignment, left: Duration) -> Option<Permit> {
     let is_resumed = !assignment.jobs.is_empty();
     let ends_in_time = left >= route.pace.least() || is_resumed;
@@ -186,18 +186,18 @@ fn may_call(task: &Task, route: &Route, assignment: &Assignment, left: Duration)
     route.breaker.try_acquire(task.account_id)
 }
 
-/// How the calls of an attempt went, all in all.
+/// How the calls of an attempt went, taken together.
 struct Called {
     began: Instant,
     took: Duration,
-    /// Until the task's deadline, when they began.
+    /// Time until the task's deadline when the calls began.
     left: Duration,
     class: Option<Class>,
 }
 
 impl Called {
-    /// Tells the route's circuit, and how long it took; but nothing of a backend that our deadline or a stall
-    /// of this process left no chance: then the permit is given back.
+    /// Records the result and duration for the route. A failure caused by our deadline or by a
+    /// stall of this process says nothing about the backend: then the permit is dropped unrecorded.
     fn record(&self, app: &App, route: &Route, permit: Permit) {
         match self.class {
             None => route.pace.delivered_in(self.took),
@@ -211,6 +211,7 @@ impl Called {
     }
 }
 
+/// The failure message of a task that has no time left.
 pub(super) const PAST_DEADLINE: &str = "the task ran past its deadline";
 
 fn find<'a>(
@@ -218,13 +219,13 @@ fn find<'a>(
     task: &Task,
     assignment: &Assignment,
 ) -> Result<(&'a Model, &'a Route), Ending> {
-    let gone = || Ending::unasked(FailureKind::Internal, "the model is no longer configured");
+    let gone = || Ending::without_call(FailureKind::Internal, "the model is no longer configured");
     let model = catalog.model(&task.request.model).ok_or_else(gone)?;
     let route = assignment.route.as_deref();
     let route = route.and_then(|route| model.route(route)).ok_or_else(|| {
-        tracing::warn!(task.id = %task.id, model = model.name, "no route can be used");
+        tracing::warn!(task.id = %task.id, model = model.name, "no route can be used for the task");
         let message = "no upstream of this model can be used at present";
-        Ending::unasked(FailureKind::Upstream, message)
+        Ending::without_call(FailureKind::Upstream, message)
     })?;
     Ok((model, route))
 }
@@ -259,15 +260,15 @@ fn delivered(images: BTreeMap<u8, Image>) -> Outcome {
     Outcome::Completed(images.into_values().collect())
 }
 
-/// One call of a backend: as many of a task's images as it generates at once.
+/// One call of a backend, for as many of a task's images as it generates at once.
 struct Call<'a> {
     task: &'a Task,
     request: GenerateRequest,
     sink: StorageSink<'a>,
 }
 
-/// The calls that are still to be made: for what was not adopted, and where an earlier worker's job goes on for
-/// all that it gives.
+/// The calls still to be made: for the images that were not adopted, and, where a call resumes an
+/// earlier worker's job, for all of that job's images.
 fn calls<'a>(
     app: &'a App,
     task: &'a Task,
@@ -338,16 +339,16 @@ impl Call<'_> {
             .unwrap_or_else(|_| {
                 self.give_up(app, route);
                 Err(BackendError::OutcomeUnknown {
-                    detail: format!("no whole answer within {} ms", limit.as_millis()),
+                    detail: format!("no complete answer within {} ms", limit.as_millis()),
                 })
             });
         if let Err(error) = &result {
-            tracing::warn!(task.id = %self.task.id, route = route.name, class = ?error.class(), error = error as &dyn Error, "an upstream did not generate");
+            tracing::warn!(task.id = %self.task.id, route = route.name, class = ?error.class(), error = error as &dyn Error, "an upstream call failed");
         }
         result
     }
 
-    /// Tells the upstream, as well as that can be done; nobody waits for it.
+    /// Cancels the upstream's job in the background, if there is one. Best effort.
     fn give_up(&self, app: &App, route: &Route) {
         let resumed = self.request.job.as_deref();
         let Some(job) = self.sink.job().or(resumed).map(str::to_owned) else {
@@ -358,9 +359,12 @@ impl Call<'_> {
             match timeout(CANCEL_TIMEOUT, backend.cancel(&job)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    tracing::warn!(error = &error as &dyn Error, "a job could not be cancelled");
+                    tracing::warn!(
+                        error = &error as &dyn Error,
+                        "could not cancel an upstream job"
+                    );
                 }
-                Err(_) => tracing::warn!("a job could not be cancelled in time"),
+                Err(_) => tracing::warn!("could not cancel an upstream job in time"),
             }
         });
     }

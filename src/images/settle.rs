@@ -1,5 +1,5 @@
-//! Ending tasks: one transaction writes the outcome, captures what was delivered and releases the
-//! rest. Tasks that end at the same time share it.
+//! Ends tasks: one transaction writes the outcome, captures the price of what was delivered and
+//! releases the rest. Tasks that end at the same time share it.
 
 use std::{cmp::Reverse, collections::HashMap, error::Error, slice, sync::Arc, time::Duration};
 
@@ -21,33 +21,35 @@ use crate::{
 };
 
 const BATCH_MAX: usize = 256;
-/// How many accounts that kept others waiting are worked on at a time: each takes a connection.
+/// How many accounts with a line of their own are settled at a time: each takes a connection.
 const ALONE_MAX: usize = 4;
-/// Between two tries to reach a database that does not answer. A settlement is not given up for that:
-/// only the lease's end passes the task on.
+/// Between two attempts to reach an unresponsive database. A settlement is retried until it
+/// succeeds: only an expired lease passes the task on.
 const RETRY: Duration = Duration::from_millis(500);
-/// What cannot be done in time so often is done in smaller parts.
+/// A batch that has timed out this often is taken apart.
 const TRIES_TOGETHER: u32 = 3;
 
-/// A claimed task and what came of it.
+/// A claimed task and how it ended.
 #[derive(Clone, Debug)]
 pub struct Finished {
     pub task: Arc<Task>,
     pub ending: Arc<Ending>,
 }
 
-/// Ends tasks, in batches. `None`: the task was no longer this worker's, and nothing was changed.
+/// Ends tasks, in batches. `None`: the task had been claimed anew or ended, and nothing was changed.
 pub type Settler = Batcher<Finished, Option<Arc<Summary>>>;
 
-/// What tasks are ended with.
+/// What the settler works with.
 pub struct SettleBatch {
     pub pool: db::Pool,
     pub waiters: Waiters,
+    /// Reports whether the settler makes progress.
     pub progress: Progress,
+    /// Determines when a month begins, for quotas.
     pub time_zone: String,
 }
 
-/// Starts ending tasks, and waking those who wait for them.
+/// Starts the loop that ends tasks and wakes their waiters.
 pub fn start(settle: SettleBatch) -> Settler {
     let settle = Arc::new(settle);
     let alone = Arc::new(Semaphore::new(ALONE_MAX));
@@ -60,11 +62,11 @@ pub fn start(settle: SettleBatch) -> Settler {
 
 type EndedTasks = HashMap<TaskId, Arc<Summary>>;
 
-/// What of an ending is written down.
+/// How much of an ending is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Detail {
     Full,
-    /// The outcome alone, without what the upstream said beside it.
+    /// Only the outcome, without the upstream's usage and attempt details.
     Outcome,
 }
 
@@ -76,8 +78,8 @@ impl SettleBatch {
         alone: &Semaphore,
     ) -> Worked<Finished, Option<Arc<Summary>>> {
         let all = batch.clone();
-        // Rows are locked in the order of their ids, whatever worker ends them. Of two endings of one
-        // task only that of the latest claim can come true, and only once.
+        // Rows are locked in id order, whichever worker ends them. If one task is in the batch
+        // twice, only the ending of its latest claim can apply, and only once.
         batch.sort_by_key(|finished| (finished.task.id, Reverse(finished.task.fence)));
         batch.dedup_by_key(|finished| finished.task.id);
         let ended = match line {
@@ -94,8 +96,8 @@ impl SettleBatch {
         Ok(order.map(|id| ended.get(&id).cloned()).collect())
     }
 
-    /// Ends tasks, however long the database is away. `None`: they have to be taken apart, because of one that
-    /// is refused or whose account others hold, or because they are too many to be ended in time.
+    /// Ends tasks, retrying while the database is away. `None`: the batch must be taken apart,
+    /// because one task is refused, an account is locked, or it is too large to end in time.
     async fn end_together(&self, batch: &[Finished]) -> Option<EndedTasks> {
         let mut tries = 1;
         loop {
@@ -120,8 +122,8 @@ impl SettleBatch {
         }
     }
 
-    /// Ends tasks of one account. What the database refuses together is tried one by one, so that none keeps the
-    /// others open; one that it refuses alone is left to the end of its lease.
+    /// Ends tasks of one account. If the database refuses the batch, each task is ended alone, so
+    /// that none blocks the others; a task refused alone is left to the end of its lease.
     async fn end_alone(&self, batch: &[Finished], alone: &Semaphore) -> EndedTasks {
         let mut detail = Detail::Full;
         loop {
@@ -195,14 +197,14 @@ impl SettleBatch {
         let ended = store::end(&mut tx, &endings).await?;
         let settlements: Vec<Settlement> = ended.iter().map(Settlement::from).collect();
         ledger::settle(&mut tx, &settlements, &self.time_zone).await?;
-        // Who waits in this process is told directly.
+        // Waiters in this process are woken directly.
         let elsewhere: Vec<TaskId> = ended
             .iter()
             .map(|ended| ended.id)
             .filter(|id| !self.waiters.has(*id))
             .collect();
         store::notify_ended(&mut tx, &elsewhere).await?;
-        // What an earlier try ended, if its commit went through though it seemed to fail.
+        // Includes tasks that an earlier try ended, if its commit succeeded although it seemed to fail.
         let mut tasks = ended_before(&mut tx, batch, &ended).await?;
         tx.commit().await?;
 
@@ -248,7 +250,7 @@ impl From<&Ended> for Settlement {
 }
 
 impl Finished {
-    /// The task as it now is in the database, without asking for it.
+    /// The task as the database now has it, without a query.
     fn ended(&self, ended: &Ended) -> Summary {
         let outcome = self.ending.outcome.clone();
         let status = match outcome {

@@ -1,5 +1,5 @@
-//! Where a backend's images go: each through the filter that checks it and takes its metadata away, and once
-//! it is whole into storage, however long that takes.
+//! Receives a backend's images: each passes the filter that checks it and strips its metadata, and
+//! once it is whole it is stored, however long that takes.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,33 +16,33 @@ use crate::{
     tasks::{Image, Task, store},
 };
 
-/// Of one image, as an upstream sends it.
+/// The most bytes of one image as an upstream sends it.
 const IMAGE_BYTES_MAX: usize = 64 << 20;
 
-/// Keeps what one call of a backend gives. The images of an attempt that lost its lease stay under keys of
-/// their own: the next attempt adopts them, or they are swept.
+/// Stores what one backend call delivers. Images of an attempt that lost its lease stay under keys
+/// of their own: the next attempt adopts them, or they are swept.
 pub(super) struct StorageSink<'a> {
     app: &'a App,
     task: &'a Task,
-    /// Which of the task's calls this is.
+    /// The index of this call among the task's calls.
     call: u8,
-    /// Which of the task's images are this call's, from 1.
+    /// The positions of this call's images in the task, from 1.
     seqs: Vec<u8>,
     current: Option<Current>,
     job: Option<String>,
     usage: Option<Value>,
-    /// In the order they came.
+    /// In order of arrival.
     storing: Vec<Storing>,
 }
 
-/// What a call has given.
+/// What a call has delivered.
 #[derive(Default)]
 pub(super) struct Kept {
     pub(super) job: Option<String>,
     pub(super) usage: Option<Value>,
     /// Whole and stored, with their positions in the task.
     pub(super) images: Vec<(u8, Image)>,
-    /// Why some are missing, though they were whole.
+    /// Why whole images are missing.
     pub(super) not_stored: Option<SinkError>,
 }
 
@@ -51,11 +51,11 @@ struct Current {
     received: usize,
     /// What the filter has let through; empty between two pieces.
     ready: Vec<Bytes>,
-    /// `None`: more than was asked for, of which nothing is kept.
+    /// `None`: more images than requested, which are dropped.
     held: Option<HeldImage>,
 }
 
-/// A whole image on its way into storage.
+/// A whole image that is being stored.
 struct Storing {
     seq: u8,
     image: Image,
@@ -63,6 +63,7 @@ struct Storing {
 }
 
 impl<'a> StorageSink<'a> {
+    /// A sink for the call with this index, which delivers the images at these positions.
     pub(super) fn new(app: &'a App, task: &'a Task, call: usize, seqs: Vec<u8>) -> Self {
         Self {
             app,
@@ -76,11 +77,12 @@ impl<'a> StorageSink<'a> {
         }
     }
 
+    /// The upstream's job handle, once the call has one.
     pub(super) fn job(&self) -> Option<&str> {
         self.job.as_deref()
     }
 
-    /// Waits until what came is stored. An upstream's time is not the store's: it may take until `deadline`.
+    /// Waits until all images are stored, at most until `deadline`: the route's timeout limits the upstream only.
     pub(super) async fn into_kept(self, deadline: Instant) -> Kept {
         let mut kept = Kept {
             job: self.job,
@@ -124,7 +126,7 @@ impl ImageSink for StorageSink<'_> {
         };
         match app.pool.in_time(noted).await {
             Ok(true) => Ok(()),
-            Ok(false) => Err(SinkError::Job("the task is another worker's now".into())),
+            Ok(false) => Err(SinkError::Job("another worker has claimed the task".into())),
             Err::<_, sqlx::Error>(error) => Err(SinkError::Job(Box::new(error))),
         }
     }

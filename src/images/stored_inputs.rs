@@ -1,5 +1,5 @@
-//! What a request has brought into storage. It belongs to nobody until the request is accepted: unless it
-//! is kept, it is deleted when this is dropped, whether the request was refused or its client has gone.
+//! What a request has stored before it is accepted. Unless it is kept, it is deleted when this is
+//! dropped, whether the request was refused or its client disconnected.
 
 use std::{error::Error, fmt, mem};
 
@@ -13,6 +13,7 @@ use crate::{
     uploads::store,
 };
 
+/// Stored objects that are deleted on drop unless kept.
 #[derive(Default)]
 pub struct StoredInputs {
     /// `None`: nothing was stored.
@@ -29,13 +30,13 @@ enum DiscardError {
 }
 
 impl StoredInputs {
-    /// Notes an object that is about to be written.
+    /// Registers an object that is about to be written.
     pub(super) fn add(&mut self, app: &App, id: UploadId, key: Key) {
         self.app.get_or_insert_with(|| app.clone());
         self.stored.push((id, key));
     }
 
-    /// They belong to a task, or to a client, from now on.
+    /// Keeps the objects: from now on they belong to a task or a client.
     pub fn keep(mut self) {
         self.stored.clear();
     }
@@ -43,7 +44,7 @@ impl StoredInputs {
 
 impl Drop for StoredInputs {
     fn drop(&mut self) {
-        // In a panic nobody knows whether the request was accepted: what it stored is swept.
+        // After a panic it is unknown whether the request was accepted: the sweep deletes what it stored.
         if self.stored.is_empty() || std::thread::panicking() {
             return;
         }
@@ -56,7 +57,7 @@ impl Drop for StoredInputs {
             if let Err(error) = discard(&app, &stored).await {
                 tracing::warn!(
                     error = &error as &dyn Error,
-                    "the images of a refused request stay until they are swept"
+                    "the inputs of a refused request could not be deleted; the sweep will delete them"
                 );
             }
         };
@@ -64,7 +65,7 @@ impl Drop for StoredInputs {
     }
 }
 
-/// The bytes first: a row without bytes is swept later, bytes without a row are not.
+/// Deletes the bytes first: the sweep finds a row without bytes, but not bytes without a row.
 async fn discard(app: &App, stored: &[(UploadId, Key)]) -> Result<(), DiscardError> {
     let (ids, keys): (Vec<UploadId>, Vec<Key>) = stored.iter().cloned().unzip();
     app.storage.delete(&keys).await?;

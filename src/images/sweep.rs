@@ -1,6 +1,6 @@
-//! Deleting what is of no more use: uploads whose time is over, and images that lost attempts have left. First
-//! the bytes go, then that is noted, so that a crash between the two only repeats the first. Several replicas
-//! may sweep at once.
+//! Deletes expired uploads and images left by lost attempts. Deletes the bytes first and records
+//! that afterwards, so that a crash in between only repeats the deletion. Several replicas may
+//! sweep at once.
 
 use std::{collections::HashSet, error::Error};
 
@@ -13,15 +13,16 @@ use crate::{
 
 const BATCH: i64 = 500;
 
+/// Why a sweep stopped early.
 #[derive(Debug, thiserror::Error)]
 pub enum SweepError {
-    #[error("what is to be deleted could not be read from the database")]
+    #[error("the list of objects to delete could not be read or updated")]
     Database(#[from] sqlx::Error),
-    #[error("what is of no more use could not be deleted from storage")]
+    #[error("unused objects could not be deleted from storage")]
     Storage(#[from] StorageError),
 }
 
-/// Sweeps at the configured interval, for ever.
+/// Sweeps at the configured interval. Never returns.
 pub async fn keep_sweeping(app: App) {
     loop {
         match sweep(&app).await {
@@ -34,7 +35,7 @@ pub async fn keep_sweeping(app: App) {
         }
         match sweep_images(&app).await {
             Ok(0) => {}
-            Ok(deleted) => tracing::info!(deleted, "deleted images that lost attempts had left"),
+            Ok(deleted) => tracing::info!(deleted, "deleted images of lost attempts"),
             Err(error) => tracing::warn!(
                 error = &error as &dyn Error,
                 "images of lost attempts could not be swept"
@@ -46,9 +47,9 @@ pub async fn keep_sweeping(app: App) {
     }
 }
 
-/// Deletes what expired long enough ago that no task works from it any more. The number of uploads.
+/// Deletes uploads that expired so long ago that no task uses them. Returns their number.
 pub async fn sweep(app: &App) -> Result<u64, SweepError> {
-    // A task may have begun with an upload just before that expired.
+    // A task may have begun with an upload just before it expired.
     let before = app.clock.now() - app.config.tasks.deadline();
     let mut deleted = 0;
     loop {
@@ -71,10 +72,10 @@ pub async fn sweep(app: &App) -> Result<u64, SweepError> {
     }
 }
 
-/// Deletes the images of ended tasks that no task refers to: those of attempts whose worker was lost, or whose
-/// task had failed by the time they were stored. The number of images.
+/// Deletes images of ended tasks that no task refers to: those of attempts whose worker was lost,
+/// or whose task had failed by the time they were stored. Returns their number.
 pub async fn sweep_images(app: &App) -> Result<u64, SweepError> {
-    // By then a worker that was paused has seen that it has lost the task.
+    // By then a paused worker has noticed that it lost the task.
     let grace = app.config.tasks.lease();
     let mut deleted = 0;
     loop {

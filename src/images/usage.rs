@@ -1,4 +1,4 @@
-//! What tasks came to, as their account sees it.
+//! Usage records: the ended tasks of an account and their cost.
 
 use serde::Serialize;
 
@@ -19,6 +19,7 @@ pub struct Record {
     pub model: String,
     pub quality: Quality,
     pub resolution: Resolution,
+    /// The aspect ratio, under its name in the API.
     pub size: AspectRatio,
     pub status: &'static str,
     pub cost: Cny,
@@ -26,15 +27,17 @@ pub struct Record {
     pub api_key: String,
 }
 
+/// The images of a record and their price.
 #[derive(Debug, Serialize)]
 pub struct CostBreakdown {
     pub image_count: usize,
+    /// The price of one image.
     pub image_cost_rmb: Cny,
     pub image_urls: Vec<String>,
 }
 
 impl Record {
-    /// `public_url` is what links start with.
+    /// The record of an ended task. `public_url` is the prefix of its links; `key` is the API key's name.
     pub fn new(task: &Summary, key: &str, public_url: &str) -> Self {
         Self {
             id: task.id,

@@ -1,4 +1,4 @@
-//! Finds the programs of the PostgreSQL installed on this machine.
+//! Finds the PostgreSQL programs installed on this machine.
 
 use std::{
     cmp::Reverse,
@@ -8,10 +8,10 @@ use std::{
 
 use super::error::PrivatePostgresError;
 
-/// The oldest major version that Easel's migrations run on.
+/// The oldest major version that supports Easel's migrations.
 const MAJOR_MIN: u32 = 13;
 
-/// Folders under which distributions, Homebrew and Postgres.app keep a folder per version.
+/// Directories where distributions, Homebrew and Postgres.app keep one folder per version.
 const ROOTS: [&str; 9] = [
     "/usr/lib/postgresql",
     "/usr/lib",
@@ -30,8 +30,8 @@ pub(super) struct Binaries {
 }
 
 impl Binaries {
-    /// The first that fits the cluster: a new one takes any version that is new enough, one that is
-    /// there already only the major version that made it.
+    /// The first installation that fits the cluster: a new cluster accepts any supported version, an existing one only
+    /// the major version that created it.
     pub(super) fn find(cluster: &Path) -> Result<Self, PrivatePostgresError> {
         Self::find_in(&search_path(), cluster)
     }
@@ -49,7 +49,7 @@ impl Binaries {
         let made_by = made_by.as_deref().map(str::trim);
         let mut found = Vec::new();
         for dir in dirs {
-            // Some systems put one of the two where the other is not.
+            // Some systems install only one of the two programs in a folder.
             if !(dir.join("initdb").is_file() && dir.join("postgres").is_file()) {
                 continue;
             }
@@ -82,7 +82,7 @@ impl Binaries {
     }
 }
 
-/// `PG_BIN`, then `PATH`, then where systems install it, the newest first.
+/// `PG_BIN`, then `PATH`, then the system folders, newest version first.
 fn search_path() -> Vec<PathBuf> {
     let mut dirs: Vec<PathBuf> = std::env::var_os("PG_BIN")
         .map(PathBuf::from)
@@ -101,7 +101,7 @@ fn search_path() -> Vec<PathBuf> {
     dirs
 }
 
-/// The folders in `root` that are named like a version: `17`, `postgresql16`, `pgsql-15`.
+/// The folders in `root` whose name has a version: `17`, `postgresql16`, `pgsql-15`.
 fn versions(root: &str) -> Vec<(u32, PathBuf)> {
     let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
     entries
@@ -113,7 +113,7 @@ fn versions(root: &str) -> Vec<(u32, PathBuf)> {
                 .find_map(|prefix| name.strip_prefix(prefix))
                 .unwrap_or(name)
                 .trim_start_matches(['-', '@']);
-            // Homebrew's newest has no number, nor has the one folder of other systems.
+            // Homebrew's newest version has no number, nor does the single folder of other systems.
             let major = if version.is_empty() {
                 u32::MAX
             } else {
@@ -144,7 +144,7 @@ mod tests {
 
     use super::*;
 
-    /// A folder with programs that say they are of this version.
+    /// A folder with programs that report this version.
     fn install(root: &Path, version: &str) -> PathBuf {
         let dir = root.join(version);
         std::fs::create_dir(&dir).unwrap();

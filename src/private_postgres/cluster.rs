@@ -1,5 +1,5 @@
-//! The files of the private server: made by `initdb`, and cleared of what a killed one left.
-//! Whoever calls this holds the server's lock.
+//! The files of the private server: creates them with `initdb` and cleans up after a killed server. Callers must hold
+//! the server's lock.
 
 use std::{
     fs, io,
@@ -15,7 +15,7 @@ use super::{
 const LEFTOVER_WAIT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
 
-/// Makes the cluster where there is none, without waiting for the disk: see `sync`.
+/// Creates the cluster if there is none, without waiting for the disk: see `sync`.
 pub(super) fn make(
     layout: &Layout,
     binaries: &Binaries,
@@ -34,7 +34,7 @@ pub(super) fn make(
     initdb(layout, binaries, run_as, &arguments)
 }
 
-/// Waits until a new cluster is on the disk; only then it counts as made.
+/// Waits until a new cluster is on the disk. Only then does it count as complete.
 pub(super) fn sync(
     layout: &Layout,
     binaries: &Binaries,
@@ -45,8 +45,7 @@ pub(super) fn sync(
     fs::remove_file(&unfinished).map_err(PrivatePostgresError::data_dir(&unfinished))
 }
 
-/// Whether the cluster is still to be made. Removes what an interrupted attempt left of it, and
-/// nothing else: what is not ours is not touched.
+/// Whether the cluster must still be created. Removes what an interrupted attempt left, and no files of others.
 pub(super) fn is_missing(layout: &Layout) -> Result<bool, PrivatePostgresError> {
     let cluster = &layout.cluster;
     if layout.unfinished().exists() {
@@ -65,9 +64,9 @@ pub(super) fn is_missing(layout: &Layout) -> Result<bool, PrivatePostgresError> 
     Ok(true)
 }
 
-/// Ends the server of a killed gateway, if it still runs, and forgets one whose number has gone to
-/// another program since: PostgreSQL would take that for a server. A stale file whose process is
-/// gone is left to PostgreSQL, which also looks for backends that outlived their postmaster.
+/// Stops the server of a killed gateway if it still runs, and removes its files if another program now has its process
+/// id, which PostgreSQL would take for a server. If that process is gone, PostgreSQL handles the stale file: it also
+/// checks for backends that outlived their postmaster.
 pub(super) async fn clear_leftover(layout: &Layout) -> Result<(), PrivatePostgresError> {
     let cluster = &layout.cluster;
     let Some(pid) = PidFile::read(cluster).map(|file| file.pid) else {
@@ -97,7 +96,7 @@ pub(super) async fn clear_leftover(layout: &Layout) -> Result<(), PrivatePostgre
     Ok(())
 }
 
-/// What a server writes about itself.
+/// The contents of `postmaster.pid`.
 pub(super) struct PidFile {
     pub(super) pid: u32,
     pub(super) is_ready: bool,
@@ -134,7 +133,7 @@ fn initdb(
     })
 }
 
-/// The lines that say what is wrong; `initdb` surrounds them with what it removes and with hints.
+/// The error lines of `initdb`, without its cleanup messages and hints.
 fn complaint(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr);
     let lines: Vec<&str> = text
@@ -152,7 +151,7 @@ fn complaint(output: &Output) -> String {
     }
 }
 
-/// The words of a living process, each with a space before and after it.
+/// The command line of a live process, with a space before and after each word.
 fn command_line(pid: u32) -> Option<String> {
     let bytes = match fs::read(format!("/proc/{pid}/cmdline")) {
         Ok(bytes) => bytes,
@@ -164,7 +163,7 @@ fn command_line(pid: u32) -> Option<String> {
         }
     };
     let text = String::from_utf8_lossy(&bytes).replace(['\0', '\n'], " ");
-    // Empty for a process that has ended and that nobody has waited for yet.
+    // Empty for a process that has ended but was not reaped yet.
     (!text.trim().is_empty()).then(|| format!(" {text} "))
 }
 

@@ -1,4 +1,4 @@
-//! How clients reach the private server, and the one database it holds.
+//! Connects to the private server and creates its one database.
 
 use sqlx::{
     Connection, PgConnection,
@@ -8,10 +8,10 @@ use sqlx::{
 use super::{error::PrivatePostgresError, layout::Layout};
 
 const NO_SUCH_DATABASE: &str = "3D000";
-/// What two who make it at the same time are told: one by the check, one by the catalog's index.
+/// Errors when two processes create it at once: one from the check, one from the catalog's index.
 const ALREADY_THERE: [&str; 2] = ["42P04", "23505"];
 
-/// What the `PG…` variables of the environment say of another server is set here, but for `PGOPTIONS`.
+/// Overrides what the `PG…` environment variables say about another server, except `PGOPTIONS`.
 pub(super) fn options(layout: &Layout) -> PgConnectOptions {
     PgConnectOptions::new_without_pgpass()
         .socket(&layout.socket_dir)
@@ -22,7 +22,7 @@ pub(super) fn options(layout: &Layout) -> PgConnectOptions {
         .ssl_mode(PgSslMode::Disable)
 }
 
-/// Makes the database unless it is there; several may do so at once.
+/// Creates the database if it is missing. Several processes may do so at once.
 pub(super) async fn ensure(layout: &Layout) -> Result<(), PrivatePostgresError> {
     try_ensure(layout)
         .await

@@ -1,4 +1,4 @@
-//! What can keep the private server from running, in one line that says what to do about it.
+//! Why the private server cannot run, each in one line that says what to do about it.
 
 use std::{io, path::PathBuf, process::ExitStatus};
 
@@ -76,13 +76,13 @@ pub enum PrivatePostgresError {
         source: io::Error,
     },
 
-    #[error("{} is not empty and holds no database: empty it, or choose another --data-dir", cluster.display())]
+    #[error("{} is not empty and contains no database: empty it, or choose another --data-dir", cluster.display())]
     NotACluster { cluster: PathBuf },
 
-    #[error("initdb made no database in {}: {message}", cluster.display())]
+    #[error("initdb created no database in {}: {message}", cluster.display())]
     Initdb { cluster: PathBuf, message: String },
 
-    #[error("PostgreSQL ended at its start ({status}): {message}; its log is {}", log.display())]
+    #[error("PostgreSQL exited during startup ({status}): {message}; its log is {}", log.display())]
     EndedAtStart {
         status: ExitStatus,
         message: String,
@@ -92,13 +92,13 @@ pub enum PrivatePostgresError {
     #[error("PostgreSQL was not ready after {waited_s} s: see {}", log.display())]
     NotReady { waited_s: u64, log: PathBuf },
 
-    #[error("a PostgreSQL left behind in {} (process {pid}) does not stop: end it, then try again", cluster.display())]
+    #[error("a PostgreSQL left behind in {} (process {pid}) does not stop: kill it and try again", cluster.display())]
     LeftBehind { cluster: PathBuf, pid: u32 },
 
-    #[error("the start of the private PostgreSQL was cut short: {0}")]
+    #[error("starting the private PostgreSQL was interrupted: {0}")]
     CutShort(#[source] tokio::task::JoinError),
 
-    #[error("the private PostgreSQL did not let its database be made: {0}")]
+    #[error("could not create the database of the private PostgreSQL: {0}")]
     Database(#[source] sqlx::Error),
 
     #[error("the private PostgreSQL (process {pid}) did not stop within {waited_s} s")]
@@ -106,7 +106,7 @@ pub enum PrivatePostgresError {
 }
 
 impl PrivatePostgresError {
-    /// For `map_err` where a file of the data directory could not be made, read or locked.
+    /// For `map_err`: a file of the data directory could not be created, read or locked.
     pub(super) fn data_dir(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         |source| Self::DataDir { path, source }

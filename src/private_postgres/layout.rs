@@ -1,4 +1,4 @@
-//! Where the private server keeps its things inside the data directory, and its locks.
+//! The private server's paths in the data directory, and its locks.
 
 use std::{
     fs::{File, TryLockError},
@@ -8,8 +8,8 @@ use std::{
 use super::error::PrivatePostgresError;
 use crate::private_files;
 
-/// `sun_path` holds 104 bytes on macOS and 108 on Linux; `/.s.PGSQL.5432` and the final NUL take
-/// 15 of them, and the server adds `.lock` for a file beside the socket.
+/// `sun_path` holds 104 bytes on macOS and 108 on Linux. `/.s.PGSQL.5432` and the final NUL take 15, and the server
+/// adds `.lock` for a file beside the socket.
 const SOCKET_DIR_BYTES_MAX: usize = 88;
 
 const UNFINISHED: &str = "postgres.unfinished";
@@ -17,26 +17,26 @@ const UNFINISHED: &str = "postgres.unfinished";
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
     pub(super) data_dir: PathBuf,
-    /// The cluster by its real, absolute path.
+    /// The real, absolute path of the cluster.
     pub(super) cluster: PathBuf,
-    /// The cluster by its shortest path: clients find the socket there.
+    /// The shortest path of the cluster: clients find the socket there.
     pub(super) socket_dir: PathBuf,
 }
 
-/// A lock on a file. It is let go of by name and not only by closing: a process that is being started
-/// meanwhile may hold a copy of the file for a moment.
+/// A lock on a file. It is released explicitly and not only by closing: a process being started at that moment may
+/// briefly hold a copy of the file.
 #[derive(Debug)]
 pub(super) struct Lock(File);
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Closing it does the same, as soon as nobody has a copy.
+        // Closing has the same effect once no copy is open.
         drop(self.0.unlock());
     }
 }
 
 impl Layout {
-    /// Makes what is missing of the directories.
+    /// Creates the missing directories.
     pub(super) fn prepare(data_dir: &Path) -> Result<Self, PrivatePostgresError> {
         let given = data_dir.join("postgres");
         private_files::make_data_dir(data_dir)
@@ -64,7 +64,7 @@ impl Layout {
         })
     }
 
-    /// Whether there is a whole cluster; makes nothing.
+    /// Whether a complete cluster exists. Creates nothing.
     pub(super) fn is_made(data_dir: &Path) -> bool {
         data_dir.join("postgres/PG_VERSION").exists() && !data_dir.join(UNFINISHED).exists()
     }
@@ -77,7 +77,7 @@ impl Layout {
         self.socket_dir.join(".s.PGSQL.5432")
     }
 
-    /// Exists while the cluster is being made: what lies there is no database yet.
+    /// Exists while the cluster is being created. Until it is removed, the cluster is not a database.
     pub(super) fn unfinished(&self) -> PathBuf {
         self.data_dir.join(UNFINISHED)
     }
@@ -87,17 +87,17 @@ impl Layout {
         self.lock("serve.lock", File::try_lock)
     }
 
-    /// Held by whoever runs the server.
+    /// Held by the process that runs the server.
     pub(super) fn lock_server(&self) -> Result<Option<Lock>, PrivatePostgresError> {
         self.lock("postgres.lock", File::try_lock)
     }
 
-    /// Shared by those who use the server of another command.
+    /// Shared by commands that use another command's server.
     pub(super) fn lock_as_guest(&self) -> Result<Option<Lock>, PrivatePostgresError> {
         self.lock("postgres.guests.lock", File::try_lock_shared)
     }
 
-    /// Free once no guest is left; while it is held none comes.
+    /// Available once no guest is left. While it is held, no guest can start.
     pub(super) fn lock_out_guests(&self) -> Result<Option<Lock>, PrivatePostgresError> {
         self.lock("postgres.guests.lock", File::try_lock)
     }

@@ -1,7 +1,7 @@
-//! The PostgreSQL that Easel runs for itself when no `DATABASE_URL` is set: a real server, from the
-//! programs installed on this machine, with its data in `<data_dir>/postgres` and reached by a Unix
-//! socket only. Two locks keep it single: `serve.lock` for the one gateway of a data directory,
-//! `postgres.lock` for whoever runs the server, be it a gateway or a command.
+//! The PostgreSQL that Easel runs for itself when no `DATABASE_URL` is set: a real server from the programs installed
+//! on this machine, with its data in `<data_dir>/postgres`, reachable by a Unix socket only. Two locks keep it single:
+//! `serve.lock` for the one gateway of a data directory, `postgres.lock` for the process that runs the server, a
+//! gateway or a command.
 
 mod binaries;
 mod cluster;
@@ -25,23 +25,23 @@ use self::{
     process::ServerProcess,
 };
 
-/// How long to wait for another who starts the server, uses it for a command or stops it.
+/// How long to wait for another process that starts, uses or stops the server.
 const OTHERS_WAIT: Duration = Duration::from_secs(15);
-/// How long a command that runs the server goes on for the sake of others that use it.
+/// How long a command keeps its server running for other commands that use it.
 const GUESTS_WAIT: Duration = Duration::from_secs(10);
-/// A shutdown writes all that is in memory to the disk.
+/// A shutdown writes all memory contents to the disk.
 const STOP_WAIT: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(20);
 
-/// A server that runs for this process, or one of another process that this one uses.
-/// Dropped without `stop`, a server of our own is asked to stop, but not waited for.
+/// A server run by this process, or another process's server that this one uses. Dropped without `stop`, our own server
+/// is asked to stop but not awaited.
 #[derive(Debug)]
 pub struct PrivatePostgres {
     layout: Layout,
     role: Role,
 }
 
-// Fields are dropped in this order: a server is asked to stop before its locks are free.
+// Fields are dropped in this order: the server is asked to stop before its locks are released.
 #[derive(Debug)]
 enum Role {
     Gateway {
@@ -59,8 +59,8 @@ enum Role {
 }
 
 impl PrivatePostgres {
-    /// Runs the server of a gateway for the life of this process. Refused at once where another
-    /// gateway has the data directory; waits for a command that has it.
+    /// Runs the server of a gateway for the life of this process. Fails at once if another gateway uses the data
+    /// directory; waits for a command that uses it.
     pub async fn start(data_dir: &Path) -> Result<Self, PrivatePostgresError> {
         let layout = Layout::prepare(data_dir)?;
         let Some(serve) = layout.lock_serve()? else {
@@ -84,13 +84,12 @@ impl PrivatePostgres {
         Ok(Self { layout, role })
     }
 
-    /// Whether the data directory holds a database.
+    /// Whether the data directory contains a database.
     pub fn is_in(data_dir: &Path) -> bool {
         Layout::is_made(data_dir)
     }
 
-    /// For commands: uses the server that a gateway or another command runs, or else runs one until
-    /// the command ends.
+    /// For commands: uses the server of a running gateway or command, or else runs one until the command ends.
     pub async fn attach_or_start(data_dir: &Path) -> Result<Self, PrivatePostgresError> {
         let layout = Layout::prepare(data_dir)?;
         let deadline = Instant::now() + OTHERS_WAIT;
@@ -114,12 +113,12 @@ impl PrivatePostgres {
         }
     }
 
-    /// How to connect: over the Unix socket, to the database `easel` as its owner.
+    /// Connection options: over the Unix socket, to the database `easel` as its owner.
     pub fn options(&self) -> PgConnectOptions {
         database::options(&self.layout)
     }
 
-    /// Resolves when the server has ended, by itself or otherwise; never where it is another's.
+    /// Resolves when the server has ended for any reason. Never resolves for another process's server.
     pub async fn ended(&self) {
         match &self.role {
             Role::Gateway { process, .. } | Role::Command { process, .. } => process.ended().await,
@@ -127,8 +126,8 @@ impl PrivatePostgres {
         }
     }
 
-    /// A fast shutdown, which rolls open transactions back; returns when the server has ended.
-    /// A command first lets others finish that use its server. Another's server is left alone.
+    /// Requests a fast shutdown, which rolls back open transactions, and waits for the server to end. A command first
+    /// waits for others that use its server. Leaves another process's server running.
     pub async fn stop(self) -> Result<(), PrivatePostgresError> {
         match &self.role {
             Role::Gateway { process, .. } => end(process).await,
@@ -140,7 +139,7 @@ impl PrivatePostgres {
         }
     }
 
-    /// While the lock is held no guest comes; `None` if one stayed too long.
+    /// No guest can start while the lock is held. `None` if a guest stayed too long.
     async fn see_guests_off(&self) -> Result<Option<Lock>, PrivatePostgresError> {
         let deadline = Instant::now() + GUESTS_WAIT;
         loop {

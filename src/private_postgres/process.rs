@@ -1,5 +1,4 @@
-//! The server's process: how it stops being root, dies with this process, and is signalled.
-//! The only place with `unsafe` code.
+//! The server's process: drops root, ends with this process, and receives signals. The only module with `unsafe` code.
 
 #[cfg(target_os = "linux")]
 use std::ffi::CStr;
@@ -14,7 +13,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::user::RunAs;
 
-/// A running server, asked to stop when this is dropped.
+/// A running server. Dropping this asks it to stop.
 #[derive(Debug)]
 pub(super) struct ServerProcess {
     pid: u32,
@@ -25,8 +24,8 @@ impl ServerProcess {
     pub(super) async fn spawn(mut command: Command) -> io::Result<Self> {
         let (exit_tx, exit) = watch::channel(None);
         let (pid_tx, pid_rx) = oneshot::channel();
-        // The kernel sends the parent-death signal when the *thread* that forked ends, so the server
-        // gets a thread that lives as long as it does.
+        // The kernel sends the parent-death signal when the *thread* that forked ends, so the server gets a thread that
+        // lives as long as it does.
         std::thread::Builder::new()
             .name("postgres".to_owned())
             .spawn(move || match command.spawn() {
@@ -47,17 +46,17 @@ impl ServerProcess {
         self.pid
     }
 
-    /// How it ended, if it has.
+    /// The exit status, if it has ended.
     pub(super) fn exit(&self) -> Option<ExitStatus> {
         *self.exit.borrow()
     }
 
     pub(super) async fn ended(&self) {
-        // An error means that the thread is gone, and it goes only after the server.
+        // An error means that the thread has ended, which happens only after the server ends.
         let _ = self.exit.clone().wait_for(Option::is_some).await;
     }
 
-    /// Asks for a fast shutdown: open transactions are rolled back.
+    /// Requests a fast shutdown, which rolls back open transactions.
     pub(super) fn interrupt(&self) {
         if self.exit().is_none() {
             interrupt(self.pid);
@@ -71,8 +70,7 @@ impl Drop for ServerProcess {
     }
 }
 
-/// A program of PostgreSQL's, with nothing of this process's environment, and dying with the thread
-/// that starts it.
+/// A PostgreSQL program with an empty environment. It ends with the thread that starts it.
 pub(super) fn command(program: &Path, run_as: RunAs) -> Command {
     let mut command = Command::new(program);
     command
@@ -92,7 +90,7 @@ pub(super) fn command(program: &Path, run_as: RunAs) -> Command {
 
 #[expect(unsafe_code, reason = "no safe way to ask the system; it cannot fail")]
 pub(super) fn is_root() -> bool {
-    // SAFETY: takes nothing, changes nothing.
+    // SAFETY: no arguments, no side effects.
     unsafe { libc::geteuid() == 0 }
 }
 
@@ -101,7 +99,7 @@ pub(super) fn is_root() -> bool {
     reason = "std can only kill, which a server would take as a crash"
 )]
 pub(super) fn interrupt(pid: u32) {
-    // 0 and negative numbers mean whole groups of processes, 1 is never a server of ours.
+    // 0 and negative numbers address process groups; 1 is never our server.
     if let Ok(pid @ 2..) = libc::pid_t::try_from(pid) {
         // SAFETY: sends a signal, touches no memory.
         unsafe { libc::kill(pid, libc::SIGINT) };
@@ -133,7 +131,7 @@ fn before_exec(command: &mut Command, run_as: RunAs) {
         }
         // After every change of user, which would reset it. SAFETY: plain numbers.
         check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGINT) })?;
-        // SAFETY: takes nothing, cannot fail.
+        // SAFETY: no arguments, cannot fail.
         if unsafe { libc::getppid() }.cast_unsigned() != parent {
             return Err(io::Error::from_raw_os_error(libc::ESRCH)); // it died before it could signal
         }
@@ -157,7 +155,7 @@ fn write_to(path: &CStr, text: &str) -> io::Result<()> {
     if written < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: opened above, used no more.
+    // SAFETY: opened above, not used again.
     check(unsafe { libc::close(file) })
 }
 

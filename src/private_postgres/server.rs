@@ -1,5 +1,5 @@
-//! Runs the server: brings the cluster up with Easel's settings and waits until it answers.
-//! Whoever calls this holds the server's lock.
+//! Runs the server: starts the cluster with Easel's settings and waits until it is ready. Callers must hold the
+//! server's lock.
 
 use std::{
     fs::{self, File},
@@ -19,9 +19,9 @@ use super::{
     user::RunAs,
 };
 
-/// Replaying the log after a crash takes a while.
+/// Replaying the WAL after a crash takes a while.
 const READY_WAIT: Duration = Duration::from_mins(2);
-/// How long the backends of a killed postmaster may take to notice.
+/// How long the backends of a killed postmaster may take to notice it.
 const ORPHANS_WAIT: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(10);
 const RETRY: Duration = Duration::from_millis(200);
@@ -34,25 +34,25 @@ const SETTINGS: &[&str] = &[
     "port=5432",
     "max_connections=120",
     "shared_buffers=128MB",
-    // An acknowledged request must outlive a power failure.
+    // An acknowledged request must survive a power failure.
     "fsync=on",
     "synchronous_commit=on",
     "full_page_writes=on",
-    // A write-heavy load shall not checkpoint all the time.
+    // A write-heavy load must not checkpoint constantly.
     "min_wal_size=256MB",
     "max_wal_size=1GB",
     "checkpoint_timeout=15min",
     "checkpoint_completion_target=0.9",
-    // Every statement is short: neither pays, and containers have little shared memory.
+    // All statements are short, so neither pays off, and containers have little shared memory.
     "jit=off",
     "max_parallel_workers_per_gather=0",
-    // Task rows are updated several times each and then rest.
+    // Task rows are updated several times each and then never again.
     "autovacuum=on",
     "autovacuum_naptime=15s",
     "autovacuum_vacuum_scale_factor=0.05",
     "autovacuum_analyze_scale_factor=0.05",
     "timezone=UTC",
-    // Easel logs its own errors. Statements and details may carry prompts, which no log may hold.
+    // Easel logs its own errors. Statements and details may contain prompts, which must not be logged.
     "logging_collector=off",
     "log_destination=stderr",
     "log_min_messages=log",
@@ -62,7 +62,7 @@ const SETTINGS: &[&str] = &[
     "log_timezone=UTC",
 ];
 
-/// Makes what is missing, starts the server and returns once its database can be used.
+/// Creates what is missing, starts the server and returns once its database is usable.
 pub(super) async fn run(layout: &Layout) -> Result<ServerProcess, PrivatePostgresError> {
     cluster::clear_leftover(layout).await?;
     let prepared = layout.clone();
@@ -78,8 +78,8 @@ pub(super) async fn run(layout: &Layout) -> Result<ServerProcess, PrivatePostgre
     Ok(process)
 }
 
-/// Whether somebody's server accepts connections. A socket and a file may both be left over, but
-/// nothing listens then; and a cluster that is unfinished may yet be thrown away.
+/// Whether a server accepts connections. A socket and a file may be left over without a listener. An unfinished cluster
+/// does not count, because it may still be discarded.
 pub(super) async fn is_ready(layout: &Layout) -> bool {
     PidFile::read(&layout.cluster).is_some_and(|file| file.is_ready)
         && !layout.unfinished().exists()
@@ -131,7 +131,7 @@ async fn launch_once(layout: &Layout, plan: &Plan) -> Result<ServerProcess, Priv
         if let Some(status) = process.exit() {
             return Err(ended_at_start(layout, status, log, said_before));
         }
-        // Its own file says when *this* server is ready: a connection might reach another one.
+        // Its own file shows when *this* server is ready: a connection might reach another one.
         if PidFile::read(&layout.cluster)
             .is_some_and(|file| file.is_ready && file.pid == process.pid())
         {
@@ -147,7 +147,7 @@ async fn launch_once(layout: &Layout, plan: &Plan) -> Result<ServerProcess, Priv
     }
 }
 
-/// Also the log it writes to, and how long that is so far.
+/// Also returns the log file and its current length.
 fn server_command(layout: &Layout, plan: &Plan) -> std::io::Result<(File, u64, Command)> {
     let log = File::options()
         .create(true)
@@ -190,7 +190,7 @@ fn ended_at_start(
     }
 }
 
-/// Keeps one older log beside the one in use.
+/// Keeps one older log besides the current one.
 fn rotate(log: &Path) -> Result<(), PrivatePostgresError> {
     if fs::metadata(log).is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
         fs::rename(log, log.with_extension("log.old"))

@@ -1,4 +1,4 @@
-//! Which user the server runs as: PostgreSQL refuses root.
+//! Which user the server runs as: PostgreSQL refuses to run as root.
 
 use std::{
     io,
@@ -8,15 +8,15 @@ use std::{
 
 use super::{error::PrivatePostgresError, layout::Layout, process};
 
-/// How the server's processes stop being root.
+/// How the server's processes drop root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RunAs {
-    /// They never were.
+    /// The gateway is not root.
     Myself,
     /// They become this user, who owns the cluster.
     Other(User),
-    /// They see themselves as this user inside a user namespace and stay root outside of it, for a
-    /// cluster below a directory that only root can enter.
+    /// They appear as this user inside a user namespace and stay root outside of it, for a cluster below a directory
+    /// that only root can enter.
     Mapped(User),
 }
 
@@ -27,7 +27,7 @@ pub(super) struct User {
 }
 
 impl RunAs {
-    /// Keeps to what an existing cluster was made with; gives a new one to the user chosen.
+    /// Keeps the owner of an existing cluster. A new cluster gets the chosen user.
     pub(super) fn choose(layout: &Layout) -> Result<Self, PrivatePostgresError> {
         if !process::is_root() {
             return Ok(Self::Myself);
@@ -47,7 +47,7 @@ impl RunAs {
         }
         let reachable = cluster.ancestors().skip(1).all(|dir| can_enter(user, dir));
         if !reachable && cfg!(target_os = "linux") {
-            // Half-made by an earlier start that could reach it: the map knows only root's files.
+            // Created in part by an earlier start that could reach it: the map covers only root's files.
             chown(cluster, Some(0), Some(0)).map_err(PrivatePostgresError::data_dir(cluster))?;
             return Ok(Self::Mapped(user));
         }
@@ -63,7 +63,7 @@ impl RunAs {
         Ok(Self::Other(user))
     }
 
-    /// Why a program that is there could not be started.
+    /// Explains why an existing program could not be started.
     pub(super) fn cannot_run(
         self,
         program: PathBuf,
@@ -96,7 +96,7 @@ fn service_user() -> Option<User> {
 }
 
 fn find_user(passwd: &str, name: &str) -> Option<User> {
-    // macOS writes nobody's ids as -2.
+    // macOS writes the ids of `nobody` as -2.
     let id = |text: &str| {
         let id: i64 = text.parse().ok()?;
         u32::try_from(id)

@@ -1,4 +1,4 @@
-//! What the references of one task may take together.
+//! Limits on what the references of one task may use together.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::config;
 
-/// The bytes and the time that are left for the references of one task.
+/// The bytes and the time left for the references of one task.
 #[derive(Debug)]
 pub struct FetchBudget {
     pub(super) deadline: Instant,
@@ -19,7 +19,7 @@ pub struct FetchBudget {
 }
 
 impl FetchBudget {
-    /// Its time runs from now.
+    /// Starts the time limit.
     pub(super) fn new(config: &config::References) -> Self {
         let timeout = config.fetch_all_timeout();
         Self {
@@ -30,7 +30,7 @@ impl FetchBudget {
         }
     }
 
-    /// Uses up some bytes; false if there are not as many left.
+    /// Takes bytes from the budget. Returns false if too few are left.
     pub(super) fn take(&self, bytes: u64) -> bool {
         let taken = self
             .bytes_left

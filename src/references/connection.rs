@@ -1,5 +1,5 @@
-//! One connection for one request. HTTP libraries bound what they hand on, not what they pass over, such as
-//! interim answers without end: here the connection's bytes are counted as they come in.
+//! One connection for one request. HTTP libraries limit what they return but not what they skip, such as endless
+//! interim responses. This module counts the bytes of the connection itself.
 
 use std::{
     io,
@@ -32,38 +32,39 @@ use url::{Position, Url};
 
 use super::{guard::AddressRefused, resolve::GuardedResolver};
 
-/// What an answer may have beside its body: its head, its framing, and TLS.
+/// Limit for everything but the body: response head, framing and TLS.
 const OVERHEAD_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Makes connections, to addresses that the guard lets through.
+/// Connects to addresses that the guard permits.
 #[derive(Debug)]
 pub(super) struct Connector {
     pub(super) resolver: GuardedResolver,
     pub(super) tls: Arc<ClientConfig>,
     pub(super) connect_timeout: Duration,
     pub(super) idle_timeout: Duration,
-    /// Of a body.
+    /// Maximum bytes of a body.
     pub(super) bytes_max: u64,
 }
 
-/// What became of a request.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestFault {
-    #[error("its name has no address")]
+    #[error("could not resolve the host name")]
     Name(#[from] NetError),
     #[error("its address is refused")]
     Address(#[from] AddressRefused),
-    #[error("its URL is none that can be asked for")]
+    #[error("its URL cannot be requested")]
     Url,
     #[error("no connection was made")]
     Connect(#[source] io::Error),
-    #[error("it did not answer in order")]
+    #[error("invalid HTTP response")]
     Http(#[from] hyper::Error),
-    #[error("it was silent for {} ms", .0.as_millis())]
+    #[error("no data for {} ms", .0.as_millis())]
     Silent(Duration),
 }
 
 impl RequestFault {
+    /// Whether the failure is a timeout.
     pub fn is_timeout(&self) -> bool {
         match self {
             Self::Silent(_) => true,
@@ -73,7 +74,7 @@ impl RequestFault {
     }
 }
 
-/// An answer whose body comes in. The connection ends with it.
+/// A response whose body is still arriving. Dropping it closes the connection.
 pub(super) struct Answer {
     pub(super) response: Response<Incoming>,
     idle_timeout: Duration,
@@ -85,7 +86,7 @@ impl Answer {
         self.response.body().size_hint().exact()
     }
 
-    /// The next piece of the body, without the framing of chunks.
+    /// The next piece of the body, without chunk framing.
     pub(super) async fn piece(&mut self) -> Result<Option<Bytes>, RequestFault> {
         loop {
             let frame = timeout(self.idle_timeout, self.response.body_mut().frame()).await;
@@ -93,7 +94,7 @@ impl Answer {
             match frame.transpose()?.map(hyper::body::Frame::into_data) {
                 None => return Ok(None),
                 Some(Ok(piece)) => return Ok(Some(piece)),
-                // What stands behind the body.
+                // Trailers after the body are ignored.
                 Some(Err(_trailers)) => {}
             }
         }
@@ -101,7 +102,7 @@ impl Answer {
 }
 
 impl Connector {
-    /// Asks for a URL that the guard has let through, and gives the answer once its head is there.
+    /// Requests a URL that the guard has permitted. Returns the response once its head has arrived.
     pub(super) async fn get(&self, url: &Url) -> Result<Answer, RequestFault> {
         let request = request(url)?;
         let stream = timeout(self.connect_timeout, self.connect(url)).await;
@@ -109,10 +110,10 @@ impl Connector {
             Err(RequestFault::Connect(io::ErrorKind::TimedOut.into()))
         })?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        // The answer's body is read from it, for as long as that is wanted.
+        // The task reads the response body from the connection for as long as the response is kept.
         let mut running = JoinSet::new();
         running.spawn(async move {
-            // How it ended, the answer tells.
+            // The response reports how the connection ended.
             let _ = connection.await;
         });
         let response = timeout(self.idle_timeout, sender.send_request(request)).await;
@@ -145,7 +146,7 @@ impl Connector {
         stream.map_err(RequestFault::Connect)
     }
 
-    /// The first of the addresses that answers; each has its share of the time for connecting.
+    /// Connects to the first address that answers. Each has an equal share of the connect timeout.
     async fn reach(&self, addresses: &[IpAddr], port: u16) -> Result<TcpStream, RequestFault> {
         let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
         let share = self.connect_timeout / u32::try_from(addresses.len()).unwrap_or(1).max(1);
@@ -154,7 +155,7 @@ impl Connector {
             let connecting = TcpStream::connect(SocketAddr::new(*address, port));
             match timeout(share, connecting).await {
                 Ok(Ok(stream)) => {
-                    // Should what was connected to and what was checked ever part.
+                    // In case the connected address differs from the checked one.
                     let peer = stream.peer_addr().map_err(RequestFault::Connect)?;
                     self.resolver.guard.check_address(peer.ip())?;
                     return Ok(stream);
@@ -167,7 +168,7 @@ impl Connector {
     }
 }
 
-/// Nothing in it tells who asks.
+/// The request contains nothing that identifies the caller.
 fn request(url: &Url) -> Result<Request<Empty<Bytes>>, RequestFault> {
     let host = url.host_str().ok_or(RequestFault::Url)?;
     let host = match url.port() {
@@ -183,7 +184,7 @@ fn request(url: &Url) -> Result<Request<Empty<Bytes>>, RequestFault> {
         .map_err(|_invalid| RequestFault::Url)
 }
 
-/// A connection that fails rather than let in more bytes than it may.
+/// A connection that fails once more bytes than allowed arrive.
 #[derive(Debug)]
 struct Metered {
     stream: TcpStream,
@@ -200,7 +201,8 @@ impl AsyncRead for Metered {
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
         let bytes = (buffer.filled().len() - before) as u64;
         let left = self.bytes_left.checked_sub(bytes);
-        self.bytes_left = left.ok_or_else(|| io::Error::other("it sends more than it may"))?;
+        self.bytes_left =
+            left.ok_or_else(|| io::Error::other("response exceeds the byte limit"))?;
         Poll::Ready(Ok(()))
     }
 }

@@ -1,6 +1,5 @@
-//! The only client that follows a URL given by a client of the gateway. It speaks to nobody but the
-//! addresses that the guard lets through, sends nothing that identifies the caller, and is bounded in
-//! bytes and in time whatever the other side does.
+//! The only client that fetches URLs given by the gateway's clients. It connects only to addresses that the guard
+//! permits, sends nothing that identifies the caller, and limits bytes and time whatever the server does.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -32,15 +31,16 @@ pub struct Fetcher {
     bytes_max: u64,
 }
 
-/// A body that has begun to come in. The stream fails rather than exceed the fetcher's limits; its
-/// total time runs from the call of [`Fetcher::fetch`].
+/// A body that is arriving. The stream fails rather than exceed the fetcher's limits. Its total time runs from the call
+/// of [`Fetcher::fetch`].
 pub struct Fetched {
-    /// In bytes, where the server tells it.
+    /// In bytes, if the server declares it.
     pub length: Option<u64>,
+    /// The body. It fails on any error, limit or timeout.
     pub stream: BoxStream<'static, Result<Bytes, FetchError>>,
 }
 
-/// Its text is for the client: the same for what was refused, closed, silent or filtered.
+/// Its text is for the client: the same for rejected, closed, silent and filtered servers.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     #[error("could not be fetched")]
@@ -51,44 +51,46 @@ pub enum FetchError {
     TooLargeTogether { bytes_max: u64 },
 }
 
-/// What really happened. For the log only; holds no URL, since a URL can be a credential.
+/// The actual cause. For the log only; contains no URL, because a URL can be a credential.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchFault {
     #[error("its URL, or one that it redirects to, is refused")]
     Url(#[from] UrlError),
     #[error("the request failed")]
     Request(#[from] RequestFault),
-    #[error("it redirects to no readable URL")]
+    #[error("it redirects to an invalid URL")]
     Location,
     #[error("it redirects more than {redirects_max} times")]
     Redirects { redirects_max: u32 },
-    #[error("it was answered with {0} instead of 200")]
+    #[error("it returned status {0} instead of 200")]
     Status(StatusCode),
-    #[error("its content came compressed")]
+    #[error("the body is compressed")]
     Encoding,
     #[error("it took longer than {} ms", .0.as_millis())]
     Timeout(Duration),
 }
 
-/// The client could not be made.
+/// The client could not be created.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "the client for references could not be set up: are the system's CA certificates installed?"
 )]
 pub struct BuildError(#[source] rustls::Error);
 
-/// What takes the internet's place in a trial: one server, the name server that leads to it, and the
-/// certificate that it is trusted by. Every other address is treated as always. No setting leads here.
+/// For tests: one server that replaces the internet, the name server that resolves to it, and its trusted certificate.
+/// All other addresses are treated as usual. No setting enables this.
 #[derive(Clone, Debug)]
 pub struct ExemptServer {
+    /// The server that may be connected to.
     pub address: SocketAddr,
+    /// The name server to use.
     pub name_server: SocketAddr,
+    /// The certificate to trust.
     pub root: CertificateDer<'static>,
 }
 
 impl Fetcher {
-    /// `bytes_max` is the most that one body may have, `public_url` what this gateway's own links begin
-    /// with.
+    /// `bytes_max` is the limit of one body; `public_url` is the prefix of this gateway's own links.
     pub fn new(
         config: &config::References,
         bytes_max: u64,
@@ -105,7 +107,7 @@ impl Fetcher {
         Ok(Self::build(config, bytes_max, resolver, tls))
     }
 
-    /// For trials without an internet.
+    /// For tests without internet access.
     pub fn with_exempt(
         config: &config::References,
         bytes_max: u64,
@@ -148,18 +150,18 @@ impl Fetcher {
         }
     }
 
-    /// Reads a client's URL and checks what can be seen of it without the network.
+    /// Parses a client's URL and checks all that can be checked without the network.
     pub fn check_url(&self, url: &str) -> Result<Url, UrlError> {
         self.guard.check_url(url)
     }
 
-    /// For the references of one task, which share it.
+    /// A new budget, to be shared by the references of one task.
     pub fn allowance(&self) -> Arc<FetchBudget> {
         Arc::new(FetchBudget::new(&self.config))
     }
 
-    /// Asks for a URL, follows its redirects, and gives back the body as it comes in. Whether that is
-    /// an image is for the caller to see.
+    /// Requests a URL, follows redirects, and returns the body as it arrives. The caller must check that it is an
+    /// image.
     pub async fn fetch(
         &self,
         url: &Url,
@@ -202,7 +204,7 @@ impl Fetcher {
     async fn open(&self, mut url: Url) -> Result<Answer, FetchFault> {
         let redirects_max = self.config.redirects_max;
         for _ in 0..=redirects_max {
-            // Every hop is checked, resolved and connected to anew.
+            // Every hop is checked, resolved and connected again.
             self.guard.check_parsed_url(&url)?;
             let answer = self.connector.get(&url).await?;
             if !is_redirect(answer.response.status()) {
@@ -214,8 +216,8 @@ impl Fetcher {
     }
 }
 
-/// A body under way, and what is left of its limits. Nothing is ever decompressed, so a piece has as many
-/// bytes here as it had on the wire.
+/// A body in progress and the rest of its limits. Nothing is decompressed, so a piece has as many bytes here as on the
+/// wire.
 struct Body {
     answer: Answer,
     deadline: Instant,
@@ -251,8 +253,8 @@ impl Body {
     }
 }
 
-/// When a failure is told. A refused address fails at once, a closed one soon, a silent one late: from
-/// outside, all that fail within a step look the same.
+/// When a failure is reported. A rejected address fails at once, a closed one soon, a silent one late. From outside,
+/// all failures within one step look the same.
 fn next_step(begin: Instant, step: Duration) -> Instant {
     let (elapsed, step) = (begin.elapsed().as_millis(), step.as_millis().max(1));
     let wait_ms = (elapsed / step + 1) * step;

@@ -1,7 +1,6 @@
-//! Which URLs and addresses a client can make this gateway connect to: those of the public internet.
-//! Everything that the IANA registries of special-purpose addresses don't call globally reachable is
-//! refused, and so is every IPv6 address with an IPv4 address inside: a translator on the way would
-//! unpack it.
+//! Which URLs and addresses a client can make this gateway connect to: only the public internet. Rejects every address
+//! that the IANA special-purpose registries do not list as globally reachable, and every IPv6 address with an embedded
+//! IPv4 address, which a translator on the way would unpack.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
@@ -13,11 +12,11 @@ use crate::config;
 const HTTPS_PORT: u16 = 443;
 const URL_BYTES_MAX: usize = 8192;
 
-/// What clients may make this gateway connect to.
+/// Decides what clients may make this gateway connect to.
 #[derive(Clone, Debug)]
 pub struct Guard {
     policy: AddressPolicy,
-    /// Of this gateway itself, as its clients know it: it doesn't call itself.
+    /// Host and port of this gateway as clients know it. It must not call itself.
     own: Option<(String, u16)>,
 }
 
@@ -25,14 +24,14 @@ pub struct Guard {
 enum AddressPolicy {
     /// The public internet, on port 443.
     Public,
-    /// As `Public`, and this one address, on its port too: a trial's exempt server for a public server.
+    /// Like `Public`, plus this one address and port: a test server that replaces a public one.
     PublicAnd(SocketAddr),
     /// Every address, on any port: the operator allows private networks.
     Everything,
 }
 
-/// Why a URL is refused without asking for it. The texts are for the client and say nothing about
-/// this gateway's network.
+/// Why a URL is rejected before any request. The texts are for the client and reveal nothing about this gateway's
+/// network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
     #[error("must be a valid https:// URL")]
@@ -57,7 +56,7 @@ pub enum UrlError {
 pub struct AddressRefused(pub IpAddr);
 
 impl Guard {
-    /// `public_url` is what this gateway's own links begin with.
+    /// `public_url` is the prefix of this gateway's own links.
     pub fn new(config: &config::References, public_url: &str) -> Self {
         let policy = if config.allow_private_networks {
             AddressPolicy::Everything
@@ -68,7 +67,7 @@ impl Guard {
         Self { policy, own }
     }
 
-    /// Lets one more address through, unless all are.
+    /// Permits one more address, unless all are permitted.
     pub(super) fn with_exempt(mut self, exempt: SocketAddr) -> Self {
         if self.policy == AddressPolicy::Public {
             self.policy = AddressPolicy::PublicAnd(exempt);
@@ -76,7 +75,7 @@ impl Guard {
         self
     }
 
-    /// Reads a client's URL and checks what can be seen of it without the network.
+    /// Parses a client's URL and checks all that can be checked without the network.
     pub fn check_url(&self, url: &str) -> Result<Url, UrlError> {
         if url.len() > URL_BYTES_MAX {
             return Err(UrlError::TooLong);
@@ -86,7 +85,7 @@ impl Guard {
         Ok(url)
     }
 
-    /// As [`Guard::check_url`], for one that is read already, or comes from a redirect.
+    /// Like [`Guard::check_url`], for a URL that is already parsed or comes from a redirect.
     pub fn check_parsed_url(&self, url: &Url) -> Result<(), UrlError> {
         if url.as_str().len() > URL_BYTES_MAX {
             return Err(UrlError::TooLong);
@@ -103,7 +102,7 @@ impl Guard {
         if self.own.is_some() && authority(url) == self.own {
             return Err(UrlError::Own);
         }
-        // However an address is spelt, parsing has made a literal of it.
+        // However an address is written, parsing has turned it into a literal.
         let permitted = match url.host() {
             Some(Host::Ipv4(address)) => self.policy.permits(address.into()),
             Some(Host::Ipv6(address)) => self.policy.permits(address.into()),
@@ -117,8 +116,7 @@ impl Guard {
         }
     }
 
-    /// Checks an address that is about to be connected to, or that has been: public, and not one of
-    /// this machine's own.
+    /// Checks an address before or after connecting to it: it must be public and not this machine's own.
     pub fn check_address(&self, address: IpAddr) -> Result<(), AddressRefused> {
         let exempt = match self.policy {
             AddressPolicy::Public => false,
@@ -134,7 +132,7 @@ impl Guard {
 }
 
 impl AddressPolicy {
-    /// Without a look at this machine: an answer to the client must not tell its addresses.
+    /// Ignores this machine's own addresses: an answer to the client must not reveal them.
     fn permits(self, address: IpAddr) -> bool {
         match self {
             Self::Public => is_global(address),
@@ -143,7 +141,7 @@ impl AddressPolicy {
         }
     }
 
-    /// Only the names that never mean a public host; what the others mean, resolving tells.
+    /// Rejects only names that never mean a public host. Resolving decides the others.
     fn permits_name(self, name: &str) -> bool {
         let name = name.strip_suffix('.').unwrap_or(name);
         let last = name.rsplit('.').next().unwrap_or(name);
@@ -159,7 +157,7 @@ impl AddressPolicy {
     }
 }
 
-/// The host and port of a URL. Port 80 counts as 443: a proxy before this gateway may serve both.
+/// The host and port of a URL. Port 80 counts as 443, because a proxy in front of this gateway may serve both.
 fn authority(url: &Url) -> Option<(String, u16)> {
     let host = url.host_str()?;
     let host = host.strip_suffix('.').unwrap_or(host).to_owned();
@@ -184,15 +182,15 @@ fn is_global_v6(address: Ipv6Addr) -> bool {
         && !is_isatap(address)
 }
 
-/// ISATAP (RFC 5214) has its IPv4 address in the last 32 bits, below any prefix.
+/// ISATAP (RFC 5214) embeds an IPv4 address in the last 32 bits, below any prefix.
 fn is_isatap(address: Ipv6Addr) -> bool {
     let [.., high, low, _, _] = address.segments();
     // The universal and group bits may be set or not.
     high & !0x0300 == 0 && low == 0x5efe
 }
 
-/// Whether it is an address of this machine: then a packet to it would leave from that same address.
-/// Connecting a UDP socket asks the routing table and sends nothing.
+/// Whether this is an address of this machine: a packet to it would leave from the same address. Connecting a UDP
+/// socket consults the routing table and sends nothing.
 fn is_own(address: IpAddr) -> bool {
     let any: IpAddr = match address {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -233,11 +231,11 @@ const NOT_GLOBAL_V4: [Ipv4Net; 16] = [
     v4(240, 0, 0, 0, 4),      // reserved; broadcast
 ];
 
-// All of IPv6 that is given out for unicast on the internet. Outside of it lie ::, ::1, ::a.b.c.d,
+// All IPv6 space allocated for unicast on the internet. It excludes ::, ::1, ::a.b.c.d,
 // ::ffff:a.b.c.d, both translation prefixes 64:ff9b, 100::/64, 5f00::/16, fc00::/7, fe80::/10, fec0::/10 and ff00::/8.
 const UNICAST_V6: Ipv6Net = v6([0x2000, 0, 0], 3);
 
-// What is not global inside of that.
+// The parts of it that are not globally reachable.
 const NOT_GLOBAL_V6: [Ipv6Net; 4] = [
     v6([0x2001, 0, 0], 23),     // protocol assignments: Teredo, benchmarks, ORCHID
     v6([0x2001, 0xdb8, 0], 32), // documentation

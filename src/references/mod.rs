@@ -1,5 +1,5 @@
-//! Reference images that clients name by a foreign URL: which URLs and addresses may be asked for,
-//! and the only client that follows them.
+//! Reference images given as foreign URLs: which URLs and addresses may be requested, and the only client that fetches
+//! them.
 
 mod allowance;
 mod connection;

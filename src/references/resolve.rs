@@ -1,5 +1,5 @@
-//! From a name to the addresses that may be connected to. The connection is made to an address
-//! checked here, and the name isn't asked for again in between.
+//! Resolves a host name to the addresses that may be connected to. The connection uses an address checked here; the
+//! name is not resolved again in between.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -16,22 +16,22 @@ use hickory_resolver::{
 
 use super::{connection::RequestFault, guard::Guard};
 
-/// A name with a thousand addresses must not become a thousand connections.
+/// Limits connection attempts to a name with many addresses.
 const ADDRESSES_MAX: usize = 8;
-/// A question that is lost on the way is asked again this often within the time for connecting.
+/// Attempts per lookup within the connect timeout, in case a query is lost.
 const QUESTIONS: u32 = 3;
 
-/// Refuses a whole name if any of its addresses is refused: an honest public name has no such address.
+/// Rejects a whole name if any of its addresses is rejected: an honest public name has no such address.
 #[derive(Clone, Debug)]
 pub(super) struct GuardedResolver {
     pub(super) guard: Guard,
-    /// `None`: those of the system.
+    /// `None`: the system's name servers.
     pub(super) name_server: Option<SocketAddr>,
     pub(super) connect_timeout: Duration,
 }
 
 impl GuardedResolver {
-    /// The addresses of a name, all of them checked.
+    /// All addresses of a name, checked.
     pub(super) async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, RequestFault> {
         let mut addresses = self.clone().look_up(name.to_owned()).await?;
         for address in &addresses {
@@ -41,8 +41,8 @@ impl GuardedResolver {
         Ok(addresses)
     }
 
-    /// Asks anew each time, as nothing here may rest on what a name meant before. The system's resolver
-    /// would keep a thread for every name server that stalls.
+    /// Resolves anew each time, because an earlier result proves nothing. The system's resolver would block a thread
+    /// for every name server that stalls.
     async fn look_up(self, name: String) -> Result<Vec<IpAddr>, NetError> {
         let client = tokio::task::spawn_blocking(move || self.client()).await;
         let client = client.map_err(std::io::Error::other)??;
@@ -50,7 +50,7 @@ impl GuardedResolver {
         Ok(found.iter().collect())
     }
 
-    /// Reads the system's settings, which may have changed: hence not for the threads of the runtime.
+    /// Reads the system's settings, which may have changed. Blocks, so do not call it on the runtime's threads.
     fn client(&self) -> Result<TokioResolver, NetError> {
         let mut builder = match self.name_server {
             None => TokioResolver::builder_tokio()?,
@@ -59,7 +59,7 @@ impl GuardedResolver {
             }
         };
         let options = builder.options_mut();
-        // Both kinds, since an address that isn't seen isn't checked.
+        // Both families, because only returned addresses are checked.
         options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
         options.timeout = options.timeout.min(self.connect_timeout / QUESTIONS);
         options.cache_size = 0;

@@ -1,5 +1,5 @@
-//! Whether the store can be written to. What is written says so, and while it fails a small probe every
-//! second does; who depends on the store asks here before anything is begun.
+//! The storage circuit: whether the store is writable. Writes report their results, and while they fail a small probe
+//! runs every second. Code that depends on the store checks the circuit before it starts work.
 
 use std::{
     sync::{
@@ -16,12 +16,12 @@ use tokio::{
 
 use super::{StorageError, Store};
 
-/// A write that takes longer raises the suspicion that the store is silent.
+/// A write that takes longer raises the suspicion that the store does not respond.
 const SLOW_AFTER: Duration = Duration::from_secs(1);
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// Shorter than what readiness waits, so that both say the same.
+/// Shorter than the readiness timeout, so that both report the same.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-/// After so many failed writes without a good one no probe is waited for.
+/// After this many consecutive failed writes the circuit opens without waiting for a probe.
 const FAILURES_MAX: u32 = 5;
 
 /// Why nothing can be stored, in words for clients.
@@ -31,10 +31,10 @@ pub enum Trouble {
     Full,
 }
 
-/// Closed while all is well, open while the store fails.
+/// Closed while the store is writable, open while it fails.
 pub(super) struct Circuit {
     state: watch::Sender<Option<Failing>>,
-    /// Writes that have failed since the last good one.
+    /// Failed writes since the last successful one.
     failures: AtomicU32,
     suspicion: Arc<Notify>,
 }
@@ -46,6 +46,7 @@ struct Failing {
 }
 
 impl Trouble {
+    /// The message that clients see.
     pub fn message(self) -> &'static str {
         match self {
             Self::Unreachable => "storage cannot be reached",
@@ -67,13 +68,13 @@ impl Circuit {
         self.state.borrow().map(|failing| failing.trouble)
     }
 
-    /// Resolves once the store does not fail.
+    /// Resolves once the circuit is closed.
     pub(super) async fn closed(&self) {
-        // The sender is here.
+        // `self` holds the sender, so this cannot fail.
         let _ = self.state.subscribe().wait_for(Option::is_none).await;
     }
 
-    /// Waits for a write, and learns from how long it takes and from what comes of it.
+    /// Waits for a write, and records its duration and its result.
     pub(super) async fn watch<T>(
         &self,
         write: impl Future<Output = Result<T, StorageError>>,
@@ -89,7 +90,7 @@ impl Circuit {
         written
     }
 
-    /// Learns from a write. One failure is only a suspicion: a probe decides.
+    /// Records the result of a write. One failure is only a suspicion: a probe decides.
     pub(super) fn record<T>(&self, written: &Result<T, StorageError>) {
         match written {
             Ok(_) => self.failures.store(0, Ordering::Relaxed),
@@ -115,7 +116,7 @@ impl Circuit {
             if was.is_none() {
                 tracing::error!(
                     error = error as &dyn std::error::Error,
-                    "storage fails: nothing new is begun until it does not"
+                    "storage fails: refusing new work until it recovers"
                 );
             }
             was != Some(trouble)
@@ -128,12 +129,12 @@ impl Circuit {
                 return false;
             };
             let failed_ms = u64::try_from(failing.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-            tracing::info!(failed_ms, "storage can be written to again");
+            tracing::info!(failed_ms, "storage is writable again");
             true
         });
     }
 
-    /// Writes a little to the store, and says what that came to.
+    /// Writes a small object to the store and records the result.
     pub(super) async fn probe(&self, store: &Store) -> Result<(), StorageError> {
         let probed = timeout(PROBE_TIMEOUT, store.check()).await;
         let probed = probed.unwrap_or_else(|_| {
@@ -149,8 +150,8 @@ impl Circuit {
         probed
     }
 
-    /// Probes while the store fails or is suspected to, and looks how much space is free. Ends with the last
-    /// handle of the circuit.
+    /// Probes while the store fails or is suspected to fail, and checks the free space. Ends when the last handle of
+    /// the circuit is dropped.
     #[expect(
         clippy::disallowed_methods,
         reason = "it ends with the store; a shutdown has nothing to wait for"
@@ -168,7 +169,7 @@ impl Circuit {
                 };
                 let probed = suspected || circuit.trouble().is_some();
                 if probed {
-                    // Told to the log by whom it changes something for.
+                    // `probe` itself logs a change of state.
                     let _ = circuit.probe(&store).await;
                 } else if let Err(error) = store.check_free_space().await {
                     circuit.open(error.trouble().unwrap_or(Trouble::Unreachable), &error);

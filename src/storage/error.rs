@@ -1,4 +1,4 @@
-//! What can go wrong with stored bytes. For the operator's log: it names buckets, keys and paths.
+//! Storage errors, for the operator's log: they name buckets, keys and paths.
 
 use std::io;
 
@@ -6,13 +6,16 @@ use object_store::client::HttpError;
 
 use super::{Key, Trouble};
 
+/// Why a storage operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
+    /// The configuration is invalid or incomplete.
     #[error("the storage settings cannot be used: {0}")]
     Settings(String),
-    /// No space, or a quota used up.
+    /// No space left, or a quota is exhausted.
     #[error("the storage is full")]
     Full(#[source] io::Error),
+    /// A file operation failed.
     #[error("could not {action} in local storage")]
     Local {
         /// Such as `write an object`.
@@ -20,41 +23,45 @@ pub enum StorageError {
         #[source]
         source: io::Error,
     },
+    /// A request of the client library failed.
     #[error("could not {action} in the s3 store")]
     S3 {
         action: &'static str,
         #[source]
         source: object_store::Error,
     },
-    /// `detail` holds the store's own code and message.
+    /// The store returned an error status. `detail` holds its own code and message.
     #[error("{store} answered {status}: {detail}")]
     Refused {
         store: String,
         status: u16,
         detail: String,
     },
+    /// No connection to the store.
     #[error("{store} could not be reached")]
     Unreachable {
         store: String,
         #[source]
         source: HttpError,
     },
+    /// The store did not respond in time.
     #[error("{store} did not answer within {seconds} s")]
     Silent { store: String, seconds: u64 },
-    /// It was there before, or should have been.
-    #[error("there is no object {key}")]
+    /// The object was deleted, or should exist but does not.
+    #[error("object {key} does not exist")]
     Missing { key: Key },
-    #[error("the range {start}..{end} lies outside the object of {size} bytes")]
+    /// The requested range is not within the object.
+    #[error("the range {start}..{end} is outside the object of {size} bytes")]
     Range { start: u64, end: u64, size: u64 },
 }
 
 impl StorageError {
-    /// For where an absent object is a fault.
+    /// For callers to whom a missing object is a fault.
     pub fn missing(key: &Key) -> Self {
         Self::Missing { key: key.clone() }
     }
 
-    /// What it says of the store as a whole; `None`: nothing, and another try would end the same.
+    /// What the error says about the store as a whole. `None`: nothing, and a retry would fail the same way.
     pub(super) fn trouble(&self) -> Option<Trouble> {
         match self {
             Self::Full(_) => Some(Trouble::Full),
@@ -63,7 +70,7 @@ impl StorageError {
         }
     }
 
-    /// Turns the error of a file operation into ours; `action` as in `write an object`.
+    /// Wraps the error of a file operation; `action` as in `write an object`.
     pub(super) fn local(action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full(source),

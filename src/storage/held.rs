@@ -1,5 +1,5 @@
-//! A generated image until it is stored. It has been paid for, so every byte of it is held where it can be
-//! written again: in memory while there is enough of it, then in a file on the local disk.
+//! Generated images that are not stored yet. They have been paid for, so every byte is held where it can be written
+//! again: in memory up to a limit, then in a file on the local disk.
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -12,14 +12,14 @@ use tokio::{
 use super::staging::{StagedFile, blocking};
 use crate::private_files::{self, Access};
 
-/// The unit in which capacity is shared out, in bytes.
+/// Unit in which capacity is allocated, in bytes.
 const UNIT: u64 = 1024;
-/// Memory is taken in such pieces; an image that goes to a file has one that is not counted.
+/// Memory is allocated in blocks of this size. An image held in a file has one block that is not counted.
 const BLOCK_BYTES: usize = 64 * 1024;
-/// Between two tries, where neither memory nor the disk takes a byte.
+/// Wait between two attempts while neither memory nor disk has capacity.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Capacity for images that are not stored yet, shared by all of them.
+/// Capacity for images that are not stored yet. All of them share it.
 pub(super) struct Capacity {
     memory: Pool,
     disk: Pool,
@@ -27,7 +27,7 @@ pub(super) struct Capacity {
     naming: Naming,
 }
 
-/// Whether files of held images are published by their names.
+/// Whether files of held images are renamed to their key or stay nameless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Naming {
     Named,
@@ -39,26 +39,26 @@ struct Pool {
     total: u32,
 }
 
-/// An image that is taken in, or waits to be stored.
+/// An image that is being received or waits to be stored.
 pub struct HeldImage {
     capacity: Arc<Capacity>,
     bytes: u64,
-    /// What is in memory; all of it, unless there is a file.
+    /// The bytes in memory: all bytes if there is no file.
     blocks: Vec<Bytes>,
     last: Vec<u8>,
     memory: Option<OwnedSemaphorePermit>,
     spooled: Option<Spooled>,
 }
 
-/// What is in a file.
+/// The bytes in a file.
 struct Spooled {
     file: Arc<StagedFile>,
     bytes: u64,
-    /// Held as long as the file.
+    /// The file's disk capacity, held as long as the file exists.
     disk: OwnedSemaphorePermit,
 }
 
-/// Where the bytes of a whole image are.
+/// Where the bytes of a complete image are.
 pub(super) enum Whole {
     Memory(Vec<Bytes>),
     File(Arc<StagedFile>, u64),
@@ -85,7 +85,7 @@ impl Capacity {
         }
     }
 
-    /// Memory for so many bytes at once; waits for it.
+    /// Waits for memory for this many bytes and takes it at once.
     pub(super) async fn memory(&self, bytes: u64) -> io::Result<OwnedSemaphorePermit> {
         self.memory.take(self.memory.units_of(bytes)).await
     }
@@ -101,7 +101,7 @@ impl Capacity {
 
 impl Pool {
     fn new(bytes: u64) -> Self {
-        // A semaphore has no more.
+        // The maximum number of semaphore permits.
         let most = u32::MAX >> 3;
         let total = u32::try_from(bytes / UNIT).unwrap_or(most).min(most);
         Self {
@@ -110,7 +110,7 @@ impl Pool {
         }
     }
 
-    /// One image never waits for more than there is.
+    /// Caps at the total capacity, so that one image never waits for more than exists.
     fn units_of(&self, bytes: u64) -> u32 {
         u32::try_from(bytes.div_ceil(UNIT)).map_or(self.total, |units| units.min(self.total))
     }
@@ -126,12 +126,12 @@ impl Pool {
 }
 
 impl HeldImage {
-    /// Of the image so far.
+    /// Bytes received so far.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Appends. It waits where neither memory nor the disk has capacity left.
+    /// Appends a piece. Waits while neither memory nor disk has capacity.
     pub async fn write(&mut self, mut piece: &[u8]) {
         self.bytes += piece.len() as u64;
         while !piece.is_empty() {
@@ -150,7 +150,7 @@ impl HeldImage {
         }
     }
 
-    /// The image, of which nothing more comes.
+    /// The complete image. No more bytes may follow.
     pub(super) async fn whole(&mut self) -> Whole {
         if !self.last.is_empty() {
             self.blocks.push(std::mem::take(&mut self.last).into());
@@ -168,7 +168,7 @@ impl HeldImage {
         &self.capacity
     }
 
-    /// Whether there is memory for all of it, taking what is missing.
+    /// Whether there is memory for the whole image. Takes the missing memory.
     fn is_in_memory(&mut self) -> bool {
         let pool = &self.capacity.memory;
         let has = self
@@ -192,12 +192,12 @@ impl HeldImage {
         true
     }
 
-    /// Writes what is in memory to the file, and gives the memory back. Where the disk fails it stays in memory
-    /// if there is enough by then.
+    /// Moves the bytes in memory to the file and frees the memory. If the disk fails, they stay in memory if there is
+    /// enough by then.
     async fn spool(&mut self) {
         while let Err(error) = self.try_spool().await {
-            tracing::warn!(%error, "an image that waits to be stored could not be written to the local disk");
-            // A file that holds nothing yet is given up for memory.
+            tracing::warn!(%error, "could not write a held image to the local disk");
+            // An empty file is dropped in favor of memory.
             if self
                 .spooled
                 .as_ref()

@@ -1,4 +1,4 @@
-//! Stores held images, however often that takes: whoever waits gives up, not this.
+//! Stores held images and retries until it succeeds. The caller gives up, not this module.
 
 use std::{error::Error, time::Duration};
 
@@ -6,18 +6,18 @@ use tokio::time::sleep;
 
 use super::{HeldImage, Key, Storage, StorageError, Store};
 
-/// Between two tries, doubled each time.
+/// Wait between two attempts, doubled each time.
 const WAIT_MIN: Duration = Duration::from_millis(100);
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
 impl Storage {
-    /// Begins an image that must not be lost.
+    /// Starts to hold an image that must not be lost.
     pub fn hold(&self) -> HeldImage {
         self.capacity.hold()
     }
 
-    /// Stores an image, in place of one with the same key. While the store fails it waits and tries again: it
-    /// returns an error only where no other try can end otherwise, and is to be dropped when time is up.
+    /// Stores an image and replaces one with the same key. Waits and retries while the store fails. Returns an error
+    /// only if no retry can succeed. The caller drops the future when its time is up.
     pub async fn keep(&self, key: &Key, mut image: HeldImage) -> Result<u64, StorageError> {
         let mut wait = WAIT_MIN;
         loop {
@@ -28,7 +28,7 @@ impl Storage {
                 Err(error) => tracing::warn!(
                     error = &error as &dyn Error,
                     object = key.as_str(),
-                    "an image could not be stored, trying again"
+                    "could not store an image, retrying"
                 ),
             }
             sleep(wait.mul_f64(rand::random_range(0.5..=1.0))).await;

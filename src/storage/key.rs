@@ -1,5 +1,5 @@
-//! Names of stored objects. There are two shapes and nothing else parses, so a key can neither leave
-//! its root nor name what the gateway did not write.
+//! Names of stored objects. There are two shapes and nothing else parses, so a key cannot leave its root or name an
+//! object that the gateway did not write.
 
 use std::{fmt, str::FromStr};
 
@@ -12,7 +12,7 @@ use crate::{
     image::Format,
 };
 
-/// Where an object lies, and by its extension which format it has.
+/// The path of a stored object. Its extension gives the image format.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Key {
@@ -20,7 +20,7 @@ pub struct Key {
     format: Format,
 }
 
-/// The text has not the shape of a key.
+/// The text is not a valid key.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "no storage key: {0:?}, allowed: uploads/{{date}}/{{id}}.{{ext}}, images/{{hex}}/{{task}}-{{fence}}-{{seq}}.{{ext}}"
@@ -28,15 +28,15 @@ pub struct Key {
 pub struct InvalidKey(String);
 
 impl Key {
-    /// `uploads/{YYYYMMDD}/{id}.{ext}`: a day's uploads expire together, so they lie together.
+    /// `uploads/{YYYYMMDD}/{id}.{ext}`: a day's uploads expire together, so they share a folder.
     pub fn upload(created: DateTime<Utc>, id: UploadId, format: Format) -> Self {
         Self::upload_on(created.date_naive(), id, format)
     }
 
-    /// `images/{hex}/{task}-{fence}-{seq}.{ext}`: every try of a task writes keys of its own.
+    /// `images/{hex}/{task}-{fence}-{seq}.{ext}`: each attempt of a task writes its own keys.
     ///
-    /// The folder is the last three digits of the task's id, which are random where its first ones are
-    /// the time: 4,096 folders, each with a few thousand files when there are ten million.
+    /// The folder is the last three digits of the task's id. They are random, while the first digits are the time. This
+    /// gives 4,096 folders, each with a few thousand files at ten million images.
     pub fn image(task: TaskId, fence: i64, seq: u8, format: Format) -> Self {
         let (folder, name) = Self::prefix_of(task);
         let ext = format.extension();
@@ -46,13 +46,13 @@ impl Key {
         }
     }
 
-    /// What the keys of a task's images begin with: their folder, and their names in it.
+    /// The folder of a task's images, and the prefix of their names in it.
     pub(super) fn prefix_of(task: TaskId) -> (String, String) {
         let folder = task.as_u128() & 0xfff;
         (format!("images/{folder:03x}"), format!("{task}-"))
     }
 
-    /// Of an image: the fence of the try that has stored it, and its position in the task, from 1.
+    /// For an image: the fence of the attempt that stored it, and its position in the task, from 1.
     pub fn fence_and_seq(&self) -> Option<(i64, u8)> {
         let name = self.text.strip_prefix("images/")?;
         let (name, _) = name.rsplit_once('.')?;
@@ -61,14 +61,17 @@ impl Key {
         Some((fence.parse().ok()?, seq.parse().ok()?))
     }
 
+    /// The key as text, as [`FromStr`] parses it.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
+    /// The image format, from the extension.
     pub fn format(&self) -> Format {
         self.format
     }
 
+    /// The media type of the format.
     pub fn content_type(&self) -> &'static str {
         self.format.content_type()
     }
@@ -94,7 +97,7 @@ impl Key {
             }
             ("images", _, name) => {
                 let (name, seq) = name.rsplit_once('-')?;
-                // The id is cut off by its length: a hyphen before the fence could be its sign.
+                // Split the id off by its length: a hyphen before the fence could be its sign.
                 let (task, fence) = name.split_at_checked(Hyphenated::LENGTH)?;
                 let fence = fence.strip_prefix('-')?.parse().ok()?;
                 let task = Uuid::try_parse(task).ok()?;
@@ -109,7 +112,7 @@ impl FromStr for Key {
     type Err = InvalidKey;
 
     fn from_str(text: &str) -> Result<Self, InvalidKey> {
-        // Made again from its parts, it must be the same: no other spelling of a date, an id or a number.
+        // The key rebuilt from its parts must equal the text. This rejects other spellings of dates, ids and numbers.
         Self::parse(text)
             .filter(|key| key.text == text)
             .ok_or_else(|| InvalidKey(text.chars().take(200).collect()))

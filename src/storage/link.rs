@@ -1,4 +1,4 @@
-//! Short-lived links to stored objects, and the signature of those that this gateway serves itself.
+//! Short-lived links to stored objects, and signatures for the links that this gateway serves itself.
 
 use std::{
     fmt, fs,
@@ -13,32 +13,37 @@ use ring::hmac;
 use super::key::Key;
 use crate::{clock::Clock, ids, private_files};
 
-/// An address that gives out one object without further credentials for a few minutes.
+/// A URL that serves one object for a few minutes, without further credentials.
 #[derive(Clone, Debug)]
 pub struct Link {
+    /// The URL to send to the client.
     pub url: String,
+    /// When the URL stops working.
     pub expires_at: DateTime<Utc>,
 }
 
-/// What a browser is to do with an object.
+/// How a browser should handle an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Disposition {
     Inline,
-    /// Save it. Of the name only `[A-Za-z0-9._-]` survive, anything else becomes `_`.
+    /// Save it. Characters of the name outside `[A-Za-z0-9._-]` become `_`.
     Attachment {
         file_name: String,
     },
 }
 
-/// What a link gives out, and for how many seconds more.
+/// The target of a verified link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Linked {
+    /// The object to serve.
     pub key: Key,
+    /// How a browser should handle it.
     pub disposition: Disposition,
+    /// Seconds until the link expires.
     pub life_s: u32,
 }
 
-/// Signs and checks local links with a key that all processes on the same directory share.
+/// Signs and verifies local links with a key that all processes on the same directory share.
 pub(super) struct LinkSigner {
     key: hmac::Key,
     public_url: String,
@@ -98,7 +103,7 @@ impl LinkSigner {
         if life_s == 0 {
             return None;
         }
-        // A key has a fixed number of parts, so that one more can only be a file name.
+        // A key has a fixed number of parts, so an additional part can only be a file name.
         let (key, disposition) = if let Ok(key) = target.parse() {
             (key, Disposition::Inline)
         } else {
@@ -118,7 +123,7 @@ fn signed(expiry: i64, target: &str) -> String {
     format!("{expiry}/{target}")
 }
 
-/// What means the same in a header, in a path and on any file system.
+/// Replaces characters whose meaning differs in headers, paths or file systems.
 fn plain(file_name: &str) -> String {
     let plain = |c: char| match c {
         'A'..='Z' | 'a'..='z' | '0'..='9' | '.' | '_' | '-' => c,
@@ -146,7 +151,7 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
         .collect()
 }
 
-/// Processes that start together all end up with the key of the one that linked it first.
+/// If several processes start together, all use the key of the first one that links it.
 fn read_or_make_key(file: &Path) -> io::Result<Vec<u8>> {
     if !file.try_exists()? {
         let staged = file.with_extension(ids::random_hex());
@@ -170,7 +175,7 @@ fn make_key(staged: &Path) -> io::Result<()> {
     let mut options = private_files::options();
     let mut file = options.write(true).create_new(true).open(staged)?;
     file.write_all(&rand::random::<[u8; KEY_BYTES]>())?;
-    // Synced, because an empty key after a power cut would stop every later start.
+    // Synced, because an empty key after a power failure would stop every later start.
     file.sync_all()
 }
 

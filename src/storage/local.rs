@@ -1,5 +1,5 @@
-//! Objects as files of a directory. A file is written aside and gets its name when it is whole and synced, so
-//! a reader never meets half an object and a power cut takes none away.
+//! Objects as files of a directory. A file is written in staging and renamed once it is complete and synced, so readers
+//! never see a partial object and a power failure loses none.
 
 use std::{
     fs::{self, File},
@@ -32,7 +32,7 @@ use crate::{
 
 pub(super) struct Local {
     root: PathBuf,
-    /// Where files are until they are whole.
+    /// Directory of files that are not complete yet.
     pub(super) staging: PathBuf,
     pub(super) publisher: Arc<Publisher>,
     links: LinkSigner,
@@ -40,10 +40,10 @@ pub(super) struct Local {
 }
 
 const READ_BYTES: u64 = 256 * 1024;
-/// No writer lives as long: what is older was left by a process that was killed.
+/// No writer lives this long. Older files were left by a killed process.
 const DRAFT_AGE_MAX: Duration = Duration::from_hours(24);
 
-/// What a local store is opened with.
+/// Options for opening a local store.
 pub(super) struct Options<'a> {
     pub(super) root: PathBuf,
     pub(super) public_url: &'a str,
@@ -60,7 +60,7 @@ impl Local {
         let staging = root.join(".staging");
         for dir in [&root, &staging] {
             private_files::make_dir(dir, Access::Owner)
-                .map_err(StorageError::local("make the directory"))?;
+                .map_err(StorageError::local("create the directory"))?;
         }
         remove_old(&staging, options.clock.now() - DRAFT_AGE_MAX)
             .map_err(StorageError::local("clean the directory"))?;
@@ -70,7 +70,7 @@ impl Local {
             options.link_ttl,
             options.clock,
         )
-        .map_err(StorageError::local("read or make the signing key"))?;
+        .map_err(StorageError::local("read or create the signing key"))?;
         Ok(Self {
             publisher: Publisher::new(&root, options.durability),
             root,
@@ -88,7 +88,7 @@ impl Local {
         LocalWriter::new(self, self.path(key))
     }
 
-    /// Stores a whole image.
+    /// Stores a complete image.
     pub(super) async fn keep(&self, key: &Key, image: Whole) -> Result<(), StorageError> {
         let staging = self.staging.clone();
         let write = move || {
@@ -108,7 +108,7 @@ impl Local {
         published.map_err(StorageError::local("store an image"))
     }
 
-    /// The images of a task, whatever try of it has left them.
+    /// The images of a task, from all its attempts.
     pub(super) async fn images_of(&self, task: TaskId) -> Result<Vec<Key>, StorageError> {
         let (folder, name) = Key::prefix_of(task);
         let dir = self.root.join(&folder);
@@ -193,7 +193,7 @@ impl Local {
         self.links.verify(path)
     }
 
-    /// Writes a file, removes it, and looks whether enough space is free.
+    /// Writes and removes a file, and checks the free space.
     pub(super) async fn check(&self) -> Result<(), StorageError> {
         let staging = self.staging.clone();
         blocking(move || StagedFile::create(&staging)?.write_at(b"check", 0))
@@ -202,7 +202,7 @@ impl Local {
         self.check_free_space().await
     }
 
-    /// Whether as much of the disk is free as is to be.
+    /// Checks that at least `free_bytes_min` of the disk is free.
     pub(super) async fn check_free_space(&self) -> Result<(), StorageError> {
         let (root, least) = (self.root.clone(), self.free_bytes_min);
         let look = move || {
@@ -216,7 +216,7 @@ impl Local {
         };
         blocking(look)
             .await
-            .map_err(StorageError::local("see how much space is free"))
+            .map_err(StorageError::local("check the free space"))
     }
 
     fn path(&self, key: &Key) -> PathBuf {

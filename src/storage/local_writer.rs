@@ -1,5 +1,5 @@
-//! Writes one file: pieces are gathered and written from a thread that may block, one batch while the
-//! next one gathers. An object smaller than a batch costs a single trip to that thread.
+//! Writes one file: gathers pieces into batches and writes each batch on a thread that may block, while the next batch
+//! fills. An object smaller than a batch needs a single switch to that thread.
 
 use std::{io, mem, path::PathBuf, sync::Arc};
 
@@ -16,11 +16,11 @@ pub(super) struct LocalWriter {
     writing: Option<JoinHandle<io::Result<Written>>>,
     /// The emptied buffer of the last batch.
     spare: Vec<u8>,
-    /// A batch was written or lost: the object does not begin with what is gathered.
+    /// A batch was written or lost, so the gathered bytes are not the start of the object.
     begun: bool,
 }
 
-/// The file so far and the batch, emptied.
+/// The file so far, and the emptied batch buffer.
 type Written = (Staged, Vec<u8>);
 
 struct Staged {
@@ -28,7 +28,7 @@ struct Staged {
     bytes: u64,
 }
 
-/// A writer holds two of these at most.
+/// A writer holds at most two batches.
 const BATCH_BYTES: usize = 64 * 1024;
 
 impl LocalWriter {
@@ -75,7 +75,7 @@ impl LocalWriter {
         let write = move || {
             let mut staged = match staged {
                 Some(staged) => staged,
-                None if begun => return Err(io::Error::other("an earlier write had failed")),
+                None if begun => return Err(io::Error::other("an earlier write failed")),
                 None => Staged::create(&staging)?,
             };
             staged.append(&gathered)?;
@@ -100,7 +100,7 @@ impl LocalWriter {
         Ok(())
     }
 
-    /// Waits for the batch under way. When the wait is given up and begun again, nothing is lost.
+    /// Waits for the batch in progress. Cancelling and repeating the wait loses nothing.
     async fn settle(&mut self) -> io::Result<()> {
         let Some(writing) = &mut self.writing else {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Where bytes are kept: a local directory or any S3 store, behind one interface.
+//! Stores bytes in a local directory or any S3 store, behind one interface.
 
 mod circuit;
 mod error;
@@ -41,12 +41,12 @@ use publish::Durability;
 use s3::S3;
 use s3_writer::S3Writer;
 
-/// The store in force. Copies share it.
+/// The configured store. Clones share it.
 #[derive(Clone)]
 pub struct Storage {
     store: Store,
     circuit: Arc<Circuit>,
-    /// For images that are not stored yet.
+    /// Capacity for images that are not stored yet.
     capacity: Arc<Capacity>,
 }
 
@@ -56,7 +56,7 @@ enum Store {
     S3(Arc<S3>),
 }
 
-/// Writes one object, which nobody sees before it is finished and never if it is dropped before.
+/// Writes one object. It becomes visible when it is finished, and never if the writer is dropped before.
 pub struct ObjectWriter {
     sink: Sink,
     circuit: Arc<Circuit>,
@@ -68,28 +68,31 @@ enum Sink {
     S3(Box<S3Writer>),
 }
 
-/// What is known of an object without reading it.
+/// Metadata of an object.
 #[derive(Clone, Debug)]
 pub struct ObjectInfo {
-    /// Of the whole object, in bytes.
+    /// Size of the whole object, in bytes.
     pub size: u64,
+    /// When the object was last written.
     pub last_modified: DateTime<Utc>,
-    /// As in an `ETag` header, with its quotes.
+    /// The `ETag` header value, with its quotes.
     pub etag: String,
 }
 
 /// An object, or a range of it, as it is read.
 pub struct ObjectRead {
-    /// Of the whole object, in bytes.
+    /// Size of the whole object, in bytes.
     pub size: u64,
+    /// When the object was last written.
     pub last_modified: DateTime<Utc>,
-    /// As in an `ETag` header, with its quotes.
+    /// The `ETag` header value, with its quotes.
     pub etag: String,
+    /// The bytes of the object or of the range.
     pub stream: BoxStream<'static, Result<Bytes, StorageError>>,
 }
 
 impl Storage {
-    /// Makes the directory or the bucket if it is missing, and finds out whether it can be written to.
+    /// Creates the directory or bucket if it is missing, and checks that it is writable.
     pub async fn open(
         config: &config::Storage,
         data_dir: &Path,
@@ -99,11 +102,11 @@ impl Storage {
         let root = match &config.url {
             None => {
                 private_files::make_data_dir(data_dir)
-                    .map_err(StorageError::local("make the data directory"))?;
+                    .map_err(StorageError::local("create the data directory"))?;
                 data_dir.join("objects")
             }
             Some(url) if url.scheme() == "file" => url.to_file_path().map_err(|()| {
-                StorageError::Settings(format!("{url} is no directory, allowed: file:///path"))
+                StorageError::Settings(format!("{url} is not a directory, expected file:///path"))
             })?,
             Some(url) if url.scheme() == "s3" => {
                 let store = Store::S3(Arc::new(S3::open(config, url, clock).await?));
@@ -130,7 +133,7 @@ impl Storage {
         let staging = local.staging.clone();
         let store = Store::Local(Arc::new(local));
         let storage = Self::over(store, config, staging, Naming::Named);
-        // A disk that is full is no reason not to serve what is there.
+        // A full disk is no reason not to serve existing objects.
         if let Err(error @ StorageError::Local { .. }) = storage.check().await {
             return Err(error);
         }
@@ -148,12 +151,12 @@ impl Storage {
         }
     }
 
-    /// Whether anything can be stored at present: for who would begin what must be stored. Costs nothing.
+    /// Whether the store accepts writes at present. Check this before work that must be stored. It does no I/O.
     pub fn usable(&self) -> Result<(), Trouble> {
         self.circuit.trouble().map_or(Ok(()), Err)
     }
 
-    /// Starts an object; the key decides its content type.
+    /// Starts an object. The key determines its content type.
     pub fn writer(&self, key: &Key) -> ObjectWriter {
         let sink = match &self.store {
             Store::Local(local) => Sink::Local(local.writer(key)),
@@ -166,7 +169,7 @@ impl Storage {
         }
     }
 
-    /// The keys of all images of a task, whatever try of it has stored them.
+    /// The keys of all images of a task, from all its attempts.
     pub async fn images_of(&self, task: TaskId) -> Result<Vec<Key>, StorageError> {
         match &self.store {
             Store::Local(local) => local.images_of(task).await,
@@ -174,7 +177,7 @@ impl Storage {
         }
     }
 
-    /// `None` when there is no such object. A range must begin within the object; its end is cut.
+    /// Returns `None` if the object does not exist. A range must start within the object; its end is clipped.
     pub async fn read(
         &self,
         key: &Key,
@@ -186,7 +189,7 @@ impl Storage {
         }
     }
 
-    /// `None` when there is no such object.
+    /// Returns `None` if the object does not exist.
     pub async fn head(&self, key: &Key) -> Result<Option<ObjectInfo>, StorageError> {
         match &self.store {
             Store::Local(local) => local.head(key).await,
@@ -194,7 +197,7 @@ impl Storage {
         }
     }
 
-    /// Those that are absent already are no error.
+    /// Deletes objects. Missing ones are not an error.
     pub async fn delete(&self, keys: &[Key]) -> Result<(), StorageError> {
         match &self.store {
             Store::Local(local) => local.delete(keys).await,
@@ -202,7 +205,7 @@ impl Storage {
         }
     }
 
-    /// An address for the object that is good for the configured time, whether or not the object exists.
+    /// A URL for the object that is valid for the configured time, whether or not the object exists.
     pub async fn link(&self, key: &Key, disposition: Disposition) -> Result<Link, StorageError> {
         match &self.store {
             Store::Local(local) => Ok(local.link(key, &disposition)),
@@ -210,8 +213,8 @@ impl Storage {
         }
     }
 
-    /// What a link of [`Storage::link`] gives out, from its part behind `/f/object/`. `None` when it is
-    /// forged or has expired, and always for an S3 store, which serves its links itself.
+    /// Resolves a link from [`Storage::link`], given its part after `/f/object/`. Returns `None` if the link is forged
+    /// or expired, and always for an S3 store, which serves its own links.
     pub fn verify(&self, path: &str) -> Option<Linked> {
         match &self.store {
             Store::Local(local) => local.verify(path),
@@ -219,12 +222,12 @@ impl Storage {
         }
     }
 
-    /// Whether the store can be written to now. Fails within seconds.
+    /// Whether the store is writable now. Fails within seconds.
     pub async fn check(&self) -> Result<(), StorageError> {
         self.circuit.probe(&self.store).await
     }
 
-    /// Where it is, without secrets: `file:///path` or `s3://bucket at https://endpoint/`.
+    /// The location, without secrets: `file:///path` or `s3://bucket at https://endpoint/`.
     pub fn describe(&self) -> String {
         self.store.describe()
     }
@@ -265,7 +268,7 @@ impl ObjectRead {
 }
 
 impl ObjectWriter {
-    /// Appends. It waits while the store is slower than the writer: what is buffered stays bounded.
+    /// Appends a piece. Waits while the store is slower than the writer, so that the buffer stays bounded.
     pub async fn write(&mut self, piece: Bytes) -> Result<(), StorageError> {
         self.bytes += piece.len() as u64;
         let written = match &mut self.sink {
@@ -278,7 +281,7 @@ impl ObjectWriter {
         written
     }
 
-    /// Makes the object visible, in place of one with the same key, and returns its length in bytes.
+    /// Makes the object visible, replaces one with the same key, and returns its length in bytes.
     pub async fn finish(self) -> Result<u64, StorageError> {
         let Self {
             sink,

@@ -1,6 +1,5 @@
-//! Gives whole files their names, so that they outlast a power cut: first the bytes are synced, then the
-//! file is renamed, then its directory is synced. Each does so in a thread of its own: the file system commits
-//! together what is synced at the same time.
+//! Publishes complete files so that they survive a power failure: sync the bytes, rename the file, sync its directory.
+//! Each publish runs on its own thread, because the file system commits concurrent syncs together.
 
 use std::{
     collections::HashSet,
@@ -16,11 +15,11 @@ use crate::private_files::{self, Access};
 pub(super) struct Publisher {
     root: PathBuf,
     durability: Durability,
-    /// Directories whose own names outlast a power cut: their parents were synced since they were made.
+    /// Directories whose own names survive a power failure: their parents were synced after they were created.
     rooted: Mutex<HashSet<PathBuf>>,
 }
 
-/// Whether files are to outlast a power cut.
+/// Whether files must survive a power failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Durability {
     Synced,
@@ -28,7 +27,7 @@ pub(super) enum Durability {
 }
 
 impl Publisher {
-    /// All targets lie below `root`.
+    /// All targets are below `root`.
     pub(super) fn new(root: &Path, durability: Durability) -> Arc<Self> {
         Arc::new(Self {
             root: root.to_path_buf(),
@@ -37,7 +36,7 @@ impl Publisher {
         })
     }
 
-    /// Has a file written and gives it its name. When this returns, nothing short of the disk's end takes it away.
+    /// Runs a file's writes and renames it. Once this returns, only the loss of the disk can lose the file.
     pub(super) async fn publish(
         self: &Arc<Self>,
         target: PathBuf,
@@ -75,7 +74,7 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Makes the folder if it is missing.
+/// Creates the folder if it is missing.
 fn rename(staged: &StagedFile, target: &Path, folder: &Path) -> io::Result<()> {
     match staged.rename(target) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -26,13 +26,13 @@ use super::{
 };
 use crate::{clock::Clock, config, ids::TaskId};
 
-/// For storing one image: so long, and longer for a large one.
+/// Base time limit for storing one image. A large image gets more.
 const PUT_TIMEOUT: Duration = Duration::from_secs(15);
 const BYTES_A_SECOND_MIN: u64 = 256 * 1024;
 
 pub(super) struct S3 {
     pub(super) store: AmazonS3,
-    /// Signs for the endpoint that clients reach; it sends nothing.
+    /// Signs URLs for the endpoint that clients reach. It sends no requests.
     signer: AmazonS3,
     bucket: Bucket,
     prefix: String,
@@ -119,7 +119,7 @@ impl S3 {
         Ok(Some(ObjectRead::new(info, stream)))
     }
 
-    /// Stores a whole image, in one request.
+    /// Stores a complete image in one request.
     pub(super) async fn keep(
         &self,
         key: &Key,
@@ -152,7 +152,7 @@ impl S3 {
         }
     }
 
-    /// The images of a task, whatever try of it has left them.
+    /// The images of a task, from all its attempts.
     pub(super) async fn images_of(&self, task: TaskId) -> Result<Vec<Key>, StorageError> {
         let (folder, name) = Key::prefix_of(task);
         let root = self.prefix.trim_start_matches('/');
@@ -240,7 +240,7 @@ impl From<ObjectMeta> for ObjectInfo {
 fn builder(config: &config::Storage, bucket_url: &Url, http: &HttpClient) -> AmazonS3Builder {
     let secret = config.secret_access_key.expose_secret();
     let builder = if config.access_key_id.is_empty() && secret.is_empty() {
-        // As AWS does it: the usual variables, else what the machine's metadata service hands out.
+        // Like AWS tools: the usual environment variables, or else the machine's metadata service.
         AmazonS3Builder::from_env()
     } else {
         AmazonS3Builder::new()
@@ -249,12 +249,12 @@ fn builder(config: &config::Storage, bucket_url: &Url, http: &HttpClient) -> Ama
     };
     builder
         .with_endpoint(bucket_url.as_str().trim_end_matches('/'))
-        // Of the two styles this one takes the endpoint as it is, and it holds the bucket already.
+        // Of the two styles, this one uses the endpoint unchanged, and it already contains the bucket.
         .with_virtual_hosted_style_request(true)
         .with_http_connector(Direct(http.clone()))
-        // TLS guards the bytes as well, and hashing them is what an upload costs most.
+        // TLS already protects the bytes, and hashing them is the main cost of an upload.
         .with_unsigned_payload(bucket_url.scheme() == "https")
-        // Many stores know only the plain DELETE.
+        // Many stores support only the plain DELETE.
         .with_disable_bulk_delete(true)
         .with_retry(RetryConfig {
             backoff: BackoffConfig::default(),
@@ -263,14 +263,14 @@ fn builder(config: &config::Storage, bucket_url: &Url, http: &HttpClient) -> Ama
         })
 }
 
-/// `s3://bucket/some/prefix` is the bucket and `/some/prefix`, empty when there is none.
+/// Splits `s3://bucket/some/prefix` into the bucket and `/some/prefix`, which is empty if there is none.
 fn bucket_and_prefix(url: &Url) -> Result<(&str, &str), StorageError> {
     let prefix = url.path().trim_end_matches('/');
     let plain = |c: char| c.is_ascii_alphanumeric() || "-._/".contains(c);
     match url.host_str() {
         Some(bucket) if prefix.chars().all(plain) && !prefix.contains("//") => Ok((bucket, prefix)),
         _ => Err(StorageError::Settings(format!(
-            "{url} is no bucket, allowed: s3://bucket or s3://bucket/prefix, of A-Z a-z 0-9 - . _ /"
+            "{url} is not a bucket, expected s3://bucket or s3://bucket/prefix, of A-Z a-z 0-9 - . _ /"
         ))),
     }
 }
@@ -287,9 +287,8 @@ fn bucket_url(endpoint: &Url, bucket: &str, path_style: bool) -> Result<Url, Sto
 }
 
 fn parse(text: &str) -> Result<Url, StorageError> {
-    text.parse().map_err(|error| {
-        StorageError::Settings(format!("{text} is no endpoint of an s3 store: {error}"))
-    })
+    text.parse()
+        .map_err(|error| StorageError::Settings(format!("{text} is not an s3 endpoint: {error}")))
 }
 
 fn found<T>(result: object_store::Result<T>) -> object_store::Result<Option<T>> {

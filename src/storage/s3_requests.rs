@@ -1,5 +1,5 @@
-//! The requests to an S3 store that the client library has no call for: whether the bucket can be
-//! written to, and making it.
+//! Requests to an S3 store that the client library has no call for: checking that the bucket is writable, and creating
+//! it.
 
 use std::time::Duration;
 
@@ -19,21 +19,21 @@ pub(super) struct Bucket {
     pub(super) credentials: AwsCredentialProvider,
     pub(super) region: String,
     pub(super) url: Url,
-    /// For errors.
+    /// For error messages.
     pub(super) description: String,
 }
 
-/// Hands out the client it was made with, whatever the client library would have built.
+/// An HTTP connector that always returns its own client and ignores the library's options.
 #[derive(Debug)]
 pub(super) struct Direct(pub(super) HttpClient);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// From one piece of an answer to the next; it bounds the sending of one part as well.
+/// Time limit between two pieces of a response. It also limits sending one part.
 const READ_TIMEOUT: Duration = Duration::from_mins(1);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const PROBE: &str = ".easel-check";
 
-/// A client that goes straight to the store, whatever proxy the environment names.
+/// A client that connects to the store directly and ignores proxies set in the environment.
 pub(super) fn http_client() -> Result<HttpClient, StorageError> {
     tls::install_crypto_provider();
     let client = reqwest::Client::builder()
@@ -53,7 +53,7 @@ impl HttpConnector for Direct {
     }
 }
 
-/// What the store answered, with the code and message of an error's body.
+/// A response of the store, with the code and message of an error body.
 struct Answer {
     status: u16,
     code: String,
@@ -61,9 +61,9 @@ struct Answer {
 }
 
 impl Bucket {
-    /// Writes a small object. `false` when there is no such bucket.
+    /// Writes a small object. Returns `false` if the bucket does not exist.
     ///
-    /// It says more than asking for the bucket: credentials that may write objects often may not ask.
+    /// This proves more than a bucket lookup: credentials that may write objects often may not look up buckets.
     pub(super) async fn probe(&self, prefix: &str) -> Result<bool, StorageError> {
         let path = format!("{}{prefix}/{PROBE}", self.url.path().trim_end_matches('/'));
         let answer = self.put(&path, "check").await?;
@@ -76,7 +76,7 @@ impl Bucket {
 
     pub(super) async fn create(&self) -> Result<(), StorageError> {
         let body = match self.region.as_str() {
-            // The one region that must not be named.
+            // The one region that must be omitted.
             "us-east-1" => String::new(),
             region => format!(
                 "<CreateBucketConfiguration xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
@@ -85,7 +85,7 @@ impl Bucket {
         };
         let answer = self.put(self.url.path(), &body).await?;
         match (answer.status, answer.code.as_str()) {
-            // Another process may have made it meanwhile.
+            // Another process may have created it in the meantime.
             (200, _) | (409, "BucketAlreadyOwnedByYou" | "BucketAlreadyExists") => Ok(()),
             _ => Err(self.refused(answer)),
         }
@@ -105,10 +105,9 @@ impl Bucket {
         url.set_path(path);
         let mut request = HttpRequest::new(HttpRequestBody::from(body.to_owned()));
         *request.method_mut() = Method::PUT;
-        *request.uri_mut() = url
-            .as_str()
-            .parse()
-            .map_err(|error| StorageError::Settings(format!("{url} is no address: {error}")))?;
+        *request.uri_mut() = url.as_str().parse().map_err(|error| {
+            StorageError::Settings(format!("{url} is not a valid URL: {error}"))
+        })?;
         let credential = self
             .credentials
             .get_credential()
@@ -146,7 +145,7 @@ impl Bucket {
     }
 }
 
-/// The text of the first such element, cut to what belongs in a log line.
+/// The text of the first element with this name, shortened for a log line.
 fn element(xml: &str, name: &str) -> String {
     xml.split_once(&format!("<{name}>"))
         .and_then(|(_, rest)| rest.split_once("</"))

@@ -14,16 +14,16 @@ pub(super) struct S3Writer {
     s3: Arc<S3>,
     path: Path,
     attributes: Attributes,
-    /// What a single PUT would send; empty once there are parts.
+    /// The body of a single PUT. Empty once there are parts.
     gathered: Vec<u8>,
     parts: Option<WriteMultipart>,
 }
 
-/// The smallest part that S3 takes. Two being sent and one filling is what a writer holds at most.
+/// The smallest part that S3 accepts. A writer holds at most two parts being sent and one filling.
 const PART_BYTES: usize = 5 * 1024 * 1024;
 const PARTS_SENT_AT_ONCE_MAX: usize = 2;
 
-/// What the store is to tell who fetches an object.
+/// The headers that the store sends with an object.
 pub(super) fn attributes(key: &Key) -> Attributes {
     let content_type = AttributeValue::from(key.content_type());
     let mut attributes = Attributes::from_iter([(Attribute::ContentType, content_type)]);
@@ -33,7 +33,7 @@ pub(super) fn attributes(key: &Key) -> Attributes {
     attributes
 }
 
-/// An image never changes, and is for whoever has its link.
+/// An image never changes, and anyone with its link may read it.
 const IMAGE_CACHE: &str = "public, max-age=31536000, immutable";
 
 impl S3Writer {
@@ -48,7 +48,7 @@ impl S3Writer {
     }
 
     pub(super) async fn write(&mut self, piece: &[u8]) -> Result<(), StorageError> {
-        // A piece may be of any length: cut, none of it begins more than one part.
+        // A piece can have any length. Each chunk starts at most one part.
         for piece in piece.chunks(PART_BYTES) {
             if self.parts.is_none() && self.gathered.len() + piece.len() > PART_BYTES {
                 self.begin_parts().await?;
@@ -87,7 +87,7 @@ impl S3Writer {
             .store
             .put_multipart_opts(&self.path, options)
             .await
-            .map_err(StorageError::s3("begin an object"))?;
+            .map_err(StorageError::s3("start an object"))?;
         let mut parts = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
         parts.put(mem::take(&mut self.gathered).into());
         self.parts = Some(parts);
@@ -100,10 +100,10 @@ impl Drop for S3Writer {
         let (Some(parts), Ok(runtime)) = (self.parts.take(), Handle::try_current()) else {
             return;
         };
-        // No shutdown needs to wait for this: parts that stay behind are no object, they only cost space.
+        // A shutdown need not wait for this: leftover parts are not an object, they only use space.
         runtime.spawn(async move {
             if let Err(error) = parts.abort().await {
-                tracing::warn!(%error, "an unfinished object's parts stay in the store");
+                tracing::warn!(%error, "could not remove the parts of an unfinished object from the store");
             }
         });
     }

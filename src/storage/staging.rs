@@ -1,4 +1,4 @@
-//! Files that are being written: under names nobody looks for, until they are whole.
+//! Staging files: files that are being written, under temporary names, until they are complete.
 
 use std::{
     fs::{self, File},
@@ -13,13 +13,13 @@ use tokio::task::spawn_blocking;
 
 use crate::{ids, private_files};
 
-/// A file that is gone when it is dropped unless it was published.
+/// A file that is removed on drop unless it was published.
 pub(super) struct StagedFile {
     file: File,
     path: PathBuf,
-    /// Nothing is left at `path` that would have to be removed.
+    /// Nothing is left at `path` to remove.
     published: AtomicBool,
-    /// The system has lost some of its bytes: later syncs would say that all is well.
+    /// The system has lost some of its bytes. Later syncs would falsely succeed.
     damaged: AtomicBool,
 }
 
@@ -40,7 +40,7 @@ impl StagedFile {
         })
     }
 
-    /// One that never gets a name: nothing of it is left, however the process ends.
+    /// A nameless file. Nothing of it is left, however the process ends.
     pub(super) fn create_nameless(folder: &Path) -> io::Result<Self> {
         let staged = Self::create(folder)?;
         fs::remove_file(&staged.path)?;
@@ -48,7 +48,7 @@ impl StagedFile {
         Ok(staged)
     }
 
-    /// May be repeated after a failure.
+    /// Can be repeated after a failure.
     pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.file.write_all_at(bytes, offset)
     }
@@ -59,17 +59,17 @@ impl StagedFile {
         Ok(bytes)
     }
 
-    /// Returns once its bytes outlast a power cut.
+    /// Returns once the bytes survive a power failure.
     pub(super) fn sync(&self) -> io::Result<()> {
         if self.damaged.load(Ordering::Relaxed) {
-            return Err(io::Error::other("an earlier sync had failed"));
+            return Err(io::Error::other("an earlier sync failed"));
         }
         let synced = self.file.sync_data();
         self.damaged.store(synced.is_err(), Ordering::Relaxed);
         synced
     }
 
-    /// May be repeated: what follows it may have failed.
+    /// Can be repeated: a later step may have failed.
     pub(super) fn rename(&self, target: &Path) -> io::Result<()> {
         if !self.published.load(Ordering::Relaxed) {
             fs::rename(&self.path, target)?;
@@ -82,17 +82,17 @@ impl StagedFile {
 impl Drop for StagedFile {
     fn drop(&mut self) {
         if !self.published.load(Ordering::Relaxed) {
-            // What cannot be removed now goes when the store is opened a day later.
+            // If removal fails now, the file is removed when the store is opened at least a day later.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Removes what was last written to before `before`: a process that was killed has left it.
+/// Removes files last written before `before`. A killed process left them.
 pub(super) fn remove_old(folder: &Path, before: DateTime<Utc>) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
-        // Another process may be publishing its files meanwhile.
+        // Another process may be publishing its files at the same time.
         let Ok(modified) = entry.metadata().and_then(|meta| meta.modified()) else {
             continue;
         };
@@ -110,7 +110,7 @@ pub(super) fn absent_is_fine(removed: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Runs a file operation where it may block.
+/// Runs a file operation on a thread that may block.
 pub(super) async fn blocking<T: Send + 'static>(
     operation: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {

@@ -1,5 +1,5 @@
-//! Reads an object to its end though the store fails for a moment: what is missing is asked for again, from
-//! where the reading broke off.
+//! Reads an object to its end even if the store fails for a moment: it requests the missing part again, from the point
+//! where the read failed.
 
 use std::{io, time::Duration};
 
@@ -12,7 +12,7 @@ use tokio::time::sleep;
 
 use super::{Key, Storage, StorageError};
 
-/// How often the rest is asked for again, and how long after the failure.
+/// Maximum retries of one read, and the wait after a failure.
 const RETRIES_MAX: u32 = 4;
 const RETRY_WAIT: Duration = Duration::from_millis(250);
 
@@ -23,13 +23,13 @@ pub struct SteadyRead {
     size: u64,
     at: u64,
     retries: u32,
-    /// Read, and not given out yet.
+    /// Read but not returned yet.
     ahead: Option<Bytes>,
     stream: BoxStream<'static, Result<Bytes, StorageError>>,
 }
 
 impl Storage {
-    /// Opens a whole object. An absent one is an error.
+    /// Opens a whole object. A missing object is an error.
     pub async fn read_steadily(&self, key: Key) -> Result<SteadyRead, StorageError> {
         let opened = self.read(&key, None).await?;
         let object = opened.ok_or_else(|| StorageError::missing(&key))?;
@@ -46,12 +46,12 @@ impl Storage {
 }
 
 impl SteadyRead {
-    /// Of the whole object, in bytes.
+    /// Size of the whole object, in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Returns once the first bytes have come: then the store does give the object out.
+    /// Returns once the first bytes have arrived, which shows that the store can serve the object.
     pub async fn begin(&mut self) -> Result<(), StorageError> {
         self.ahead = self.next().await?;
         Ok(())
@@ -79,6 +79,7 @@ impl SteadyRead {
         Ok(None)
     }
 
+    /// The remaining pieces as a stream.
     pub fn into_stream(self) -> BoxStream<'static, Result<Bytes, StorageError>> {
         let pieces = stream::try_unfold(self, |mut read| async move {
             Ok(read.next().await?.map(|piece| (piece, read)))
@@ -91,7 +92,7 @@ impl SteadyRead {
             self.retries += 1;
             tracing::warn!(
                 error = &broken as &dyn std::error::Error,
-                "an object could not be read to its end, asking again"
+                "could not read an object to its end, retrying"
             );
             sleep(RETRY_WAIT * self.retries).await;
             match self.storage.read(&self.key, Some(self.at..self.size)).await {

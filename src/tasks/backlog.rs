@@ -1,5 +1,5 @@
-//! How many tasks wait in the queue, by account and by what they need: as last counted, and what this
-//! process has added and taken since. What other processes add and take shows at the next count.
+//! How many tasks wait in the queue, by account and class: the last count, adjusted by what this
+//! process has added and claimed since. Other processes' changes appear with the next count.
 
 use std::{
     collections::HashMap,
@@ -12,32 +12,33 @@ use tokio::time::Instant;
 use super::store::{self, Line};
 use crate::ids::AccountId;
 
-/// Between two counts at least; and a count that took long is repeated so many times more seldom.
+/// The shortest time between two counts; a slow count is repeated after `COUNT_SHARE` times its duration.
 const COUNT_WAIT_MIN: Duration = Duration::from_millis(500);
 const COUNT_SHARE: u32 = 20;
 
+/// The number of queued tasks, by account and class (model and requirements).
 #[derive(Default)]
 pub struct Backlog(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// Models with requirements; their place in the list is their number.
+    /// Models with their requirements; the index is the class number.
     classes: Vec<(String, i16)>,
-    /// Of each account the tasks by the number of their class.
+    /// Queued tasks of each account, by class number.
     accounts: HashMap<AccountId, HashMap<usize, u64>>,
     total: u64,
-    /// How many tasks run, in all processes.
+    /// How many tasks are running, in all processes.
     running: u64,
     next_count: Option<Instant>,
 }
 
 impl Backlog {
-    /// A task of this process's is about to wait.
+    /// Counts a task that this process is about to queue.
     pub fn add(&self, line: &Line) {
         self.lock().add(line, 1);
     }
 
-    /// A task was claimed here, or was not accepted after all.
+    /// Removes a task that was claimed here or was not accepted after all.
     pub fn remove(&self, line: &Line) {
         let mut state = self.lock();
         let class = state.class(&line.model, line.requirements);
@@ -50,12 +51,12 @@ impl Backlog {
         }
     }
 
-    /// Nothing waits.
+    /// Records that the queue is empty.
     pub fn clear(&self) {
         *self.lock() = State::default();
     }
 
-    /// Counts anew, unless that was done a moment ago. `at_most`: so many are looked at.
+    /// Counts anew, unless the last count is recent. Counts at most `at_most` tasks.
     pub async fn count(&self, conn: &mut sqlx::PgConnection, at_most: i64) -> sqlx::Result<()> {
         let began = Instant::now();
         if self.lock().next_count.is_some_and(|next| began < next) {
@@ -75,23 +76,25 @@ impl Backlog {
         Ok(())
     }
 
+    /// How many tasks are queued.
     pub fn total(&self) -> u64 {
         self.lock().total
     }
 
-    /// How many tasks run, in all processes, as last counted.
+    /// How many tasks are running in all processes, as last counted.
     pub fn running(&self) -> u64 {
         self.lock().running
     }
 
+    /// How many of an account's tasks are queued.
     pub fn of_account(&self, account: AccountId) -> u64 {
         let state = self.lock();
         let classes = state.accounts.get(&account);
         classes.map_or(0, |classes| classes.values().sum())
     }
 
-    /// How many tasks come before the next one of an account, among those that compete with it. Accounts take
-    /// turns: of each other one no more than the account has itself, and one.
+    /// How many competing tasks come before an account's next one. Accounts take turns: each other
+    /// account contributes at most one task more than the account itself has queued.
     pub fn before(&self, account: AccountId, competes: impl Fn(&str, i16) -> bool) -> u64 {
         let state = self.lock();
         let classes = state.classes.iter();
@@ -124,7 +127,7 @@ impl State {
         self.total += tasks;
     }
 
-    /// The number of a class, which is new if need be.
+    /// Returns the number of a class, adding it if it is new.
     fn class(&mut self, model: &str, requirements: i16) -> usize {
         let known = self.classes.iter();
         let known = known
@@ -143,7 +146,7 @@ mod tests {
     use crate::ids::row_id;
 
     #[test]
-    fn a_crowd_of_one_account_is_no_wait_for_another() {
+    fn a_large_backlog_of_one_account_does_not_delay_another() {
         let backlog = Backlog::default();
         let [crowd, one, new] = [row_id(), row_id(), row_id()];
         let line = |account_id, model: &str, requirements| Line {

@@ -1,4 +1,4 @@
-//! A task: one accepted request, from its commit to its one end. What it is, and its states.
+//! A task: one accepted request, from its commit to its single end. Its data and its states.
 
 pub mod backlog;
 pub mod poll;
@@ -21,7 +21,7 @@ use crate::{
     money::Cny,
 };
 
-/// What to generate: valid by type, complete, and kept with the task.
+/// What to generate: a complete and valid request, stored with the task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
     pub model: String,
@@ -30,40 +30,42 @@ pub struct Request {
     pub n: u8,
     pub ratio: AspectRatio,
     pub resolution: Resolution,
-    /// In pixels, as the ratio and the resolution say.
+    /// In pixels, derived from the ratio and the resolution.
     pub size: ImageSize,
     pub quality: Quality,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<Reference>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<Reference>,
-    /// Parameters that only some backends know (`background`, `style`, `user`, …), as they came.
+    /// Parameters that only some backends support (`background`, `style`, `user`, …), unchanged.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub options: Map<String, Value>,
 }
 
-/// An image that the client gave to work from.
+/// An input image that the client supplied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reference {
-    /// In storage already.
+    /// Already in storage.
     Stored(StoredReference),
-    /// On somebody else's server, at an `https` address: the worker fetches it.
+    /// On a foreign server, at an `https` address: the worker fetches it.
     Foreign(Url),
 }
 
+/// A reference that is in storage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredReference {
     /// Its key in storage.
     pub object: String,
     pub format: Format,
     pub bytes: u64,
-    /// SHA-256 of the bytes in hex, where they came with the request: a repeat of the request has the
+    /// SHA-256 of the bytes in hex, if they came with the request: a repeat of the request has the
     /// same bytes under another key. Empty for an upload, which keeps its key.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub digest: String,
 }
 
+/// The state of a task; the first two are `pending` for clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum Status {
@@ -81,21 +83,22 @@ pub struct Task {
     pub api_key_id: KeyId,
     pub status: Status,
     pub request: Request,
-    /// Of one image, as it was when the request was accepted.
+    /// The price of one image when the request was accepted.
     pub unit_price: Cny,
+    /// Names its images in their links; a credential.
     pub file_id: FileId,
     pub created_at: DateTime<Utc>,
     /// How often a worker has begun it.
     pub attempts: i16,
-    /// One more at every claim: a worker with an older one has lost the task.
+    /// Increases with every claim: a worker with an older fence has lost the task.
     pub fence: i64,
-    /// Until its deadline, by the database's clock, when it was read.
+    /// Time until the deadline when the row was read, by the database's clock.
     pub left: Duration,
     /// How it ended; `None` while it is open.
     pub end: Option<End>,
 }
 
-/// What clients are shown of a task: all of its row but what it asked for.
+/// What clients see of a task: its row without the request.
 #[derive(Clone, Debug)]
 pub struct Summary {
     pub id: TaskId,
@@ -105,11 +108,12 @@ pub struct Summary {
     pub quality: Quality,
     pub resolution: Resolution,
     pub ratio: AspectRatio,
-    /// Of one image, as it was when the request was accepted.
+    /// The price of one image when the request was accepted.
     pub unit_price: Cny,
+    /// Names its images in their links; a credential.
     pub file_id: FileId,
     pub created_at: DateTime<Utc>,
-    /// Of the latest claim.
+    /// The fence of the latest claim.
     pub fence: i64,
     /// How it ended; `None` while it is open.
     pub end: Option<End>,
@@ -118,44 +122,48 @@ pub struct Summary {
 /// How a claimed task is to be generated.
 #[derive(Clone, Debug, Default)]
 pub struct Assignment {
-    /// The name of a route of its model's; `None`: none can be used.
+    /// The name of one of its model's routes; `None`: no route can be used.
     pub route: Option<String>,
-    /// The upstream's names for jobs that a lost worker began over this route, by call.
+    /// The upstream's handles of jobs that a lost worker began over this route, by call.
     pub jobs: Vec<Option<String>>,
-    /// The attempts that are over.
+    /// The attempts that have ended.
     pub tried: Vec<Attempt>,
 }
 
-/// One attempt to have a task generated, when it is over.
+/// One ended attempt to generate a task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
+    /// The name of the route.
     pub route: String,
-    /// The upstream's names for its jobs.
+    /// The upstream's job handles.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub jobs: Vec<String>,
     #[serde(default)]
     pub duration_ms: u64,
-    /// What went wrong; `None`: images were delivered.
+    /// Why it failed; `None`: images were delivered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<Class>,
 }
 
+/// How and when a task ended.
 #[derive(Clone, Debug)]
 pub struct End {
     pub at: DateTime<Utc>,
-    /// What was captured.
+    /// The captured amount.
     pub cost: Cny,
     pub outcome: Outcome,
 }
 
+/// What a task ended with.
 #[derive(Clone, Debug)]
 pub enum Outcome {
-    /// What was delivered: one image at least.
+    /// The delivered images, at least one.
     Completed(Vec<Image>),
+    /// No image was delivered and nothing is charged.
     Failed(Failure),
 }
 
-/// One delivered image. Its place in the list, from 1, is the `seq` in its link.
+/// One delivered image. Its position in the list, from 1, is the `seq` in its link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
     /// Its key in storage.
@@ -166,13 +174,14 @@ pub struct Image {
     pub height: u32,
 }
 
-/// Why a task failed, in words for its client.
+/// Why a task failed, in words for the client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     pub kind: FailureKind,
     pub message: String,
 }
 
+/// The cause of a failure; determines the status code and error code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
@@ -180,9 +189,9 @@ pub enum FailureKind {
     Moderation,
     /// The upstream does not accept the request.
     Request,
-    /// A reference could not be fetched, or is no image.
+    /// A reference could not be fetched or is not an image.
     Reference,
-    /// The upstream failed, or cannot be used.
+    /// The upstream failed or cannot be used.
     Upstream,
     /// We failed.
     Internal,
@@ -191,12 +200,12 @@ pub enum FailureKind {
 }
 
 impl Task {
-    /// What its whole request costs, and what is held until it ends.
+    /// The price of the whole request, held until the task ends.
     pub fn price(&self) -> Cny {
         self.unit_price * u32::from(self.request.n)
     }
 
-    /// What clients are shown of it, now that it has ended.
+    /// What clients see of the task once it has ended.
     pub fn ended(&self, status: Status, end: End) -> Summary {
         Summary {
             id: self.id,
@@ -216,7 +225,7 @@ impl Task {
 }
 
 impl Summary {
-    /// The delivered images; none unless it completed.
+    /// The delivered images; empty unless the task completed.
     pub fn images(&self) -> &[Image] {
         match &self.end {
             Some(End {

@@ -1,4 +1,4 @@
-//! Looking up tasks that clients poll for: polls that come while a query is under way share the next.
+//! Looks up tasks that clients poll: polls that arrive during a query share the next one.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -12,9 +12,10 @@ use crate::{
 
 const BATCH_MAX: usize = 256;
 
-/// Looks tasks up, in batches. `None`: there is no such task.
+/// Looks up tasks, in batches. `None`: the task does not exist.
 pub type Poller = Batcher<TaskId, Result<Option<Arc<Summary>>, Arc<sqlx::Error>>>;
 
+/// Starts the loop that looks up tasks.
 pub fn start(pool: db::Pool, progress: Progress) -> Poller {
     Batcher::start(BATCH_MAX, move |ids| {
         let (pool, progress) = (pool.clone(), progress.clone());
@@ -34,7 +35,7 @@ pub fn start(pool: db::Pool, progress: Progress) -> Poller {
     })
 }
 
-/// Once more, if the connection turns out to be dead.
+/// Retries once if the connection turns out to be dead.
 async fn look_up(pool: &db::Pool, ids: &[TaskId]) -> sqlx::Result<HashMap<TaskId, Arc<Summary>>> {
     let summaries = || async { store::summaries(&mut *pool.acquire().await?, ids).await };
     let tasks = match pool.within(pool.patience() / 2, summaries()).await {

@@ -1,5 +1,5 @@
-//! Which requests repeat an earlier one. Asked while the account is locked, so that two repeats at
-//! the same time cannot both be the first.
+//! Finds requests that repeat an earlier one. Runs while the account is locked, so that two
+//! simultaneous repeats cannot both be the first.
 
 use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, query, query_as, query_scalar};
@@ -10,8 +10,8 @@ use crate::{
     ids::{KeyId, TaskId},
 };
 
-/// Tells requests apart by all that they ask for: 16 bytes of SHA-256. References that came inside the
-/// request count by their bytes, not by where those were stored.
+/// Identifies a request by everything it asks for: 16 bytes of SHA-256. References sent inside the
+/// request count by their bytes, not by where they are stored.
 pub fn fingerprint(request: &Request) -> Vec<u8> {
     let mut request = request.clone();
     for reference in request.references.iter_mut().chain(&mut request.mask) {
@@ -34,7 +34,7 @@ pub struct Named {
     pub fingerprint: Vec<u8>,
 }
 
-/// The tasks that idempotency keys were first used for.
+/// Finds the tasks that idempotency keys were first used for.
 pub async fn named(
     conn: &mut PgConnection,
     keys: &[KeyId],
@@ -55,32 +55,33 @@ pub async fn named(
     .await
 }
 
-/// So many of the same request are looked at, those first that nobody was given and nobody waits for: a client that
-/// queues a thousand of them makes no retry dear.
+/// At most this many equal tasks are considered, starting with those that no retry has joined and
+/// nobody waits for. This keeps retries cheap for a client that queues a thousand equal requests.
 const SAME_MAX: i64 = 256;
 
-/// A task of the same request by the same key, which a retry may join: one that is open, or that ended well less
+/// A task with the same request and API key that a retry may join: it is open, or completed less
 /// than ten minutes ago.
 #[derive(Clone, Debug)]
 pub struct Same {
     pub api_key_id: KeyId,
     pub fingerprint: Vec<u8>,
     pub task_id: TaskId,
+    /// Whether it is still queued or running.
     pub is_open: bool,
-    /// The number of the latest retry that was given it; 0: none was.
+    /// The number of the latest retry that joined it; 0: none.
     pub joined: i16,
-    /// The process where its caller waits or was answered; 0: the caller has gone; `None`: none waited.
+    /// The process where its caller waits or was answered; 0: the caller has disconnected; `None`: nobody waited.
     pub waiter: Option<i32>,
-    /// Whether that process is there.
+    /// Whether that process is alive.
     pub is_there: bool,
 }
 
 impl Same {
-    /// Whether its caller still waits for it, or had its answer.
+    /// Whether its caller still waits for it or has received the response.
     pub fn is_awaited(&self, waiters: &Waiters) -> bool {
         match self.waiter {
             None | Some(0) => false,
-            // Of this process's own, memory knows sooner than the database.
+            // For this process's own tasks, memory is more current than the database.
             Some(process) if process == waiters.process() => {
                 !self.is_open || waiters.has(self.task_id)
             }
@@ -89,6 +90,7 @@ impl Same {
     }
 }
 
+/// Finds the tasks that equal these requests and that a retry may join.
 pub async fn same(
     conn: &mut PgConnection,
     keys: &[KeyId],
@@ -121,17 +123,17 @@ pub async fn same(
     .await
 }
 
-/// A task that a retry is given.
+/// A retry that joins a task.
 #[derive(Clone, Copy, Debug)]
 pub struct Join {
     pub task_id: TaskId,
-    /// Whether it is the first retry of its request, the second, …
+    /// The number of the retry, from 1.
     pub number: i16,
     /// The process where the retry's caller waits; `None`: it does not wait.
     pub waiter: Option<i32>,
 }
 
-/// Writes down which tasks retries were given.
+/// Records which tasks retries have joined.
 pub async fn join(conn: &mut PgConnection, joins: &[Join]) -> sqlx::Result<()> {
     if joins.is_empty() {
         return Ok(());
@@ -152,7 +154,7 @@ pub async fn join(conn: &mut PgConnection, joins: &[Join]) -> sqlx::Result<()> {
     .map(drop)
 }
 
-/// Writes down that the callers who waited here for some tasks have gone.
+/// Records that the callers that waited in this process for some tasks have disconnected.
 pub async fn leave(conn: &mut PgConnection, ids: &[TaskId], process: i32) -> sqlx::Result<()> {
     query!(
         "UPDATE tasks SET waiter = 0 WHERE waiter = $2 AND id IN (
@@ -165,7 +167,7 @@ pub async fn leave(conn: &mut PgConnection, ids: &[TaskId], process: i32) -> sql
     .map(drop)
 }
 
-/// How many tasks a key has open.
+/// How many open tasks a key has.
 pub async fn open_of(conn: &mut PgConnection, key_id: KeyId) -> sqlx::Result<i64> {
     query_scalar!(
         r#"SELECT (SELECT count(*) FROM tasks WHERE status = 'running' AND api_key_id = $1)

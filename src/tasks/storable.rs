@@ -1,18 +1,18 @@
-//! What comes from outside, as the database takes it: PostgreSQL stores no NUL, in text or in JSON.
+//! Makes foreign text storable: PostgreSQL stores no NUL, in text or in JSON.
 
 use serde_json::{Map, Value};
 
 use super::{Attempt, Failure, Outcome};
 
-const INSTEAD: &str = "\u{fffd}";
+const REPLACEMENT: &str = "\u{fffd}";
 
 fn text(text: &mut String) {
     if text.contains('\0') {
-        *text = text.replace('\0', INSTEAD);
+        *text = text.replace('\0', REPLACEMENT);
     }
 }
 
-/// Everywhere in a value, names of fields included.
+/// Replaces NULs everywhere in a value, including field names.
 pub fn value(of: &mut Value) {
     match of {
         Value::String(string) => text(string),
@@ -21,7 +21,7 @@ pub fn value(of: &mut Value) {
             if fields.keys().any(|name| name.contains('\0')) {
                 let renamed = std::mem::take(fields).into_iter();
                 *fields = renamed
-                    .map(|(name, value)| (name.replace('\0', INSTEAD), value))
+                    .map(|(name, value)| (name.replace('\0', REPLACEMENT), value))
                     .collect::<Map<_, _>>();
             }
             fields.values_mut().for_each(value);
@@ -31,6 +31,7 @@ pub fn value(of: &mut Value) {
 }
 
 impl Attempt {
+    /// Replaces NULs in the job handles.
     #[must_use]
     pub fn storable(mut self) -> Self {
         self.jobs.iter_mut().for_each(text);
@@ -39,6 +40,7 @@ impl Attempt {
 }
 
 impl Outcome {
+    /// Replaces NULs in the failure's message.
     #[must_use]
     pub fn storable(mut self) -> Self {
         if let Self::Failed(Failure { message, .. }) = &mut self {

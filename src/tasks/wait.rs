@@ -1,6 +1,6 @@
-//! Waiting for tasks to end, without a connection for each who waits: this process's own tasks say so
-//! themselves; for those that ended elsewhere there is LISTEN, and a look every second in case a
-//! notification was lost. Who stops waiting is written down, so that a retry may join the task.
+//! Waits for tasks to end, without a database connection per waiter. Tasks of this process wake
+//! their waiters directly; for others there is LISTEN, and a poll every second in case a
+//! notification was lost. Records callers that stopped waiting, so that a retry can join the task.
 
 use std::{
     collections::HashMap,
@@ -17,38 +17,39 @@ use tokio::{
 use super::{Summary, repeats, store};
 use crate::{db, ids::TaskId};
 
-/// How often those who wait are looked up, notified or not.
+/// How often awaited tasks are looked up, notified or not.
 const POLL: Duration = Duration::from_secs(1);
-/// For how long those who leave are gathered. Clients come back after half a second at the soonest.
+/// How long disconnected callers are collected. Clients retry after half a second at the earliest.
 const GATHER: Duration = Duration::from_millis(50);
-/// Between two tries to write down who left.
+/// Between two attempts to record who stopped waiting.
 const RETRY: Duration = Duration::from_millis(500);
-/// How many of them are kept while that fails. A retry of one that is forgotten is a new request.
+/// How many are kept while recording fails. Beyond that, a retry becomes a new request.
 const LEFT_MAX: usize = 100_000;
 
-/// All who wait in this process.
+/// All waiters of this process.
 #[derive(Clone)]
 pub struct Waiters {
-    /// What the database knows this process by.
+    /// Identifies this process in the database.
     process: i32,
     waiting: Arc<Mutex<HashMap<TaskId, Waiting>>>,
     left: Arc<Left>,
 }
 
-/// The tasks whose last waiter here has gone, until that is written down.
+/// Tasks whose last waiter in this process has stopped waiting, until that is recorded.
 #[derive(Default)]
 struct Left {
     ids: Mutex<Vec<TaskId>>,
     changed: Notify,
 }
 
-/// How a wait came to its end.
+/// How a wait ended.
 #[derive(Debug)]
 pub enum Waited {
+    /// The task has ended.
     Ended(Arc<Summary>),
-    /// The process ends.
+    /// The process is shutting down.
     Dismissed,
-    /// It took longer than was allowed.
+    /// The wait exceeded its limit.
     TooLong,
 }
 
@@ -67,7 +68,7 @@ struct Waiting {
     subscriptions: usize,
 }
 
-/// One who waits for one task; dropping it ends the wait.
+/// A waiter for one task. Dropping it ends the wait.
 pub struct Subscription {
     id: TaskId,
     ended: watch::Receiver<Option<Arc<Summary>>>,
@@ -75,7 +76,7 @@ pub struct Subscription {
 }
 
 impl Waiters {
-    /// Begins to wait. A task that ended before is found at the next look.
+    /// Starts to wait. A task that has already ended is found by the next poll.
     pub fn subscribe(&self, id: TaskId) -> Subscription {
         let mut waiting = self.lock();
         let entry = waiting.entry(id).or_insert_with(|| Waiting {
@@ -90,36 +91,36 @@ impl Waiters {
         }
     }
 
-    /// Wakes those who wait for a task that has ended.
+    /// Wakes the waiters of a task that has ended.
     pub fn ended(&self, task: Arc<Summary>) {
         if let Some(waiting) = self.lock().get(&task.id) {
             waiting.ended.send_replace(Some(task));
         }
     }
 
-    /// Whether somebody here waits for a task.
+    /// Whether anyone in this process waits for a task.
     pub fn has(&self, id: TaskId) -> bool {
         self.lock().contains_key(&id)
     }
 
-    /// What the database knows this process by.
+    /// Identifies this process in the database.
     pub fn process(&self) -> i32 {
         self.process
     }
 
-    /// This process, if somebody here waits for a task.
+    /// This process's number, if anyone here waits for the task.
     pub fn waiter_of(&self, id: TaskId) -> Option<i32> {
         self.has(id).then_some(self.process)
     }
 
-    /// Writes down, soon, that nobody here waits for a task, if that is so.
+    /// Records soon that nobody here waits for the task, if so.
     pub fn check(&self, id: TaskId) {
         if !self.has(id) {
             self.left.add(id);
         }
     }
 
-    /// Looks up those of some tasks that somebody waits for, and wakes who waits for one that has ended.
+    /// Looks up those of these tasks that have waiters, and wakes the waiters of those that have ended.
     pub async fn look_at(&self, pool: &db::Pool, ids: &[TaskId]) -> sqlx::Result<()> {
         let awaited: Vec<TaskId> = ids.iter().copied().filter(|id| self.has(*id)).collect();
         if awaited.is_empty() {
@@ -132,12 +133,12 @@ impl Waiters {
         Ok(())
     }
 
-    /// Ends every wait without a task.
+    /// Ends every wait without a result.
     pub fn dismiss(&self) {
         self.lock().clear();
     }
 
-    /// Writes down who has stopped waiting, for ever.
+    /// Records who has stopped waiting. Never returns.
     pub async fn keep_leaving(&self, pool: &db::Pool) {
         loop {
             self.left.changed.notified().await;
@@ -148,7 +149,7 @@ impl Waiters {
             if let Err(error) = pool.in_time(noted).await {
                 tracing::warn!(
                     error = &error as &dyn Error,
-                    "that callers have gone could not be written down yet"
+                    "could not record yet which callers stopped waiting"
                 );
                 tokio::time::sleep(RETRY).await;
                 for id in ids {
@@ -158,7 +159,7 @@ impl Waiters {
         }
     }
 
-    /// Looks all of them up every second, for ever.
+    /// Looks up all awaited tasks every second. Never returns.
     pub async fn keep_looking(&self, pool: &db::Pool) {
         loop {
             tokio::time::sleep(POLL).await;
@@ -192,7 +193,7 @@ impl Left {
 }
 
 impl Subscription {
-    /// The task, once it has ended.
+    /// Waits until the task has ended, at most for `within`.
     pub async fn ended(mut self, within: Duration) -> Waited {
         let Ok(ended) = timeout(within, self.ended.wait_for(Option::is_some)).await else {
             return Waited::TooLong;

@@ -1,5 +1,5 @@
-//! Takes lines from whoever logs, at once and always, and writes them from a thread of its own. A line
-//! that can't be kept or can't be written is dropped and counted: a log that nobody takes costs no request.
+//! Accepts log lines without blocking and writes them from a separate thread. Lines that cannot be buffered or written
+//! are dropped and counted: a log that nobody reads delays no request.
 
 use std::{
     io::{self, ErrorKind, Write},
@@ -10,14 +10,14 @@ use std::{
 
 use memchr::memchr_iter;
 
-/// How long the end of the process waits for what was not written yet.
+/// How long the process waits at its end for lines not written yet.
 const FLUSH_WAIT: Duration = Duration::from_secs(1);
-/// Between two batches, for lines to gather: a thread that wakes for each costs a request more than its line does.
+/// Wait between two batches, so that lines gather: waking the thread for each costs a request more than its line.
 const GATHER_WAIT: Duration = Duration::from_millis(10);
-/// Before a destination that another program has set to non-blocking is tried again.
+/// Wait before retrying a destination that another program set to non-blocking.
 const RETRY_WAIT: Duration = Duration::from_millis(10);
 
-/// Lines on their way. `&Lines` is a writer that neither blocks nor fails; each write is one line.
+/// Buffered lines. `&Lines` is a writer that neither blocks nor fails; each write is one line.
 pub(super) struct Lines {
     bytes_max: usize,
     state: Mutex<State>,
@@ -27,22 +27,22 @@ pub(super) struct Lines {
 #[derive(Default)]
 struct State {
     waiting: Vec<u8>,
-    /// Bytes in the hands of the writing thread.
+    /// Bytes that the writing thread is writing.
     in_flight: usize,
-    /// Whether that thread is at work, or comes for more by itself.
+    /// Whether that thread is writing, or will fetch more by itself.
     is_busy: bool,
-    /// Dropped, and not told yet.
+    /// Lines dropped and not reported yet.
     lost: u64,
     ended: bool,
 }
 
-/// Writes what is left when it is dropped, if that takes no longer than a second.
+/// Writes the remaining lines when dropped, for at most one second.
 #[must_use = "the log ends when this is dropped"]
 pub struct Flush(Arc<Lines>);
 
 impl Lines {
-    /// Starts the thread that writes to `destination`. `report` is called from it with the number of lines
-    /// that were dropped, once lines get through again.
+    /// Starts the thread that writes to `destination`. It calls `report` with the number of dropped lines once lines
+    /// can be written again.
     pub(super) fn start(
         bytes_max: usize,
         destination: impl Write + Send + 'static,
@@ -78,7 +78,7 @@ impl Lines {
         }
     }
 
-    /// Waits for lines, puts them into `batch`, and says whether there are any more to come.
+    /// Waits for lines, moves them into `batch`, and returns whether more can follow.
     fn next(&self, batch: &mut Vec<u8>) -> bool {
         batch.clear();
         let mut state = self.lock();
@@ -94,8 +94,8 @@ impl Lines {
         state.is_busy
     }
 
-    /// Ends a batch of which `left` could not be written. If lines get through, and there is room to say
-    /// so, takes the number of those lost.
+    /// Ends a batch of which `left` could not be written. If lines can be written and there is room for a report, takes
+    /// the count of lost lines.
     fn account(&self, left: &[u8]) -> Option<u64> {
         let mut state = self.lock();
         state.in_flight = 0;
@@ -139,7 +139,7 @@ impl Drop for Flush {
         state.ended = true;
         self.0.changed.notify_all();
         let is_left = |state: &mut State| !state.waiting.is_empty() || state.is_busy;
-        // A thread that is stuck in a write ends with the process.
+        // A thread stuck in a write ends with the process.
         let _ = self
             .0
             .changed
@@ -147,7 +147,7 @@ impl Drop for Flush {
     }
 }
 
-/// Writes until something keeps it from going on; how many bytes are through.
+/// Writes until an error occurs. Returns the number of bytes written.
 fn write_most(destination: &mut impl Write, bytes: &[u8]) -> usize {
     let mut written = 0;
     while written < bytes.len() {
@@ -168,7 +168,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes what the test allows: a number of bytes, or an error.
+    /// Accepts what the test permits: a number of bytes, or an error.
     struct Taps {
         allowed: mpsc::Receiver<Option<usize>>,
         taken: mpsc::Sender<Vec<u8>>,

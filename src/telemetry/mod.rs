@@ -1,5 +1,5 @@
-//! Logs: to stderr, as text for people or as JSON for machines. Whatever becomes of stderr, nobody who
-//! logs waits or fails.
+//! Logs to stderr, as text for people or as JSON for machines. Logging never blocks and never fails, whatever happens
+//! to stderr.
 
 mod lines;
 
@@ -18,25 +18,25 @@ use lines::Lines;
 
 pub use lines::Flush;
 
-/// Why there are no logs.
+/// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    #[error("log.filter {filter:?} is no filter, one is like info or easel=debug,warn")]
+    #[error("log.filter {filter:?} is not a filter, expected one like info or easel=debug,warn")]
     Filter {
         filter: String,
         source: tracing_subscriber::filter::ParseError,
     },
-    #[error("stderr cannot be written from a thread of its own")]
+    #[error("could not start the log writer thread")]
     Stderr(#[source] io::Error),
-    #[error("logs are set up already")]
+    #[error("logging is already set up")]
     AlreadySet(#[source] tracing_subscriber::util::TryInitError),
 }
 
-/// Sends what this process logs from now on to stderr, until what it returns is dropped.
+/// Sends the logs of this process to stderr until the returned value is dropped.
 pub fn init(log: &Log) -> Result<Flush, TelemetryError> {
     let filter = filter(&log.filter)?;
     let (lines, flush) = stderr()
-        .and_then(|stderr| Lines::start(log.buffer_bytes_max, stderr, tell_lost))
+        .and_then(|stderr| Lines::start(log.buffer_bytes_max, stderr, report_lost))
         .map_err(TelemetryError::Stderr)?;
     let builder = fmt()
         .with_env_filter(filter)
@@ -47,7 +47,7 @@ pub fn init(log: &Log) -> Result<Flush, TelemetryError> {
         LogFormat::Text => builder.with_ansi(wants_colours()).finish().try_init(),
     }
     .map_err(TelemetryError::AlreadySet)?;
-    // By itself a panic goes to stderr, and waits for it.
+    // By default, a panic writes to stderr and waits for it.
     panic::set_hook(Box::new(|panic| {
         let text = panic_text(panic.payload(), panic.location());
         tracing::error!("{text}");
@@ -55,7 +55,7 @@ pub fn init(log: &Log) -> Result<Flush, TelemetryError> {
     Ok(flush)
 }
 
-/// Says something to whoever started the process, if stderr takes it within a second.
+/// Writes a message for the person who started the process, if stderr accepts it within a second.
 pub fn say(text: &str) {
     let started = stderr().and_then(|stderr| Lines::start(usize::MAX, stderr, |_| {}));
     if let Ok((lines, _flush)) = started {
@@ -64,26 +64,23 @@ pub fn say(text: &str) {
     }
 }
 
-/// A handle of its own: a thread that is stuck in a write must not hold the lock of [`io::stderr`].
+/// A separate handle: a thread stuck in a write must not hold the lock of [`io::stderr`].
 fn stderr() -> io::Result<File> {
     Ok(File::from(io::stderr().as_fd().try_clone_to_owned()?))
 }
 
-/// Where it was. A message that was made for the occasion may hold what no log may hold, such as a prompt;
-/// one that is in the program's text holds nothing.
+/// The location of a panic, and its message if it is static text. A formatted message may contain what no log may
+/// contain, such as a prompt.
 fn panic_text(payload: &dyn Any, location: Option<&Location<'_>>) -> String {
-    let place = location.map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+    let place = location.map_or_else(|| "an unknown location".to_owned(), ToString::to_string);
     match payload.downcast_ref::<&'static str>() {
         Some(message) => format!("panicked at {place}: {message}"),
         None => format!("panicked at {place}"),
     }
 }
 
-fn tell_lost(lines: u64) {
-    tracing::warn!(
-        log.lines_lost = lines,
-        "lines of this log were lost: {lines}"
-    );
+fn report_lost(lines: u64) {
+    tracing::warn!(log.lines_lost = lines, "log lines dropped: {lines}");
 }
 
 fn filter(text: &str) -> Result<EnvFilter, TelemetryError> {
@@ -111,7 +108,7 @@ mod tests {
         let text = panic_text(&made, Some(here));
         assert_eq!(text, format!("panicked at {here}"));
         let text = panic_text(&"no such thing", None);
-        assert_eq!(text, "panicked at an unknown place: no such thing");
+        assert_eq!(text, "panicked at an unknown location: no such thing");
     }
 
     #[test]

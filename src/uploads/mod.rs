@@ -1,5 +1,5 @@
-//! Uploads: images that clients send to work from, kept for 72 hours. Those that come inside a
-//! request are kept the same way, but have no URL, and go once their task must have ended.
+//! Uploads: input images that clients send, kept for 72 hours. Images inside a request are stored
+//! the same way, but have no URL and are deleted once their task must have ended.
 
 mod names;
 mod stock;
@@ -20,13 +20,14 @@ use crate::{
 pub struct Upload {
     pub id: UploadId,
     pub account_id: AccountId,
-    /// What stands in its URL; `None` if it came inside a request.
+    /// The name in its URL; `None` if it came inside a request.
     pub name: Option<String>,
     /// The key of its bytes in storage.
     pub object: String,
     pub format: Format,
+    /// The size in bytes.
     pub bytes: i64,
-    /// As the client named it, made safe.
+    /// The client's file name, made safe.
     pub file_name: String,
     pub created_at: DateTime<Utc>,
     pub expires_at: DateTime<Utc>,

@@ -1,4 +1,4 @@
-//! File names: made safe before they are shown or put into a URL, whatever the client sent.
+//! File names: made safe before they are shown or put into a URL.
 
 use chrono::{DateTime, Utc};
 
@@ -6,8 +6,8 @@ use crate::{ids, image::Format};
 
 const NAME_BYTES_MAX: usize = 100;
 
-/// The last part of a path, without what could mislead a reader, a shell or a browser; `image.png`
-/// where nothing is left. Letters of every script stay.
+/// The last part of a path, without characters that could mislead a reader, a shell or a browser;
+/// `image.png` if nothing is left. Keeps letters of every script.
 pub fn safe_file_name(given: Option<&str>, format: Format) -> String {
     let last = given
         .unwrap_or_default()
@@ -19,7 +19,7 @@ pub fn safe_file_name(given: Option<&str>, format: Format) -> String {
     while name.len() > NAME_BYTES_MAX {
         let mut chars = name.chars();
         chars.next();
-        name = chars.as_str(); // from the front: the extension tells more
+        name = chars.as_str(); // cuts from the front to keep the extension
     }
     if name.is_empty() {
         format!("image.{}", format.extension())
@@ -28,7 +28,7 @@ pub fn safe_file_name(given: Option<&str>, format: Format) -> String {
     }
 }
 
-/// What stands in an upload's URL: the time, 128 random bits, and the file name in ASCII.
+/// The name in an upload's URL: the time, 128 random bits, and the file name in ASCII.
 pub fn url_name(created_at: DateTime<Utc>, file_name: &str) -> String {
     let ascii: String = file_name
         .chars()

@@ -1,6 +1,6 @@
-//! How much of storage the uploads of each account take. The sum is read now and then and counted on in
-//! between, so what other replicas take in is known some seconds later: an account may go over its limit
-//! by what it can send to them in that time.
+//! How many bytes each account's uploads occupy. The sum is cached and updated in memory, so
+//! uploads through other replicas count some seconds later: an account may exceed its limit by what
+//! it sends to them in that time.
 
 use std::{
     sync::{
@@ -15,12 +15,12 @@ use quick_cache::sync::Cache;
 use super::store;
 use crate::{db, ids::AccountId};
 
-/// How long a sum is counted on; and when it is read again for who would be refused by it.
+/// How long a cached sum is used, and how long if it would refuse an upload.
 const KNOWN_FOR: Duration = Duration::from_secs(10);
 const REFUSED_FOR: Duration = Duration::from_secs(1);
 const ACCOUNTS_MAX: usize = 10_000;
 
-/// What uploads take, account by account.
+/// The bytes that each account's uploads occupy.
 pub struct Stock {
     account_bytes_max: u64,
     known: Cache<AccountId, Arc<Known>>,
@@ -31,16 +31,19 @@ struct Known {
     read_at: Instant,
 }
 
-/// Why bytes were not put to an account's.
+/// Why an upload does not fit.
 #[derive(Debug, thiserror::Error)]
 pub enum StockError {
+    /// The account's limit is reached.
     #[error("this account's uploads hold {bytes} bytes, allowed are {bytes_max}")]
     Full { bytes: u64, bytes_max: u64 },
+    /// The database could not be queried.
     #[error("the uploads of an account could not be counted")]
     Database(#[from] sqlx::Error),
 }
 
 impl Stock {
+    /// A stock with this limit for each account, in bytes.
     pub fn new(account_bytes_max: u64) -> Self {
         Self {
             account_bytes_max,
@@ -48,24 +51,24 @@ impl Stock {
         }
     }
 
-    /// Whether anything more may be stored for an account.
+    /// Checks that an account may store at least one more byte.
     pub async fn check(&self, pool: &db::Pool, account_id: AccountId) -> Result<(), StockError> {
-        self.with_room(pool, account_id, 1).await.map(drop)
+        self.require_capacity(pool, account_id, 1).await.map(drop)
     }
 
-    /// Counts bytes that are about to be noted in the database, if they fit.
+    /// Counts bytes that are about to be recorded in the database, if they fit.
     pub async fn add(
         &self,
         pool: &db::Pool,
         account_id: AccountId,
         bytes: u64,
     ) -> Result<(), StockError> {
-        let known = self.with_room(pool, account_id, bytes).await?;
+        let known = self.require_capacity(pool, account_id, bytes).await?;
         known.bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
 
-    async fn with_room(
+    async fn require_capacity(
         &self,
         pool: &db::Pool,
         account_id: AccountId,

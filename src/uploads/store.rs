@@ -6,6 +6,7 @@ use sqlx::{PgConnection, query, query_as, query_scalar};
 use super::Upload;
 use crate::ids::{AccountId, UploadId};
 
+/// Inserts an upload.
 pub async fn insert(conn: &mut PgConnection, upload: &Upload) -> sqlx::Result<()> {
     query!(
         "INSERT INTO uploads (id, account_id, name, object, format, bytes, file_name, created_at, expires_at)
@@ -25,10 +26,10 @@ pub async fn insert(conn: &mut PgConnection, upload: &Upload) -> sqlx::Result<()
     .map(drop)
 }
 
-/// By the name in its URL, expired or not.
+/// Returns the upload with this URL name, expired or not.
 pub async fn get(conn: &mut PgConnection, name: &str) -> sqlx::Result<Option<Upload>> {
     if name.contains('\0') {
-        return Ok(None); // PostgreSQL has no such texts, and would call it an error
+        return Ok(None); // PostgreSQL has no such text and would report an error
     }
     query_as!(
         Upload,
@@ -41,8 +42,8 @@ pub async fn get(conn: &mut PgConnection, name: &str) -> sqlx::Result<Option<Upl
     .await
 }
 
-/// Uploads that expired before some time and still have bytes, the longest expired first. Left to one
-/// replica at a time only by chance: deleting twice does no harm.
+/// Lists uploads that expired before a time and still have bytes, the longest expired first. Two
+/// replicas may get the same ones: deleting twice is harmless.
 pub async fn expired(
     conn: &mut PgConnection,
     before: DateTime<Utc>,
@@ -61,7 +62,7 @@ pub async fn expired(
     .await
 }
 
-/// The bytes of an account's uploads that are not deleted.
+/// The total bytes of an account's uploads that are not deleted.
 pub async fn stored_bytes(conn: &mut PgConnection, account_id: AccountId) -> sqlx::Result<i64> {
     query_scalar!(
         r#"SELECT COALESCE(sum(bytes), 0)::bigint AS "bytes!"
@@ -80,7 +81,7 @@ pub async fn delete(conn: &mut PgConnection, ids: &[UploadId]) -> sqlx::Result<u
     Ok(done.rows_affected())
 }
 
-/// Notes that their bytes are gone. How many had not been noted before.
+/// Records that the bytes of uploads are deleted. Returns how many were not marked before.
 pub async fn mark_deleted(conn: &mut PgConnection, ids: &[UploadId]) -> sqlx::Result<u64> {
     let done = query!(
         "UPDATE uploads SET deleted_at = now() WHERE id = ANY($1) AND deleted_at IS NULL",

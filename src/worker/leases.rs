@@ -1,5 +1,5 @@
-//! Keeps the leases of what is under way here, and sees to the tasks that others lost or that are past their
-//! deadline. Each in a loop of its own: what holds one up leaves the others going.
+//! Renews the leases of tasks running in this process, requeues tasks that other workers lost, and expires
+//! tasks past their deadline. Each runs in its own loop, so that a delay in one does not block the others.
 
 use std::{
     error::Error,
@@ -10,15 +10,16 @@ use std::{
 use super::Worker;
 use crate::{db, images::expire, progress::Loop, tasks::store};
 
-/// A lease is renewed so many times before it would run out.
+/// How often a lease is renewed within its duration.
 const RENEWALS_A_LEASE: u32 = 5;
-/// Between two looks for lost tasks, at most.
+/// Maximum interval between two searches for lost tasks.
 const RESCUE_INTERVAL_MAX: Duration = Duration::from_secs(3);
+/// Interval between two searches for tasks past their deadline.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Since when the database has been in reach without a break, as far as is known here. When it comes back, the
-/// leases of all workers have run out, and each needs time to renew its own: whoever took them for lost would buy
-/// everything again.
+/// How long this process has reached the database without interruption. After an outage, the leases of all
+/// workers have expired, and each worker needs time to renew its own. A process that treated those tasks as lost
+/// would pay the upstreams again for all of them.
 #[derive(Debug, Default)]
 pub(super) struct Reachability(Mutex<Option<Reached>>);
 
@@ -29,12 +30,13 @@ struct Reached {
 }
 
 impl Reachability {
+    /// Records that the database could not be reached.
     pub(super) fn lost(&self) {
         *self.lock() = None;
     }
 
-    /// For how long, after a success now. A process that was paused for longer than `gap_max` knows nothing of
-    /// what was meanwhile.
+    /// Records a success at `now` and returns how long the database has been reachable. A gap of more than
+    /// `gap_max` (a paused process) restarts the count, since the state during the gap is unknown.
     fn seen(&self, now: Instant, gap_max: Duration) -> Duration {
         let mut reached = self.lock();
         let before = reached.filter(|reached| now - reached.last <= gap_max);
@@ -49,14 +51,14 @@ impl Reachability {
 }
 
 impl Worker {
-    /// Keeps the leases of what is under way, and stops what was lost.
+    /// Renews the leases of running tasks, and cancels tasks whose lease was lost.
     pub(super) async fn renew(&self) {
         let lease = self.app.config.tasks.lease();
         loop {
             tokio::time::sleep(lease / RENEWALS_A_LEASE).await;
             if let Err(error) = self.renew_once(lease).await {
                 self.reachability.lost();
-                tracing::warn!(error = &error as &dyn Error, "leases could not be renewed");
+                tracing::warn!(error = &error as &dyn Error, "could not renew leases");
             }
         }
     }
@@ -73,7 +75,7 @@ impl Worker {
         attempt.succeeded();
         let running = self.lock();
         for (id, fence) in claims.iter().filter(|(id, _)| !kept.contains(id)) {
-            // One that is not running any more ended while its lease was being renewed.
+            // A task that is no longer running ended while its lease was being renewed.
             if let Some(running) = running.get(id).filter(|running| running.fence == *fence) {
                 running.lost.cancel();
             }
@@ -81,7 +83,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Passes on, or ends, what other workers have lost.
+    /// Requeues tasks that other workers lost, or fails those without attempts left.
     pub(super) async fn rescue(&self) {
         let interval = (self.app.config.tasks.lease() / RENEWALS_A_LEASE).min(RESCUE_INTERVAL_MAX);
         loop {
@@ -92,7 +94,7 @@ impl Worker {
                     self.reachability.lost();
                     tracing::warn!(
                         error = &error as &dyn Error,
-                        "lost tasks could not be looked for"
+                        "could not search for lost tasks"
                     );
                 }
             }
@@ -100,8 +102,8 @@ impl Worker {
         }
     }
 
-    /// Only once a renewal of our own has succeeded, and the database was in reach for a lease: then who lives
-    /// has renewed its leases too.
+    /// Requeues only after this process renewed its own leases and reached the database for one full lease: by
+    /// then, every live worker has renewed its leases too.
     async fn rescue_once(&self) -> sqlx::Result<()> {
         let (app, lease) = (&self.app, self.app.config.tasks.lease());
         self.renew_once(lease).await?;
@@ -119,7 +121,7 @@ impl Worker {
         expire::end_exhausted(app).await.map(drop)
     }
 
-    /// Ends what is past its deadline.
+    /// Expires tasks past their deadline.
     pub(super) async fn expire(&self) {
         loop {
             let attempt = self.app.progress.begin(Loop::Expire);
@@ -127,7 +129,7 @@ impl Worker {
                 Ok(_) => attempt.succeeded(),
                 Err(error) => tracing::warn!(
                     error = &error as &dyn Error,
-                    "tasks past their deadline could not be ended yet"
+                    "could not expire tasks past their deadline"
                 ),
             }
             tokio::time::sleep(EXPIRE_INTERVAL).await;
@@ -140,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_out_of_reach_begins_anew() {
+    fn reachability_restarts_after_a_gap() {
         let reachability = Reachability::default();
         let began = Instant::now();
         let seen = |second| {

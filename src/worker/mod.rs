@@ -1,5 +1,5 @@
-//! Works on tasks: claims them as places come free, keeps their leases, has them generated and settled, and
-//! sees to those whose worker was lost.
+//! Runs tasks: claims them as slots become free, renews their leases, generates and settles them, and requeues
+//! tasks whose worker was lost.
 
 mod leases;
 mod queue;
@@ -34,15 +34,15 @@ use crate::{
     tasks::{Assignment, Failure, FailureKind, Outcome, Task, store},
 };
 
-/// At the end of a shutdown, for the answers to those who waited in vain.
+/// Time at the end of a shutdown to send the 503 responses of requests that are still waiting.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
-/// Claims until the shutdown begins; then ends what is under way, or gives it back.
+/// Claims and runs tasks until shutdown begins. Then it finishes running tasks or returns them to the queue.
 #[derive(Clone)]
 pub struct Worker {
     app: App,
     running: Arc<Mutex<HashMap<TaskId, Running>>>,
-    /// Something may be in the queue, or a place has come free.
+    /// Notified when a task may be queued or a slot becomes free.
     wake: Arc<Notify>,
     reachability: Arc<Reachability>,
 }
@@ -52,7 +52,7 @@ struct Running {
     lost: CancellationToken,
 }
 
-/// A task whose lease is kept. However its work ends, a panic included, that ends with it.
+/// A running task whose lease is renewed. Dropping it stops the renewal, also after a panic.
 struct UnderWay {
     running: Arc<Mutex<HashMap<TaskId, Running>>>,
     id: TaskId,
@@ -62,7 +62,7 @@ struct UnderWay {
 impl Drop for UnderWay {
     fn drop(&mut self) {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        // It may have been claimed here again.
+        // This process may have claimed the task again, under a higher fence.
         if running
             .get(&self.id)
             .is_some_and(|it| it.fence == self.fence)
@@ -73,6 +73,7 @@ impl Drop for UnderWay {
 }
 
 impl Worker {
+    /// Creates a worker without running tasks; [`Worker::run`] starts it.
     pub fn new(app: App) -> Self {
         Self {
             app,
@@ -82,8 +83,8 @@ impl Worker {
         }
     }
 
-    /// Runs all loops of the worker. All but that over the queue go on through a shutdown, for as long as
-    /// something is under way here or awaited: leases are kept, and who waits hears what others end.
+    /// Runs all loops of the worker. All except the claim loop continue during shutdown while tasks run or requests
+    /// wait here: leases are still renewed, and waiting requests still learn of tasks that other replicas end.
     pub async fn run(self, to_run: mpsc::UnboundedReceiver<Claimed>) {
         let app = &self.app;
         tokio::join!(
@@ -99,8 +100,8 @@ impl Worker {
         );
     }
 
-    /// Lets what is under way end, and then `serving`, within `patience`. The rest goes back to the queue
-    /// as if it had not been begun, and who waits is told to come again.
+    /// Waits up to `patience` for running tasks and then for `serving` to end. Requeues the remaining tasks as if
+    /// they had never been claimed, and answers requests that still wait with 503.
     pub async fn drain(&self, serving: impl Future<Output = ()>, patience: Duration) {
         let mut serving = pin!(serving);
         let shutdown = &self.app.shutdown;
@@ -110,13 +111,13 @@ impl Worker {
         };
         let orderly = async { tokio::join!(tasks, serving.as_mut()) };
         let in_time = timeout(patience, orderly).await.is_ok();
-        // Even in time: a request may have come with the shutdown and begun its task last.
+        // Needed even in time: a request that arrived during shutdown may have started its task last.
         self.release_claims().await;
         if !in_time {
             self.app.waiters.dismiss();
             shutdown.stop_accepting();
             if timeout(LAST_ANSWERS, serving).await.is_err() {
-                tracing::warn!("some answers could not be sent in time");
+                tracing::warn!("some responses could not be sent in time");
             }
         }
     }
@@ -130,25 +131,24 @@ impl Worker {
             running.lost.cancel();
         }
         let pool = &self.app.pool;
-        let given_back =
-            async { store::release_claims(&mut *pool.acquire().await?, &claims).await };
-        match pool.in_time(given_back).await {
-            Ok(tasks) => tracing::info!(tasks, "gave tasks back to the queue"),
+        let requeued = async { store::release_claims(&mut *pool.acquire().await?, &claims).await };
+        match pool.in_time(requeued).await {
+            Ok(tasks) => tracing::info!(tasks, "requeued running tasks"),
             Err(error) => tracing::warn!(
                 error = &error as &dyn Error,
-                "tasks could not be given back; their leases will run out"
+                "could not requeue running tasks; their leases will expire"
             ),
         }
     }
 
-    /// Tasks that this process submitted and claimed in one.
+    /// Runs tasks that this process submitted and claimed in one transaction.
     async fn take_over(&self, mut to_run: mpsc::UnboundedReceiver<Claimed>) {
         while let Some(claimed) = to_run.recv().await {
             self.begin(claimed);
         }
     }
 
-    /// Has a task generated and settled, whatever becomes of anything but its lease.
+    /// Spawns the generation and settlement of a task. Only the loss of its lease stops it.
     fn begin(&self, claimed: Claimed) {
         let Claimed {
             task,
@@ -165,12 +165,12 @@ impl Worker {
             let id = task.id;
             tokio::select! {
                 biased;
-                () = lost.cancelled() => tracing::warn!(task.id = %id, "lost a task: its lease had run out"),
+                () = lost.cancelled() => tracing::warn!(task.id = %id, "stopped a task: its lease was lost or released"),
                 () = worker.work_on(task, assignment) => {}
             }
             drop(under_way);
             drop(slot);
-            // Where nothing waits, a look at the queue for every task that ends would cost a query each.
+            // With an empty queue, waking the claim loop would cost one query for every task that ends.
             if was_limited || worker.app.backlogged.load(Ordering::Relaxed) {
                 worker.wake.notify_one();
             }
@@ -199,10 +199,10 @@ impl Worker {
                 tracing::info!(task.id = %id, account.id = %task.account_id, task.status = ?task.status, duration_ms, "ended a task");
             }
             Ok(None) => {
-                tracing::warn!(task.id = %id, "a task had been ended or claimed by another worker; nothing was changed");
+                tracing::warn!(task.id = %id, "did not settle a task: another worker has ended or claimed it");
             }
             Err(closed) => {
-                tracing::error!(task.id = %id, error = &closed as &dyn Error, "a task could not be settled; its lease will run out");
+                tracing::error!(task.id = %id, error = &closed as &dyn Error, "could not settle a task; its lease will expire");
             }
         }
     }
@@ -214,7 +214,7 @@ impl Worker {
             .collect()
     }
 
-    /// Keeps a task's lease for as long as what is answered lives.
+    /// Registers a task for lease renewal until the returned guard is dropped.
     fn enter(&self, task: &Task, lost: CancellationToken) -> UnderWay {
         let (id, fence) = (task.id, task.fence);
         self.lock().insert(id, Running { fence, lost });
@@ -230,7 +230,7 @@ impl Worker {
     }
 }
 
-/// A bug that a task meets ends the task, and nothing else.
+/// Turns a panic into a failure of this one task, so that a bug does not stop the worker.
 async fn failed_if_it_panics(work: impl Future<Output = Ran>) -> Ran {
     let caught = AssertUnwindSafe(work).catch_unwind().await;
     caught.unwrap_or_else(|_| {
@@ -247,7 +247,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_panic_fails_the_task_and_its_lease_is_kept_no_longer() {
+    async fn a_panic_fails_the_task_and_stops_renewing_its_lease() {
         let running: Arc<Mutex<HashMap<TaskId, Running>>> = Arc::default();
         let id = crate::ids::row_id();
         let entry = |fence| Running {

@@ -1,5 +1,5 @@
-//! The queue as the worker sees it: what comes next is claimed as places come free, what failed goes
-//! back, and what other processes queue and end is heard of.
+//! The worker's side of the queue: claims tasks as slots become free, requeues failed attempts, and listens
+//! for tasks that other processes queue or end.
 
 use std::{
     error::Error,
@@ -24,19 +24,20 @@ use crate::{
     },
 };
 
-/// How often the queue is looked at, notified or not; and by how much at most that is put off, so that
-/// replicas do not all look at once.
+/// Interval between two polls of the queue without a notification.
 const POLL: Duration = Duration::from_millis(900);
+/// Maximum random delay added to `POLL`, so that replicas do not all poll at once.
 const POLL_JITTER_MAX: Duration = Duration::from_millis(200);
-/// Until another worker has done with the queue.
+/// Wait before the next try while another replica claims.
 const BUSY_WAIT: RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::from_millis(20);
-/// Between two tries to listen, when the database is away.
+/// Interval between two attempts to reconnect the LISTEN connection.
 const RECONNECT: Duration = Duration::from_secs(1);
+/// Maximum number of tasks per claim.
 const CLAIMED_AT_ONCE_MAX: usize = 128;
 
 impl Worker {
-    /// Tasks from the queue, until the shutdown begins. A shutdown waits for a look that is under way: what
-    /// was claimed must be begun.
+    /// Claims tasks from the queue until shutdown begins. A shutdown waits for a claim in progress: a task that
+    /// was claimed must be started.
     pub(super) async fn claim(&self) {
         let shutdown = &self.app.shutdown;
         while !shutdown.has_begun() {
@@ -52,12 +53,12 @@ impl Worker {
                 Err(error) => {
                     tracing::warn!(
                         error = &error as &dyn Error,
-                        "the queue could not be looked at"
+                        "could not claim tasks from the queue"
                     );
                     POLL
                 }
             };
-            // However it ends the next thing to do is the same: to look.
+            // After each of these the next step is the same: claim again.
             tokio::select! {
                 () = shutdown.begun() => {}
                 () = self.wake.notified() => {}
@@ -69,7 +70,7 @@ impl Worker {
     async fn claim_some(&self) -> sqlx::Result<Found> {
         let app = &self.app;
         if app.storage.usable().is_err() {
-            // What could not be stored is not to be bought.
+            // Do not pay an upstream for images that cannot be stored.
             return Ok(Found::Nothing);
         }
         let any_waiting =
@@ -112,7 +113,7 @@ impl Worker {
         self.count().await
     }
 
-    /// What is left waits: for a place here, for room on its route, or for its time.
+    /// Counts the tasks left in the queue, which wait for a slot here, for capacity on a route, or for a retry time.
     async fn count(&self) -> sqlx::Result<Found> {
         let most = self.app.config.tasks.queued_max.saturating_add(1);
         let most = i64::try_from(most).unwrap_or(i64::MAX);
@@ -122,7 +123,7 @@ impl Worker {
         Ok(Found::Nothing)
     }
 
-    /// Leaves a task to the queue until it may be tried again. If that fails, its lease runs out.
+    /// Requeues a task to be claimed again after `wait`. If the update fails, the task's lease expires.
     pub(super) async fn requeue(&self, task: &Task, attempt: &Attempt, wait: Duration) {
         let (id, claim) = (task.id, (task.id, task.fence));
         let attempt = &attempt.clone().storable();
@@ -133,28 +134,28 @@ impl Worker {
         match self.app.pool.in_time(requeue).await {
             Ok(true) => {
                 let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-                tracing::info!(task.id = %id, route = attempt.route, wait_ms, "a task is tried again");
+                tracing::info!(task.id = %id, route = attempt.route, wait_ms, "requeued a task for another attempt");
                 self.wake_after(wait);
             }
             Ok(false) => {
-                tracing::warn!(task.id = %id, "a task was another worker's by the time it had failed");
+                tracing::warn!(task.id = %id, "did not requeue a failed task: another worker has claimed or ended it");
             }
             Err(error) => {
-                tracing::error!(task.id = %id, error = &error as &dyn Error, "a task could not be put back; its lease will run out");
+                tracing::error!(task.id = %id, error = &error as &dyn Error, "could not requeue a task; its lease will expire");
             }
         }
     }
 
-    /// Leaves a task to the queue as if it had not been begun. If that fails, its lease runs out.
+    /// Requeues a task as if it had never been claimed. If the update fails, the task's lease expires.
     pub(super) async fn release_claim(&self, task: &Task) {
         let requeued = async {
             let mut conn = db::acquire(&self.app.pool).await?;
             store::release_claims(&mut conn, &[(task.id, task.fence)]).await
         };
         match self.app.pool.in_time(requeued).await {
-            Ok(_) => tracing::debug!(task.id = %task.id, "a task waits for its route"),
+            Ok(_) => tracing::debug!(task.id = %task.id, "requeued an unstarted task"),
             Err(error) => {
-                tracing::error!(task.id = %task.id, error = &error as &dyn Error, "a task could not be requeued; its lease will run out");
+                tracing::error!(task.id = %task.id, error = &error as &dyn Error, "could not requeue a task; its lease will expire");
             }
         }
     }
@@ -169,7 +170,7 @@ impl Worker {
         });
     }
 
-    /// Hears what other processes queue and end.
+    /// Listens for tasks that other processes queue or end, and for configuration reloads. Reconnects on errors.
     pub(super) async fn listen(&self) {
         let (app, channels) = (
             &self.app,
@@ -191,13 +192,13 @@ impl Worker {
             };
             tracing::warn!(
                 error = &stopped as &dyn Error,
-                "stopped hearing of tasks, trying again"
+                "LISTEN connection lost, reconnecting"
             );
             tokio::time::sleep(RECONNECT).await;
         }
     }
 
-    /// Hears until the connection is lost.
+    /// Handles notifications until the connection is lost, and returns the error that ended it.
     async fn hear(&self, mut listener: Listener) -> sqlx::Error {
         loop {
             let attempt = self.app.progress.begin(Loop::Listen);
@@ -226,7 +227,7 @@ impl Worker {
                 if let Err(error) = self.app.waiters.look_at(&self.app.pool, &ids).await {
                     tracing::warn!(
                         error = &error as &dyn Error,
-                        "ended tasks are looked up at the next look"
+                        "could not look up ended tasks; the next poll will"
                     );
                 }
             }
@@ -235,9 +236,10 @@ impl Worker {
 }
 
 enum Found {
-    /// Maybe more than there were places for.
+    /// More tasks may be claimable than there were slots.
     More,
-    /// Look again in a moment.
+    /// Another replica is claiming; try again shortly.
     Busy,
+    /// No task can be claimed now.
     Nothing,
 }

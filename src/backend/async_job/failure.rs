@@ -1,4 +1,4 @@
-//! What an upstream's errors mean, in its own words and otherwise; and which of them pass.
+//! Classifies an upstream's errors by its own names and in general, and tells which are temporary.
 
 use std::time::Duration;
 
@@ -11,18 +11,19 @@ use crate::backend::{
 const REFUSED: &str = "the upstream's safety system refused the request";
 const NO_REASON: &str = "it gives no reason";
 
-/// Why a look at a job led to nothing.
+/// Why a poll of a job failed.
 #[derive(Debug)]
 pub(super) enum PollError {
-    /// It says nothing about the job: worth another look.
+    /// Says nothing about the job: worth another poll.
     Passing(BackendError),
-    /// The job is done, and what came of it could not be had.
+    /// The job is done, but its result could not be fetched.
     Withheld(BackendError),
+    /// Another poll cannot help.
     Final(BackendError),
 }
 
 impl ErrorNames {
-    /// What it means that a job, or an answer of good status, tells of an error.
+    /// Classifies an error reported by a job, or by an answer with a successful status.
     pub(super) fn of_ended(&self, error: UpstreamError) -> BackendError {
         let named = self.of_named(&error, None);
         named.unwrap_or_else(|| BackendError::Failed {
@@ -30,15 +31,15 @@ impl ErrorNames {
         })
     }
 
-    /// What an answer means that is an error by its status.
+    /// Classifies an answer with an error status.
     pub(super) fn of_status(&self, response: ErrorResponse) -> BackendError {
-        // An upstream that is down is not to be taken at its word.
+        // The body of an upstream that is down is not trusted.
         let named = Some(&response).filter(|response| response.status.is_client_error());
         let named = named.and_then(|response| self.of_named(&response.error, response.retry_after));
         named.unwrap_or_else(|| response.classify())
     }
 
-    /// What the upstream means by an error that it has a name for.
+    /// Classifies an error for which the upstream has a name.
     pub(super) fn of_named(
         &self,
         error: &UpstreamError,
@@ -65,7 +66,7 @@ impl ErrorNames {
     }
 }
 
-/// A refusal, with a message even where the upstream gives none.
+/// A refusal, with a default message if the upstream gives none.
 pub(super) fn refused(message: String) -> BackendError {
     BackendError::Refused {
         message: said(message, REFUSED),
@@ -80,7 +81,7 @@ fn said(message: String, otherwise: &str) -> String {
 }
 
 impl PollError {
-    /// Of the answer to a look, by its status.
+    /// Classifies the answer to a poll by its status.
     pub(super) fn of_status(names: &ErrorNames, response: ErrorResponse) -> Self {
         let status = response.status.as_u16();
         match (status, names.of_status(response)) {
@@ -92,7 +93,7 @@ impl PollError {
         }
     }
 
-    /// Of a look that was not answered to its end; `begun`: an image had begun to come in.
+    /// Classifies a poll without a complete answer; `begun`: part of an image had arrived.
     pub(super) fn of_silence(error: BackendError, begun: bool) -> Self {
         match error {
             BackendError::Sink(_) => Self::Final(error),
@@ -102,7 +103,7 @@ impl PollError {
     }
 }
 
-/// Whether a request that does no harm when repeated may be repeated.
+/// Whether the error is temporary, so that a request that is safe to repeat may be repeated.
 pub(super) fn passes(error: &BackendError) -> bool {
     matches!(
         error,

@@ -1,4 +1,4 @@
-//! What a job is known by, and where its requests go.
+//! The names of a job, and the URLs of its requests.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
@@ -11,22 +11,22 @@ use crate::{
 
 const NAME_BYTES_MAX: usize = 2048;
 
-/// What may stand in one step of a path.
+/// The characters to escape in one step of a path.
 const STEP: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
-/// Names of models are steps themselves: `owner/name`.
+/// The same for model names, which may be several steps: `owner/name`.
 const STEPS: &AsciiSet = &STEP.remove(b'/');
 
-/// The names of one job. As a text, which another worker goes on with: the upstream's, or ours and then
-/// the upstream's once it is known.
+/// The names of one job. Its text form, with which another worker resumes the job, is the upstream's name,
+/// or our key and, once it is known, the upstream's name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct JobHandle {
-    /// Ours: by it the upstream knows a repeated submit.
+    /// Our idempotency key, by which the upstream recognises a repeated submit.
     pub(super) repeat_key: Option<String>,
-    /// The upstream's: an id or a URL.
+    /// The upstream's name: an id or a URL.
     pub(super) name: Option<String>,
 }
 
@@ -57,14 +57,14 @@ impl JobHandle {
     }
 }
 
-/// Where a submit goes.
+/// The URL of a submit.
 pub(super) fn submit_url(endpoint: &Endpoint, path: &Text, model: &str) -> Url {
     let model = utf8_percent_encode(model, STEPS).to_string();
     endpoint.below(&filled(path, &model))
 }
 
-/// Where a request about the job `name` goes; why there can be none. A URL that the upstream has given is
-/// used only where `rule` allows it: the key goes along.
+/// The URL of a request about the job `name`. The error says why there is none. A URL from the upstream is
+/// used only if `rule` allows it, because the key is sent to it.
 pub(super) fn url(
     endpoint: &Endpoint,
     rule: &DownloadRule,
@@ -76,7 +76,7 @@ pub(super) fn url(
         && name.bytes().all(|byte| byte.is_ascii_graphic())
         && !matches!(name, "." | "..");
     if !sound {
-        return Err("the job has no sound name".to_owned());
+        return Err("the job's name is invalid".to_owned());
     }
     if !path.is_named_url() {
         let step = utf8_percent_encode(name, STEP).to_string();
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_of_the_jobs_is_held_to_the_rule() {
+    fn a_jobs_url_must_satisfy_the_rule() {
         let got = |name| address("{job}", name);
         let good = "https://eu.regions.example/v1/get?id=1";
         assert_eq!(got(good).unwrap(), good);
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn tickets_are_read_as_they_are_written() {
+    fn job_handles_round_trip_through_text() {
         for (text, repeatable) in [
             ("a", false),
             ("https://h/?a", false),

@@ -1,5 +1,5 @@
-//! Any upstream that takes a request on, names a job and is asked for it until it has ended. How it is
-//! spoken to is a description: those of well-known upstreams are built in, others are files.
+//! Any upstream that accepts a request, names a job and is polled until the job ends. A description defines
+//! its protocol: those of well-known upstreams are built in, others are files.
 
 mod failure;
 mod handle;
@@ -37,51 +37,58 @@ use poll::Waits;
 use protocol::{Auth, Outcome, Protocol};
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
-/// From the first byte of a submit, or of an upload, to the last one of the answer.
+/// From the first byte of a submit or an upload to the last byte of the answer.
 const SUBMIT_TIMEOUT: Duration = Duration::from_mins(3);
-/// The same for a look at a job; some answer it with the images themselves.
+/// The same for a poll; some upstreams answer it with the images themselves.
 const ANSWER_TIMEOUT: Duration = Duration::from_mins(2);
-/// What both sides must be a multiple of where the model's own size is asked for.
+/// Both sides must be a multiple of this if the model's native size is requested.
 const NATIVE_STEP_PX: u32 = 64;
-/// What came of a job that is done, and each of its images, is asked for so often.
+/// The attempts to fetch the result of a finished job, and each of its images.
 const RESULT_TRIES_MAX: u32 = 6;
-/// Between two looks while the upstream is away.
+/// The longest wait between two polls while the upstream is unreachable.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// An upstream that is submitted to and polled.
+/// A backend that submits a job to its upstream and polls it.
 pub struct AsyncJob {
     endpoint: Endpoint,
     protocol: Protocol,
     interval: Duration,
     native: NativeSize,
-    /// Where the key may go.
+    /// The URLs to which the key may be sent.
     key_hosts: DownloadRule,
     downloads: DownloadRule,
-    /// Where answers hold images themselves.
+    /// The locations of images inside answers.
     images: Arc<[JsonPath]>,
 }
 
-/// Why settings can't be used.
+/// Why settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
+    /// The address or the key is invalid.
     #[error(transparent)]
     Setting(#[from] InvalidSetting),
-    #[error("profile must be one of: {known}; or protocol_file must be set, and not both")]
+    /// The profile is unknown, or it and a file are both set.
+    #[error("profile must be one of: {known}; or set protocol_file, but not both")]
     Profile { known: String },
+    /// The file cannot be read.
     #[error("protocol_file {} cannot be read: {source}", path.display())]
     Unreadable {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("the protocol is not sound: {fault}")]
+    /// The description is invalid.
+    #[error("the protocol is invalid: {fault}")]
     Protocol { fault: String },
-    #[error("base_url must be set, the protocol has none")]
+    /// Neither the settings nor the description have an address.
+    #[error("base_url must be set: the protocol has no default")]
     BaseUrl,
+    /// The protocol needs a key.
     #[error("api_key is missing, set it or api_key_file")]
     ApiKey,
 }
 
 impl AsyncJob {
+    /// Opens the backend; fails if a setting or the description is invalid.
     pub fn open(settings: &AsyncJobBackend, client: Client) -> Result<Self, OpenError> {
         let protocol = Protocol::parse(&description(settings)?)
             .map_err(|fault| OpenError::Protocol { fault })?;
@@ -117,7 +124,7 @@ impl AsyncJob {
         })
     }
 
-    /// The job's names once the upstream has taken it on: it has, where a worker before has seen to it.
+    /// Submits the request, unless an earlier worker did, and returns the job's handle.
     async fn handle(
         &self,
         request: &GenerateRequest,
@@ -134,7 +141,7 @@ impl AsyncJob {
         };
         let mut handle = JobHandle::parse(job, repeatable);
         while handle.name.is_none() {
-            // It was begun, or not: to repeat it buys nothing twice, and the upstream may be away.
+            // An earlier worker may have submitted it. Repeating buys nothing twice, and the upstream may be away.
             match self.submit(request, &mut handle, images).await {
                 Err(error) if passes(&error) => waits.failed(&error).await,
                 submitted => submitted?,
@@ -143,7 +150,7 @@ impl AsyncJob {
         Ok(handle)
     }
 
-    /// The image is paid for: while nothing of it has come in, it is asked for again.
+    /// Fetches an image. It is paid for, so the fetch is retried as long as no byte of it has arrived.
     async fn fetch(
         &self,
         url: &str,
@@ -200,7 +207,7 @@ impl Backend for AsyncJob {
         }
         if delivery.finished() == 0 {
             return Err(BackendError::NoImage {
-                detail: "the job is done, and there is no image".to_owned(),
+                detail: "the job is done but has no image".to_owned(),
             });
         }
         Ok(())
@@ -217,7 +224,7 @@ impl Backend for AsyncJob {
         let sent = builder.timeout(CHECK_TIMEOUT).send().await;
         let response = sent.map_err(error::transport)?;
         match response.status() {
-            // It is over, or has gone too far: nobody waits for it all the same.
+            // The job has ended or cannot be stopped any more. Either way, nothing is left to do.
             StatusCode::BAD_REQUEST
             | StatusCode::NOT_FOUND
             | StatusCode::CONFLICT
@@ -233,13 +240,13 @@ impl Backend for AsyncJob {
         let response = sent.map_err(error::not_reached)?;
         match response.status() {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(self.failure(response).await),
-            // Any other answer says that somebody is there.
+            // Any other answer shows that the upstream is reachable.
             _ => Ok(()),
         }
     }
 }
 
-/// The text of the protocol that the settings name.
+/// The text of the configured description.
 fn description(settings: &AsyncJobBackend) -> Result<String, OpenError> {
     let unknown = || OpenError::Profile {
         known: profiles::names().collect::<Vec<_>>().join(", "),
@@ -254,7 +261,7 @@ fn description(settings: &AsyncJobBackend) -> Result<String, OpenError> {
     }
 }
 
-/// What the upstream says that the work has taken.
+/// The usage that the upstream reports.
 fn usage(result: &Outcome, outcome: &Value) -> Option<Value> {
     let paths = result.usage.iter();
     let found = paths.filter_map(|(name, path)| Some((name.clone(), path.find(outcome)?.clone())));

@@ -1,23 +1,23 @@
-//! Where in an answer something is: JSON pointers whose steps may be `*`, for every item of a list.
+//! Locations in an answer: JSON pointers whose steps may be `*`, for every item of a list.
 
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
-/// Places that are looked at in turn; written as one text, or as a list of texts.
+/// Locations that are tried in turn; written as one text, or as a list of texts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pointers(Vec<Pointer>);
 
-/// Such as `/data/*/url`; empty for the whole answer.
+/// A location such as `/data/*/url`; empty for the whole answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Pointer(Vec<String>);
 
 impl Pointers {
-    /// What is at the first place where there is something.
+    /// The first value at the first location that has one.
     pub(super) fn find<'a>(&self, answer: &'a Value) -> Option<&'a Value> {
         self.all(answer).into_iter().next()
     }
 
-    /// All that is at the first place where there is something.
+    /// All values at the first location that has any.
     pub(super) fn all<'a>(&self, answer: &'a Value) -> Vec<&'a Value> {
         let found = self.0.iter().map(|pointer| pointer.all(answer));
         found
@@ -26,7 +26,7 @@ impl Pointers {
             .unwrap_or_default()
     }
 
-    /// The texts at the first place where there are some: at it, or in a list at it.
+    /// The texts at the first location that has any: directly, or in a list there.
     pub(super) fn texts<'a>(&self, answer: &'a Value) -> Vec<&'a str> {
         let texts = |pointer: &Pointer| -> Vec<&'a str> {
             let values = pointer.all(answer).into_iter();
@@ -45,7 +45,7 @@ impl Pointers {
             .unwrap_or_default()
     }
 
-    /// In the words of the scanner that takes images out of answers: `data[].b64_json`.
+    /// The locations in the image scanner's notation: `data[].b64_json`.
     pub(super) fn scanned(&self) -> impl Iterator<Item = String> {
         self.0.iter().map(|pointer| {
             let mut path = String::new();
@@ -64,14 +64,14 @@ impl Pointers {
 impl Pointer {
     fn parse(text: &str) -> Result<Self, String> {
         if !text.is_empty() && !text.starts_with('/') {
-            return Err(format!("{text:?} is no path: one is like /data/*/url"));
+            return Err(format!("{text:?} is not a path such as /data/*/url"));
         }
         let steps = text.split('/').skip(1);
         let plain = |step: &str| step.replace("~1", "/").replace("~0", "~");
         Ok(Self(steps.map(plain).collect()))
     }
 
-    /// What is there; `null` is nothing.
+    /// The values there; `null` counts as none.
     fn all<'a>(&self, answer: &'a Value) -> Vec<&'a Value> {
         let mut found = vec![answer];
         for step in &self.0 {
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_place_with_something_counts() {
+    fn the_first_location_with_a_value_counts() {
         let answer = json!({"data": [{"url": "a"}, {"url": ["b", "c"]}, {"url": null}, {}],
             "result_url": "d", "a/b": {"~": 1}, "none": null});
         let urls = pointers(&["/none", "/data/*/url", "/result_url"]);
@@ -138,16 +138,16 @@ mod tests {
     }
 
     #[test]
-    fn places_begin_with_a_slash() {
+    fn locations_begin_with_a_slash() {
         let error = serde_json::from_str::<Pointers>("\"data\"").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "\"data\" is no path: one is like /data/*/url"
+            "\"data\" is not a path such as /data/*/url"
         );
     }
 
     #[test]
-    fn places_of_images_are_said_to_the_scanner() {
+    fn locations_of_images_are_written_for_the_scanner() {
         let texts = pointers(&["/result/images/*/b64_json", "/images/*"]);
         let said: Vec<String> = texts.scanned().collect();
         assert_eq!(said, ["result.images[].b64_json", "images[]"]);

@@ -1,5 +1,5 @@
-//! Asking for a job until it has ended, for as long as the caller lets it: what says nothing about the
-//! job is waited out.
+//! Polls a job until it ends, for as long as the caller allows. Failures that say nothing about the job
+//! are retried after a wait.
 
 use std::time::Duration;
 
@@ -23,12 +23,12 @@ use crate::backend::{
     },
 };
 
-/// How far a wait may be from what it should be, in percent: many jobs do not ask at once.
+/// The largest random change to a wait, in percent, so that many jobs do not poll at the same time.
 const JITTER_PERCENT: u64 = 10;
-/// A wait is doubled so often at most.
+/// A wait is doubled at most this many times.
 const DOUBLINGS_MAX: u32 = 8;
 
-/// The waits between looks: even ones, and longer ones after failures.
+/// The waits between polls: constant ones, and longer ones after failures.
 pub(super) struct Waits {
     interval: Duration,
     failures: u32,
@@ -42,13 +42,13 @@ impl Waits {
         }
     }
 
-    /// After a look that was answered.
+    /// Waits after a poll that was answered.
     pub(super) async fn answered(&mut self) {
         self.failures = 0;
         sleep(jittered(self.interval)).await;
     }
 
-    /// After one that failed in a way that passes.
+    /// Waits after a poll that failed temporarily.
     pub(super) async fn failed(&mut self, error: &BackendError) {
         let doubled = self.interval * (1 << self.failures.min(DOUBLINGS_MAX));
         self.failures = self.failures.saturating_add(1);
@@ -70,8 +70,8 @@ fn jittered(wait: Duration) -> Duration {
 }
 
 impl AsyncJob {
-    /// Returns once the job is done, with the answer that holds what came of it. Images that are in the
-    /// answer itself have been handed on by then.
+    /// Returns the answer with the result once the job is done. Images inside the answer have been passed on
+    /// by then.
     pub(super) async fn outcome(
         &self,
         name: &str,
@@ -80,7 +80,7 @@ impl AsyncJob {
     ) -> Result<Value, BackendError> {
         let mut tries = 1;
         loop {
-            let error = match self.look(name, delivery).await {
+            let error = match self.poll_once(name, delivery).await {
                 Ok(Some(outcome)) => return Ok(outcome),
                 Ok(None) => {
                     waits.answered().await;
@@ -88,7 +88,7 @@ impl AsyncJob {
                 }
                 Err(PollError::Final(error)) => return Err(error),
                 Err(PollError::Passing(error)) => error,
-                // What a job that has failed answers with may look like that, too.
+                // A failed job's result may be answered with such an error too.
                 Err(PollError::Withheld(error)) if tries == RESULT_TRIES_MAX => return Err(error),
                 Err(PollError::Withheld(error)) => {
                     tries += 1;
@@ -97,14 +97,14 @@ impl AsyncJob {
             };
             tracing::debug!(
                 error = &error as &dyn std::error::Error,
-                "an upstream's job could not be asked for"
+                "an upstream's job could not be polled"
             );
             waits.failed(&error).await;
         }
     }
 
-    /// What came of the job; `None` while it is under way.
-    async fn look(
+    /// Polls once. Returns the job's result, or `None` while it is running.
+    async fn poll_once(
         &self,
         name: &str,
         delivery: &mut Delivery<'_>,
@@ -120,13 +120,13 @@ impl AsyncJob {
         let answer = self.get(path, name, delivery).await?;
         let said = state.texts(&answer).first().copied().unwrap_or_default();
         let is = |states: &[String]| states.iter().any(|state| state == said);
-        let told = || {
-            let told = error.find(&answer);
-            told.map(|error| UpstreamError::of_value(error, self.endpoint.secret()))
+        let reported = || {
+            let reported = error.find(&answer);
+            reported.map(|error| UpstreamError::of_value(error, self.endpoint.secret()))
                 .filter(|error| !error.is_empty())
         };
         if is(done) {
-            if let Some(error) = told() {
+            if let Some(error) = reported() {
                 return Err(PollError::Final(self.protocol.errors.of_ended(error)));
             }
             return match &self.protocol.result.path {
@@ -138,11 +138,11 @@ impl AsyncJob {
             };
         }
         if is(refusing) {
-            let message = told().map_or_else(String::new, |error| error.message);
+            let message = reported().map_or_else(String::new, |error| error.message);
             return Err(PollError::Final(refused(message)));
         }
         if is(failed) {
-            let error = told().unwrap_or_default();
+            let error = reported().unwrap_or_default();
             return Err(PollError::Final(self.protocol.errors.of_ended(error)));
         }
         if said.is_empty() {
@@ -151,18 +151,18 @@ impl AsyncJob {
         Ok(None)
     }
 
-    /// What an answer of good status means that says no state: some carry an error.
+    /// Classifies a successful answer without a state: some contain an error.
     fn stateless(&self, answer: &Value) -> PollError {
         let error = UpstreamError::of_value(answer, self.endpoint.secret());
         if let Some(error) = self.protocol.errors.of_named(&error, None) {
             return PollError::Final(error);
         }
         PollError::Passing(BackendError::Failed {
-            detail: format!("the answer says no state: {}", error.message),
+            detail: format!("the answer contains no state: {}", error.message),
         })
     }
 
-    /// The answer at a path of the job's.
+    /// The answer at one of the job's paths.
     async fn get(
         &self,
         path: &Text,

@@ -1,4 +1,4 @@
-//! The descriptions that are built in.
+//! The built-in descriptions.
 
 const PROFILES: [(&str, &str); 9] = [
     ("apimart", include_str!("profiles/apimart.toml")),
@@ -30,7 +30,7 @@ mod tests {
     use super::{super::protocol::Protocol, PROFILES};
 
     #[test]
-    fn every_profile_is_a_sound_description() {
+    fn every_profile_is_a_valid_description() {
         for (name, text) in PROFILES {
             if let Err(fault) = Protocol::parse(text) {
                 panic!("{name}: {fault}");
@@ -40,7 +40,7 @@ mod tests {
     }
 
     #[test]
-    fn the_documented_description_is_sound() {
+    fn the_documented_description_is_valid() {
         let page = include_str!("../../../docs/backends.md");
         let (_, from) = page.split_once("```toml\n").unwrap();
         let (example, _) = from.split_once("```").unwrap();

@@ -1,5 +1,5 @@
-//! The description of an upstream that takes a request on, names a job and is asked for it again and
-//! again: its paths, its body, and where in its answers what is found. See docs/backends.md.
+//! The description of an upstream that accepts a request, names a job and is polled for it: its paths, its
+//! body, and the locations of values in its answers. See docs/backends.md.
 
 use std::collections::BTreeMap;
 
@@ -18,26 +18,26 @@ use super::{
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Protocol {
-    /// Where the upstream is, unless the operator says otherwise.
+    /// The upstream's address, unless the operator sets another.
     pub(super) base_url: Option<Url>,
     #[serde(default)]
     pub(super) auth: Auth,
-    /// Hosts, beside that of the base URL, that the key may be sent to.
+    /// Hosts, besides that of the base URL, to which the key may be sent.
     #[serde(default)]
     pub(super) key_hosts: Vec<String>,
-    /// Hosts, beside these and the operator's, from which images are fetched.
+    /// Hosts from which images are fetched, besides that of the base URL and the operator's.
     #[serde(default)]
     pub(super) download_hosts: Vec<String>,
-    /// How many images one job may be asked for.
+    /// The most images that one job may request.
     #[serde(default = "one")]
     pub(super) n_max: u8,
-    /// A path that can be got without request anything.
+    /// A path for GET that answers without generating anything.
     #[serde(default)]
     pub(super) check: String,
-    /// Without it, no references are taken.
+    /// `None` if no references are accepted.
     pub(super) references: Option<References>,
     pub(super) submit: Submit,
-    /// Used in place of `submit` where there are references.
+    /// Replaces `submit` for requests with references.
     pub(super) edit: Option<Submit>,
     pub(super) poll: Poll,
     pub(super) result: Outcome,
@@ -46,13 +46,13 @@ pub(super) struct Protocol {
     pub(super) errors: ErrorNames,
 }
 
-/// How the key is shown.
+/// How the key is sent.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Auth {
     /// In `Authorization`, after this word.
     Scheme(String),
-    /// Alone in this header.
+    /// As the whole value of this header.
     Header(String),
     /// Not at all.
     None,
@@ -64,13 +64,13 @@ pub(super) struct References {
     #[serde(rename = "as")]
     pub(super) way: Way,
     pub(super) count_max: usize,
-    /// Larger ones go as links to this gateway, whatever `as` says.
+    /// Larger ones are sent as links to this gateway, whatever `as` says.
     pub(super) link_above_bytes: Option<u64>,
-    /// Where they go first, if the way is `upload`.
+    /// The upload to make first, if the way is `upload`.
     pub(super) upload: Option<Upload>,
 }
 
-/// What stands for an image in the body.
+/// How an image is written in the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Way {
@@ -78,7 +78,7 @@ pub(super) enum Way {
     DataUrl,
     /// A short-lived link to this gateway, which the upstream must be able to reach.
     Link,
-    /// The URL that an upload gave.
+    /// The URL from the answer to an upload.
     Upload,
 }
 
@@ -88,7 +88,7 @@ pub(super) enum Way {
 pub(super) struct Upload {
     pub(super) path: Text,
     pub(super) field: String,
-    /// In the answer.
+    /// The location of the image's URL in the answer.
     pub(super) url: Pointers,
 }
 
@@ -100,33 +100,33 @@ pub(super) struct Submit {
     #[serde(default)]
     pub(super) headers: BTreeMap<String, String>,
     pub(super) body: Template,
-    /// Where the answer names the job: an id, or a URL.
+    /// The location of the job's name in the answer: an id, or a URL.
     pub(super) job: Pointers,
-    /// The header that tells a repeated request from a second one, if there is one.
+    /// The idempotency header by which the upstream recognises a repeated request, if it has one.
     pub(super) repeat_header: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Poll {
-    /// Below the base URL, with `{job}` in it; or the job's own URL where it begins with `{job}`.
+    /// Below the base URL, containing `{job}`; or the job's own URL if it begins with `{job}`.
     pub(super) path: Text,
-    /// Where an answer says how far the job is. What is in none of the lists is still under way.
+    /// The location of the job's state. A state in none of the lists means that the job is running.
     pub(super) state: Pointers,
     pub(super) done: Vec<String>,
     pub(super) failed: Vec<String>,
     #[serde(default)]
     pub(super) refused: Vec<String>,
-    /// Where a job that has ended says why.
+    /// The location of the error in the answer of a job that has ended.
     #[serde(default)]
     pub(super) error: Pointers,
 }
 
-/// What is made of a job that is done.
+/// How to read the result of a job that is done.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Outcome {
-    /// Where it is got, if not in the answer that says that it is done.
+    /// The path of the result, if it is not in the answer that reports the end.
     pub(super) path: Option<Text>,
     /// Images as URLs: texts, or lists of texts.
     #[serde(default)]
@@ -134,7 +134,7 @@ pub(super) struct Outcome {
     /// Images as base64.
     #[serde(default)]
     pub(super) base64: Pointers,
-    /// What goes on record as the upstream's account of the work, by the names it has there.
+    /// The usage to record: names, and the locations of their values.
     #[serde(default)]
     pub(super) usage: BTreeMap<String, Pointers>,
 }
@@ -155,7 +155,7 @@ enum Verb {
     Put,
 }
 
-/// What the upstream calls its errors: each is a code, a type, or a part of a message.
+/// The upstream's names for errors: each is a code, a type, or a part of a message.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ErrorNames {
@@ -166,7 +166,7 @@ pub(super) struct ErrorNames {
 }
 
 impl Protocol {
-    /// Reads a description; the fault, if it is none.
+    /// Parses and validates a description. The error says what is wrong with it.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let protocol: Self = toml::from_str(text).map_err(|error| error.to_string())?;
         protocol.check()?;
@@ -184,7 +184,7 @@ impl Protocol {
         body.placeholders().contains(&&Placeholder::Mask)
     }
 
-    /// Whether the client's parameter of this name has a place in the body.
+    /// Whether the body has a placeholder for the client's parameter of this name.
     pub(super) fn reads_option(&self, name: &str) -> bool {
         let bodies = [self.submit(false), self.submit(true)].map(|submit| &submit.body);
         let mut placeholders = bodies.into_iter().flat_map(Template::placeholders);
@@ -207,7 +207,7 @@ impl Protocol {
             )?;
             is(
                 (references.way == Way::Upload) == references.upload.is_some(),
-                "references.upload must be there where as = \"upload\", and nowhere else",
+                "references.upload must be set if as = \"upload\", and only then",
             )?;
         }
         for submit in [Some(&self.submit), self.edit.as_ref()]
@@ -228,7 +228,7 @@ impl Protocol {
             let whole = !path.is_named_url() || after.all(|piece| matches!(piece, Piece::Plain(_)));
             is(
                 named && whole,
-                "poll.path, result.path and cancel.path may hold {job} alone",
+                "poll.path, result.path and cancel.path may contain {job} only",
             )?;
         }
         Ok(())
@@ -239,15 +239,15 @@ impl Submit {
     fn check(&self) -> Result<(), String> {
         let mut in_path = self.path.placeholders();
         if !in_path.all(|placeholder| *placeholder == Placeholder::Model) {
-            return Err("submit.path may hold {model} alone".to_owned());
+            return Err("submit.path may contain {model} only".to_owned());
         }
         if self.body.placeholders().contains(&&Placeholder::Named) {
-            return Err("submit.body may not hold {job}".to_owned());
+            return Err("submit.body must not contain {job}".to_owned());
         }
         let named = self.headers.keys().chain(&self.repeat_header);
         for name in named {
             let sound = HeaderName::try_from(name);
-            sound.map_err(|error| format!("{name:?} is no header: {error}"))?;
+            sound.map_err(|error| format!("{name:?} is not a header name: {error}"))?;
         }
         for (name, value) in &self.headers {
             let sound = HeaderValue::try_from(value);
@@ -269,7 +269,7 @@ impl Call {
 }
 
 impl Text {
-    /// Whether it is a path on from the job's own URL.
+    /// Whether the path starts with the job's own URL.
     pub(super) fn is_named_url(&self) -> bool {
         self.0.first() == Some(&Piece::Value(Placeholder::Named))
     }

@@ -1,5 +1,5 @@
-//! Asking for a request: its inputs in the way that the upstream takes them, its body, and the name of
-//! the job that comes of it.
+//! Submits a request: sends its inputs in the way the upstream accepts, then its body, and reads the name
+//! of the job.
 
 use std::io;
 
@@ -24,7 +24,7 @@ use crate::backend::{
 };
 
 impl AsyncJob {
-    /// Has the upstream take the request on and notes what the job is known by.
+    /// Submits the request and records the names of the job.
     pub(super) async fn submit(
         &self,
         request: &GenerateRequest,
@@ -49,15 +49,15 @@ impl AsyncJob {
             builder = builder.header(name, value);
         }
         if let (Some(header), Some(key)) = (&submit.repeat_header, &handle.repeat_key) {
-            // Known before the upstream hears of it: whoever comes after may only repeat it.
+            // Recorded before the upstream gets the request: a worker that resumes the task may only repeat it.
             images.accepted(&handle.text()).await?;
             builder = builder.header(header, key);
         }
-        let answer = self.asked(body.on(builder, &value), &fault).await?;
+        let answer = self.send_submit(body.on(builder, &value), &fault).await?;
         let Some(name) = named(submit.job.find(&answer)) else {
             return Err(self.without_name(&answer));
         };
-        // Fails here rather than at every poll; the upstream may be request by now.
+        // Fails here rather than at every poll; the upstream may be generating by now.
         let poll = &self.protocol.poll.path;
         handle::url(&self.endpoint, &self.key_hosts, poll, &name)
             .map_err(|detail| BackendError::OutcomeUnknown { detail })?;
@@ -65,12 +65,12 @@ impl AsyncJob {
         Ok(images.accepted(&handle.text()).await?)
     }
 
-    async fn asked(
+    async fn send_submit(
         &self,
         builder: RequestBuilder,
         fault: &ReadFault,
     ) -> Result<Value, BackendError> {
-        // Whatever comes of a good answer: the upstream has taken it on.
+        // After a successful status the upstream has accepted the request, whatever happens to the body.
         let outcome_unknown = |detail: String| BackendError::OutcomeUnknown { detail };
         let answered = async {
             let response = inputs::send(builder, fault).await?;
@@ -87,7 +87,7 @@ impl AsyncJob {
         })
     }
 
-    /// Why an answer of good status names no job.
+    /// Classifies a successful answer without a job's name.
     fn without_name(&self, answer: &Value) -> BackendError {
         let error = self.protocol.poll.error.find(answer).unwrap_or(answer);
         for value in [error, answer] {
@@ -101,7 +101,7 @@ impl AsyncJob {
         }
     }
 
-    /// What stands in the body for the references, and for the mask.
+    /// The values in the body for the references and the mask.
     async fn inputs(
         &self,
         request: &GenerateRequest,
@@ -141,7 +141,7 @@ impl AsyncJob {
         }
     }
 
-    /// Nothing has been asked for yet: an upload that is not answered buys nothing.
+    /// Uploads an input. Nothing has been requested yet, so an upload without an answer buys nothing.
     async fn upload(&self, upload: &Upload, input: &Input) -> Result<Value, BackendError> {
         let fault = ReadFault::default();
         let part = inputs::file(input, "image", &fault)?;
@@ -160,12 +160,12 @@ impl AsyncJob {
         }
         let answer = answer::small(response).await.map_err(not_there)?;
         let url = upload.url.find(&answer).and_then(Value::as_str);
-        let url = url.ok_or_else(|| not_there("an upload's answer holds no URL".to_owned()))?;
+        let url = url.ok_or_else(|| not_there("the upload's answer has no URL".to_owned()))?;
         Ok(Value::String(url.to_owned()))
     }
 }
 
-/// An id may be a number.
+/// Reads the job's name; an id may be a number.
 fn named(found: Option<&Value>) -> Option<String> {
     match found? {
         Value::String(name) if !name.is_empty() => Some(name.clone()),

@@ -1,16 +1,15 @@
-//! The body of a submit, as a description writes it: JSON in which `{prompt}` and its like stand for
-//! what is to be generated.
+//! The body of a submit, as a description writes it: JSON with placeholders such as `{prompt}`.
 //!
-//! A text that is one placeholder becomes the value, with its own type; within a longer text it is
-//! written out. What has no value is left out, and so is a list or table that this leaves empty. An item
-//! of a list that mentions `{reference}` is repeated for each of them.
+//! A text that is a single placeholder becomes the value, with its own type; in a longer text the value is
+//! written out. Placeholders without a value are omitted, and so are lists and tables that become empty.
+//! A list item that contains `{reference}` is repeated for each reference.
 
 use serde::{Deserialize, Deserializer, de};
 use serde_json::{Map, Value, json};
 
 use crate::{backend::GenerateRequest, image::ImageSize};
 
-/// What may stand in place of a value.
+/// The names that may be in braces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Placeholder {
     Prompt,
@@ -23,14 +22,14 @@ pub(super) enum Placeholder {
     Quality,
     Seed,
     References,
-    /// Each of them, in an item of a list.
+    /// One reference, in a list item that is repeated for each.
     Reference,
-    /// The one with this index.
+    /// The reference with this index.
     ReferenceAt(usize),
     Mask,
     /// The client's parameter of this name.
     Option(String),
-    /// The upstream's name for what it generates: in paths only.
+    /// The upstream's name for the job: in paths only.
     Named,
 }
 
@@ -53,12 +52,12 @@ pub(super) enum Template {
     Table(Vec<(String, Template)>),
 }
 
-/// What goes into a template.
+/// The values for a template.
 pub(super) struct Values<'a> {
     pub(super) request: &'a GenerateRequest,
-    /// As the upstream is asked for it.
+    /// The size to request from the upstream.
     pub(super) size: ImageSize,
-    /// What stands for them in the body.
+    /// How the references are written in the body.
     pub(super) references: Vec<Value>,
     pub(super) mask: Option<Value>,
 }
@@ -83,7 +82,7 @@ impl Placeholder {
             _ => match (numbered.map(str::parse), name.strip_prefix("options.")) {
                 (Some(Ok(number @ 1..=16)), _) => Self::ReferenceAt(number - 1),
                 (_, Some(option)) if !option.is_empty() => Self::Option(option.to_owned()),
-                _ => return Err(format!("there is no placeholder {{{name}}}")),
+                _ => return Err(format!("unknown placeholder {{{name}}}")),
             },
         })
     }
@@ -151,7 +150,7 @@ impl Template {
         })
     }
 
-    /// Every placeholder in it.
+    /// Every placeholder in the template.
     pub(super) fn placeholders(&self) -> Vec<&Placeholder> {
         match self {
             Self::Constant(_) => Vec::new(),
@@ -164,7 +163,7 @@ impl Template {
         }
     }
 
-    /// Whether it stands for as many items as there are references; an inner list has items of its own.
+    /// Whether it is repeated for each reference; an inner list repeats its own items.
     fn is_repeated(&self) -> bool {
         match self {
             Self::Constant(_) | Self::List(_) => false,
@@ -173,7 +172,7 @@ impl Template {
         }
     }
 
-    /// The body for these values.
+    /// Fills in the values.
     pub(super) fn fill(&self, values: &Values<'_>) -> Value {
         self.filled(values, 0)
             .unwrap_or_else(|| Value::Object(Map::new()))
@@ -284,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn values_keep_their_types_and_what_is_absent_is_left_out() {
+    fn values_keep_their_types_and_absent_values_are_omitted() {
         let template = r#"
             prompt = "{prompt}"
             n = "{n}"
@@ -319,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_placeholders_are_faults() {
+    fn unknown_placeholders_are_errors() {
         for bad in [
             "{promt}",
             "{reference_0}",

@@ -1,4 +1,4 @@
-//! The calls of ComfyUI's own API.
+//! Calls to ComfyUI's own API.
 
 use reqwest::{Response, StatusCode, multipart::Form};
 use serde::{Deserialize, de::IgnoredAny};
@@ -18,24 +18,24 @@ use crate::backend::{
     },
 };
 
-/// The history of one prompt holds the workflow and what its nodes said, but no images.
+/// The history of one prompt contains the workflow and its nodes' output texts, but no images.
 const HISTORY_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// The queue holds the workflow of everything in it; it is read as it comes in, and not kept.
+/// The queue contains the workflow of every prompt in it; it is scanned while it arrives, and not kept.
 const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
-/// Where references are put, below ComfyUI's temporary folder.
+/// The folder for references, below ComfyUI's temporary folder.
 const SUBFOLDER: &str = "easel";
 
 pub(super) struct Api {
     pub(super) endpoint: Endpoint,
 }
 
-/// How far a prompt is.
+/// The stage of a prompt.
 pub(super) enum Stage {
     Ended(Ended),
     Queued,
     Running,
-    /// It was never submitted, or ComfyUI has been restarted since.
+    /// The prompt was never submitted, or ComfyUI has restarted since.
     Unknown,
 }
 
@@ -54,13 +54,13 @@ struct Submitted {
 }
 
 impl Api {
-    /// Sends an input along; the name that a node loads it by. ComfyUI empties the folder as it
-    /// starts, so that clients' images don't stay with it.
+    /// Uploads an input and returns the name by which a node loads it. ComfyUI empties the temporary folder
+    /// when it starts, so clients' images do not stay there.
     pub(super) async fn upload(&self, input: &Input, stem: &str) -> Result<String, BackendError> {
         self.try_upload(input, stem)
             .await
             .map_err(|error| match error {
-                // However it failed: nothing has begun to generate.
+                // Whatever failed, nothing has started to generate.
                 BackendError::OutcomeUnknown { detail } => BackendError::Unreachable { detail },
                 other => other,
             })
@@ -82,8 +82,8 @@ impl Api {
         })
     }
 
-    /// Puts a workflow into the queue as the prompt `id`; the id that it has there, which is another
-    /// one where the server is too old to be told.
+    /// Queues a workflow as the prompt `id` and returns the prompt's id, which differs if the server is too old
+    /// to accept ours.
     pub(super) async fn submit(
         &self,
         id: Uuid,
@@ -115,7 +115,7 @@ impl Api {
             Found::Pending => return Ok(Stage::Queued),
             Found::Nowhere => {}
         }
-        // It may have ended between the two.
+        // The prompt may have ended between the two requests.
         let ended = self.ended(id).await?;
         Ok(ended.map_or(Stage::Unknown, Stage::Ended))
     }
@@ -130,10 +130,10 @@ impl Api {
                 return Err(too_long(QUEUE_BYTES_MAX));
             }
             if !scanner.take(&piece) {
-                return Err(foreign(&"it is no queue"));
+                return Err(invalid(&"it is not a queue"));
             }
         }
-        scanner.finish().ok_or_else(|| foreign(&"it breaks off"))
+        scanner.finish().ok_or_else(|| invalid(&"it is cut off"))
     }
 
     pub(super) async fn unqueue(&self, id: Uuid) -> Result<(), BackendError> {
@@ -144,7 +144,7 @@ impl Api {
         self.post("interrupt", &json!({"prompt_id": id})).await
     }
 
-    /// Starts to read an image.
+    /// Requests an image.
     pub(super) async fn view(&self, image: &Image) -> Result<Response, BackendError> {
         let query = [
             ("filename", &image.filename),
@@ -155,7 +155,7 @@ impl Api {
         request.send().await.map_err(error::interrupted)
     }
 
-    /// Succeeds where ComfyUI answers.
+    /// Succeeds if ComfyUI answers.
     pub(super) async fn system_stats(
         &self,
         timeout: std::time::Duration,
@@ -182,7 +182,7 @@ impl Api {
     ) -> Result<T, BackendError> {
         let mut response = self.good(response).await?;
         let body = read(&mut response, ANSWER_BYTES_MAX).await?;
-        serde_json::from_slice(&body).map_err(|error| foreign(&error))
+        serde_json::from_slice(&body).map_err(|error| invalid(&error))
     }
 
     async fn good(&self, response: Response) -> Result<Response, BackendError> {
@@ -192,7 +192,7 @@ impl Api {
         Err(error::read(response, self.endpoint.secret()).await)
     }
 
-    /// Says which node is at fault, but not what it was given: that may be the prompt.
+    /// The message names the node at fault but not its input, which may be the prompt.
     fn rejection(&self, body: &[u8]) -> BackendError {
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
         let api_key = self.endpoint.secret();
@@ -229,8 +229,8 @@ fn too_long(bytes_max: usize) -> BackendError {
     }
 }
 
-fn foreign(fault: &dyn std::fmt::Display) -> BackendError {
+fn invalid(fault: &dyn std::fmt::Display) -> BackendError {
     BackendError::Failed {
-        detail: format!("the answer is not ComfyUI's: {fault}"),
+        detail: format!("the answer is not from ComfyUI: {fault}"),
     }
 }

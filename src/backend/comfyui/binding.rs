@@ -1,8 +1,8 @@
-//! Where in a workflow a value goes, as the settings say it: `prompt=6.text`, `output=9`.
+//! Bindings: the nodes' inputs that receive a request's values, as set by `prompt=6.text` or `output=9`.
 
 use serde_json::{Map, Value};
 
-/// What goes into a binding.
+/// The value that a binding receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     Model,
@@ -14,11 +14,11 @@ pub(super) enum Role {
     Seed,
     Reference,
     Mask,
-    /// A node alone: its images are the results.
+    /// Only a node: its images are the results.
     Output,
 }
 
-/// An input of a node.
+/// A node's input.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
     pub(super) node: String,
@@ -32,15 +32,19 @@ pub(super) struct NodeBinding {
     pub(super) target: Target,
 }
 
-/// What is wrong with a binding.
+/// Why a binding is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BindingError {
-    #[error("{text:?} is no binding, one is like prompt=6.text or output=9")]
+    /// The text has the wrong form.
+    #[error("{text:?} is not a binding such as prompt=6.text or output=9")]
     Form { text: String },
-    #[error("{text}: there is no {name:?}, there are: {}", Role::ALL.map(Role::name).join(", "))]
+    /// The name before `=` is unknown.
+    #[error("{text}: unknown name {name:?}, known: {}", Role::ALL.map(Role::name).join(", "))]
     Role { text: String, name: String },
+    /// The node does not exist.
     #[error("{text}: the workflow has no node {node:?}")]
     Node { text: String, node: String },
+    /// The node has no such input.
     #[error("{text}: node {node} ({class}) has no input {input:?}, it has: {inputs}")]
     Input {
         text: String,
@@ -49,11 +53,14 @@ pub enum BindingError {
         input: String,
         inputs: String,
     },
+    /// The input is a link, not a value.
     #[error("{text}: this input is linked to another node, it must hold a value")]
     Linked { text: String },
-    #[error("there is no binding for: {0}")]
+    /// A binding that the workflow needs is missing.
+    #[error("missing binding: {0}")]
     Missing(&'static str),
-    #[error("{0} has no binding in this workflow")]
+    /// This kind of workflow cannot have the binding.
+    #[error("{0} cannot have a binding in this workflow")]
     NotHere(&'static str),
 }
 
@@ -88,7 +95,7 @@ impl Role {
 }
 
 impl Target {
-    /// Reads `6.text`: the ids of nodes hold no dot.
+    /// Parses `6.text`: ids of nodes contain no dot.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (node, input) = text.trim().split_once('.')?;
         Some(Self {
@@ -99,7 +106,7 @@ impl Target {
 }
 
 impl NodeBinding {
-    /// Reads a binding that `nodes` has.
+    /// Parses a binding and checks it against `nodes`.
     pub(super) fn parse(text: &str, nodes: &Map<String, Value>) -> Result<Self, BindingError> {
         let form = || BindingError::Form {
             text: text.to_owned(),

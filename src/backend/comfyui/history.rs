@@ -1,4 +1,4 @@
-//! What ComfyUI's history says of a prompt that has ended.
+//! Reads ComfyUI's history of a prompt that has ended.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use serde_json::value::RawValue;
 use super::workflow::Workflow;
 use crate::backend::{BackendError, upstream::message};
 
-/// What cannot be loaded though it is there is the client's; a file that is gone is not.
+/// A file that exists but cannot be loaded is the client's fault; a missing file is not.
 const MISSING_FILE: &str = "FileNotFoundError";
 
-/// One entry of `/history`, as it came: parsed into values, it would have many times its size.
+/// One entry of `/history`, unparsed: as parsed values it would take many times its size.
 #[derive(Debug)]
 pub(super) struct Ended(Box<RawValue>);
 
@@ -27,7 +27,7 @@ struct Entry<'a> {
 struct Status<'a> {
     #[serde(default)]
     status_str: String,
-    /// Pairs of an event and what it says.
+    /// Pairs of an event's name and its data.
     #[serde(borrow, default)]
     messages: Vec<&'a RawValue>,
 }
@@ -38,7 +38,7 @@ struct Output<'a> {
     images: Vec<&'a RawValue>,
 }
 
-/// Of the event `execution_error`.
+/// The data of the event `execution_error`.
 #[derive(Default, Deserialize)]
 struct Failed<'a> {
     #[serde(borrow)]
@@ -51,7 +51,7 @@ struct Failed<'a> {
     exception_message: Option<&'a RawValue>,
 }
 
-/// An image on ComfyUI's disk. Its words are only ever handed back to it.
+/// An image on ComfyUI's disk. Its names are only ever sent back to ComfyUI.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(super) struct Image {
     pub(super) filename: String,
@@ -62,10 +62,10 @@ pub(super) struct Image {
 }
 
 impl Ended {
-    /// Reads the answer to `/history/{id}`; `None`: it has not ended, or is not known.
+    /// Reads the answer to `/history/{id}`; `None` if the prompt has not ended or is unknown.
     pub(super) fn of(answer: &[u8], id: &str) -> Result<Option<Self>, BackendError> {
         let entries: BTreeMap<String, &RawValue> =
-            serde_json::from_slice(answer).map_err(|error| foreign(&error))?;
+            serde_json::from_slice(answer).map_err(|error| invalid_history(&error))?;
         let Some(entry) = entries.get(id) else {
             return Ok(None);
         };
@@ -75,7 +75,7 @@ impl Ended {
     }
 
     fn entry(&self) -> Result<Entry<'_>, BackendError> {
-        serde_json::from_str(self.0.get()).map_err(|error| foreign(&error))
+        serde_json::from_str(self.0.get()).map_err(|error| invalid_history(&error))
     }
 
     /// The images of the workflow's results, unless it has failed.
@@ -92,7 +92,7 @@ impl Ended {
             let output = entry.outputs.get(node)?.get();
             serde_json::from_str::<Output<'_>>(output).ok()
         });
-        // What is no image, such as a latent, is passed over.
+        // Entries that are not images, such as latents, are skipped.
         Ok(outputs
             .flat_map(|output| output.images)
             .filter_map(|image| serde_json::from_str(image.get()).ok())
@@ -121,8 +121,8 @@ impl Entry<'_> {
     }
 }
 
-/// A node that could not load what a client has sent fails for every attempt and through no fault of
-/// ComfyUI's.
+/// Classifies a node's error. A node that could not load a client's input fails on every attempt, and
+/// ComfyUI is not at fault.
 fn judge(failed: &Failed<'_>, workflow: &Workflow, api_key: &str) -> BackendError {
     let (node, class) = (text(failed.node_id), text(failed.node_type));
     let exception = text(failed.exception_type);
@@ -138,15 +138,15 @@ fn judge(failed: &Failed<'_>, workflow: &Workflow, api_key: &str) -> BackendErro
     }
 }
 
-/// Empty if it is no text.
+/// The text, or an empty one if it is not a string.
 fn text(said: Option<&RawValue>) -> String {
     said.and_then(|said| serde_json::from_str(said.get()).ok())
         .unwrap_or_default()
 }
 
-fn foreign(error: &serde_json::Error) -> BackendError {
+fn invalid_history(error: &serde_json::Error) -> BackendError {
     BackendError::Failed {
-        detail: format!("the history is not ComfyUI's: {error}"),
+        detail: format!("the history is not from ComfyUI: {error}"),
     }
 }
 
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_in_the_history_has_not_ended() {
+    fn a_prompt_outside_the_history_has_not_ended() {
         assert!(of(&json!({})).unwrap().is_none());
         assert!(of(&json!({"id-2": {}})).unwrap().is_none());
         assert!(of(&json!([])).is_err());
@@ -192,12 +192,12 @@ mod tests {
         let found = images(&entry).unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].filename, "a");
-        // Old servers say no status.
+        // Old servers report no status.
         assert_eq!(images(&json!({"outputs": {}, "status": null})).unwrap(), []);
     }
 
     #[test]
-    fn failures_say_which_node_and_nothing_else() {
+    fn failures_name_the_node_and_nothing_else() {
         let entry = json!({"outputs": {}, "status": {"status_str": "error", "completed": false,
         "messages": [["execution_start", {"prompt_id": "id-1"}],
             ["execution_error", {"node_id": "3", "node_type": "KSampler",
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn an_input_that_can_not_be_loaded_is_the_clients_and_one_that_is_gone_is_not() {
+    fn an_unreadable_input_is_the_clients_fault_and_a_missing_one_is_not() {
         let failed = |node: &str, class: &str, exception: &str| {
             let said = json!({"node_id": node, "node_type": class, "exception_type": exception,
                 "exception_message": "cannot identify image file '/comfy/temp/x.png'"});
@@ -227,7 +227,7 @@ mod tests {
         };
         let unreadable = "PIL.UnidentifiedImageError";
         assert_eq!(failed("10", "LoadImage", unreadable), Class::Invalid);
-        // By its binding, whatever it is called, and by its class, wherever it is.
+        // Recognised by its binding, whatever its class, or by its class, without a binding.
         assert_eq!(failed("10", "LoadFromAnywhere", unreadable), Class::Invalid);
         assert_eq!(failed("77", "LoadImageMask", "OSError"), Class::Invalid);
         assert_eq!(failed("3", "KSampler", "ValueError"), Class::Failed);

@@ -1,8 +1,8 @@
-//! ComfyUI: a workflow of the operator's with the request's values put into their bindings, submitted,
-//! polled, and its images fetched.
+//! ComfyUI: fills the request's values into the bindings of the operator's workflow, submits it, polls it and
+//! fetches its images.
 //!
-//! The prompt's id is ours and is noted before it is submitted: whoever comes later, knowing the id, finds
-//! the prompt in ComfyUI's history or queue and submits it only if it is in neither.
+//! We choose the prompt's id and record it before the submit. A worker that resumes the task looks the id up
+//! in ComfyUI's history and queue, and submits the prompt only if it is in neither.
 
 mod api;
 mod binding;
@@ -36,18 +36,18 @@ use workflow::{Source, Values, Workflow};
 pub use workflow::WorkflowError;
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
-/// How far a pause between polls may be off, either way: many tasks don't poll at once.
+/// The largest random change to a pause between polls, as a share, so that many tasks do not poll together.
 const JITTER: f64 = 0.2;
-/// Every so many polls the queue is looked at too: a restarted ComfyUI has forgotten what was in it.
+/// After this many polls the queue is read too, because a restarted ComfyUI has forgotten its queue.
 const POLLS_PER_LOOK: u32 = 10;
-/// So many polls may fail in a row.
+/// How many polls in a row may fail.
 const POLL_FAILURES_MAX: u32 = 5;
-/// Of the option `negative_prompt`; as many as a prompt may have.
-/// The client's parameter that says what is not to be seen.
+/// The client's parameter that describes what the image must not show.
+/// The most characters of it; as many as a prompt may have.
 const NEGATIVE_PROMPT: &str = "negative_prompt";
 const NEGATIVE_CHARS_MAX: usize = 32_000;
 
-/// A ComfyUI server.
+/// A backend for a ComfyUI server.
 pub struct Comfyui {
     api: Api,
     text: Option<Workflow>,
@@ -59,16 +59,19 @@ pub struct Comfyui {
     poll_interval: Duration,
 }
 
-/// Why the settings can't be used.
+/// Why the settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
+    /// The address or the key is invalid.
     #[error(transparent)]
     Setting(#[from] InvalidSetting),
+    /// A workflow or its bindings are invalid.
     #[error(transparent)]
     Workflow(#[from] WorkflowError),
 }
 
 impl Comfyui {
+    /// Opens the backend; fails if a setting or a workflow is invalid.
     pub fn open(settings: &ComfyuiBackend, client: Client) -> Result<Self, OpenError> {
         let (url, key) = (&settings.base_url, &settings.api_key);
         let endpoint = Endpoint::open(client, url, key, Scheme::Authorization("Bearer"))?;
@@ -160,7 +163,7 @@ impl Comfyui {
             width: size.width,
             height: size.height,
             batch: request.n,
-            // The same one twice would get the same image, from ComfyUI's cache.
+            // A repeated seed would return the same image from ComfyUI's cache.
             seed: rand::random(),
             references: &references,
             mask: mask.as_deref(),
@@ -174,8 +177,8 @@ impl Comfyui {
         Ok(given)
     }
 
-    /// How far a prompt is that was submitted before. A server that is away for a moment has not forgotten
-    /// it: another prompt would be generated beside it.
+    /// The stage of a prompt that was submitted before. Failed polls are retried: a server that is briefly away
+    /// still has the prompt, and a second one would be generated besides it.
     async fn found(&self, id: Uuid) -> Result<Stage, BackendError> {
         for _ in 0..POLL_FAILURES_MAX {
             if let Ok(stage) = self.api.stage(id).await {
@@ -193,7 +196,7 @@ impl Comfyui {
         tokio::time::sleep(pause).await;
     }
 
-    /// Waits until the prompt has ended. How long that may take is decided above.
+    /// Waits until the prompt has ended. The caller limits the time.
     async fn follow(&self, id: Uuid) -> Result<Ended, BackendError> {
         let mut failures = 0;
         for poll in 1_u32.. {
@@ -243,14 +246,14 @@ impl Backend for Comfyui {
         images: &mut dyn ImageSink,
     ) -> Result<(), BackendError> {
         let workflow = self.workflow(request)?;
-        // What is no id cannot have been submitted.
+        // A text that is not an id cannot have been submitted.
         let known = request.job.as_deref().and_then(|id| id.parse().ok());
         let stage = match known {
             Some(id) => self.found(id).await?,
             None => Stage::Unknown,
         };
         let id = known.unwrap_or_else(ids::credential_id);
-        // For one that goes on too: whoever gives it up must know its name.
+        // Also for a resumed prompt: a cancel needs to know its id.
         images.accepted(&id.to_string()).await?;
         let ended = match stage {
             Stage::Ended(ended) => ended,
@@ -273,8 +276,8 @@ impl Backend for Comfyui {
         Ok(())
     }
 
-    /// Takes it out of the queue; if it is running, stops it. Older servers stop whatever runs, whichever
-    /// prompt they are told: so they are told only if it is this one.
+    /// Removes the prompt from the queue, or stops it if it is running. Older servers stop whatever is running
+    /// and ignore the id, so the interrupt is sent only if this prompt is running.
     async fn cancel(&self, job: &str) -> Result<(), BackendError> {
         let Ok(id) = job.parse() else {
             return Ok(());
@@ -291,7 +294,7 @@ impl Backend for Comfyui {
     }
 }
 
-/// Nothing is known of the prompt any more, which may have been generated.
+/// The error when the prompt's state is unknown: it may have been generated.
 fn lost(error: &BackendError) -> BackendError {
     let failures = POLL_FAILURES_MAX + 1;
     BackendError::OutcomeUnknown {

@@ -1,27 +1,27 @@
-//! Finds a prompt in the answer to `/queue` while that comes in. It holds the whole workflow of everything
-//! that waits, tens of megabytes of it; of each entry only the id is looked at, and nothing is kept.
+//! Finds a prompt in the answer to `/queue` while it arrives. The answer contains the whole workflow of every
+//! waiting prompt, tens of megabytes in all. Only the id of each entry is read, and nothing is kept.
 //!
 //! `{"queue_running": [[number, "id", {…}, …], …], "queue_pending": […]}`
 
 use memchr::memchr2;
 
-/// Longer texts are neither an id nor a key.
+/// The longest text that is kept; an id or a key is never longer.
 const TEXT_BYTES_MAX: usize = 64;
-/// Of the list, of an entry, and of its id within.
+/// The depths of the list and of an entry, and the index of the id in an entry.
 const LIST_DEPTH: usize = 2;
 const ENTRY_DEPTH: usize = 3;
 const ID_INDEX: usize = 1;
 
-/// What the pieces so far have said of one prompt.
+/// The state after the pieces scanned so far, for one prompt.
 #[derive(Debug)]
 pub(super) struct QueueScanner {
     id: String,
     depth: usize,
     within: Within,
     text: Vec<u8>,
-    /// The latest text of the outermost object: the list's name, while one is open.
+    /// The latest text of the outermost object: the list's name while a list is open.
     list: Vec<u8>,
-    /// Of the part under way in an entry.
+    /// The index of the current part of an entry.
     index: usize,
     has_begun: bool,
     found: Found,
@@ -31,11 +31,11 @@ pub(super) struct QueueScanner {
 enum Within {
     Structure,
     Text,
-    /// Behind a backslash.
+    /// After a backslash.
     Escape,
 }
 
-/// Where the prompt is.
+/// The prompt's location.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
     Running,
@@ -57,7 +57,7 @@ impl QueueScanner {
         }
     }
 
-    /// Takes the next piece of the answer. False: it is not ComfyUI's.
+    /// Scans the next piece of the answer. Returns false if the answer is not a ComfyUI queue.
     pub(super) fn take(&mut self, mut piece: &[u8]) -> bool {
         while let Some((&byte, rest)) = piece.split_first() {
             if self.within != Within::Structure {
@@ -92,7 +92,7 @@ impl QueueScanner {
         true
     }
 
-    /// Where the prompt is, once the answer has ended; `None`: it has broken off.
+    /// The prompt's location once the answer has ended; `None` if the answer was cut off.
     pub(super) fn finish(&self) -> Option<Found> {
         (self.has_begun && self.depth == 0).then_some(self.found)
     }
@@ -106,7 +106,7 @@ impl QueueScanner {
         true
     }
 
-    /// Goes on with a text; what of the piece is behind it.
+    /// Scans the current text and returns the rest of the piece.
     fn take_text<'a>(&mut self, piece: &'a [u8]) -> &'a [u8] {
         if self.within == Within::Escape {
             self.within = Within::Text;
@@ -128,12 +128,12 @@ impl QueueScanner {
     }
 
     fn keep(&mut self, bytes: &[u8]) {
-        // One more than is allowed tells it from a text that is as long as allowed.
+        // One extra byte distinguishes a text that is too long from one of exactly the maximum.
         let left = TEXT_BYTES_MAX + 1 - self.text.len();
         self.text.extend_from_slice(&bytes[..bytes.len().min(left)]);
     }
 
-    /// Looks at a text that is whole.
+    /// Evaluates a complete text.
     fn judge(&mut self) {
         if self.depth < LIST_DEPTH {
             self.list.clone_from(&self.text);
@@ -171,7 +171,7 @@ mod tests {
             json!({"queue_running": running, "queue_pending": pending}).to_string()
         };
         let entry = json!([3, "id-1", {"6": {"inputs": {"text": "a \"cat\\"}}}, {}, ["9"]]);
-        // What clients write is in there, too.
+        // The workflow contains text from clients too.
         let other = json!([4, "id-2", {"id-1": ["x", "id-1", ["x", "id-1"]], "queue_running": 1},
             {"x": "id-1"}, ["id-1"], "id-1", 5]);
         for (answer, found) in [
@@ -192,7 +192,7 @@ mod tests {
                 assert_eq!(find(&answer, piece_bytes), Some(found), "{answer}");
             }
         }
-        for foreign in [
+        for invalid in [
             "",
             "[]",
             "<html>",
@@ -201,7 +201,7 @@ mod tests {
             "7",
             "{\"queue_running\": [[1, \"id-1\"",
         ] {
-            assert_eq!(find(foreign, 3), None, "{foreign}");
+            assert_eq!(find(invalid, 3), None, "{invalid}");
         }
     }
 
@@ -219,7 +219,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_answer_is_too_odd(answer in proptest::collection::vec(any::<u8>(), 0..200), bytes in 1_usize..9) {
+        fn no_answer_causes_a_panic(answer in proptest::collection::vec(any::<u8>(), 0..200), bytes in 1_usize..9) {
             let answer = String::from_utf8_lossy(&answer);
             let _ = find(&format!("{{{answer}"), bytes);
         }

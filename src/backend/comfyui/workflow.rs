@@ -1,7 +1,7 @@
-//! A workflow in ComfyUI's API format, and the bindings in it where a request's values go.
+//! A workflow in ComfyUI's API format, with bindings for a request's values.
 //!
-//! `{"6": {"class_type": "CLIPTextEncode", "inputs": {"text": "…", "clip": ["4", 1]}}, …}`: each node by
-//! its id, each input a value or a link to another node's output.
+//! `{"6": {"class_type": "CLIPTextEncode", "inputs": {"text": "…", "clip": ["4", 1]}}, …}`: nodes by id;
+//! each input is a value or a link to another node's output.
 
 use std::{fs::File, io::Read};
 
@@ -26,7 +26,7 @@ const BUILT_IN: [(&str, &str); 3] = [
     ),
 ];
 
-/// What a workflow generates from; says what it must have a binding for.
+/// What a workflow generates from; decides which bindings it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
     Text,
@@ -34,42 +34,46 @@ pub(super) enum Source {
     Mask,
 }
 
-/// Why a workflow can't be used. Begins with the setting that is at fault.
+/// Why a workflow cannot be used. Each message begins with the setting at fault.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkflowError {
+    /// The file cannot be read.
     #[error("{key}: cannot read {file}: {error}")]
     Unreadable {
         key: String,
         file: String,
         error: std::io::Error,
     },
+    /// No built-in workflow has this name.
     #[error(
-        "{key}: there is no {file}, there are: builtin:text-to-image, builtin:image-to-image, builtin:inpaint"
+        "{key}: unknown workflow {file}, known: builtin:text-to-image, builtin:image-to-image, builtin:inpaint"
     )]
     NotBuiltIn { key: String, file: String },
+    /// The file is not a workflow in the API format.
     #[error(
-        "{key}: {file} is no workflow in ComfyUI's API format (save it with Export (API)): {reason}"
+        "{key}: {file} is not a workflow in ComfyUI's API format (save it with Export (API)): {reason}"
     )]
     Format {
         key: String,
         file: String,
         reason: String,
     },
+    /// Bindings are invalid or missing.
     #[error("{key}: {}", .faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-    Places {
+    Bindings {
         key: String,
         faults: Vec<BindingError>,
     },
 }
 
-/// A workflow whose bindings are all there.
+/// A workflow with all bindings that it needs.
 #[derive(Debug)]
 pub(super) struct Workflow {
     nodes: Map<String, Value>,
     bindings: Vec<NodeBinding>,
 }
 
-/// What goes into a workflow for one request. References and mask are files of ComfyUI's.
+/// The values of one request. References and mask are names of files on ComfyUI's disk.
 #[derive(Debug)]
 pub(super) struct Values<'a> {
     pub(super) model: &'a str,
@@ -107,7 +111,7 @@ impl Source {
 }
 
 impl Workflow {
-    /// Reads `file`, which is one of the built-in ones or a path. `None`: there is none.
+    /// Reads `file`, a path or the name of a built-in workflow. `None` if `file` is empty.
     pub(super) fn open(
         source: Source,
         file: &str,
@@ -124,14 +128,14 @@ impl Workflow {
         })?;
         let (bindings, mut faults) = read_bindings(&nodes, source, bindings);
         let lacks = |role: &Role| source.needs(*role) && !bindings.iter().any(|p| p.role == *role);
-        // A faulty binding may be the one that is missing.
+        // An invalid binding may be the missing one.
         if faults.is_empty() {
             let missing = Role::ALL.into_iter().filter(lacks);
             faults.extend(missing.map(|role| BindingError::Missing(role.name())));
         }
         if !faults.is_empty() {
             let key = format!("{}_bindings", source.name());
-            return Err(WorkflowError::Places { key, faults });
+            return Err(WorkflowError::Bindings { key, faults });
         }
         Ok(Some(Self { nodes, bindings }))
     }
@@ -152,7 +156,7 @@ impl Workflow {
         outputs.map(|binding| binding.target.node.as_str())
     }
 
-    /// Whether the node, of this class, loads what a client has sent.
+    /// Whether the node, of this class, loads an input from a client.
     pub(super) fn loads_inputs(&self, node: &str, class: &str) -> bool {
         let mut bindings = self.bindings.iter();
         class.starts_with("LoadImage")
@@ -161,15 +165,15 @@ impl Workflow {
             })
     }
 
-    /// What is submitted. The operator's own values go over all others; the error says which of them
-    /// has no binding.
+    /// Fills in the values. The operator's `extra` values override all others. The error names an extra value
+    /// that fits no input.
     pub(super) fn fill(
         &self,
         values: &Values<'_>,
         extra: &Map<String, Value>,
     ) -> Result<Map<String, Value>, String> {
         let mut nodes = self.nodes.clone();
-        // Where there are more bindings than references, the last one is in all that are left.
+        // If there are more bindings than references, the last reference fills the remaining ones.
         let mut references = values.references.iter();
         let mut reference = None;
         for NodeBinding { role, target } in &self.bindings {
@@ -198,7 +202,7 @@ impl Workflow {
             let there = target.is_some_and(|target| set(&mut nodes, &target, value.clone()));
             if !there {
                 return Err(format!(
-                    "extra {key:?} is no input of a node, one is like \"3.steps\""
+                    "extra {key:?} is not an input of a node, such as \"3.steps\""
                 ));
             }
         }
@@ -229,13 +233,13 @@ fn read(key: &str, file: &str) -> Result<String, WorkflowError> {
     }
 }
 
-/// The nodes, or what is wrong with them.
+/// Parses the nodes. The error says what is wrong with them.
 fn parse(text: &str) -> Result<Map<String, Value>, String> {
     let nodes: Map<String, Value> =
         serde_json::from_str(text).map_err(|error| error.to_string())?;
     for (id, node) in &nodes {
         if !node["class_type"].is_string() || !node["inputs"].is_object() {
-            return Err(format!("{id:?} is no node with class_type and inputs"));
+            return Err(format!("{id:?} is not a node with class_type and inputs"));
         }
     }
     Ok(nodes)
@@ -258,7 +262,7 @@ fn read_bindings(
     (sound, faults)
 }
 
-/// Whether there is such a node.
+/// Sets an input. Returns whether the node exists.
 fn set(nodes: &mut Map<String, Value>, target: &Target, value: Value) -> bool {
     let inputs = nodes
         .get_mut(&target.node)

@@ -1,10 +1,10 @@
-//! Choices that are the same for the same prompt, everywhere and for ever.
+//! Deterministic choices: the same for the same prompt, on every machine and in every run.
 
 use std::ops::Range;
 
 use sha2::{Digest, Sha256};
 
-/// A stream of numbers that follows from its seed (splitmix64).
+/// A pseudorandom sequence (splitmix64).
 #[derive(Clone, Debug)]
 pub(super) struct Chance(u64);
 
@@ -30,7 +30,7 @@ impl Chance {
         mixed ^ mixed >> 31
     }
 
-    /// A whole number from 0 to `end` - 1.
+    /// An integer from 0 to `end` - 1.
     pub(super) fn below(&mut self, end: u8) -> u8 {
         let below = self.next() % u64::from(end);
         u8::try_from(below).unwrap_or_default()

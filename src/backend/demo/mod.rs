@@ -1,5 +1,5 @@
-//! Generates by itself: an abstract image that depends on nothing but the prompt, for trying the gateway
-//! out and for testing what stands around a backend.
+//! A backend without an upstream: it renders an abstract image that depends on the prompt alone, for trying
+//! out the gateway and for testing the code around backends.
 
 mod chance;
 mod paint;
@@ -30,23 +30,24 @@ use chance::Chance;
 use scene::{Scene, Strength};
 
 const PIECE_BYTES: usize = 64 * 1024;
-/// So many references are read or decoded at a time.
+/// References that are read or decoded at the same time, per core.
 const INPUTS_PER_CORE: usize = 2;
 
 /// A backend without an upstream.
 pub struct Demo {
     delay: Duration,
     failure_percent: u8,
-    /// How many images were begun: what fails goes by that.
+    /// The number of images started; decides which ones fail.
     begun: AtomicU64,
-    /// A permit per core: request keeps one busy.
+    /// One permit per core, because generating uses a full core.
     cores: Arc<Semaphore>,
-    /// A permit for each reference that is held whole. They are not those of the cores: one that comes
-    /// slowly holds up no request.
+    /// One permit per reference held in memory. They are separate from the cores' permits, so that a slow
+    /// reference does not delay other requests.
     inputs: Semaphore,
 }
 
 impl Demo {
+    /// A backend with these settings.
     pub fn new(settings: &DemoBackend) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         Self {
@@ -58,13 +59,13 @@ impl Demo {
         }
     }
 
-    /// Whether the next image fails: the same ones in every run of the program.
+    /// Whether the next image fails; the same ones fail in every run of the program.
     fn next_fails(&self) -> bool {
         let begun = self.begun.fetch_add(1, Ordering::Relaxed);
         Chance::of_number(begun).below(100) < self.failure_percent
     }
 
-    /// Runs `work`, which keeps a core busy, when a core is free.
+    /// Runs `work`, which uses a full core, once a core is free.
     async fn on_core<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, BackendError> + Send + 'static,
@@ -107,7 +108,7 @@ impl Backend for Demo {
             tokio::time::sleep(self.delay).await;
             if self.next_fails() {
                 return Err(BackendError::Failed {
-                    detail: "it was to fail, by failure_percent".to_owned(),
+                    detail: "failed on purpose, because of failure_percent".to_owned(),
                 });
             }
             let chance = Chance::of_prompt(&request.prompt, index);

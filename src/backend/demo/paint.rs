@@ -1,10 +1,10 @@
-//! Turns a scene into pixels, a row at a time.
+//! Renders a scene into pixels, row by row.
 
 #![expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "coordinates are small, and are clamped before they are made whole"
+    reason = "coordinates are small and clamped before they are rounded"
 )]
 
 use image::RgbImage;
@@ -15,10 +15,10 @@ use super::{
 };
 use crate::image::ImageSize;
 
-/// How much of a reference gives way to the palette.
+/// The share of the palette in a tinted reference.
 const TINT: f32 = 0.34;
 
-/// Red, green and blue of every pixel. `start`, if there is one, has just this size.
+/// Red, green and blue of every pixel. `start`, if set, must have exactly this size.
 pub(super) fn paint(scene: &Scene, size: ImageSize, start: Option<&RgbImage>) -> Vec<u8> {
     let width = size.width as usize;
     let mut row: Vec<Colour> = vec![[0.0; 3]; width];
@@ -53,7 +53,7 @@ fn sky(scene: &Scene, y: f32, row: &mut [Colour]) {
     }
 }
 
-/// The reference, its shades generated towards the palette's.
+/// Fills a row with the reference, its shades shifted toward the palette.
 fn tint(scene: &Scene, start: &[u8], row: &mut [Colour]) {
     for (pixel, rgb) in row.iter_mut().zip(start.as_chunks::<3>().0) {
         let colour = rgb.map(f32::from);
@@ -79,7 +79,7 @@ fn lay_disc(disc: &Disc, y: f32, row: &mut [Colour]) {
         let distance_squared = across * across + down * down;
         let edge = (reach - distance_squared.sqrt()).clamp(0.0, 1.0);
         let out = (distance_squared * per_area).min(1.0);
-        // A halo fades softly; a bubble grows denser towards its edge.
+        // A halo fades toward its edge; a bubble becomes denser.
         let opacity = match disc.outer {
             0.0 => disc.inner * (1.0 - out) * (1.0 - out),
             outer => disc.inner + (outer - disc.inner) * out * out,

@@ -1,11 +1,11 @@
-//! Colours that go together.
+//! Colours that match.
 
 use super::chance::Chance;
 
-/// Red, green, blue, each from 0 to 255.
+/// Red, green and blue, each from 0 to 255.
 pub(super) type Colour = [f32; 3];
 
-/// From the darkest to the lightest, and one that stands out.
+/// Four colours from the darkest to the lightest, and an accent.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Palette {
     pub(super) deep: Colour,
@@ -45,7 +45,7 @@ impl Palette {
     }
 }
 
-/// The colour `part` of the way from one to another; a `part` beyond 0 and 1 is not cut.
+/// Mixes two colours: `part` is the share of `to`; values outside 0 to 1 are not clamped.
 pub(super) fn mix(from: Colour, to: Colour, part: f32) -> Colour {
     [
         from[0] + (to[0] - from[0]) * part,

@@ -1,4 +1,4 @@
-//! Cuts a reference to the size of the image.
+//! Crops and scales a reference to the size of the image.
 
 use image::{GenericImageView, RgbImage, imageops::FilterType};
 
@@ -8,10 +8,10 @@ use crate::{
     image::ImageSize,
 };
 
-/// As clients are told it.
+/// The name in messages to clients.
 pub(super) const NAME: &str = "the first reference";
 
-/// The middle of the image, scaled so that it covers `size`.
+/// The center of the image, scaled to cover `size`.
 pub(super) fn fit(bytes: &[u8], size: ImageSize) -> Result<RgbImage, BackendError> {
     let decoded = whole_input::decode(bytes, NAME)?;
     let (width, height) = decoded.dimensions();
@@ -28,7 +28,7 @@ pub(super) fn fit(bytes: &[u8], size: ImageSize) -> Result<RgbImage, BackendErro
         used_height,
     );
     drop(decoded);
-    // Each in its own best way: the filter is soft upwards, but downwards it needs much memory.
+    // One way for each direction: the filter is smooth when enlarging, but takes much memory when shrinking.
     let fitted = if used_width > size.width {
         used.thumbnail_exact(size.width, size.height)
     } else {

@@ -1,4 +1,4 @@
-//! What an image shows: a sky, a sun in it, bubbles, and waves one before the other.
+//! The contents of an image: a sky with a sun, bubbles, and layered waves.
 
 #![expect(
     clippy::cast_precision_loss,
@@ -13,19 +13,19 @@ use super::{
 };
 use crate::image::ImageSize;
 
-/// Steps of the sky's gradient.
+/// The number of steps in the sky's gradient.
 pub(super) const SKY_STEPS: usize = 2048;
 
-/// Lengths are in pixels.
+/// An image before it is rendered. Lengths are in pixels.
 pub(super) struct Scene {
-    /// From one end of the sky to the other.
+    /// The colours from one end of the sky to the other.
     pub(super) sky: Vec<Colour>,
-    /// Which step of the sky a pixel has: `x * across + y * down + offset`.
+    /// The sky's step at a pixel is `x * across + y * down + offset`.
     pub(super) across: f32,
     pub(super) down: f32,
     pub(super) offset: f32,
     pub(super) discs: Vec<Disc>,
-    /// The farthest first.
+    /// Ordered from far to near.
     pub(super) waves: Vec<Wave>,
 }
 
@@ -34,24 +34,24 @@ pub(super) struct Disc {
     pub(super) y: f32,
     pub(super) radius: f32,
     pub(super) colour: Colour,
-    /// From 0 to 1, in the middle and at the edge.
+    /// The opacity in the center and at the edge, from 0 to 1.
     pub(super) inner: f32,
     pub(super) outer: f32,
 }
 
 pub(super) struct Wave {
-    /// Where it begins in each column.
+    /// The top of the wave in each column.
     pub(super) crest: Vec<f32>,
-    /// The least of these.
+    /// The smallest value in `crest`.
     pub(super) top: f32,
-    /// How far down the colours change.
+    /// The height over which the colours change.
     pub(super) depth: f32,
     pub(super) upper: Colour,
     pub(super) lower: Colour,
     pub(super) opacity: f32,
 }
 
-/// How much of each layer shows, from 0 to 1.
+/// The opacity of each layer, from 0 to 1.
 #[derive(Clone, Copy)]
 pub(super) struct Strength {
     discs: f32,
@@ -63,7 +63,7 @@ impl Strength {
         discs: 1.0,
         waves: 1.0,
     };
-    /// So that the reference is seen through them.
+    /// Low enough to show the reference underneath.
     pub(super) const OVER_REFERENCE: Self = Self {
         discs: 0.55,
         waves: 0.16,
@@ -105,13 +105,13 @@ fn sky(palette: &Palette) -> Vec<Colour> {
     let spans = (stops.len() - 1) as f32;
     (0..SKY_STEPS)
         .map(|step| {
-            // The lightest part lies on the horizon, a little below the middle.
-            let place = (step as f32 / (SKY_STEPS - 1) as f32 * 1.3).min(1.0) * spans;
+            // The lightest part is at the horizon, a little below the middle.
+            let position = (step as f32 / (SKY_STEPS - 1) as f32 * 1.3).min(1.0) * spans;
             let span = (0..stops.len() - 1)
                 .rev()
-                .find(|&span| place >= span as f32)
+                .find(|&span| position >= span as f32)
                 .unwrap_or(0);
-            let part = place - span as f32;
+            let part = position - span as f32;
             let eased = part * part * (3.0 - 2.0 * part);
             mix(stops[span], stops[span + 1], part * 0.5 + eased * 0.5)
         })
@@ -144,7 +144,7 @@ fn sun(chance: &mut Chance, palette: &Palette, width: f32, height: f32) -> Vec<D
     vec![halo(6.5, 0.3), halo(3.0, 0.4), core]
 }
 
-/// Thin circles, clearer in their middle.
+/// Thin circles, more transparent in the middle.
 fn bubbles(chance: &mut Chance, palette: &Palette, width: f32, height: f32) -> Vec<Disc> {
     let side = width.min(height);
     let colours = [palette.light, palette.warm, palette.accent, palette.middle];

@@ -1,4 +1,4 @@
-//! The images' promises: their size, what they depend on, and that a reference shows.
+//! Tests what images guarantee: their size, what they depend on, and that a reference is visible.
 
 use std::sync::Mutex;
 
@@ -120,8 +120,8 @@ async fn images_have_the_size_asked_for_and_follow_from_the_prompt() {
 }
 
 #[tokio::test]
-async fn a_reference_shows() {
-    // Dark on the left, light on the right, twice as wide as it is used.
+async fn a_reference_is_visible() {
+    // Dark on the left, light on the right; half of its width is used.
     let halves = RgbImage::from_fn(400, 100, |x, _| match x {
         0..200 => image::Rgb([10, 10, 10]),
         _ => image::Rgb([245, 245, 245]),
@@ -148,7 +148,7 @@ async fn a_reference_shows() {
 }
 
 #[tokio::test]
-async fn references_are_scaled_up_too_and_bad_ones_refused() {
+async fn references_are_scaled_up_too_and_bad_ones_rejected() {
     let mut small = request("up", 1, 90, 160);
     small.references.push(input(png(&RgbImage::new(3, 2))));
     let images = generate(&small).await.unwrap();
@@ -187,9 +187,9 @@ async fn as_many_fail_as_the_settings_say() {
     assert!(sink.images.is_empty());
 }
 
-/// References that never come: no more of them are begun than may be held, and text is generated meanwhile.
+/// References that never arrive: only a limited number is started, and text still generates meanwhile.
 #[tokio::test]
-async fn slow_references_are_bounded_and_hold_up_no_generation() {
+async fn slow_references_are_bounded_and_delay_no_other_request() {
     let demo = Arc::new(Demo::new(&settings(0)));
     let most = demo.inputs.available_permits();
     let begun = Arc::new(AtomicU64::new(0));

@@ -1,5 +1,5 @@
-//! Reads an answer while it comes in. A model that thinks may generate drafts first, and a draft is only told by a
-//! flag behind its image, if at all: so the last image is the one, and those before it are forgotten.
+//! Reads an answer while it arrives. A thinking model may generate drafts first. A draft is marked, if at all,
+//! by a flag after its image, so only the last image counts, and those before it are discarded.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use crate::backend::{
     upstream::{delivery::Delivery, error, message},
 };
 
-/// Images in one answer: far more than there are drafts.
+/// The most images in one answer: far more than any number of drafts.
 const IMAGES_MAX: usize = 32;
 
-/// Why a candidate has ended that was refused.
+/// The finish reasons of refused candidates.
 const REFUSALS: [&str; 8] = [
     "SAFETY",
     "PROHIBITED_CONTENT",
@@ -27,7 +27,7 @@ const REFUSALS: [&str; 8] = [
     "IMAGE_RECITATION",
 ];
 
-/// Where the images are. Signatures may be longer than they are, and nobody needs them here.
+/// The locations of the images. Signatures are skipped: they may be longer than images and are not needed.
 pub(super) fn paths() -> Arc<[JsonPath]> {
     let part = "candidates[].content.parts[]";
     Arc::new([
@@ -36,11 +36,11 @@ pub(super) fn paths() -> Arc<[JsonPath]> {
     ])
 }
 
-/// What an answer holds beside its images.
+/// The answer without its images.
 #[derive(Debug)]
 pub(super) struct Answer(Value);
 
-/// Hands on the last image in the body of `response`, unless it is a draft too.
+/// Passes on the last image in the body of `response`, unless it is a draft too.
 pub(super) async fn receive(
     mut response: Response,
     paths: &Arc<[JsonPath]>,
@@ -72,7 +72,7 @@ pub(super) async fn receive(
     }
     let rest = serde_json::from_slice(&scanner.into_rest());
     let answer = rest.map(Answer).map_err(|error| BackendError::NoImage {
-        detail: format!("the answer is no JSON: {error}"),
+        detail: format!("the answer is not JSON: {error}"),
     })?;
     if whole && answer.ends_with_a_draft() {
         delivery.discard();
@@ -87,8 +87,8 @@ impl Answer {
         self.0.get_mut("usageMetadata").map(Value::take)
     }
 
-    /// The error for an answer that has led to no image. What the model says instead is not shown: it may
-    /// repeat the prompt.
+    /// The error for an answer without an image. The model's own text is not shown, because it may repeat
+    /// the prompt.
     pub(super) fn without_image(&self, api_key: &str) -> BackendError {
         let feedback = &self.0["promptFeedback"];
         let blocked = text(&feedback["blockReason"]);
@@ -114,9 +114,9 @@ impl Answer {
         }
     }
 
-    /// Whether the last image is one that the model has thought of, but not answered.
+    /// Whether the last image is a draft: part of the model's thoughts, not of its answer.
     fn ends_with_a_draft(&self) -> bool {
-        // An image that has been taken out left `true`.
+        // The scanner replaced each image with `true`.
         let mut images = self
             .parts()
             .filter(|part| part["inlineData"]["data"] == true);
@@ -143,7 +143,7 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-/// With the first text that is there.
+/// A refusal with the first text that is not empty.
 fn refused(said: [&str; 2], api_key: &str) -> BackendError {
     let said = said.into_iter().find(|text| !text.is_empty());
     BackendError::Refused {

@@ -1,5 +1,5 @@
-//! Google's Gemini models that generate, by `generateContent`: one image a call, references within the request,
-//! refusals that are answers like any other.
+//! Google's Gemini models that generate images, by `generateContent`: one image per call, references inside
+//! the request, refusals as successful answers.
 
 mod answer;
 mod request;
@@ -25,7 +25,7 @@ use crate::config::GeminiBackend;
 const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
 const REFERENCES_MAX: usize = 14;
 
-/// Gemini's API.
+/// A backend for Gemini's API.
 pub struct Gemini {
     endpoint: Endpoint,
     sizes: Vec<String>,
@@ -33,6 +33,7 @@ pub struct Gemini {
 }
 
 impl Gemini {
+    /// Opens the backend; fails if a setting is invalid.
     pub fn open(settings: &GeminiBackend, client: Client) -> Result<Self, InvalidSetting> {
         let (url, key) = (&settings.base_url, &settings.api_key);
         Ok(Self {
@@ -84,7 +85,7 @@ impl Backend for Gemini {
         }
         match error::read(response, self.endpoint.secret()).await {
             error @ BackendError::Credentials { .. } => Err(error),
-            // Others that speak this API list no models: any answer says that somebody is there.
+            // Other servers with this API list no models: any answer shows that the upstream is reachable.
             _ => Ok(()),
         }
     }

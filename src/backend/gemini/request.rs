@@ -1,4 +1,4 @@
-//! What is sent: the prompt and the references as parts of one turn, and how the image should be.
+//! Builds the request: the prompt and the references as parts of one turn, and the image's settings.
 
 use serde_json::{Value, json};
 
@@ -14,10 +14,10 @@ use crate::{
     image::{AspectRatio, Format, Resolution},
 };
 
-/// Of one image within a request.
+/// The largest image inside a request.
 const INLINE_BYTES_MAX: u64 = 7 * 1024 * 1024;
 
-/// The body of a request. `sizes` are the words for sizes that the model knows.
+/// Builds the body of a request. `sizes` are the size names that the model knows.
 pub(super) fn content(
     request: &GenerateRequest,
     sizes: &[String],
@@ -47,7 +47,7 @@ pub(super) fn content(
     Ok(content)
 }
 
-/// What is wrong with an image that the upstream would not take.
+/// Checks an image. The error says why the upstream would not accept it.
 fn check(input: &Input) -> Result<(), String> {
     if input.length > INLINE_BYTES_MAX {
         return Err(format!(
@@ -61,7 +61,7 @@ fn check(input: &Input) -> Result<(), String> {
     Ok(())
 }
 
-/// The nearest of the ratios that the upstream knows.
+/// The nearest ratio that the upstream knows.
 fn ratio(wanted: AspectRatio) -> String {
     let wanted = wanted.to_string();
     match wanted.as_str() {
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ratios_that_the_upstream_lacks_become_their_neighbours() {
+    fn unsupported_ratios_become_the_nearest_supported_ones() {
         let known = [
             "1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9",
         ];

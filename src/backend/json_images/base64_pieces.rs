@@ -1,30 +1,30 @@
-//! Decodes base64 that comes in any cuts into pieces of a fixed size.
+//! Decodes base64 that arrives in arbitrary cuts into pieces of a fixed size.
 //!
-//! The bulk goes through SIMD, in either alphabet. What is out of the ordinary (white space, padding,
-//! both alphabets in one, quads across a cut) goes one character at a time.
+//! The bulk is decoded with SIMD, in either alphabet. Unusual input (white space, padding, both alphabets
+//! in one text, quads split by a cut) is decoded one character at a time.
 
 use bytes::Bytes;
 
 use super::InvalidAnswer;
 
-/// Of a decoded piece; a multiple of three, so that every piece ends on a quad of base64.
+/// The size of a decoded piece; a multiple of three, so that every piece ends on a quad of base64.
 pub(super) const PIECE_BYTES: usize = 48 * 1024;
 
 #[derive(Debug, Default)]
 pub(super) struct Base64Pieces {
-    /// Decoded, not yet taken; its length is a multiple of three until the end.
+    /// Decoded bytes not yet taken; the length is a multiple of three until the end.
     piece: Vec<u8>,
-    /// Characters of a quad that is not whole yet, of the standard alphabet.
+    /// The characters of an incomplete quad, in the standard alphabet.
     quad: [u8; 4],
     quad_length: usize,
     padded: bool,
-    /// Whether the last run that told was of the URL-safe alphabet.
+    /// Whether the last decoded run used the URL-safe alphabet.
     url_safe: bool,
 }
 
 impl Base64Pieces {
     /// How many characters fit in the piece, at least one while the piece is not full.
-    pub(super) fn room(&self) -> usize {
+    pub(super) fn capacity_chars(&self) -> usize {
         (PIECE_BYTES - self.piece.len()) / 3 * 4 - self.quad_length
     }
 
@@ -32,12 +32,12 @@ impl Base64Pieces {
         self.piece.len() == PIECE_BYTES
     }
 
-    /// What is decoded so far, if anything.
+    /// Takes the bytes decoded so far, if any.
     pub(super) fn take(&mut self) -> Option<Bytes> {
         (!self.piece.is_empty()).then(|| Bytes::from(std::mem::take(&mut self.piece)))
     }
 
-    /// Decodes `text`, which is no longer than [`Self::room`].
+    /// Decodes `text`, which is no longer than [`Self::capacity_chars`].
     pub(super) fn feed(&mut self, text: &[u8]) -> Result<(), InvalidAnswer> {
         if self.piece.capacity() == 0 {
             self.piece.reserve_exact(PIECE_BYTES);
@@ -58,7 +58,7 @@ impl Base64Pieces {
         self.push_all(tail)
     }
 
-    /// The base64 is over: decodes what is left of it and makes ready for the next.
+    /// Ends the current base64 text: decodes its remainder and resets for the next text.
     pub(super) fn end(&mut self) -> Result<(), InvalidAnswer> {
         let left = &self.quad[..self.quad_length];
         let Ok(last) = base64_simd::forgiving_decode_to_vec(left) else {
@@ -97,7 +97,7 @@ impl Base64Pieces {
         Ok(())
     }
 
-    /// Decodes whole quads; leaves everything as it was if they hold anything but one alphabet.
+    /// Decodes whole quads. If they are not all of one alphabet, it fails and changes nothing.
     fn decode(&mut self, quads: &[u8]) -> Result<(), InvalidAnswer> {
         for url_safe in [self.url_safe, !self.url_safe] {
             let alphabet = if url_safe {
@@ -141,20 +141,20 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_base64() {
+    fn rejects_invalid_base64() {
         for text in [&b"aGVs!G8="[..], b"aGVsb", b"aGVsbG8=aGVs", b"\"aGV"] {
             assert!(decode(&[text]).is_err(), "{text:?}");
         }
     }
 
     #[test]
-    fn pieces_are_never_longer_than_their_room() {
+    fn pieces_are_never_longer_than_their_capacity() {
         let text = base64_simd::STANDARD.encode_to_string(vec![7; 2 * PIECE_BYTES + 1]);
         let mut left = text.as_bytes();
         let mut pieces = Base64Pieces::default();
         let mut lengths = Vec::new();
         while !left.is_empty() {
-            let taken = left.len().min(pieces.room()).min(1000);
+            let taken = left.len().min(pieces.capacity_chars()).min(1000);
             pieces.feed(&left[..taken]).unwrap();
             left = &left[taken..];
             if pieces.is_full() {

@@ -1,8 +1,8 @@
-//! Takes the images out of an upstream's answer while it comes in.
+//! Extracts the images from an upstream's answer while it arrives.
 //!
-//! The answer is megabytes of base64 in a little JSON. A [`ImageScanner`] decodes the strings at the
-//! [`JsonPath`]s given to it (`data[].b64_json`) on the fly and keeps the rest, in which each decoded
-//! string is replaced by `true`: that is short, and a JSON parser judges it afterwards.
+//! The answer is megabytes of base64 in a little JSON. An [`ImageScanner`] decodes the strings at its
+//! [`JsonPath`]s (`data[].b64_json`) on the fly and keeps the rest, in which each decoded string is
+//! replaced by `true`. The rest is short, and a JSON parser reads it at the end.
 
 mod base64_pieces;
 mod path;
@@ -19,26 +19,28 @@ use position::Position;
 
 pub use path::JsonPath;
 
-/// Of everything in an answer that is no image.
+/// The most that an answer may contain besides its images.
 pub const REST_BYTES_MAX: usize = 1024 * 1024;
 
 const DATA_URL: &[u8] = b"data:";
 
-/// What the scanner came upon.
+/// What the scanner found.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found {
-    /// The next bytes of the image under way.
+    /// The next bytes of the current image.
     Piece(Bytes),
-    /// The image under way is whole.
+    /// The current image is complete.
     End,
 }
 
-/// Why an answer can't be read on.
+/// Why an answer cannot be read further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidAnswer {
+    /// A string that must be an image is not base64.
     #[error("an image in the answer is not base64")]
     Base64,
-    #[error("the answer holds more than {REST_BYTES_MAX} bytes beside its images")]
+    /// The rest is larger than [`REST_BYTES_MAX`].
+    #[error("the answer has more than {REST_BYTES_MAX} bytes besides its images")]
     TooLong,
 }
 
@@ -47,12 +49,12 @@ pub enum InvalidAnswer {
 pub struct ImageScanner {
     state: State,
     position: Position,
-    /// Where in `rest` the string under way begins.
+    /// The start of the current string in `rest`.
     text_start: usize,
     /// The first characters of a string that may be an image.
     prefix: Vec<u8>,
     base64: Base64Pieces,
-    /// Whether the image under way has given a byte yet.
+    /// Whether the current image has yielded a byte yet.
     begun: bool,
     rest: Vec<u8>,
 }
@@ -65,7 +67,7 @@ enum State {
     /// In a string that is kept.
     Text,
     TextEscape,
-    /// In a string that is passed over.
+    /// In a string that is skipped.
     Echo,
     EchoEscape,
     /// In the first characters of a string that may be an image.
@@ -80,11 +82,12 @@ enum State {
         digits: u8,
         value: u32,
     },
-    /// Behind an image, before all of it is handed over.
+    /// After an image, before all of it is returned.
     ImageEnd,
 }
 
 impl ImageScanner {
+    /// A scanner for images at `paths`, of which at most the first 32 count.
     pub fn new(paths: Arc<[JsonPath]>) -> Self {
         Self {
             state: State::default(),
@@ -97,8 +100,8 @@ impl ImageScanner {
         }
     }
 
-    /// Goes on in `input` until something is found, and shortens it by what is done.
-    /// `None`: all of `input` is done.
+    /// Scans `input` until it finds something, and advances `input` past the scanned bytes.
+    /// `None` means that all of `input` was scanned.
     pub fn next(&mut self, input: &mut &[u8]) -> Result<Option<Found>, InvalidAnswer> {
         loop {
             if self.base64.is_full() {
@@ -132,7 +135,7 @@ impl ImageScanner {
         }
     }
 
-    /// Everything but the images, each of which left a `true`.
+    /// The answer without its images, each of which is replaced by `true`.
     pub fn into_rest(self) -> Vec<u8> {
         self.rest
     }
@@ -151,7 +154,7 @@ impl ImageScanner {
         Ok(())
     }
 
-    /// One byte in a state that has no faster way.
+    /// Processes one byte in a state without a faster way.
     fn step(&mut self, byte: u8) -> Result<(), InvalidAnswer> {
         match self.state {
             State::TextEscape => {
@@ -234,7 +237,7 @@ impl ImageScanner {
         self.prefix.len() == DATA_URL.len() || matches!(next, b'"' | b'\\')
     }
 
-    /// Enough of the string is known to tell what it is.
+    /// Decides what the string is: enough of it is known.
     fn decide(&mut self) -> Result<(), InvalidAnswer> {
         let prefix = std::mem::take(&mut self.prefix);
         if prefix == DATA_URL {
@@ -263,7 +266,7 @@ impl ImageScanner {
     }
 
     fn image(&mut self, input: &mut &[u8]) -> Result<(), InvalidAnswer> {
-        let window = &input[..input.len().min(self.base64.room())];
+        let window = &input[..input.len().min(self.base64.capacity_chars())];
         let end = memchr2(b'"', b'\\', window);
         let run = end.unwrap_or(window.len());
         self.base64.feed(&window[..run])?;

@@ -1,22 +1,22 @@
-//! Where in an answer images may be.
+//! Paths to the images in an answer.
 
-/// The way to strings that may be images: `data[].b64_json`, `images[]`.
+/// A path to strings that may be images: `data[].b64_json`, `images[]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JsonPath {
     steps: Vec<Step>,
     pub(super) holds: Holds,
 }
 
-/// What the strings at a path are.
+/// What kind of strings are at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Holds {
     Base64,
-    /// Images if they are data URLs, else kept.
+    /// Images if they are data URLs; other strings are kept.
     DataUrls,
     Echo,
 }
 
-/// One array or object deeper.
+/// One level deeper into an array or object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Field(String),
@@ -25,7 +25,7 @@ pub(super) enum Step {
 }
 
 impl JsonPath {
-    /// Every string there is an image, as base64 or as a data URL.
+    /// A path whose strings are all images, as base64 or as data URLs.
     pub fn of_base64(path: &str) -> Self {
         Self {
             steps: steps(path),
@@ -33,7 +33,7 @@ impl JsonPath {
         }
     }
 
-    /// The data URLs there are images.
+    /// A path whose data URLs are images; other strings are kept.
     pub fn of_data_urls(path: &str) -> Self {
         Self {
             steps: steps(path),
@@ -41,7 +41,7 @@ impl JsonPath {
         }
     }
 
-    /// The strings there repeat what was sent: none is an image, and none is kept.
+    /// A path whose strings repeat the request: none is an image, and none is kept.
     pub fn of_echo(path: &str) -> Self {
         Self {
             steps: steps(path),
@@ -49,7 +49,7 @@ impl JsonPath {
         }
     }
 
-    /// The one that leads on from inside of `depth` arrays and objects; `None`: this is the path.
+    /// The step that follows inside `depth` arrays and objects; `None` if the path ends there.
     pub(super) fn step(&self, depth: usize) -> Option<&Step> {
         self.steps.get(depth)
     }

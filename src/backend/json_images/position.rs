@@ -1,42 +1,42 @@
-//! Where in an answer the scanner is: how far on the way to the paths where images may be.
+//! The scanner's position in an answer, relative to the paths of images.
 
 use std::sync::Arc;
 
 use super::path::{Holds, JsonPath, Step};
 
 /// A set of paths, by their indexes.
-type Places = u32;
+type PathSet = u32;
 
 #[derive(Debug)]
 pub(super) struct Position {
     paths: Arc<[JsonPath]>,
-    /// The arrays and objects that are open on the way to a path, outermost first.
+    /// The open arrays and objects that lead to a path, outermost first.
     open: Vec<Open>,
-    /// How many are open inside of those, away from all paths.
+    /// The number of open arrays and objects inside those, off all paths.
     deeper: usize,
-    /// Where the next value is on the way to; `None` while its name is still to come.
-    next: Option<Places>,
+    /// The paths that lead through the next value; `None` until its name is known.
+    next: Option<PathSet>,
 }
 
 #[derive(Debug)]
 struct Open {
     is_object: bool,
-    /// Those that are inside.
-    paths: Places,
+    /// The paths that lead inside.
+    paths: PathSet,
 }
 
 impl Position {
-    /// Of the paths no more than the first 32 count.
+    /// At most the first 32 paths count.
     pub(super) fn new(paths: Arc<[JsonPath]>) -> Self {
         Self {
             paths,
             open: Vec::new(),
             deeper: 0,
-            next: Some(Places::MAX),
+            next: Some(PathSet::MAX),
         }
     }
 
-    /// What the next string is, if it is at a path.
+    /// The kind of the next string, if it is at a path.
     pub(super) fn holds(&self) -> Option<Holds> {
         self.here().map(|path| path.holds).next()
     }
@@ -55,7 +55,7 @@ impl Position {
             Some(Step::Field(field)) => field.as_bytes() == name,
             _ => false,
         };
-        self.next = Some(self.those(open.paths, named));
+        self.next = Some(self.filter(open.paths, named));
     }
 
     pub(super) fn comma(&mut self) {
@@ -77,7 +77,7 @@ impl Position {
             Some(Step::Each) => !is_object,
             None => false,
         };
-        let paths = self.those(self.next.unwrap_or(0), leads_in);
+        let paths = self.filter(self.next.unwrap_or(0), leads_in);
         if self.deeper > 0 || paths == 0 {
             self.deeper += 1;
             return;
@@ -93,28 +93,28 @@ impl Position {
             self.open.pop();
         }
         if self.deeper == 0 {
-            // What follows is a comma or another end: nothing is on the way until then.
+            // A comma or another closing bracket follows: until then no value can match.
             self.next = Some(0);
         }
     }
 
-    /// The paths that the next value is at, the first one first.
+    /// The paths that end at the next value, in order.
     fn here(&self) -> impl Iterator<Item = &JsonPath> {
         let depth = self.open.len();
         let next = self.next.filter(|_| self.deeper == 0).unwrap_or(0);
-        self.among(next)
+        self.members(next)
             .map(|(_, path)| path)
             .filter(move |path| path.step(depth).is_none())
     }
 
-    fn those(&self, among: Places, wanted: impl Fn(&JsonPath) -> bool) -> Places {
-        self.among(among)
+    fn filter(&self, set: PathSet, wanted: impl Fn(&JsonPath) -> bool) -> PathSet {
+        self.members(set)
             .filter(|(_, path)| wanted(path))
             .fold(0, |set, (bit, _)| set | bit)
     }
 
-    fn among(&self, set: Places) -> impl Iterator<Item = (Places, &JsonPath)> {
-        let bits = (0..Places::BITS).map(|index| 1 << index);
+    fn members(&self, set: PathSet) -> impl Iterator<Item = (PathSet, &JsonPath)> {
+        let bits = (0..PathSet::BITS).map(|index| 1 << index);
         bits.zip(self.paths.iter())
             .filter(move |(bit, _)| set & bit != 0)
     }

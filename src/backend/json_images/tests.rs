@@ -1,14 +1,14 @@
-//! The scanner against answers as upstreams send them, as they never should, and in every cut.
+//! Tests the scanner with real answers, hostile answers, and every cut of them.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
 
-/// The images found, and what is left of the answer.
+/// The images found, and the rest of the answer.
 type Scanned = Result<(Vec<Vec<u8>>, Vec<u8>), InvalidAnswer>;
 
-/// Of an Images API.
+/// The paths of an Images API.
 fn images_api() -> Vec<JsonPath> {
     let b64_json = JsonPath::of_base64("data[].b64_json");
     vec![b64_json, JsonPath::of_data_urls("data[].url")]
@@ -31,7 +31,7 @@ fn scan_for(paths: Vec<JsonPath>, cuts: &[&[u8]]) -> Scanned {
             }
         }
     }
-    assert!(image.is_empty(), "an image was begun and not ended");
+    assert!(image.is_empty(), "an image was started but not ended");
     Ok((images, scanner.into_rest()))
 }
 
@@ -54,7 +54,7 @@ fn decodes_images_and_keeps_the_rest() {
 }
 
 #[test]
-fn finds_images_in_any_place() {
+fn finds_images_at_any_path() {
     let gemini = || {
         let data = ["inlineData", "inline_data"];
         let path = |data| format!("candidates[].content.parts[].{data}.data");
@@ -127,7 +127,7 @@ fn short_strings_are_whole_images_and_empty_ones_none() {
 }
 
 #[test]
-fn looks_nowhere_but_in_the_entries_of_data() {
+fn finds_images_only_in_the_entries_of_data() {
     for text in [
         r#"{"b64_json":"aGVs"}"#,
         r#"{"data":{"b64_json":"aGVs"}}"#,
@@ -145,7 +145,7 @@ fn looks_nowhere_but_in_the_entries_of_data() {
 }
 
 #[test]
-fn refuses_what_is_no_base64() {
+fn rejects_invalid_base64() {
     for text in [
         r#"{"data":[{"b64_json":"a*Vs"}]}"#,
         r#"{"data":[{"b64_json":"aGVs\u00e9"}]}"#,
@@ -179,7 +179,7 @@ fn hostile_answers_stay_small() {
     assert!(scan(&[closed.as_bytes()]).unwrap().0.is_empty());
 }
 
-/// An answer as text, with the images in it.
+/// Generates answers as text, with the images in them.
 fn answers() -> impl Strategy<Value = (String, Vec<Vec<u8>>)> {
     let lengths = prop_oneof![1..50usize, 1..200_000usize];
     let image = lengths.prop_perturb(|length, mut random| {

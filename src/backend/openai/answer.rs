@@ -1,4 +1,4 @@
-//! What an answer holds, and what it means that it holds no image.
+//! Reads an answer, and classifies one without an image.
 
 use std::sync::Arc;
 
@@ -7,13 +7,13 @@ use serde_json::Value;
 
 use crate::backend::{BackendError, json_images::JsonPath, upstream::error::UpstreamError};
 
-/// Where its images are.
+/// The locations of the images.
 pub(super) fn paths() -> Arc<[JsonPath]> {
     let b64_json = JsonPath::of_base64("data[].b64_json");
     Arc::new([b64_json, JsonPath::of_data_urls("data[].url")])
 }
 
-/// What an answer holds beside the images that came in it.
+/// The answer without the images that it contained.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Answer {
     #[serde(default)]
@@ -27,7 +27,7 @@ pub(super) struct Answer {
 
 #[derive(Debug, Deserialize)]
 struct Entry {
-    /// `true` where an image has been taken out.
+    /// `true` if the scanner replaced an image.
     #[serde(default)]
     b64_json: Value,
     #[serde(default)]
@@ -35,7 +35,7 @@ struct Entry {
 }
 
 impl Answer {
-    /// Where the images are that did not come in the answer itself.
+    /// The URLs of the images that were not in the answer itself.
     pub(super) fn urls(&self) -> impl Iterator<Item = &str> {
         self.data
             .iter()
@@ -45,7 +45,7 @@ impl Answer {
             .filter(|url| !url.is_empty())
     }
 
-    /// The error for an answer that has led to no image.
+    /// The error for an answer without an image.
     pub(super) fn without_image(&self, api_key: &str) -> BackendError {
         let Some(error) = self.error.as_ref().filter(|error| !error.is_null()) else {
             return BackendError::NoImage {

@@ -1,4 +1,4 @@
-//! Any upstream with OpenAI's Images API: a generation where there are no references, else an edit.
+//! Any upstream with OpenAI's Images API: a generation if there are no references, else an edit.
 
 mod answer;
 mod profile;
@@ -28,14 +28,14 @@ use answer::Answer;
 use profile::Profile;
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
-/// Of the models that are generated with on one's own machine.
+/// Both sides must be a multiple of this for models that run locally.
 const SIDE_STEP_PX: u32 = 64;
 
-/// An upstream with OpenAI's Images API.
+/// A backend for an upstream with OpenAI's Images API.
 pub struct Openai {
     endpoint: Endpoint,
     profile: Profile,
-    /// Whether models are addressed by paths: Azure's older form, in which the address has a version.
+    /// Whether the model is part of the path: Azure's older form, in which the address has a version.
     in_deployments: bool,
     native: NativeSize,
     forward: Vec<String>,
@@ -44,6 +44,7 @@ pub struct Openai {
 }
 
 impl Openai {
+    /// Opens the backend; fails if a setting is invalid.
     pub fn open(settings: &OpenaiBackend, client: Client) -> Result<Self, InvalidSetting> {
         let (base_url, key) = (&settings.base_url, &settings.api_key);
         let profile = Profile::of(settings.profile);
@@ -110,7 +111,7 @@ impl Backend for Openai {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 Err(error::read(response, self.endpoint.secret()).await)
             }
-            // Many upstreams list no models: any other answer says that somebody is there.
+            // Many upstreams list no models: any other answer shows that the upstream is reachable.
             _ => Ok(()),
         }
     }

@@ -1,4 +1,4 @@
-//! How the copies of OpenAI's Images API differ from it: all of that is in this table.
+//! The differences between OpenAI's Images API and its copies, all in one table.
 
 use crate::{
     backend::{
@@ -15,17 +15,17 @@ pub(super) struct Profile {
     pub(super) key: Scheme<'static>,
     pub(super) capabilities: Capabilities,
     pub(super) references: References,
-    /// Sent where base64 has to be asked for; OpenAI's own image models refuse to be asked.
+    /// Sent to upstreams that return base64 only on request; OpenAI's own image models reject the field.
     pub(super) response_format: Option<&'static str>,
     pub(super) prompt: &'static [Replaced],
 }
 
-/// How references go along.
+/// How references are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum References {
     /// As the files of an edit's form.
     Edit,
-    /// One, as base64 in the `file` of a generation.
+    /// A single one, as base64 in the `file` field of a generation.
     File,
 }
 
@@ -51,7 +51,7 @@ impl Profile {
             },
             OpenaiProfile::SdServer => Self {
                 capabilities: Capabilities {
-                    // It generates eight, and says nothing, where more are asked for.
+                    // It silently generates eight if more are requested.
                     n_max: 8,
                     ..OPENAI.capabilities
                 },

@@ -1,6 +1,6 @@
-//! What is sent: the JSON of a generation, the multipart form of an edit.
+//! Builds the request: the JSON of a generation, or the multipart form of an edit.
 //!
-//! Only fields that the API knows: strict upstreams refuse a request for one field too many.
+//! It contains only fields that the API knows, because strict upstreams reject unknown fields.
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{RequestBuilder, header::ACCEPT, multipart::Form};
@@ -15,7 +15,7 @@ use crate::{
     image::{ImageSize, Quality},
 };
 
-/// Never forwarded, whatever the settings say: set here, or not to be sent at all.
+/// Never forwarded, whatever the settings say: the gateway sets these fields itself or must not send them.
 const RESERVED: [&str; 15] = [
     "file",
     "image",
@@ -35,7 +35,7 @@ const RESERVED: [&str; 15] = [
 ];
 
 impl Openai {
-    /// The request for the request, ready to be sent.
+    /// Builds the HTTP request.
     pub(super) fn request(
         &self,
         request: &GenerateRequest,
@@ -62,7 +62,7 @@ impl Openai {
         Ok(body.on(builder, &Value::Object(fields)))
     }
 
-    /// The client's parameters that are sent on.
+    /// The client's parameters that are forwarded.
     pub(super) fn forwards(&self) -> impl Iterator<Item = &str> {
         let names = self.forward.iter().map(String::as_str);
         names.filter(|name| !RESERVED.contains(name))
@@ -77,7 +77,7 @@ impl Openai {
         });
         let prompt = prompt::without(&request.prompt, self.profile.prompt);
         let own = [
-            // Azure's deployments know their model, and some refuse to be told.
+            // An Azure deployment has a fixed model, and some reject the field.
             (
                 "model",
                 (!self.in_deployments).then(|| json!(request.model)),
@@ -105,7 +105,7 @@ impl Openai {
             .collect()
     }
 
-    /// What is asked for, as far as the model can generate it.
+    /// The requested size, or the nearest one that the model can generate.
     fn size(&self, request: &GenerateRequest) -> ImageSize {
         let wanted = self.native.fit(request.size);
         if generates_three_sizes(&request.model) {
@@ -116,7 +116,7 @@ impl Openai {
     }
 }
 
-/// gpt-image-1.5 and gpt-image-1-mini, and what `ChatGPT` has of them, generate no size but their three.
+/// gpt-image-1.5, gpt-image-1-mini and `ChatGPT`'s versions of them generate only three sizes.
 fn generates_three_sizes(model: &str) -> bool {
     model.contains("gpt-image-1") || model.contains("chatgpt-image")
 }
@@ -135,7 +135,7 @@ fn nearest_of_three(wanted: ImageSize) -> ImageSize {
     ImageSize { width, height }
 }
 
-/// Text first, then the files, which are read only as they are sent.
+/// Builds a form: text fields first, then the files, which are read only while they are sent.
 fn form(
     request: &GenerateRequest,
     fields: Map<String, Value>,
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_shape_has_its_nearest_of_the_three_sizes() {
+    fn every_size_becomes_the_nearest_of_the_three() {
         let nearest = |width, height| {
             let size = nearest_of_three(ImageSize { width, height });
             (size.width, size.height)

@@ -1,5 +1,5 @@
-//! Turns a mask of OpenAI's kind into one of the web UI's: there, what is to be generated anew is clear; here,
-//! it is white on black.
+//! Converts OpenAI's masks to the web UI's: OpenAI marks the part to regenerate as transparent, the web UI
+//! as white on black.
 
 use std::sync::Arc;
 
@@ -14,11 +14,11 @@ use crate::{
     image::Format,
 };
 
-/// As clients are told it.
+/// The name in messages to clients.
 const NAME: &str = "the mask";
 
-/// A mask without an alpha channel is taken for one of the web UI's kind already. Only one is turned at a
-/// time, by `turns`, for it takes as much memory as it has pixels.
+/// A mask without an alpha channel is assumed to be in the web UI's format already. `turns` limits conversion
+/// to one mask at a time, because it takes memory in proportion to the pixels.
 pub(super) async fn white_where_clear(
     mask: &Input,
     turns: Arc<Semaphore>,
@@ -61,6 +61,6 @@ fn convert(bytes: &[u8]) -> Result<Bytes, BackendError> {
 
 fn failed(error: impl std::fmt::Display) -> BackendError {
     BackendError::Failed {
-        detail: format!("the mask could not be turned: {error}"),
+        detail: format!("the mask could not be converted: {error}"),
     }
 }

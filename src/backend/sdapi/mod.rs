@@ -1,7 +1,7 @@
-//! Servers with the API of AUTOMATIC1111's web UI: that one, Forge, SD.Next, sd-server.
+//! Servers with the API of AUTOMATIC1111's web UI: the web UI itself, Forge, SD.Next, sd-server.
 //!
-//! They generate while the connection waits and know no names of jobs. What they can be told to stop is
-//! whatever they generate at the time, be it somebody else's: so nothing is ever stopped.
+//! They generate while the connection waits and have no names for jobs. Their interrupt call stops whatever
+//! is being generated, even for another client, so this backend never cancels anything.
 
 mod mask;
 mod request;
@@ -37,15 +37,16 @@ pub struct Sdapi {
     upscale: Upscale,
     batch_max: u8,
     paths: Arc<[JsonPath]>,
-    /// For turning masks, one at a time.
+    /// Limits mask conversion to one at a time.
     masks: Arc<Semaphore>,
 }
 
-/// What is left of an answer; that there are images in it has shown by then.
+/// The answer without its images; [`Delivery`] has counted those by then.
 #[derive(Deserialize)]
 struct Answer {}
 
 impl Sdapi {
+    /// Opens the backend; fails if a setting is invalid.
     pub fn open(settings: &SdapiBackend, client: Client) -> Result<Self, InvalidSetting> {
         let (base_url, key) = (&settings.base_url, &settings.api_key);
         Ok(Self {
@@ -71,7 +72,7 @@ impl Backend for Sdapi {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             n_max: self.batch_max,
-            // More would be generated from one after the other, not together.
+            // Several references would be used one after the other, not together.
             references_max: 1,
             mask: true,
         }
@@ -92,7 +93,7 @@ impl Backend for Sdapi {
         let Answer {} = receive(response, &self.paths, &mut delivery).await?;
         if delivery.finished() == 0 {
             return Err(BackendError::NoImage {
-                detail: "no image is in images".to_owned(),
+                detail: "the answer's images field has no image".to_owned(),
             });
         }
         Ok(())
@@ -105,8 +106,7 @@ impl Backend for Sdapi {
         match response.status() {
             status if status.is_success() => Ok(()),
             StatusCode::NOT_FOUND => Err(BackendError::Failed {
-                detail: "it has no /sdapi/v1/sd-models; the web UI has it if started with --api"
-                    .to_owned(),
+                detail: "there is no /sdapi/v1/sd-models; start the web UI with --api".to_owned(),
             }),
             _ => Err(error::read(response, self.endpoint.secret()).await),
         }

@@ -1,4 +1,4 @@
-//! What is sent: an image from words, or from an image and words.
+//! Builds the request: text to image, or image to image if there is a reference.
 
 use std::sync::Arc;
 
@@ -14,14 +14,14 @@ use crate::{
     image::ImageSize,
 };
 
-/// How much of an image is generated anew while it is made larger: less leaves it blurred, more makes
-/// another one of it.
+/// The denoising strength while an image is enlarged: a lower one leaves it blurred, a higher one makes it
+/// a different image.
 const UPSCALE_STRENGTH: f64 = 0.6;
-/// Cuts a reference of other proportions instead of bending it.
+/// Crops a reference of other proportions instead of distorting it.
 const CROP_AND_RESIZE: u8 = 1;
 
 impl Sdapi {
-    /// The request for the request, ready to be sent.
+    /// Builds the HTTP request.
     pub(super) async fn request(
         &self,
         request: &GenerateRequest,
@@ -35,7 +35,7 @@ impl Sdapi {
             "width": size.width,
             "height": size.height,
             "batch_size": request.n,
-            // Passed over where there is no such checkpoint.
+            // Ignored if there is no such checkpoint.
             "override_settings": {"sd_model_checkpoint": request.model},
         });
         let path = match request.references.first() {

@@ -1,4 +1,4 @@
-//! Reads an answer while it comes in: images go on at once, what is left is looked at afterwards.
+//! Reads an answer while it arrives: images are passed on at once, the rest is parsed at the end.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{BackendError, delivery::Delivery, error};
 use crate::backend::json_images::{Found, ImageScanner, JsonPath, REST_BYTES_MAX};
 
-/// Hands on the images at the `paths` of the JSON in `response`, and gives what is left of it.
+/// Passes on the images at the `paths` of the JSON in `response`, and parses the rest of it.
 pub(in crate::backend) async fn receive<T: DeserializeOwned>(
     mut response: Response,
     paths: &Arc<[JsonPath]>,
@@ -27,7 +27,7 @@ pub(in crate::backend) async fn receive<T: DeserializeOwned>(
     }
     let rest = scanner.into_rest();
     serde_json::from_slice(&rest).map_err(|error| {
-        let detail = format!("the answer is not what it should be: {error}");
+        let detail = format!("the answer has an unexpected shape: {error}");
         match delivery.finished() {
             0 => BackendError::NoImage { detail },
             _ => BackendError::Failed { detail },
@@ -35,7 +35,7 @@ pub(in crate::backend) async fn receive<T: DeserializeOwned>(
     })
 }
 
-/// The JSON of an answer that holds no images; what is wrong with it.
+/// Reads the JSON of an answer without images. The error says what is wrong with it.
 pub(in crate::backend) async fn small(mut response: Response) -> Result<Value, String> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(error::detail)? {
@@ -44,5 +44,5 @@ pub(in crate::backend) async fn small(mut response: Response) -> Result<Value, S
         }
         body.extend_from_slice(&chunk);
     }
-    serde_json::from_slice(&body).map_err(|error| format!("the answer is no JSON: {error}"))
+    serde_json::from_slice(&body).map_err(|error| format!("the answer is not JSON: {error}"))
 }

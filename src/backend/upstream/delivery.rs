@@ -1,18 +1,18 @@
-//! Hands images to the sink: no more of them, and none larger, than was agreed.
+//! Passes images to the sink: at most as many as were requested, each within a size limit.
 
 use bytes::Bytes;
 use serde_json::Value;
 
 use super::{BackendError, ImageSink};
 
-/// Of one image, whichever way it comes.
+/// The largest image, whether it comes in an answer or by URL.
 pub(in crate::backend) const IMAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 pub(in crate::backend) struct Delivery<'a> {
     images: &'a mut dyn ImageSink,
     wanted: u8,
     finished: u8,
-    /// Of the image under way.
+    /// The bytes of the current image so far.
     bytes: usize,
 }
 
@@ -30,22 +30,22 @@ impl<'a> Delivery<'a> {
         self.finished
     }
 
-    /// Whether an image, or a part of one, has been handed on.
+    /// Whether any byte of an image has been passed on.
     pub(in crate::backend) fn has_begun(&self) -> bool {
         self.finished > 0 || self.bytes > 0
     }
 
-    /// Whether an image has been handed on in part.
+    /// Whether an image has been passed on in part.
     pub(in crate::backend) fn is_within(&self) -> bool {
         self.bytes > 0
     }
 
-    /// Whether every image asked for is there; more are not taken.
+    /// Whether every requested image has been passed on; further ones are ignored.
     pub(in crate::backend) fn is_done(&self) -> bool {
         self.finished == self.wanted
     }
 
-    /// What the upstream says that the work has taken; nothing, if it says nothing.
+    /// Records the usage that the upstream reports, if it is an object.
     pub(in crate::backend) fn usage(&mut self, usage: Option<Value>) {
         if let Some(usage) = usage.filter(Value::is_object) {
             self.images.usage(usage);
@@ -65,7 +65,7 @@ impl<'a> Delivery<'a> {
         Ok(self.images.write(piece).await?)
     }
 
-    /// Forgets the image under way.
+    /// Discards the current image.
     pub(in crate::backend) fn discard(&mut self) {
         self.images.discard();
         self.bytes = 0;

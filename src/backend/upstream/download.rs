@@ -1,24 +1,24 @@
-//! Fetches images that an upstream answers as URLs: at once, because such links die within minutes,
-//! without the key, and from no host and port that the settings don't name.
+//! Fetches images that an upstream returns as URLs: at once, because such links expire within minutes,
+//! without the key, and only from hosts and ports that the settings name.
 
 use reqwest::{Client, Response, StatusCode, header::LOCATION};
 use url::Url;
 
 use super::{BackendError, delivery::Delivery, error};
 
-/// Links that are meant to last lead on to the stored bytes; each step may go to allowed hosts only.
+/// Permanent links redirect to the stored bytes; every step must go to an allowed host.
 const REDIRECTS_MAX: usize = 3;
 const HTTPS_PORT: u16 = 443;
 
-/// Which URLs of an upstream's are called.
+/// Which URLs from an upstream may be called.
 pub(in crate::backend) struct DownloadRule {
     base_url: Url,
-    /// Names, and the port of each.
+    /// Host names, each with its port.
     hosts: Vec<(String, u16)>,
 }
 
 impl DownloadRule {
-    /// `hosts` are names, or `*.` and a name for all below it, and may have a port.
+    /// `hosts` are names, or `*.` and a name for all subdomains; each may have a port.
     pub(in crate::backend) fn new(base_url: &Url, hosts: &[String]) -> Self {
         Self {
             base_url: base_url.clone(),
@@ -33,16 +33,16 @@ impl DownloadRule {
         })
     }
 
-    /// The URL if it may be called; what is wrong with it.
+    /// The URL if it may be called. The error says what is wrong with it.
     pub(in crate::backend) fn check(&self, url: &str) -> Result<Url, String> {
         let Ok(url) = Url::parse(url) else {
-            return Err("is not a whole URL".to_owned());
+            return Err("is not an absolute URL".to_owned());
         };
         let host = url.host_str().unwrap_or_default();
         if !url.username().is_empty() || url.password().is_some() {
             return Err(format!("on {host} carries a user name"));
         }
-        // The very server that is spoken to anyway, even without encryption.
+        // The upstream itself is allowed, even without encryption.
         if url.origin() == self.base_url.origin() {
             return Ok(url);
         }
@@ -72,7 +72,7 @@ impl DownloadRule {
     }
 }
 
-/// A host as the settings have it. What else a host has on its other ports is nobody's business.
+/// Parses a host from the settings. Without a port it means 443 only: other ports may be other services.
 fn authority(host: &str) -> (String, u16) {
     let host = host.to_lowercase();
     let with_port = host.rsplit_once(':');
@@ -88,7 +88,7 @@ fn host_and_port(host: &str, port: u16) -> String {
     }
 }
 
-/// Hands on the image at `url`, if the rule allows it.
+/// Passes on the image at `url`, if the rule allows it.
 pub(in crate::backend) async fn fetch(
     client: &Client,
     rule: &DownloadRule,
@@ -105,11 +105,11 @@ pub(in crate::backend) async fn fetch(
         url = rule.allow(&location(&url, &response)?)?;
     }
     Err(BackendError::NoImage {
-        detail: format!("an image's url leads on more than {REDIRECTS_MAX} times"),
+        detail: format!("an image's url redirects more than {REDIRECTS_MAX} times"),
     })
 }
 
-/// Hands on the image that is the answer.
+/// Passes on the image in the response.
 pub(in crate::backend) async fn receive(
     mut response: Response,
     delivery: &mut Delivery<'_>,
@@ -133,13 +133,13 @@ pub(in crate::backend) async fn receive(
     delivery.finish().await
 }
 
-/// Where a redirect leads.
+/// The target of a redirect.
 fn location(from: &Url, response: &Response) -> Result<String, BackendError> {
     let named = response.headers().get(LOCATION);
     let named = named.and_then(|to| to.to_str().ok());
     let to = named.and_then(|to| from.join(to).ok());
     to.map(String::from).ok_or_else(|| BackendError::NoImage {
-        detail: "an image's url leads on to nowhere".to_owned(),
+        detail: "an image's url redirects without a valid location".to_owned(),
     })
 }
 
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn other_ports_only_where_the_server_itself_is() {
+    fn other_ports_only_if_configured() {
         let base = "https://api.example:8443/v1";
         assert!(allows(base, "https://api.example:8443/1.png"));
         assert!(allows(base, "https://api.example/1.png"));
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn http_only_to_the_server_that_is_spoken_to_over_http() {
+    fn http_only_to_an_upstream_that_is_itself_http() {
         let base = "http://127.0.0.1:1234/v1";
         assert!(allows(base, "http://127.0.0.1:1234/1.png"));
         assert!(!allows(base, "http://127.0.0.1:22/1.png"));

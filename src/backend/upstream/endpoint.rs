@@ -1,4 +1,4 @@
-//! Where an upstream is, and how it knows us.
+//! The address of an upstream, and how we authenticate.
 
 use reqwest::{
     Client, Method, RequestBuilder,
@@ -7,40 +7,43 @@ use reqwest::{
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-/// An upstream's address and key. The key goes to no other host: redirects are not followed, and
-/// requests are made from paths below the address, or to URLs held to a rule.
+/// An upstream's address and key. The key goes to no other host: redirects are not followed, and requests
+/// go only to paths below the address or to URLs that a rule allows.
 pub(in crate::backend) struct Endpoint {
     pub(in crate::backend) client: Client,
     base_url: Url,
     secret: SecretString,
-    /// `None`: an upstream without keys.
+    /// `None` if the upstream takes no key.
     header: Option<(HeaderName, HeaderValue)>,
 }
 
-/// How the key is shown.
+/// How the key is sent.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::backend) enum Scheme<'a> {
     /// In `Authorization`, after this word: `Bearer`, `Key`.
     Authorization(&'a str),
     /// In `Authorization`; the key is `user:password`.
     Basic,
-    /// Alone in a header of this name.
+    /// As the whole value of the header of this name.
     Header(&'a str),
 }
 
-/// Why settings can't be used.
+/// Why settings cannot be used.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 pub enum InvalidSetting {
+    /// `base_url` has another scheme.
     #[error("base_url must start with https:// or http://")]
     BaseUrl,
-    #[error("the header for the key has no name of a header")]
+    /// The configured name is not a header name.
+    #[error("the header for the key has an invalid name")]
     KeyHeader,
-    #[error("api_key may hold no line ends or other control characters")]
+    /// The key cannot be sent in a header.
+    #[error("api_key must not contain line breaks or other control characters")]
     ApiKey,
 }
 
 impl Endpoint {
-    /// An empty `secret` is none.
+    /// An empty `secret` means that no key is sent.
     pub(in crate::backend) fn open(
         client: Client,
         base_url: &Url,
@@ -58,13 +61,13 @@ impl Endpoint {
         })
     }
 
-    /// A request with the key, to `path` below the address; a query of the address's own
-    /// (`api-version=…`) stays.
+    /// A request with the key, to `path` below the address. The address's own query (`api-version=…`)
+    /// is kept.
     pub(in crate::backend) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.request_to(method, self.below(path))
     }
 
-    /// What `path` means below the address; its query goes behind the address's own.
+    /// The URL of `path` below the address; its query follows the address's own.
     pub(in crate::backend) fn below(&self, path: &str) -> Url {
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         let mut url = self.base_url.clone();
@@ -78,8 +81,8 @@ impl Endpoint {
         url
     }
 
-    /// A request with the key, to an address that was found to be the upstream's: nowhere else may the
-    /// key go.
+    /// A request with the key, to a URL that was verified to be the upstream's: the key must not go
+    /// anywhere else.
     pub(in crate::backend) fn request_to(&self, method: Method, url: Url) -> RequestBuilder {
         let request = self.client.request(method, url);
         match &self.header {
@@ -96,7 +99,7 @@ impl Endpoint {
         self.request(Method::POST, path)
     }
 
-    /// What may never be shown.
+    /// The key, for masking it in messages. It must never be shown.
     pub(in crate::backend) fn secret(&self) -> &str {
         self.secret.expose_secret()
     }

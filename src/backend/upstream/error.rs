@@ -1,4 +1,4 @@
-//! What an upstream's errors mean.
+//! Classifies an upstream's errors.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use serde_json::Value;
 use super::{BackendError, google, message};
 use crate::{backend::json_images::InvalidAnswer, failure::with_causes};
 
-/// Of an error's body; the rest is not read.
+/// The most that is read of an error's body.
 const BODY_BYTES_MAX: usize = 64 * 1024;
-/// A longer wait asked for is taken as this one.
+/// The longest wait that is honoured; a longer one is cut to this.
 const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
 
 const REFUSAL_CODES: [&str; 5] = [
@@ -26,34 +26,34 @@ const REFUSAL_CODES: [&str; 5] = [
 const REFUSAL_CODE_END: &str = "SensitiveContentDetected";
 const REFUSAL_PHRASE: &str = "safety system";
 
-/// How servers begin that answer 500 to what they cannot read.
+/// How the messages of servers begin that answer 500 to input they cannot read.
 const BAD_INPUT_STARTS: [&str; 2] = ["[json.exception", "Invalid encoded image"];
 
-/// Of a key that is no good, or of an account.
+/// Codes for an invalid key, or for an account that cannot be used.
 const CREDENTIALS_CODES: [&str; 5] = [
     "API_KEY_INVALID",
-    // Google's word for an account without billing, or in a country without the model.
+    // Google's code for an account without billing, or in a country where the model is not available.
     "FAILED_PRECONDITION",
     "insufficient_quota",
     "billing_hard_limit_reached",
     "billing_not_active",
 ];
 
-/// An upstream's error, in whatever shape it came.
+/// An upstream's error, in any of the known shapes.
 #[derive(Debug, Default)]
 pub(in crate::backend) struct UpstreamError {
-    /// Fit to be shown; empty if there was none.
+    /// Cleaned for showing; empty if there was none.
     pub(in crate::backend) message: String,
-    /// Its code, its type, and what Google says beside.
+    /// Its code, its type, and Google's status and reasons.
     names: Vec<String>,
-    /// Where it stands in the body.
+    /// Set only if the body contains a wait.
     retry_after: Option<Duration>,
 }
 
 impl UpstreamError {
-    /// Reads the value of `error`: an object, a list of them, or just a text.
+    /// Reads the value of `error`: an object, a list of objects, or a text.
     pub(in crate::backend) fn of_value(error: &Value, api_key: &str) -> Self {
-        // Of a list of faults the first is response.
+        // Of a list of errors, the first one counts.
         let error = error.get(0).unwrap_or(error);
         let text = |name: &str| match &error[name] {
             Value::String(text) => text.clone(),
@@ -79,7 +79,7 @@ impl UpstreamError {
         self.message.is_empty() && self.names.iter().all(String::is_empty)
     }
 
-    /// Whether it is called so, or says so.
+    /// Whether `word` is one of its names or part of its message, in any case.
     pub(in crate::backend) fn says(&self, word: &str) -> bool {
         let word = word.to_lowercase();
         let mut names = self.names.iter();
@@ -95,7 +95,7 @@ impl UpstreamError {
         named || self.message.to_lowercase().contains(REFUSAL_PHRASE)
     }
 
-    /// Whether the operator's key is no good, or the quota is used up.
+    /// Whether the operator's key is invalid, or the quota is used up.
     fn is_credentials(&self) -> bool {
         let names = &self.names;
         names
@@ -103,7 +103,7 @@ impl UpstreamError {
             .any(|name| CREDENTIALS_CODES.contains(&name.as_str()))
     }
 
-    /// Whether it is the load that the upstream complains of.
+    /// Whether the upstream reports too much load.
     fn is_overload(&self) -> bool {
         self.names.iter().any(|name| name == "UNAVAILABLE")
     }
@@ -112,8 +112,8 @@ impl UpstreamError {
         let Ok(body) = serde_json::from_slice::<Value>(body) else {
             return Self::default();
         };
-        // Beside OpenAI's shape there are servers that say `message` or `detail` (or a list of those,
-        // each with a `msg`), beside an `error` that is a mere code, or is all they say.
+        // Besides OpenAI's shape, some servers send `message` or `detail` (or a list of details, each with a
+        // `msg`), either alone or next to an `error` that is only a code.
         let found = [&body, &body["detail"], &body["error"]];
         let found = found.map(|value| Self::of_value(value, api_key));
         let refusal = found.iter().position(Self::is_refusal);
@@ -123,14 +123,14 @@ impl UpstreamError {
     }
 }
 
-/// An answer that is an error.
+/// An answer with an error status.
 pub(in crate::backend) struct ErrorResponse {
     pub(in crate::backend) status: StatusCode,
     pub(in crate::backend) retry_after: Option<Duration>,
     pub(in crate::backend) error: UpstreamError,
 }
 
-/// Reads an error's body and tells what it means.
+/// Reads an error's body and classifies it.
 pub(in crate::backend) async fn read(response: Response, api_key: &str) -> BackendError {
     read_error(response, api_key).await.classify()
 }
@@ -140,10 +140,10 @@ pub(in crate::backend) async fn read_error(mut response: Response, api_key: &str
     let status = response.status();
     let retry_after = retry_after(response.headers());
     let mut body = Vec::new();
-    // An error whose body breaks off is judged by what came of it.
+    // An error whose body is cut off is classified by the part that arrived.
     while let Ok(Some(chunk)) = response.chunk().await {
-        let room = BODY_BYTES_MAX - body.len();
-        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        let left = BODY_BYTES_MAX - body.len();
+        body.extend_from_slice(&chunk[..chunk.len().min(left)]);
         if body.len() == BODY_BYTES_MAX {
             break;
         }
@@ -157,13 +157,13 @@ pub(in crate::backend) async fn read_error(mut response: Response, api_key: &str
 }
 
 impl ErrorResponse {
-    /// What it means.
+    /// The class of this error.
     pub(in crate::backend) fn classify(self) -> BackendError {
         classify(self.status, self.retry_after, self.error)
     }
 }
 
-/// A request that was not answered, or an answer that broke off.
+/// Classifies a request that was not answered, or an answer that was cut off.
 pub(in crate::backend) fn transport(error: reqwest::Error) -> BackendError {
     if error.is_connect() {
         return not_reached(error);
@@ -171,14 +171,14 @@ pub(in crate::backend) fn transport(error: reqwest::Error) -> BackendError {
     interrupted(error)
 }
 
-/// A request that certainly did nothing.
+/// The error of a request that certainly had no effect.
 pub(in crate::backend) fn not_reached(error: reqwest::Error) -> BackendError {
     BackendError::Unreachable {
         detail: detail(error),
     }
 }
 
-/// Silence after the upstream may have begun to generate, however the connection failed.
+/// The error of a connection that failed in any way after the upstream may have started to generate.
 pub(in crate::backend) fn interrupted(error: reqwest::Error) -> BackendError {
     BackendError::OutcomeUnknown {
         detail: detail(error),
@@ -226,13 +226,13 @@ fn classify(
         408 | 409 => BackendError::Failed { detail },
         400..=499 => BackendError::Invalid { message },
         300..=399 => BackendError::Failed {
-            detail: format!("{detail}; base_url must lead there without a redirect"),
+            detail: format!("{detail}; base_url must not answer with a redirect"),
         },
         _ => BackendError::Failed { detail },
     }
 }
 
-/// The wait asked for: in milliseconds, in seconds, or as a date, which counts from the answer's own.
+/// The requested wait: in milliseconds, in seconds, or as a date, relative to the response's own `Date`.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
     let number = |name: &str| text(name)?.parse::<f64>().ok();
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_told_by_code_or_phrase() {
+    fn refusals_are_recognised_by_code_or_phrase() {
         let blocked = json!({"error": {"message": "No.", "type": "image_generation_user_error",
             "code": "moderation_blocked", "param": null}});
         let azure = json!({"created": 1, "error": {"code": "contentFilter", "message": "No."}});
@@ -295,7 +295,7 @@ mod tests {
         assert_eq!(class(429, &limited), expected);
         let overloaded = body(503, "UNAVAILABLE", json!([]));
         assert!(class(503, &overloaded).starts_with("RateLimited"));
-        // A key that is no good is a bad argument to Google.
+        // Google reports an invalid key as an invalid argument.
         let key = body(
             400,
             "INVALID_ARGUMENT",

@@ -1,8 +1,8 @@
-//! What the operator has sent to an upstream beside, or in place of, what a backend says.
+//! The operator's extra fields, which add to or replace the fields that a backend sends.
 
 use serde_json::{Map, Value};
 
-/// Lays the operator's fields over those of the same place, however deep they are.
+/// Merges `extra` into `content` at any depth; a field in `extra` wins.
 pub(in crate::backend) fn deep_merge(content: &mut Value, extra: &Map<String, Value>) {
     for (name, value) in extra {
         match value {
@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn extra_fields_go_as_deep_as_they_are() {
+    fn extra_fields_are_merged_at_any_depth() {
         let mut content = json!({"generationConfig": {"a": 1, "b": {"c": 2}}, "d": []});
         let extra = json!({"generationConfig": {"b": {"c": 3, "e": 4}}, "d": {"f": 5}, "g": 6});
         deep_merge(&mut content, extra.as_object().unwrap());

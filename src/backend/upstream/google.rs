@@ -1,4 +1,4 @@
-//! What Google's APIs say in an error beside its code and message: a status and details.
+//! What Google's APIs put in an error besides the code and the message: a status and details.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ pub(super) fn names(error: &Value) -> impl Iterator<Item = String> {
         .map(str::to_owned)
 }
 
-/// The wait asked for, written as `3.29s`.
+/// The requested wait, written as `3.29s`.
 pub(super) fn retry_delay(error: &Value) -> Option<Duration> {
     let delay = details(error).find_map(|detail| detail["retryDelay"].as_str())?;
     let seconds = delay.strip_suffix('s')?.parse().ok()?;
@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn details_are_read_as_far_as_they_are_there() {
+    fn missing_and_odd_details_are_ignored() {
         let error = json!({"code": 429, "message": "Slow.", "status": "RESOURCE_EXHAUSTED", "details": [
             {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "RATE_LIMIT_EXCEEDED"},
             {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "3.29s"}]});

@@ -1,5 +1,5 @@
-//! Sends inputs along with a request: as files of a form, or as base64 within JSON. They are read only as
-//! they are sent, so that no image is ever whole in memory.
+//! Sends inputs with a request: as files of a form, or as base64 in JSON. They are read only while they
+//! are sent, so no image is ever held whole in memory.
 
 use std::{
     io,
@@ -22,7 +22,7 @@ use serde_json::Value;
 use super::{BackendError, error};
 use crate::{backend::Input, ids};
 
-/// What went wrong while an input was read, which the HTTP client's own error doesn't tell.
+/// The error from reading an input, which the HTTP client's own error does not include.
 #[derive(Clone, Default)]
 pub(in crate::backend) struct ReadFault(Arc<Mutex<Option<io::Error>>>);
 
@@ -38,7 +38,7 @@ impl ReadFault {
     }
 }
 
-/// Sends a request whose inputs note their faults in `fault`.
+/// Sends a request whose inputs record their errors in `fault`.
 pub(in crate::backend) async fn send(
     request: RequestBuilder,
     fault: &ReadFault,
@@ -63,23 +63,23 @@ pub(in crate::backend) fn file(
         .map_err(error::transport)
 }
 
-/// A JSON body in which inputs stand as base64 of the standard alphabet, padded.
+/// A JSON body with inputs in it, as padded base64 of the standard alphabet.
 pub(in crate::backend) struct JsonBody<'a> {
     fault: &'a ReadFault,
-    /// Begins every placeholder. No client can guess it, so none can have an input sent elsewhere.
+    /// The start of every placeholder. No client can guess it, so no client can move an input.
     marker: String,
     inputs: Vec<(Input, Encoding)>,
 }
 
-/// How an input stands in JSON.
+/// How an input is written in JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::backend) enum Encoding {
     Base64,
-    /// `data:image/png;base64,` goes before it.
+    /// With a prefix such as `data:image/png;base64,`.
     DataUrl,
 }
 
-/// Of an input's number behind the marker.
+/// The digits of an input's number after the marker.
 const DIGITS: usize = 4;
 
 impl<'a> JsonBody<'a> {
@@ -91,7 +91,7 @@ impl<'a> JsonBody<'a> {
         }
     }
 
-    /// What stands for the input in the JSON that is sent; no name of a field.
+    /// Adds an input and returns its placeholder, to use as a value in the JSON, not as a field's name.
     pub(in crate::backend) fn input(&mut self, input: &Input, encoding: Encoding) -> Value {
         let placeholder = format!("{}{:0DIGITS$}", self.marker, self.inputs.len());
         self.inputs.push((input.clone(), encoding));
@@ -107,7 +107,7 @@ impl<'a> JsonBody<'a> {
             .body(Body::wrap_stream(bytes))
     }
 
-    /// How long the body is, and the body.
+    /// The body and its length.
     fn stream(&self, value: &Value) -> (u64, BoxStream<'static, io::Result<Bytes>>) {
         let text = value.to_string();
         let mut parts = text.split(&self.marker);
@@ -129,7 +129,7 @@ impl<'a> JsonBody<'a> {
     }
 }
 
-/// Streams one after the other, and how long they are together.
+/// Streams joined one after the other, and their total length.
 #[derive(Default)]
 struct Joined {
     length: u64,
@@ -144,7 +144,7 @@ impl Joined {
     }
 }
 
-/// The bytes of an input: just as many as it says, or an error.
+/// The bytes of an input. Fails if their number differs from the announced length.
 fn read(input: &Input, fault: &ReadFault) -> BoxStream<'static, io::Result<Bytes>> {
     let fault = fault.clone();
     let length = input.length;
@@ -163,12 +163,12 @@ fn read(input: &Input, fault: &ReadFault) -> BoxStream<'static, io::Result<Bytes
             }
             Ok(piece.unwrap_or_default())
         });
-    // A body of HTTP/1 takes an empty piece for its end.
+    // In an HTTP/1 body an empty piece means the end.
     let pieces = counted.try_filter(|bytes| std::future::ready(!bytes.is_empty()));
     pieces.map_err(move |error| fault.record(error)).boxed()
 }
 
-/// What comes, as base64: each piece as far as it makes whole quads, the last one padded.
+/// Encodes a stream as base64: each piece up to its last whole quad, the end with padding.
 fn encode(bytes: BoxStream<'static, io::Result<Bytes>>) -> BoxStream<'static, io::Result<Bytes>> {
     let mut left: Vec<u8> = Vec::with_capacity(3);
     let ended = stream::iter([Ok(None)]);
@@ -204,7 +204,7 @@ mod tests {
     use super::*;
     use crate::image::Format;
 
-    /// An input that comes in pieces of such lengths, and says that it has `length` bytes.
+    /// An input that arrives in pieces of the lengths `cuts` and announces `length` bytes.
     fn input(bytes: &[u8], cuts: &[usize], length: u64) -> Input {
         let mut left = bytes;
         let mut pieces = Vec::new();
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn inputs_stand_in_json_as_base64_whatever_their_cuts() {
+    async fn inputs_are_base64_in_json_however_they_are_cut() {
         for (length, cuts) in [
             (0, &[1][..]),
             (1, &[1]),
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_input_of_another_length_is_an_error_and_noted() {
+    async fn an_input_of_another_length_is_an_error_and_recorded() {
         for said in [9, 11] {
             let fault = ReadFault::default();
             let mut body = JsonBody::new(&fault);

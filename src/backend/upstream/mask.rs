@@ -1,15 +1,15 @@
-//! Takes out of a word what only the operator may know: keys, links, addresses, names of hosts, paths.
-//! What looks like one of them is masked, though it may be something else; words of people stay.
+//! Masks the parts of a word that only the operator may see: keys, links, addresses, host names, paths.
+//! Anything that looks like one of them is masked, even if it is something else; ordinary words stay.
 
 use std::net::{Ipv6Addr, SocketAddr};
 
-/// What stands around and between the parts that are judged.
+/// Characters around and between the parts that are checked.
 const BETWEEN: &str = "\"'`<>(){}[],;=|";
-/// What may stand at the ends of a part without being of it.
+/// Punctuation at the ends of a part that does not belong to it.
 const AT_ENDS: [char; 7] = ['.', ':', '!', '?', '*', '#', '&'];
-/// So many characters of a key's alphabet are a key, unless they are made of words.
+/// A run of this many characters of a key's alphabet is a key, unless it consists of words.
 const KEY_CHARS_MIN: usize = 20;
-/// The last parts of names that hosts have: those of private networks, and the usual public ones.
+/// The last labels of host names: those of private networks, and the common public ones.
 const HOST_ENDS: [&str; 52] = [
     "internal",
     "corp",
@@ -64,14 +64,14 @@ const HOST_ENDS: [&str; 52] = [
     "gg",
     "run",
 ];
-/// What stands before a colon and a large number without being a host.
+/// Words before a colon and a large number that are not hosts.
 const NAMES_OF_NUMBERS: [&str; 24] = [
     "width", "height", "size", "seed", "line", "column", "row", "char", "position", "offset",
     "index", "code", "error", "status", "limit", "max", "min", "tokens", "pixels", "steps",
     "bytes", "id", "count", "length",
 ];
 
-/// The word with `[key]` and the like in place of what is masked.
+/// The word with its private parts replaced by `[key]` and the like.
 pub(super) fn mask(word: &str) -> String {
     let bare = word.trim_matches(|c: char| c.is_ascii_punctuation() && !matches!(c, '[' | ':'));
     let bare = bare.trim_end_matches(':');
@@ -98,7 +98,7 @@ pub(super) fn mask(word: &str) -> String {
     masked
 }
 
-/// The part without what may stand at its ends; an IPv6 address may begin or end with colons of its own.
+/// The part without punctuation at its ends; an IPv6 address may begin or end with its own colons.
 fn core(part: &str) -> &str {
     let bare = part.trim_matches(|c| c != ':' && AT_ENDS.contains(&c));
     let cut = bare.strip_suffix(':').unwrap_or(bare);
@@ -107,8 +107,8 @@ fn core(part: &str) -> &str {
     addresses.next().unwrap_or(part.trim_matches(AT_ENDS))
 }
 
-/// Whether a character shows nothing, or changes how others are shown: Unicode's class Cf, and what is
-/// as invisible.
+/// Whether a character is invisible or changes how others are displayed: Unicode's class Cf, and other
+/// invisible characters.
 pub(super) fn is_invisible(c: char) -> bool {
     matches!(c,
         '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}'
@@ -129,7 +129,7 @@ fn kind(part: &str) -> Option<&'static str> {
     } else if is_path(part) {
         Some("[path]")
     } else if part.contains('/') {
-        // A host, and what is on it.
+        // A host with a path.
         let (host, _) = part.split_once('/')?;
         is_host(host).then_some("[link]")
     } else {
@@ -163,7 +163,7 @@ fn is_word(part: &str) -> bool {
     match digits {
         0 => part.len() < KEY_CHARS_MIN || capitals * 4 <= part.len(),
         _ if digits == part.len() => digits <= 8,
-        // As 1024x1024 and v2.
+        // Such as 1024x1024 and v2.
         _ => part.len() <= 9,
     }
 }
@@ -187,7 +187,7 @@ fn is_ipv6(text: &str) -> bool {
     address.parse::<Ipv6Addr>().is_ok()
 }
 
-/// As `[fe80::1%eth0]:80`, which no standard type takes.
+/// Such as `[fe80::1%eth0]:80`, which no standard type parses.
 fn is_zoned_socket(text: &str) -> bool {
     let inner = text.strip_prefix('[').and_then(|rest| rest.split_once(']'));
     inner.is_some_and(|(address, port)| {
@@ -210,7 +210,7 @@ fn is_path(part: &str) -> bool {
             .any(|piece| begins(piece) || is_file_in_folder(piece))
 }
 
-/// As `src/app/main.py`; `image/png` and `labs/flux-1.1` are none.
+/// Such as `src/app/main.py`, but not `image/png` or `labs/flux-1.1`.
 fn is_file_in_folder(text: &str) -> bool {
     let Some((_, name)) = text.rsplit_once('/') else {
         return false;

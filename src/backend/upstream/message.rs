@@ -1,14 +1,14 @@
-//! Makes an upstream's text fit to be shown: one short line, without what is none of a client's business.
+//! Makes an upstream's text safe to show: one short line, without anything that clients must not see.
 
 use super::mask;
 
-/// Of a message that is shown.
+/// The longest message that is shown, in characters.
 const CHARS_MAX: usize = 500;
 
-/// One line of at most 500 characters, with keys, links, addresses, names of hosts and paths taken out, and
-/// nothing in it that cannot be seen.
+/// Reduces `text` to one line of at most 500 characters, without keys, links, addresses, host names, paths
+/// and invisible characters.
 pub(in crate::backend) fn clean(text: &str, api_key: &str) -> String {
-    // Far more than is shown, so that a huge text costs no huge work.
+    // Far more than is shown, but bounded, so that a huge text takes little work.
     let visible = text.chars().take(CHARS_MAX * 8);
     let text: String = visible.filter(|&c| !mask::is_invisible(c)).collect();
     let text = match api_key {
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_for_clients_is_masked() {
+    fn private_details_are_masked() {
         for (said, shown) in [
             (
                 "connect to 10.1.2.3:8080 failed",
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_people_are_to_read_stays() {
+    fn ordinary_messages_stay() {
         for said in [
             "Your request was rejected by the safety system.",
             "Your request was rejected by the safety system. If you believe this is an error, contact us and \
@@ -126,7 +126,7 @@ mod tests {
         }
     }
 
-    /// What must not be shown, each with a kind of its own.
+    /// Secrets of every kind that must not be shown.
     fn secret() -> impl Strategy<Value = String> {
         let port = 1024_u16..;
         let address =
@@ -159,14 +159,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_secret_survives_wherever_it_stands(
+        fn no_secret_survives_in_any_position(
             before in "[a-z ]{0,12}",
             open in "[ (\"'`<=,;|{]|: |url=| \u{202e}|请",
             secret in secret(),
             close in "[ )\"'`>,;|}!?]|\\. |: |\u{200b} |。",
             hidden in 0_usize..40,
         ) {
-            // A character that nobody sees hides nothing from the mask.
+            // An invisible character hides nothing from the mask.
             let at = hidden % secret.len().max(1);
             let split = format!("{}\u{200d}{}", &secret[..at], &secret[at..]);
             for word in [&secret, &split] {

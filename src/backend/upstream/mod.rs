@@ -1,5 +1,5 @@
-//! What all backends share that speak HTTP to an upstream: what its errors mean, how inputs go
-//! along, how its images are handed on and fetched, and what of its words may be shown.
+//! Shared by all backends that speak HTTP to an upstream: what errors mean, how inputs are sent, how
+//! images are fetched and passed on, and which parts of an upstream's messages may be shown.
 
 pub(super) mod answer;
 pub(super) mod delivery;

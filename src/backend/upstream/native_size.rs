@@ -1,12 +1,12 @@
-//! The size that a model generates well: the number of pixels it was trained on, in the proportions asked for.
+//! The size that a model generates well: the pixel count it was trained on, in the requested proportions.
 
 use crate::image::ImageSize;
 
 #[derive(Clone, Copy, Debug)]
 pub(in crate::backend) struct NativeSize {
-    /// Of the square it was trained on; 0: it generates any size.
+    /// The side of the square it was trained on; 0 if it generates any size.
     pub(in crate::backend) side_px: u32,
-    /// What both sides must be a multiple of.
+    /// Both sides must be a multiple of this.
     pub(in crate::backend) step_px: u32,
 }
 
@@ -21,7 +21,7 @@ impl NativeSize {
         }
     }
 
-    /// The side that stands to the other one as `long` to `across`.
+    /// The side whose ratio to the other side is `long` to `across`.
     fn side(self, long: u32, across: u32) -> u32 {
         let [side, step] = [self.side_px, self.step_px.max(1)].map(u64::from);
         let exact = (side * side * u64::from(long) / u64::from(across.max(1))).isqrt();
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pixels_of_the_square_in_the_proportions_asked_for() {
+    fn the_size_has_the_pixels_of_the_square_and_the_requested_proportions() {
         let fit = |side_px, step_px, width, height| {
             let fitted = NativeSize { side_px, step_px }.fit(ImageSize { width, height });
             (fitted.width, fitted.height)

@@ -1,14 +1,14 @@
-//! Words that an upstream would not take for a prompt but for its controls, which are not the client's.
+//! Words in a prompt that an upstream would read as its own controls, which clients must not reach.
 
-/// What must not be in a prompt, and what stands in its place.
+/// Text that must not be in a prompt, and its replacement.
 pub(in crate::backend) type Replaced = (&'static str, &'static str);
 
-/// The name of the tags in which sd-server looks for settings.
+/// The name of the tag in which sd-server looks for settings.
 pub(in crate::backend) const SD_SERVER: Replaced = ("sd_cpp_extra_args", "sd cpp extra args");
-/// `LocalAI` takes what is behind it for what the image must not show.
+/// `LocalAI` reads the text after it as the negative prompt.
 pub(in crate::backend) const LOCALAI: Replaced = ("|", "/");
 
-/// None of the replacements brings up what it replaces.
+/// Applies the replacements. None of them creates text that another one replaces.
 pub(in crate::backend) fn without(prompt: &str, replaced: &[Replaced]) -> String {
     replaced
         .iter()

@@ -18,7 +18,7 @@ fn an_async_job_backend_has_one_description() {
         issues("profile = 'bfl'\nbase_url = 'ftp://h'\ndownload_hosts = ['*.a.example', 'a b']"),
         [
             "backends.a.base_url: must be an http:// or https:// URL without user, password, query and fragment",
-            "backends.a.download_hosts: \"a b\" is no host, one is like images.example.com",
+            "backends.a.download_hosts: \"a b\" is not a host, expected one like images.example.com",
         ]
     );
 }

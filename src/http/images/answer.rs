@@ -1,5 +1,5 @@
-//! The answers to a generation: a ticket, or the images' links, with the images themselves where
-//! they are wanted. Those are streamed from storage, never held whole.
+//! The responses to a generation: 202 with the task's id, or the images as links and, if requested, as base64.
+//! Base64 is streamed from storage; no image is held in memory whole.
 
 use std::error::Error;
 
@@ -28,7 +28,7 @@ use crate::{
     tasks::{Image, Outcome, Summary},
 };
 
-/// When a poll is worth while, at the earliest.
+/// `Retry-After` before the first poll.
 const POLL_AFTER_S: u32 = 2;
 
 /// 202: the task is accepted.
@@ -45,7 +45,7 @@ pub(super) fn ticket(app: &App, id: TaskId) -> Response {
     response
 }
 
-/// 200 with the images of a task, or the error that it ended with.
+/// 200 with the images of a task, or the error it ended with.
 pub(super) async fn images(
     app: &App,
     caller: &Caller,
@@ -86,13 +86,13 @@ fn with_links(app: &App, task: &Summary) -> Response {
     page::json(&json!({ "id": task.id, "created": task.created_at.timestamp(), "data": data }))
 }
 
-/// What is stored and charged cannot be read just now. Whoever asked for the images themselves does not look
-/// for links: they are told where the images will be.
+/// 503 for images that are stored and charged but cannot be read now. A client that asked for base64 does not
+/// look for links, so the error says where the images are.
 fn unreadable(task: &Summary, error: &StorageError) -> Response {
     tracing::error!(
         task.id = %task.id,
         error = error as &dyn Error,
-        "stored images could not be read for an answer"
+        "could not read stored images for a response"
     );
     let message = format!(
         "the image is stored but cannot be read at present: it is at /v1/images/tasks/{}",
@@ -103,11 +103,11 @@ fn unreadable(task: &Summary, error: &StorageError) -> Response {
         .into_response()
 }
 
-/// When stored images may be readable again.
+/// `Retry-After` while stored images cannot be read.
 const READ_RETRY_S: u32 = 5;
 
-/// The same JSON, with `b64_json` beside each `url`. All images are open, and the first is being read, before
-/// a status is sent.
+/// The same JSON as [`with_links`], with `b64_json` beside each `url`. Opens all images, and starts to read the
+/// first, before the status is sent.
 async fn with_images(app: &App, task: &Summary) -> Result<Response, StorageError> {
     let mut length = 0;
     let mut pieces: Vec<BoxStream<'static, Result<Bytes, StorageError>>> = Vec::new();
@@ -160,7 +160,7 @@ async fn open(storage: &Storage, image: &Image) -> Result<SteadyRead, StorageErr
     storage.read_steadily(key).await
 }
 
-/// A stored image in base64, piece by piece as it is read.
+/// Encodes a stored image as base64 while it is read.
 fn base64(read: SteadyRead) -> BoxStream<'static, Result<Bytes, StorageError>> {
     let ends = read
         .into_stream()
@@ -175,7 +175,7 @@ fn base64(read: SteadyRead) -> BoxStream<'static, Result<Bytes, StorageError>> {
         .boxed()
 }
 
-/// Encodes whole groups of three bytes; what is left over waits for the next piece. `None` is the end.
+/// Encodes whole groups of three bytes and carries the rest over to the next piece; `None` ends the image.
 fn encode(carry: &mut Vec<u8>, piece: Option<Bytes>) -> Bytes {
     let Some(piece) = piece else {
         return base64_simd::STANDARD
@@ -209,7 +209,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_encode_as_the_whole_does(pieces: Vec<Vec<u8>>) {
+        fn pieces_encode_like_the_whole(pieces: Vec<Vec<u8>>) {
             let mut carry = Vec::new();
             let mut encoded = Vec::new();
             for piece in &pieces {

@@ -1,5 +1,5 @@
-//! `POST /v1/images/generations` and `/edits`: the same operation. Waiting for the images is the same
-//! as not waiting, and then waiting.
+//! `POST /v1/images/generations` and `/edits`, which are the same operation. A synchronous request submits a
+//! task like an asynchronous one, and then waits for it.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -31,16 +31,17 @@ use crate::{
 };
 
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
-/// A task ends at its deadline; that it has may be heard of so much later.
+/// How long after its deadline the end of a task may still be reported.
 const END_GRACE: Duration = Duration::from_secs(8);
 
+/// The query of a generation request.
 #[derive(Deserialize)]
 pub(in crate::http) struct Wanted {
     #[serde(rename = "async")]
     is_async: Option<String>,
 }
 
-/// Waits for the images, unless `?async=1` says not to.
+/// Waits for the images, unless the query contains `async=1`.
 pub(in crate::http) async fn generate(
     State(app): State<App>,
     Admitted(caller): Admitted,
@@ -52,7 +53,7 @@ pub(in crate::http) async fn generate(
         return generate_async(State(app), Admitted(caller), request).await;
     }
     if app.shutdown.has_begun() {
-        return Err(ending());
+        return Err(shutting_down());
     }
     let repeat = repeat(request.headers())?;
     app.storage.usable()?;
@@ -62,7 +63,7 @@ pub(in crate::http) async fn generate(
     answer::images(&app, &caller, response_format, &task).await
 }
 
-/// Answers with a ticket at once.
+/// Submits the task and returns 202 with its id.
 pub(in crate::http) async fn generate_async(
     State(app): State<App>,
     Admitted(caller): Admitted,
@@ -88,7 +89,7 @@ async fn submit_and_wait(
     let _waits = app
         .sync_waiters
         .enter(caller.account_id, own_max, all_max)?;
-    // Before it can end.
+    // Subscribe before the task can end.
     let mut subscription = app.waiters.subscribe(id);
     let task = match submit(app, caller, validated, repeat, id, Mode::Sync).await? {
         Submitted::New(id) => id,
@@ -101,7 +102,7 @@ async fn submit_and_wait(
     let longest = app.config.tasks.deadline() + END_GRACE;
     match subscription.ended(longest).await {
         Waited::Ended(task) => Ok(task),
-        Waited::Dismissed => Err(ending()),
+        Waited::Dismissed => Err(shutting_down()),
         Waited::TooLong => Err(ApiError::unknown_end(task)),
     }
 }
@@ -114,9 +115,9 @@ async fn submit(
     id: TaskId,
     mode: Mode,
 ) -> Result<Submitted, ApiError> {
-    // A shared database may have another gateway that takes the task; a private one ends with this process.
+    // With a shared database, another replica can run the task; a private database stops with this process.
     if app.shutdown.has_begun() && app.config.database.url.is_none() {
-        return Err(ending());
+        return Err(shutting_down());
     }
     let ValidatedRequest {
         request,
@@ -147,12 +148,12 @@ async fn submit(
     Ok(submitted?)
 }
 
-fn ending() -> ApiError {
+fn shutting_down() -> ApiError {
     ApiError::unavailable("the gateway is shutting down", 1)
 }
 
-/// Where it can be begun at once: nobody waits before it, its model has no limit that the queue has to keep,
-/// and some route's circuit is closed.
+/// A slot, if the task can start at once: a slot is free, no task is queued, the model has no limit for the queue
+/// to enforce, and the circuit of at least one route is closed.
 fn free_slot(app: &App, request: &tasks::Request) -> Option<Slot> {
     if app.shutdown.has_begun() {
         return None;
@@ -167,7 +168,7 @@ fn free_slot(app: &App, request: &tasks::Request) -> Option<Slot> {
     Some(Slot { permit, route })
 }
 
-/// Whether a request says that it may be a repeat of an earlier one.
+/// Whether the headers mark the request as a possible repeat; 400 if `Idempotency-Key` is invalid.
 fn repeat(headers: &HeaderMap) -> Result<Repeat, ApiError> {
     if let Some(key) = headers.get("idempotency-key") {
         let refuse = || {

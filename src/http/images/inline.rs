@@ -1,18 +1,18 @@
-//! Images inside a request, as `data:image/*;base64,…` URLs: decoded from where they stand in the body,
-//! piece by piece, so that no copy of one is made.
+//! Images inside a request as `data:image/*;base64,…` URLs: decoded from the body piece by piece, without a
+//! copy of the whole image.
 
 use bytes::Bytes;
 
 use super::sources::Text;
 
-/// What is decoded at once, in characters of base64. A multiple of four: each piece decodes by itself.
+/// Base64 characters per piece. A multiple of four, so that each piece can be decoded separately.
 const PIECE_CHARS: usize = 64 << 10;
 
-/// The bytes of the image in a data URL, piece by piece. `None`: it is no such URL. A piece that is
-/// `None` is no base64.
+/// The image in a data URL, decoded piece by piece. `None` if the text is not such a URL. A piece is `None` if it
+/// is not valid base64.
 ///
-/// Line breaks and spaces between the characters are passed over, padding may be missing, and both
-/// alphabets are read, as lenient decoders of other gateways do.
+/// Skips whitespace, accepts missing padding, and reads both base64 alphabets, as the lenient decoders of other
+/// gateways do.
 pub(super) fn pieces(
     url: &Text,
 ) -> Option<impl Iterator<Item = Option<Bytes>> + Send + Unpin + use<>> {
@@ -28,9 +28,9 @@ pub(super) fn pieces(
 
 struct Pieces {
     data: Text,
-    /// How far it is read.
+    /// The read position.
     at: usize,
-    /// Whether its padding has begun.
+    /// Whether padding was read.
     padded: bool,
 }
 
@@ -41,7 +41,7 @@ impl Iterator for Pieces {
         let mut chars = Vec::with_capacity(PIECE_CHARS.min(self.data.bytes().len() - self.at));
         while chars.len() < PIECE_CHARS {
             match self.char() {
-                // At the end, and nowhere else.
+                // Padding is valid only at the end.
                 Some(Ok(b'=')) => self.padded = true,
                 Some(Ok(char)) if !self.padded => chars.push(char),
                 Some(Ok(_) | Err(NotBase64)) => return Some(None),
@@ -78,7 +78,7 @@ impl Pieces {
         }
     }
 
-    /// What stands behind a backslash in JSON: many encoders write a slash as `\/`.
+    /// Reads a JSON escape after its backslash. Many encoders write a slash as `\/`.
     fn escaped(&mut self) -> Option<u8> {
         Some(match self.byte()? {
             b'n' => b'\n',
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
     use crate::http::images::{sources::Source, wire::Fields};
 
-    /// What a data URL in a JSON body holds.
+    /// The bytes of a data URL in a JSON body.
     fn decoded(url: &str) -> Option<Vec<u8>> {
         let body = Bytes::from(format!(r#"{{"image":"{url}"}}"#));
         let fields = Fields::from_json(&body, 16).unwrap();
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn images_of_any_length_are_decoded_in_all_spellings() {
+    fn images_of_any_length_are_decoded_in_every_spelling() {
         for length in [1, 2, 3, 49_151, 49_152, 49_153, 200_000] {
             let bytes: Vec<u8> = (0..length).map(|i: u32| (i * 7 % 251) as u8).collect();
             let base64 = base64_simd::STANDARD.encode_to_string(&bytes);
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_base64_is_told() {
+    fn invalid_base64_is_detected() {
         for url in [
             "data:image/png;base64,@@@@",
             "data:image/png;base64,A",

@@ -1,4 +1,4 @@
-//! Images: asking for them, and for the tasks that generate them.
+//! The image endpoints: generations, edits and their tasks.
 
 mod answer;
 mod generate;

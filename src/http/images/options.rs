@@ -1,30 +1,33 @@
-//! The fields of a request that only some backends know (`background`, `style`, `negative_prompt`, …).
-//! Those that no backend of the model reads are ignored and kept nowhere.
+//! Request fields that only some backends support (`background`, `style`, `negative_prompt`, …). Fields that no
+//! backend of the model reads are ignored and not stored.
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
 use crate::{backend::catalog::Model, http::error::ApiError};
 
-/// Of the value of one field. Prompts and references have limits of their own.
+/// Maximum size of one field's value. Prompts and references have their own limits.
 pub(super) const VALUE_BYTES_MAX: usize = 4096;
-/// Of all that is kept of one request.
+/// Maximum total size of the options kept of one request.
 const OPTIONS_BYTES_MAX: usize = 64 << 10;
 
-/// The fields that the gateway itself does not know, in the order they came.
+/// The fields that the gateway itself does not interpret, in the order they arrived.
 #[derive(Debug, Default)]
 pub(super) struct Options(Vec<(String, Given)>);
 
-/// A value, not yet read.
+/// A value, not yet parsed.
 #[derive(Debug)]
 pub(super) enum Given {
+    /// A JSON value.
     Json(Bytes),
-    /// Of a form.
+    /// A text part of a form.
     Text(Bytes),
+    /// A value over the limit, not kept.
     TooLong,
 }
 
 impl Given {
+    /// A JSON value, kept unless it is too long.
     pub(super) fn json(value: Bytes) -> Self {
         if value.len() > VALUE_BYTES_MAX {
             Self::TooLong
@@ -33,7 +36,7 @@ impl Given {
         }
     }
 
-    /// `None` if it is nothing that can be stored: no error is worth a task.
+    /// Parses the value. `None` if it cannot be stored: such an option is dropped instead of failing the request.
     fn read(&self) -> Option<Value> {
         let value = match self {
             Self::Json(value) => serde_json::from_slice(value).ok()?,
@@ -52,11 +55,12 @@ impl Given {
 }
 
 impl Options {
+    /// Adds a field.
     pub(super) fn push(&mut self, name: &str, given: Given) {
         self.0.push((name.to_owned(), given));
     }
 
-    /// Those that some backend of the model reads.
+    /// The options that at least one backend of the model reads; 400 if one or all of them are too long.
     pub(super) fn read_by(&self, model: &Model) -> Result<Map<String, Value>, ApiError> {
         let mut options = Map::new();
         let mut length = 0;
@@ -82,7 +86,7 @@ impl Options {
     }
 }
 
-/// Forms have no types: what reads as a number or a boolean is one.
+/// Forms have no types, so a text that parses as a number or a boolean becomes one.
 fn plain_value(text: &str) -> Value {
     match serde_json::from_str(text) {
         Ok(value @ (Value::Number(_) | Value::Bool(_))) => value,
@@ -90,7 +94,7 @@ fn plain_value(text: &str) -> Value {
     }
 }
 
-/// PostgreSQL's JSON has no character NUL.
+/// PostgreSQL's JSON cannot store the character NUL.
 fn has_nul(value: &Value) -> bool {
     match value {
         Value::String(text) => text.contains('\0'),
@@ -117,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn forms_and_json_mean_the_same_values() {
+    fn forms_and_json_give_the_same_values() {
         assert_eq!(text("80"), Some(json!(80)));
         assert_eq!(text("true"), Some(json!(true)));
         assert_eq!(text("opaque"), Some(json!("opaque")));
@@ -127,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_stored_is_left_out() {
+    fn values_that_cannot_be_stored_are_dropped() {
         for value in [
             r#""a\u0000b""#,
             r#"{"a":["\u0000"]}"#,

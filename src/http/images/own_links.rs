@@ -1,5 +1,5 @@
-//! Links of this gateway's own: recognised whatever their scheme, and read from storage, never over the
-//! network.
+//! References that are links of this gateway: recognised with either scheme, and read from storage, never over
+//! the network.
 
 use url::Url;
 
@@ -12,7 +12,7 @@ use crate::{
     uploads,
 };
 
-/// What one of our links names.
+/// The target of a link of this gateway.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::http) enum GatewayUrl {
     /// `/f/image/{name}`
@@ -24,20 +24,24 @@ pub(in crate::http) enum GatewayUrl {
 /// The parts of a result link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::http) struct FilePath {
+    /// The model's name, which may contain slashes.
     pub model: String,
+    /// The day of the task, as `YYYYMMDD`.
     pub date: String,
+    /// The random id in the link, separate from the task's id.
     pub file_id: FileId,
-    /// From 1.
+    /// The image's position in the task, from 1.
     pub seq: usize,
+    /// The format's file extension.
     pub extension: String,
 }
 
 impl GatewayUrl {
-    /// `None` if the address is none of ours.
+    /// Parses a link; `None` if the address does not belong to this gateway.
     pub(in crate::http) fn parse(public_url: &str, text: &str) -> Option<Self> {
         let (public, given) = (Url::parse(public_url).ok()?, Url::parse(text.trim()).ok()?);
         let http = matches!(given.scheme(), "http" | "https");
-        // A public https://host is the same as http://host: whatever proxy stands before us.
+        // https://host and http://host are the same gateway, since a proxy may terminate TLS.
         let port = |url: &Url| url.port().filter(|port| !matches!(port, 80 | 443));
         if !http || given.host() != public.host() || port(&given) != port(&public) {
             return None;
@@ -58,6 +62,7 @@ impl GatewayUrl {
 }
 
 impl FilePath {
+    /// Parses the parts of a path; `None` unless they are in canonical form.
     pub(in crate::http) fn parse(model: &str, date: &str, file: &str) -> Option<Self> {
         let (stem, extension) = file.rsplit_once('.')?;
         let (file_id, seq) = stem.rsplit_once('-')?;
@@ -68,12 +73,12 @@ impl FilePath {
             seq: seq.parse().ok()?,
             extension: extension.to_owned(),
         };
-        // No other spelling of the id or the number: an image has one link.
+        // Refuse other spellings of the id or the number: each image has exactly one link.
         let same = format!("{}-{}.{extension}", path.file_id, path.seq) == file;
         same.then_some(path)
     }
 
-    /// The image it names, if everything in it is right.
+    /// The image that the path names; `None` unless every part matches.
     pub(in crate::http) async fn find(&self, app: &App) -> Result<Option<Image>, ApiError> {
         let task = async {
             let mut conn = db::acquire(&app.pool).await?;
@@ -94,7 +99,7 @@ impl FilePath {
     }
 }
 
-/// What one of our links stands for, as a task's reference.
+/// Resolves a link of this gateway to a stored reference; 400 if its target does not exist or has expired.
 pub(super) async fn reference(app: &App, link: GatewayUrl) -> Result<Reference, ApiError> {
     let gone = || ApiError::bad_request("a reference is a link of this gateway that names nothing");
     let (object, format, bytes) = match link {
@@ -131,7 +136,7 @@ mod tests {
     const PUBLIC: &str = "https://img.example.com/easel";
 
     #[test]
-    fn own_links_are_recognised_whatever_their_scheme() {
+    fn own_links_are_recognised_with_either_scheme() {
         for scheme in ["http", "https"] {
             let link = format!("{scheme}://img.example.com/easel/f/image/1-a-b.png");
             assert_eq!(
@@ -148,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn other_addresses_are_not_ours() {
+    fn other_addresses_are_not_own_links() {
         for other in [
             "https://img.example.com.evil.net/easel/f/image/x",
             "https://img.example.com:8443/easel/f/image/x",

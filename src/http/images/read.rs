@@ -1,4 +1,4 @@
-//! Reading a generation request, whatever form it comes in.
+//! Reads a generation request from a JSON body or a form.
 
 use axum::{
     extract::Request,
@@ -24,10 +24,10 @@ use crate::{
     },
 };
 
-/// Of a form: beside the images, clients send about twenty fields.
+/// Maximum number of parts in a form. Clients send about twenty fields besides the images.
 const PARTS_MAX: usize = 64;
 
-/// Reads and checks a request; images that came inside it are stored.
+/// Reads and validates a request, and stores the images in its body.
 pub(super) async fn read(
     app: &App,
     caller: &Caller,
@@ -41,7 +41,7 @@ pub(super) async fn read(
         .to_owned();
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
     let mut inputs = StoredInputs::default();
-    // What is held is held until the images in it are stored.
+    // Keeps the body's memory charged until the images in it are stored.
     let (fields, _holding) = if media_type.eq_ignore_ascii_case("multipart/form-data") {
         form(app, caller, request, &content_type, &mut inputs).await?
     } else if is_json(media_type) {
@@ -55,7 +55,7 @@ pub(super) async fn read(
     ValidatedRequest::resolve(app, caller, fields, inputs).await
 }
 
-/// `curl -d` without a header says that JSON is a form.
+/// Accepts form and text types too, since `curl -d` without a header sends JSON as a URL-encoded form.
 fn is_json(media_type: &str) -> bool {
     let media_type = media_type.to_ascii_lowercase();
     media_type == "application/json"
@@ -116,7 +116,7 @@ async fn form(
     Ok((fields, holding))
 }
 
-/// A text part, as far as it may be long: what comes behind that is passed over.
+/// Reads a text part up to its limit. The rest of a longer part is skipped.
 async fn text(
     app: &App,
     form: &mut Form,

@@ -11,7 +11,7 @@ use crate::{
     tasks::{Outcome, Status, Summary},
 };
 
-/// A task, as polling and lists show it.
+/// A task in the format of polls and lists.
 #[derive(Debug, Serialize)]
 pub(super) struct TaskObject {
     id: String,
@@ -37,6 +37,7 @@ pub(super) struct TaskObject {
 }
 
 impl TaskObject {
+    /// Renders a task; a failed one includes the error that a synchronous request would get.
     pub(super) fn new(app: &App, task: &Summary) -> Self {
         let links = links(task, &app.public_url);
         let error = error_body(task);

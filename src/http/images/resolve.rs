@@ -1,5 +1,5 @@
-//! From what was sent to what is to be generated: every field checked once, images that came inside the
-//! request stored, our own links turned into what they stand for.
+//! Turns request fields into a valid request: validates every field once, stores the images in the request, and
+//! resolves links of this gateway to stored references.
 
 use axum::http::StatusCode;
 use futures_util::{StreamExt, stream};
@@ -31,25 +31,32 @@ use crate::{
     tasks::{Reference, Request},
 };
 
-/// A valid request, and how its answer is wanted.
+/// A valid request, and the requested response format.
 #[derive(Debug)]
 pub(super) struct ValidatedRequest {
+    /// The request, ready to be submitted as a task.
     pub request: Request,
-    /// What of it is in storage, and is deleted unless the request is accepted.
+    /// Its stored images, which are deleted unless the request is accepted.
     pub inputs: StoredInputs,
+    /// The price of one image.
     pub unit_price: Cny,
+    /// How the client asked for the images.
     pub response_format: ResponseFormat,
 }
 
+/// The field `response_format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ResponseFormat {
+    /// Not sent, or empty.
     Unsaid,
+    /// `url`.
     Url,
+    /// `b64_json`.
     B64Json,
 }
 
 impl ValidatedRequest {
-    /// What is cheap to check comes first, so that nothing is stored for a request that is refused.
+    /// Validates the fields. Cheap checks come first, so that nothing is stored for a request that they refuse.
     pub(super) async fn resolve(
         app: &App,
         caller: &Caller,
@@ -58,7 +65,7 @@ impl ValidatedRequest {
     ) -> Result<Self, ApiError> {
         let catalog = app.catalog();
         let model = model(&catalog, fields.model.as_deref())?;
-        no_stream(&fields)?;
+        check_stream(&fields)?;
         let prompt = prompt(fields.prompt)?;
         let n = count(fields.n.as_ref(), model.settings.n_max)?;
         let (ratio, resolution, size) = image::resolve_size(
@@ -67,17 +74,17 @@ impl ValidatedRequest {
         )?;
         let quality = Quality::parse(given(fields.quality.as_ref()))?;
         let response_format = response_format(fields.response_format.as_deref())?;
-        few_enough(app, fields.references.given)?;
+        check_reference_count(app, fields.references.given)?;
         let needs = Requirements {
             references: fields.references.given,
             mask: fields.mask.is_some(),
         };
-        able(model, needs)?;
+        check_capabilities(model, needs)?;
         let options = fields.options.read_by(model)?;
         let unit_price = unit_price(&model.settings, quality);
         let sources = fields.references.list.iter().chain(&fields.mask);
         if sources.into_iter().any(Source::is_inline) {
-            affordable(app, caller, unit_price * u32::from(n)).await?;
+            check_balance(app, caller, unit_price * u32::from(n)).await?;
         }
         let mut references = Vec::with_capacity(fields.references.list.len());
         for source in fields.references.list {
@@ -108,17 +115,17 @@ impl ValidatedRequest {
     }
 }
 
-/// What can be told of a form before one more of its files is stored: its other fields may still come.
+/// The checks of a form that are possible before one more file is stored. Its other fields may still follow.
 pub(super) async fn before_file(
     app: &App,
     caller: &Caller,
     fields: &Fields,
     name: &str,
 ) -> Result<(), ApiError> {
-    no_stream(fields)?;
+    check_stream(fields)?;
     let is_first = fields.references.given == 0 && fields.mask.is_none();
     if !wire::is_mask(name) {
-        few_enough(app, fields.references.given + 1)?;
+        check_reference_count(app, fields.references.given + 1)?;
     }
     let catalog = app.catalog();
     let cheapest = |model: &Model| {
@@ -135,14 +142,14 @@ pub(super) async fn before_file(
         None => catalog.models().map(cheapest).min().unwrap_or_default(),
     };
     if is_first {
-        affordable(app, caller, price).await?;
+        check_balance(app, caller, price).await?;
     }
     Ok(())
 }
 
-/// A look at the balance, so that nothing is stored for a request that cannot be paid. What is granted is
-/// decided at the hold.
-async fn affordable(app: &App, caller: &Caller, cost: Cny) -> Result<(), ApiError> {
+/// Checks the balance, so that nothing is stored for a request that the account cannot pay. The hold decides
+/// finally.
+async fn check_balance(app: &App, caller: &Caller, cost: Cny) -> Result<(), ApiError> {
     let available = async {
         let mut conn = db::acquire(&app.pool).await?;
         accounts::store::available(&mut conn, caller.account_id).await
@@ -155,7 +162,7 @@ async fn affordable(app: &App, caller: &Caller, cost: Cny) -> Result<(), ApiErro
     }
 }
 
-fn no_stream(fields: &Fields) -> Result<(), ApiError> {
+fn check_stream(fields: &Fields) -> Result<(), ApiError> {
     if fields.wants_stream {
         let message = "stream is not available yet: leave it out, or send false";
         return Err(ApiError::field("stream", message));
@@ -163,7 +170,7 @@ fn no_stream(fields: &Fields) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn few_enough(app: &App, given: usize) -> Result<(), ApiError> {
+fn check_reference_count(app: &App, given: usize) -> Result<(), ApiError> {
     let count_max = app.config.references.count_max;
     if given > count_max {
         let message = format!("{given} reference images given, allowed are {count_max}");
@@ -172,15 +179,15 @@ fn few_enough(app: &App, given: usize) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Forms send fields that were left empty.
+/// Treats blank fields as not sent: forms include fields that were left empty.
 fn given(field: Option<&String>) -> Option<&str> {
     field
         .map(|text| text.trim())
         .filter(|text| !text.is_empty())
 }
 
-/// Whether some route of the model takes what comes along.
-fn able(model: &Model, needs: Requirements) -> Result<(), ApiError> {
+/// Checks that at least one route of the model accepts the references and the mask.
+fn check_capabilities(model: &Model, needs: Requirements) -> Result<(), ApiError> {
     let name = &model.name;
     let capabilities = model
         .routes()
@@ -317,7 +324,7 @@ async fn inline(
     let pieces = inline::pieces(url).ok_or_else(invalid)?;
     let pieces = pieces.map(|piece| piece.ok_or_else(invalid));
     let pieces = stream::iter(pieces).then(async |piece| {
-        // Decoding is work: others have their turn in between.
+        // Decoding takes CPU time: yields to other tasks between pieces.
         tokio::task::consume_budget().await;
         piece
     });

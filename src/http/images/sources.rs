@@ -1,5 +1,5 @@
-//! Where the images of a request come from: found in all the spellings that clients have for them, and
-//! counted while they are read. What is kept of one is where it stands in the body.
+//! The image sources of a request: accepts every spelling that clients use, and counts sources while reading.
+//! A source is kept as a slice of the body, not as a copy.
 
 use std::borrow::Cow;
 
@@ -12,44 +12,46 @@ use serde_json::value::RawValue;
 
 use crate::{http::error::ApiError, tasks::StoredReference};
 
-/// Of an address. A data URL is no address: its image is taken out of it.
+/// Maximum length of an address. It does not apply to data URLs, whose images are decoded.
 pub(super) const URL_BYTES_MAX: usize = 8 << 10;
 
-/// The images of a request, as far as they may be taken.
+/// The image sources of a request, up to a maximum count.
 #[derive(Debug)]
 pub(super) struct Sources {
+    /// The first sources, up to the maximum.
     pub list: Vec<Source>,
-    /// How many there were, whether or not they are in the list.
+    /// The number of sources in the request, including those not in the list.
     pub given: usize,
     count_max: usize,
 }
 
-/// Where an image comes from.
+/// The source of one image.
 #[derive(Debug)]
 pub(super) enum Source {
-    /// An address, or a `data:` URL.
+    /// An address or a `data:` URL.
     Text(Text),
-    /// A file of the form, stored already.
+    /// A file part of a form, already stored.
     File(StoredReference),
 }
 
-/// A text, where it stands in the body.
+/// A string as a slice of the body.
 #[derive(Clone, Debug)]
 pub(super) struct Text {
     /// UTF-8, without quotation marks.
     bytes: Bytes,
-    /// Whether it has JSON's escapes in it.
+    /// Whether it contains JSON escapes.
     pub is_escaped: bool,
 }
 
 impl Source {
-    /// Whether its image came inside the request and is not stored yet.
+    /// Whether it is a data URL, whose image is not stored yet.
     pub(super) fn is_inline(&self) -> bool {
         matches!(self, Self::Text(text) if text.is_data_url())
     }
 }
 
 impl Sources {
+    /// No sources yet; keeps at most `count_max`.
     pub(super) fn new(count_max: usize) -> Self {
         Self {
             list: Vec::new(),
@@ -58,6 +60,7 @@ impl Sources {
         }
     }
 
+    /// Counts a source, and keeps it unless the list is full.
     pub(super) fn push(&mut self, source: Source) {
         self.given += 1;
         if self.list.len() < self.count_max {
@@ -65,7 +68,7 @@ impl Sources {
         }
     }
 
-    /// Takes a value of a JSON body: a string, an object with `url` or `image_url`, or a list of those.
+    /// Adds the value of a JSON field: a string, an object with `url` or `image_url`, or a list of those.
     pub(super) fn take_json(
         &mut self,
         name: &str,
@@ -85,7 +88,7 @@ impl Sources {
             .unwrap_or_else(|_| Err(not_an_image(name)))
     }
 
-    /// Takes a text part of a form: an address, or what a JSON body would have in its place.
+    /// Adds a text part of a form: an address, or the JSON that [`Sources::take_json`] accepts.
     pub(super) fn take_form(&mut self, name: &str, text: Bytes) -> Result<(), ApiError> {
         let first = text.iter().find(|byte| !byte.is_ascii_whitespace());
         if let Some(b'[' | b'{') = first {
@@ -107,7 +110,7 @@ impl Sources {
             _ => return Err(not_an_image(name)),
         };
         let text = Text::of_json(body, url).ok_or_else(|| not_an_image(name))?;
-        // Clients send an empty string where there is no image.
+        // Some clients send an empty string for no image.
         if !text.bytes.is_empty() {
             self.push(Source::Text(text));
         }
@@ -123,7 +126,7 @@ impl Text {
         }
     }
 
-    /// `None` if the value is no string.
+    /// The text of a JSON string; `None` if the value is not a string.
     fn of_json(body: &Bytes, value: &RawValue) -> Option<Self> {
         let inner = value.get().strip_prefix('"')?.strip_suffix('"')?;
         Some(Self {
@@ -132,15 +135,16 @@ impl Text {
         })
     }
 
+    /// Whether it starts with `data:`.
     pub(super) fn is_data_url(&self) -> bool {
         self.bytes
             .get(..5)
             .is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"data:"))
     }
 
-    /// What stands before the comma of a data URL, and what after it.
+    /// The parts of a data URL before and after its comma.
     pub(super) fn split_data_url(&self) -> Option<(String, Self)> {
-        /// Of `data:image/png;base64`, whatever parameters there are in between.
+        /// Maximum length of the part before the comma, such as `data:image/png;base64`, with its parameters.
         const HEAD_BYTES_MAX: usize = 256;
         let searched = &self.bytes[..self.bytes.len().min(HEAD_BYTES_MAX)];
         let comma = memchr::memchr(b',', searched)?;
@@ -155,12 +159,12 @@ impl Text {
         Some((head.read()?.into_owned(), data))
     }
 
-    /// As an address; `None` if it is too long for one.
+    /// The text as an address; `None` if it is too long.
     pub(super) fn address(&self) -> Option<Cow<'_, str>> {
         (self.bytes.len() <= URL_BYTES_MAX).then(|| self.read())?
     }
 
-    /// As it stands in the body.
+    /// The bytes as they are in the body, with any escapes.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -176,7 +180,7 @@ impl Text {
     }
 }
 
-/// Reads a JSON list without keeping more of it than is taken.
+/// Reads a JSON list, and keeps only the sources that [`Sources::push`] keeps.
 struct List<'a> {
     name: &'a str,
     body: &'a Bytes,
@@ -209,7 +213,7 @@ impl<'de> Visitor<'de> for List<'_> {
     }
 }
 
-/// The text in an object that stands for an image.
+/// The address in an object that names an image.
 fn linked(value: &RawValue) -> Option<&RawValue> {
     #[derive(Deserialize)]
     struct Linked<'a> {
@@ -220,7 +224,7 @@ fn linked(value: &RawValue) -> Option<&RawValue> {
     }
     let linked: Linked<'_> = serde_json::from_str(value.get()).ok()?;
     let inner = linked.url.or(linked.image_url)?;
-    // One level of {"image_url": {"url": …}} is as deep as any client goes.
+    // No client nests deeper than {"image_url": {"url": …}}.
     match serde_json::from_str::<Linked<'_>>(inner.get()) {
         Ok(Linked { url: Some(url), .. }) => Some(url),
         _ => Some(inner),

@@ -13,6 +13,7 @@ use crate::{
     tasks::{Summary, store},
 };
 
+/// One task; 404 if it is another account's.
 pub(in crate::http) async fn get(
     State(app): State<App>,
     Authenticated(caller): Authenticated,

@@ -1,5 +1,5 @@
-//! What clients ask for, field by field, before it is valid: the same fields from JSON and from forms.
-//! Nothing is parsed before its length is bounded, and what is kept is where it stands in the body.
+//! The fields of a request before validation: the same from JSON bodies and from forms. Nothing is parsed before
+//! its length is checked, and values are kept as slices of the body.
 
 use bytes::Bytes;
 use serde::{
@@ -14,14 +14,15 @@ use super::{
 };
 use crate::{http::error::ApiError, tasks::StoredReference};
 
+/// Maximum length of a prompt in characters.
 pub(super) const PROMPT_CHARS_MAX: usize = 32_000;
-/// A character has four bytes at most, and twelve where JSON writes it as two escapes.
+/// A character has at most four bytes, or twelve if JSON writes it as two escapes.
 const PROMPT_BYTES_MAX: usize = PROMPT_CHARS_MAX * 4;
 const PROMPT_JSON_BYTES_MAX: usize = PROMPT_CHARS_MAX * 12 + 2;
-/// Of a JSON body. Clients send about twenty.
+/// Maximum number of fields in a JSON body. Clients send about twenty.
 const FIELDS_MAX: usize = 256;
 
-/// The fields of a request, as far as they were sent.
+/// The fields of a request, `None` if not sent.
 #[derive(Debug)]
 pub(super) struct Fields {
     pub model: Option<String>,
@@ -34,18 +35,18 @@ pub(super) struct Fields {
     pub wants_stream: bool,
     pub references: Sources,
     pub mask: Option<Source>,
-    /// What is left: for backends that know it.
+    /// All other fields, for backends that support them.
     pub options: Options,
 }
 
-/// `n`, or what stands in its place.
+/// The value of `n`, which may not be a number.
 #[derive(Debug)]
 pub(super) enum Count {
     Given(u64),
     NotANumber,
 }
 
-/// A text part of a form, as far as it may be long.
+/// A text part of a form, unless it exceeds its limit.
 #[derive(Debug)]
 pub(super) enum Part {
     Whole(Bytes),
@@ -53,6 +54,7 @@ pub(super) enum Part {
 }
 
 impl Part {
+    /// The number of bytes kept.
     pub(super) fn length(&self) -> usize {
         match self {
             Self::Whole(bytes) => bytes.len(),
@@ -62,7 +64,7 @@ impl Part {
 }
 
 impl Fields {
-    /// None yet. So many references may be given.
+    /// No fields yet; keeps at most `references_max` references.
     pub(super) fn new(references_max: usize) -> Self {
         Self {
             model: None,
@@ -79,12 +81,12 @@ impl Fields {
         }
     }
 
-    /// Reads a JSON body.
+    /// Parses a JSON body; 400 if it is malformed or a field has the wrong type.
     pub(super) fn from_json(body: &Bytes, references_max: usize) -> Result<Self, ApiError> {
         let object: Object<'_> = serde_json::from_slice(body).map_err(malformed)?;
         let mut fields = Self::new(references_max);
         for (name, value) in object.0 {
-            // No field that anybody reads is longer.
+            // No known field or option has a longer name.
             if name.get().len() <= VALUE_BYTES_MAX
                 && let Ok(name) = serde_json::from_str::<String>(name.get())
             {
@@ -130,7 +132,7 @@ impl Fields {
         Ok(())
     }
 
-    /// Takes one text part of a form.
+    /// Adds one text part of a form; 400 if it is malformed or too long.
     pub(super) fn set_form(&mut self, name: &str, part: Part) -> Result<(), ApiError> {
         let name = base_name(name);
         let Part::Whole(bytes) = part else {
@@ -161,7 +163,7 @@ impl Fields {
         Ok(())
     }
 
-    /// Takes one file part of a form.
+    /// Adds one file part of a form.
     pub(super) fn set_file(&mut self, name: &str, file: StoredReference) {
         if is_mask(name) {
             self.mask = Some(Source::File(file));
@@ -170,7 +172,7 @@ impl Fields {
         }
     }
 
-    /// The field of this name, if it is a text, and how long that may be.
+    /// The text field of this name and its limit; `None` if there is no such text field.
     fn text(&mut self, name: &str) -> Option<(&mut Option<String>, Limit)> {
         let field = match name {
             "model" => &mut self.model,
@@ -194,7 +196,7 @@ impl Count {
     }
 }
 
-/// How long a text field may be.
+/// The length limit of a text field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Limit {
     Prompt,
@@ -218,7 +220,7 @@ impl Limit {
     }
 }
 
-/// How much of a text part is worth keeping; `None`: it may hold images, and be as long as any body.
+/// Maximum size of a text part; `None` if it may hold images, so that only the limit of the whole body applies.
 pub(super) fn part_bytes_max(name: &str) -> Option<usize> {
     match base_name(name) {
         "prompt" => Some(PROMPT_BYTES_MAX),
@@ -227,7 +229,7 @@ pub(super) fn part_bytes_max(name: &str) -> Option<usize> {
     }
 }
 
-/// Whether a file part is an image or a mask, by its name: `image`, `image[]`, `image[0]`, `mask`.
+/// Whether a part of this name is an image or a mask: `image`, `image[]`, `image[0]`, `mask`.
 pub(super) fn takes_file(name: &str) -> bool {
     is_mask(name)
         || matches!(
@@ -236,11 +238,12 @@ pub(super) fn takes_file(name: &str) -> bool {
         )
 }
 
+/// Whether a part of this name is the mask.
 pub(super) fn is_mask(name: &str) -> bool {
     matches!(name, "mask" | "mask[]")
 }
 
-/// `image` of `image[]` and `image[0]`.
+/// The name without an index: `image` for `image[]` and `image[0]`.
 fn base_name(name: &str) -> &str {
     name.split('[').next().unwrap_or(name)
 }
@@ -256,7 +259,7 @@ fn one_mask(mut masks: Sources) -> Result<Option<Source>, ApiError> {
     }
 }
 
-/// The fields of a JSON object, neither their names nor their values read yet.
+/// The fields of a JSON object, with names and values not yet parsed.
 struct Object<'a>(Vec<(&'a RawValue, &'a RawValue)>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
@@ -312,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn images_are_found_in_all_spellings() {
+    fn images_are_found_in_every_spelling() {
         for body in [
             r#"{"image_urls":["a","b"]}"#,
             r#"{"image_urls":[{"url":"a"},"b"]}"#,
@@ -330,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_image_is_refused_by_name() {
+    fn invalid_images_are_refused_with_the_field_name() {
         for body in [
             r#"{"image":5}"#,
             r#"{"image":[["a"]]}"#,
@@ -351,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_fields_is_refused_whatever_they_are_called() {
+    fn too_many_fields_are_refused_whatever_their_names() {
         let body = |field: &dyn Fn(usize) -> String, count: usize| {
             let fields: Vec<String> = (0..count).map(field).collect();
             format!("{{{}}}", fields.join(","))
@@ -367,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_as_long_as_their_fields_may_be() {
+    fn texts_are_limited_by_field() {
         let long = "x".repeat(VALUE_BYTES_MAX);
         let error = json(&format!(r#"{{"size":"{long}"}}"#)).unwrap_err();
         let message = "size must have at most 4096 bytes";
@@ -385,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn forms_say_the_same_as_json() {
+    fn forms_and_json_give_the_same_fields() {
         let mut fields = Fields::new(16);
         for (name, text) in [
             ("n", " 2 "),
@@ -420,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_are_heard_of_in_all_spellings() {
+    fn stream_is_read_in_every_spelling() {
         for (body, wanted) in [
             (r#"{"stream":true}"#, true),
             (r#"{"stream":"true"}"#, true),

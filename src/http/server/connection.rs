@@ -1,5 +1,5 @@
-//! What a connection is about, and since when: by this it is closed when its peer takes too long, or, where
-//! connections are short, before others.
+//! The state of a connection, and when it was entered. They decide when a slow peer's connection is closed, and
+//! which connections are closed first to admit others.
 
 use std::{
     fmt,
@@ -16,21 +16,22 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config;
 
-/// Below this a body, or an answer, only drips.
+/// A peer slower than this, in a body or in a response, drips.
 const DRIP_BYTES_PER_S: u128 = 8 * 1024;
-/// Before that is judged.
+/// How long a rate is measured before a peer can count as dripping.
 const DRIP_AFTER: Duration = Duration::from_secs(1);
-/// Before an idle connection makes room: a request may be on its way.
+/// How long an idle connection cannot be closed to admit another: a request may be in flight.
 pub(super) const YOUNG: Duration = Duration::from_millis(100);
-/// Of one connection, lines of its requests in the log; later ones are for those who debug.
+/// Maximum number of requests per connection logged at info level; later ones are logged at debug level.
 const LINES_MAX: u32 = 1_000;
 
-/// One accepted connection, as its task, its stream, its bodies and the table of all of them see it.
+/// One accepted connection, shared by its task, its stream, its bodies and the table.
 pub(in crate::http) struct Connection {
+    /// The address of the other side: the client's or a proxy's.
     pub(in crate::http) peer: SocketAddr,
-    /// Of a proxy of the operator's, which speaks for many.
+    /// Whether the peer is a trusted proxy, which forwards the requests of many clients.
     pub(in crate::http) is_proxy: bool,
-    /// It came when all others were taken: only what can be answered at once is.
+    /// Whether it was admitted to the reserve, where only requests that need no waiting are answered.
     pub(in crate::http) is_reserve: bool,
     activity: Mutex<Activity>,
     lines: AtomicU32,
@@ -40,63 +41,70 @@ pub(in crate::http) struct Connection {
 struct Activity {
     phase: Phase,
     since: Instant,
-    /// Moved since then, in either direction.
+    /// Bytes read and written since then.
     bytes: u64,
-    /// The rest of a body is awaited.
+    /// Whether we wait for the rest of a body.
     is_awaiting: bool,
-    /// Since when the peer takes nothing of what is written.
+    /// Since when the peer has stopped reading.
     stuck: Option<Instant>,
-    /// Of a request that was answered, part of the body was never read.
+    /// Whether part of the body of an answered request was never read.
     has_leftover: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Nothing has come yet.
+    /// Nothing was received yet.
     Fresh,
     /// Between two requests.
     Idle,
-    /// The head of a request is coming.
+    /// Receiving the head of a request.
     Head,
-    /// The body of a request is coming.
+    /// Receiving the body of a request.
     Receiving,
-    /// The request is here, and it is our turn.
+    /// The request is complete, and a handler works on it.
     Working,
+    /// Sending the response.
     Sending,
-    /// All is answered. What the peer still sends is thrown away, so that it gets to read the answer.
+    /// The last response is sent. Further bytes are discarded, so that the peer can read the response.
     Lingering,
 }
 
-/// How long a peer may take over what.
+/// The time-outs of a peer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
+    /// For the head of a request.
     pub(super) head: Duration,
+    /// Between two requests.
     pub(super) idle: Duration,
+    /// Without any progress in writing a response.
     pub(super) write: Duration,
-    /// Whether it may be slower than a drip.
+    /// Whether a dripping peer is tolerated.
     may_drip: bool,
 }
 
-/// Why a connection was closed by us.
+/// Why the gateway closed a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Late {
+    /// No complete head within `head`, or no request within `idle`.
     NoRequest,
+    /// No part of the response was read within `write`.
     NothingRead,
+    /// The peer drips, and `may_drip` is off.
     Dripping,
 }
 
-/// Who makes room first, the least first.
+/// The order in which connections are closed to admit others, lowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
-    /// It asks nothing, by since when.
+    /// Without a request, since this time.
     Idle(Instant),
-    /// It drips, by bytes a second.
+    /// Dripping, at this many bytes per second.
     Dripping(u64),
 }
 
 impl Patience {
-    /// Once a shutdown waits for nothing else. Whoever asks one thing after the other, on one connection, is
-    /// about to ask the next: it gets an answer that says `Connection: close`, not a broken connection.
+    /// For the last stage of a shutdown. A client that sends its requests one after another is about to send the
+    /// next: the idle time lets it get a response with `Connection: close` instead of a broken connection.
     pub(super) const LAST: Self = Self {
         head: Duration::from_secs(1),
         idle: Duration::from_millis(200),
@@ -104,6 +112,7 @@ impl Patience {
         may_drip: false,
     };
 
+    /// The configured time-outs.
     pub(super) fn of(limits: &config::Server) -> Self {
         Self {
             head: limits.header_timeout(),
@@ -113,13 +122,13 @@ impl Patience {
         }
     }
 
-    /// While a shutdown waits for tasks.
-    pub(super) fn while_ending(self) -> Self {
+    /// For the time in which a shutdown waits for tasks.
+    pub(super) fn while_draining(self) -> Self {
         let idle = self.idle.min(Duration::from_secs(1));
         Self { idle, ..self }
     }
 
-    /// No change of a connection's state can make it late any sooner than that.
+    /// A lower bound: after a change of state, a connection cannot be overdue sooner than this.
     fn shortest(&self) -> Duration {
         let after_a_change = if self.may_drip { self.idle } else { DRIP_AFTER };
         after_a_change.min(self.head).min(self.write)
@@ -127,6 +136,7 @@ impl Patience {
 }
 
 impl Connection {
+    /// A connection that was just accepted.
     pub(super) fn new(peer: SocketAddr, is_proxy: bool, is_reserve: bool) -> Self {
         Self {
             peer,
@@ -145,11 +155,12 @@ impl Connection {
         }
     }
 
-    /// Whether one more request of it belongs into the log.
+    /// Whether to log one more of its requests at info level. Counts the request.
     pub(in crate::http) fn may_log(&self) -> bool {
         self.is_proxy || self.lines.fetch_add(1, Ordering::Relaxed) < LINES_MAX
     }
 
+    /// Records bytes read from the peer.
     pub(super) fn read(&self, bytes: usize) {
         let mut activity = self.lock();
         activity.bytes += bytes as u64;
@@ -158,7 +169,7 @@ impl Connection {
         }
     }
 
-    /// `None`: the peer takes nothing at present.
+    /// Records bytes written; `None` if the peer currently accepts no bytes.
     pub(super) fn wrote(&self, bytes: Option<usize>) {
         let mut activity = self.lock();
         match bytes {
@@ -171,7 +182,7 @@ impl Connection {
         }
     }
 
-    /// A request's head is here.
+    /// Records that a request's head has arrived.
     pub(super) fn asked(&self, has_body: bool) {
         let phase = if has_body {
             Phase::Receiving
@@ -181,12 +192,12 @@ impl Connection {
         self.lock().enter(phase);
     }
 
-    /// Whether the next piece of the body is awaited from the peer.
+    /// Records whether we wait for the next piece of the body.
     pub(super) fn awaits_body(&self, is_awaiting: bool) {
         self.lock().is_awaiting = is_awaiting;
     }
 
-    /// The body has ended, or nobody wants the rest of it.
+    /// Records that the body has ended, or that the rest of it will not be read.
     pub(super) fn body_over(&self, is_whole: bool) {
         let mut activity = self.lock();
         activity.has_leftover |= !is_whole;
@@ -195,15 +206,17 @@ impl Connection {
         }
     }
 
+    /// Records the start of a response.
     pub(super) fn answering(&self) {
         self.lock().enter(Phase::Sending);
     }
 
+    /// Records the end of a response.
     pub(super) fn answered(&self) {
         self.lock().enter(Phase::Idle);
     }
 
-    /// All is sent and the connection is to be closed: whether the peer may still be sending. Asked once.
+    /// Whether the peer may still be sending when the connection is to be closed. Called once, after all is sent.
     pub(super) fn lingers(&self) -> bool {
         let mut activity = self.lock();
         let lingers = activity.has_leftover || activity.phase == Phase::Head;
@@ -213,21 +226,22 @@ impl Connection {
         lingers
     }
 
+    /// Whether the peer has stopped reading.
     pub(super) fn is_stuck(&self) -> bool {
         self.lock().stuck.is_some()
     }
 
-    /// Closes it, to make room for others.
+    /// Asks the connection's task to close it, to admit another.
     pub(super) fn make_room(&self) {
         self.shed.cancel();
     }
 
-    /// Resolves once it is to make room.
+    /// Resolves once [`Connection::make_room`] was called.
     pub(super) async fn shed(&self) {
         self.shed.cancelled().await;
     }
 
-    /// Whether it is among those that make room, and how early.
+    /// Its rank among the connections to close for others; `None` if it is too recent or busy.
     pub(super) fn rank(&self, now: Instant) -> Option<Rank> {
         let activity = self.lock();
         match activity.phase {
@@ -241,11 +255,11 @@ impl Connection {
         }
     }
 
-    /// Resolves once the peer has taken too long.
+    /// Resolves once the peer has exceeded a time-out.
     pub(super) async fn overdue(&self, patience: Patience) -> Late {
         loop {
             let now = Instant::now();
-            // Looked at again before any later state can be overdue.
+            // Wake up before any later state can be overdue.
             let mut next = now + patience.shortest();
             for (deadline, late) in self.lock().deadlines(&patience, now) {
                 match deadline {
@@ -271,7 +285,7 @@ impl Activity {
         self.is_awaiting = false;
     }
 
-    /// The bytes a second of a peer that keeps us waiting and is hardly there.
+    /// The rate in bytes per second, if we wait for the peer and it drips.
     fn drips(&self, now: Instant) -> Option<u64> {
         let waits = self.phase == Phase::Receiving && self.is_awaiting || self.stuck.is_some();
         let elapsed = now.saturating_duration_since(self.since);
@@ -286,7 +300,7 @@ impl Activity {
         let stuck = self.stuck.map(|since| since + patience.write);
         let waiting = match self.phase {
             Phase::Fresh | Phase::Head => Some(patience.head),
-            // Its last answer is not sent yet.
+            // Its last response is not sent yet.
             Phase::Idle if self.stuck.is_some() => None,
             Phase::Idle => Some(patience.idle),
             Phase::Receiving | Phase::Working | Phase::Sending | Phase::Lingering => None,
@@ -306,9 +320,9 @@ impl Activity {
 impl fmt::Display for Late {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::NoRequest => "sent no request in time",
-            Self::NothingRead => "did not read its answer in time",
-            Self::Dripping => "was too slow for a shutdown",
+            Self::NoRequest => "the peer sent no request in time",
+            Self::NothingRead => "the peer did not read its response in time",
+            Self::Dripping => "the peer was too slow during shutdown",
         })
     }
 }
@@ -326,13 +340,13 @@ mod tests {
     }
 
     #[test]
-    fn the_idle_make_room_before_the_dripping_and_those_at_work_never() {
+    fn idle_connections_rank_before_dripping_ones_and_busy_ones_have_no_rank() {
         let (idle, dripping, working) = (connection(), connection(), connection());
         dripping.asked(true);
         dripping.awaits_body(true);
         dripping.read(100);
         working.asked(false);
-        assert_eq!(idle.rank(Instant::now()), None, "a request may be coming");
+        assert_eq!(idle.rank(Instant::now()), None, "too recent");
         assert!(idle.rank(later(2)) < dripping.rank(later(2)));
         assert!(matches!(
             dripping.rank(later(2)),
@@ -342,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_comes_fast_or_that_we_do_not_read_does_not_drip() {
+    fn a_fast_body_and_one_that_we_do_not_read_do_not_drip() {
         let (fast, unread) = (connection(), connection());
         fast.asked(true);
         fast.awaits_body(true);
@@ -354,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_nobody_reads_drips() {
+    fn a_response_that_the_peer_does_not_read_drips() {
         let connection = connection();
         connection.asked(false);
         connection.answering();
@@ -367,7 +381,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_phase_has_its_own_patience() {
+    async fn each_phase_has_its_own_time_out() {
         let patience = Patience {
             head: Duration::from_millis(100),
             idle: Duration::from_millis(200),

@@ -1,5 +1,5 @@
-//! Serving connections: how many there may be and from where, how long each may take over what, and an
-//! end that waits for answers under way. axum's own loop has none of the first two.
+//! Serves connections: limits their number in total and per address, applies time-outs to each, and drains
+//! responses at shutdown. axum's own accept loop has neither limits nor time-outs.
 
 mod connection;
 mod refusal;
@@ -27,25 +27,27 @@ use connection::Patience;
 use refusal::Refusal;
 use stream::Stream;
 use table::{Admission, Entry, Table};
-use watched::{Answer, RequestBody};
+use watched::{RequestBody, ResponseBody};
 
-/// Clients that come all at once must not see refused connections: the usual 128 drops them.
+/// The listen backlog. The usual 128 drops connections when many clients connect at once.
 const BACKLOG: u32 = 4096;
-/// Of a connection, for what it reads and for what it writes: hyper's own 400 kB make nothing faster.
+/// Size of a connection's read buffer and of its write buffer; hyper's default of 400 kB is no faster.
 const BUFFER_BYTES: usize = 64 * 1024;
+/// Maximum size of a request's head.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
-/// Of an answer, in the kernel and not yet sent: more would hide for longer that nobody reads it.
+/// Unsent response bytes in the kernel. With more, a client that stops reading would be noticed later.
 const UNSENT_BYTES: u32 = 64 * 1024;
-/// After the system refused a connection, as when it has no file descriptors left.
+/// Wait after a failed accept, for example without free file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
-/// For a connection of the reserve, while all others wait in the backlog; and between two looks.
+/// How long a connection waits for the reserve, while all others wait in the backlog.
 const ADMIT_WAIT: Duration = Duration::from_millis(250);
+/// Interval between two tries to admit it.
 const ADMIT_RETRY: Duration = Duration::from_millis(5);
-/// A client that waits for an image sends nothing: it is asked so often whether it is still there.
+/// TCP keepalive: a client that waits for an image sends nothing, so keepalive probes detect one that is gone.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Takes the address, if it is free. Nobody can connect before it is listened on.
+/// Binds the address; errors if it is in use. Clients cannot connect before [`listen`].
 pub fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()
@@ -57,13 +59,13 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// Lets clients connect.
+/// Starts to listen, so that clients can connect.
 pub fn listen(socket: TcpSocket) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves until the doors are closed, then until the answers under way are sent. While a shutdown waits
-/// for tasks, clients can still poll, and load balancers hear that nothing new is taken.
+/// Accepts connections until [`Shutdown::stop_accepting`], then drains the open ones. While a shutdown waits for
+/// tasks, clients can still poll, and load balancers see from `/readyz` that the gateway takes no new requests.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -90,7 +92,7 @@ pub async fn serve(
     server.connections.wait().await;
 }
 
-/// Time-outs are [`Connection`]'s: one clock for all that a peer can be slow at.
+/// Disables hyper's head time-out: [`Connection`] applies all time-outs of a peer.
 fn http() -> http1::Builder {
     let mut http = http1::Builder::new();
     http.header_read_timeout(None)
@@ -116,22 +118,22 @@ impl Server {
             Err(error) => {
                 tracing::warn!(
                     error = &error as &dyn Error,
-                    "a connection could not be accepted"
+                    "could not accept a connection"
                 );
-                // It may be that this process has no file descriptors left.
+                // The process may have no free file descriptors: closing connections frees some.
                 self.table.make_room();
                 return tokio::time::sleep(ACCEPT_RETRY).await;
             }
         };
         if let Err(error) = set_options(&stream, self.patience.write) {
             let error = &error as &dyn Error;
-            tracing::debug!(error, "an option of a connection was refused");
+            tracing::debug!(error, "could not set a socket option");
         }
-        let given_up = Instant::now() + ADMIT_WAIT;
+        let give_up_at = Instant::now() + ADMIT_WAIT;
         loop {
             match self.table.admit(peer) {
                 Admission::Admitted(entry) => return self.keep(stream, entry),
-                Admission::Later if Instant::now() < given_up => {
+                Admission::Later if Instant::now() < give_up_at => {
                     tokio::time::sleep(ADMIT_RETRY).await;
                 }
                 Admission::Later => self.table.give_up(),
@@ -144,7 +146,7 @@ impl Server {
         }
     }
 
-    /// Serves a connection in a task of its own until either side ends it.
+    /// Serves a connection in its own task until either side closes it.
     fn keep(&self, stream: TcpStream, entry: Entry) {
         let connection = Arc::clone(entry.connection());
         let (router, served) = (self.router.clone(), Arc::clone(&connection));
@@ -160,7 +162,7 @@ impl Server {
             let (mut step, mut is_shed) = (Step::Open, false);
             loop {
                 tokio::select! {
-                    // First: what is here already is read before anybody finds it idle.
+                    // Polled first, so that received bytes are read before the connection counts as idle.
                     biased;
                     ended = serving.as_mut() => {
                         if let Err(error) = ended {
@@ -170,15 +172,15 @@ impl Server {
                     }
                     () = connection.shed(), if !is_shed => {
                         if connection.rank(Instant::now()).is_some() {
-                            break tracing::debug!("a connection made room for others");
+                            break tracing::debug!("closed a connection to admit another");
                         }
                         is_shed = true;
                         overdue.set(connection.overdue(Patience::LAST));
                     }
-                    late = overdue.as_mut() => break tracing::debug!("a connection {late}"),
+                    late = overdue.as_mut() => break tracing::debug!("closed a connection: {late}"),
                     () = shutdown.begun(), if step == Step::Open => {
-                        step = Step::Ending;
-                        overdue.set(connection.overdue(patience.while_ending()));
+                        step = Step::Draining;
+                        overdue.set(connection.overdue(patience.while_draining()));
                     }
                     () = shutdown.doors_closed(), if step != Step::Last => {
                         step = Step::Last;
@@ -191,11 +193,14 @@ impl Server {
     }
 }
 
-/// How far the shutdown has come, for a connection.
+/// The stage of the shutdown, as a connection sees it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
+    /// No shutdown.
     Open,
-    Ending,
+    /// Waiting for tasks; new connections are still accepted.
+    Draining,
+    /// Tasks have ended; only responses remain to be sent.
     Last,
 }
 
@@ -203,16 +208,16 @@ async fn answer(
     router: Router,
     connection: Arc<Connection>,
     request: hyper::Request<Incoming>,
-) -> Result<Response<Answer>, Infallible> {
+) -> Result<Response<ResponseBody>, Infallible> {
     let mut request = request.map(|body| RequestBody::new(body, Arc::clone(&connection)));
     request.extensions_mut().insert(Arc::clone(&connection));
     let request: Request = request.map(axum::body::Body::new);
     let response = router.oneshot(request).await?;
-    Ok(response.map(|body| Answer::new(body, connection)))
+    Ok(response.map(|body| ResponseBody::new(body, connection)))
 }
 
-/// An answer is one write: waiting for more only delays it. And a peer that is gone, or takes nothing of
-/// what it is sent, is noticed by the kernel too.
+/// Disables Nagle's algorithm, since a response is one write that waiting would only delay. Lets the kernel also
+/// detect a peer that is gone or stops reading.
 fn set_options(stream: &TcpStream, write_timeout: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);

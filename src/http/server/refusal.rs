@@ -1,4 +1,4 @@
-//! What a connection is told for which there is no place, not even for one short answer.
+//! The fixed 503 response to a connection that cannot be admitted, not even to the reserve.
 
 use std::{future::Future, net::Shutdown, sync::Arc, time::Duration};
 
@@ -9,17 +9,20 @@ use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
 use crate::config;
 
 const RETRY_AFTER_S: u32 = 1;
-/// So many are waited for at once, for so long, until they have read the answer.
+/// Maximum number of refused connections kept open at once until they have read the response.
 const LINGERING_MAX: usize = 256;
+/// How long such a connection is kept open.
 const LINGER: Duration = Duration::from_secs(1);
 const SCRATCH_BYTES: usize = 4096;
 
+/// The prepared response, and the limit on refused connections kept open.
 pub(super) struct Refusal {
     answer: Vec<u8>,
     lingering: Arc<Semaphore>,
 }
 
 impl Refusal {
+    /// Renders the response once.
     pub(super) fn new(limits: &config::Server) -> Self {
         let error = json!({
             "message": "too many connections",
@@ -40,13 +43,13 @@ impl Refusal {
         }
     }
 
-    /// Answers a request that may not even have come yet, and closes the connection; what is returned
-    /// waits until the answer can have been read.
+    /// Sends the response, possibly before the request has arrived, and closes our side of the connection. The
+    /// returned future waits for the peer to read it; `None` if sending failed or too many peers are waited for.
     pub(super) fn send(&self, stream: TcpStream) -> Option<impl Future<Output = ()> + use<>> {
         let socket = SockRef::from(&stream);
         let sent = socket.send(&self.answer).is_ok() && socket.shutdown(Shutdown::Write).is_ok();
-        let place = Arc::clone(&self.lingering).try_acquire_owned().ok();
-        let place = place.filter(|_| sent)?;
+        let permit = Arc::clone(&self.lingering).try_acquire_owned().ok();
+        let permit = permit.filter(|_| sent)?;
         Some(async move {
             let mut scratch = [0; SCRATCH_BYTES];
             let until_read = async {
@@ -59,7 +62,7 @@ impl Refusal {
                 }
             };
             drop(timeout(LINGER, until_read).await);
-            drop(place);
+            drop(permit);
         })
     }
 }

@@ -1,5 +1,5 @@
-//! A connection's stream: tells the [`Connection`] what moves, and is closed so that the peer gets to read
-//! its last answer.
+//! A connection's stream: reports bytes read and written to the [`Connection`], and closes in a way that lets
+//! the peer read its last response.
 
 use std::{
     io,
@@ -17,18 +17,20 @@ use tokio::{
 
 use super::Connection;
 
-/// Of what a peer still sends after its last answer, read and thrown away; and for how long.
+/// How long bytes are read and discarded after the last response.
 const LINGER: Duration = Duration::from_secs(1);
+/// Maximum number of bytes discarded.
 const LINGER_BYTES_MAX: usize = 8 << 20;
 const SCRATCH_BYTES: usize = 16 * 1024;
 
+/// A TCP stream that reports to its connection.
 pub(super) struct Stream {
     tcp: TcpStream,
     connection: Arc<Connection>,
     closing: Option<Closing>,
 }
 
-/// What is left to do once the last answer is sent.
+/// The state after the last response was sent.
 enum Closing {
     Lingering {
         until: Pin<Box<Sleep>>,
@@ -38,6 +40,7 @@ enum Closing {
 }
 
 impl Stream {
+    /// Wraps an accepted stream.
     pub(super) fn new(tcp: TcpStream, connection: Arc<Connection>) -> Self {
         Self {
             tcp,
@@ -55,8 +58,8 @@ impl Stream {
         polled
     }
 
-    /// Reads until the peer has ended too. A socket that is closed with bytes unread resets the connection,
-    /// and the peer loses an answer that it has not read yet.
+    /// Reads until the peer closes its side too. Closing a socket with unread bytes resets the connection, and the
+    /// peer loses a response that it has not read yet.
     fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(Closing::Lingering { until, bytes }) = &mut self.closing else {
             return Poll::Ready(Ok(()));
@@ -133,7 +136,7 @@ impl AsyncWrite for Stream {
 }
 
 impl Drop for Stream {
-    /// What the peer does not take would stay in the kernel after the end of its connection.
+    /// Resets a stuck connection: otherwise its unsent bytes would stay in the kernel after the close.
     fn drop(&mut self) {
         if self.connection.is_stuck() {
             let reset = self.tcp.set_zero_linger();

@@ -1,5 +1,5 @@
-//! All open connections: how many there may be, of them how many from one address, and who makes room for
-//! those that come.
+//! The table of open connections: limits their number in total and per address, and chooses which connections
+//! to close to admit new ones.
 
 use std::{
     collections::HashMap,
@@ -14,14 +14,15 @@ use tokio::time::Instant;
 use super::Connection;
 use crate::{config, http::address};
 
-/// One in so many makes room at a time: looking for them takes a look at each.
+/// One in this many connections is closed at a time, since each search examines all of them.
 const SHED_SHARE: usize = 64;
-/// After a look that found nobody to make room.
+/// Wait before the next search after one that found no connection to close.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// After one that waited for the reserve in vain.
+/// How long connections are refused at once after one waited for the reserve without success.
 const GIVEN_UP_FOR: Duration = Duration::from_secs(1);
 
+/// All open connections, and their limits.
 #[derive(Clone)]
 pub(super) struct Table {
     open: Arc<Mutex<Open>>,
@@ -42,11 +43,11 @@ struct Open {
     per_address: HashMap<IpAddr, usize>,
     of_reserve: usize,
     next_id: u64,
-    /// Where nobody was found to make room, there is no use in looking again before.
+    /// Groups in which a search found no connection to close, with the time of the next search.
     look_again: HashMap<Among, Instant>,
 }
 
-/// Among whom somebody is to make room.
+/// The group of connections in which to close some.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Among {
     Ordinary,
@@ -54,21 +55,25 @@ enum Among {
     Address(IpAddr),
 }
 
-/// A connection's place in the table, for as long as it is served.
+/// A connection's entry in the table; dropping it removes the connection.
 pub(super) struct Entry {
     id: u64,
     connection: Arc<Connection>,
     open: Arc<Mutex<Open>>,
 }
 
+/// The decision about a new connection.
 pub(super) enum Admission {
+    /// Serve it.
     Admitted(Entry),
-    /// Those of the reserve are soon answered: there may be room in a moment.
+    /// Try again shortly: requests on the reserve are short.
     Later,
+    /// Refuse it.
     Refused,
 }
 
 impl Table {
+    /// An empty table.
     pub(super) fn new(limits: &config::Server) -> Self {
         Self {
             open: Arc::default(),
@@ -81,8 +86,8 @@ impl Table {
         }
     }
 
-    /// Finds a place for a connection. Where there is none, the idle and the dripping make room; where all
-    /// are at work it gets one of the reserve.
+    /// Admits a connection. At a limit, closes idle and slow connections first; if all are busy, admits it to the
+    /// reserve.
     pub(super) fn admit(&self, peer: SocketAddr) -> Admission {
         let limits = &self.limits;
         let is_proxy = address::is_within(&limits.proxies, peer.ip());
@@ -113,13 +118,13 @@ impl Table {
         })
     }
 
-    /// Refuses at once for a while, after one has waited for the reserve in vain.
+    /// Refuses new connections at once for `GIVEN_UP_FOR`, after one waited for the reserve without success.
     pub(super) fn give_up(&self) {
         let then = Instant::now() + GIVEN_UP_FOR;
         lock(&self.open).look_again.insert(Among::Reserve, then);
     }
 
-    /// Closes some that are idle or drip.
+    /// Closes some idle or slow connections.
     pub(super) fn make_room(&self) {
         lock(&self.open).shed(Among::Ordinary);
     }
@@ -148,7 +153,7 @@ impl Open {
         Some(connection)
     }
 
-    /// Closes some of those that are idle or drip: whether there were any.
+    /// Closes some idle or slow connections of the group, and returns whether there were any.
     fn shed(&mut self, among: Among) -> bool {
         let now = Instant::now();
         self.look_again.retain(|_, then| now < *then);
@@ -190,6 +195,7 @@ impl Among {
 }
 
 impl Entry {
+    /// The connection itself.
     pub(super) fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }
@@ -244,14 +250,14 @@ mod tests {
     }
 
     #[test]
-    fn the_connection_that_is_idle_for_longest_makes_room() {
+    fn the_longest_idle_connection_is_closed_first() {
         let table = table(3, 0, 9);
         let peers = ["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1"];
         let entries: Vec<Entry> = peers.map(|peer| admit(&table, peer).unwrap()).into();
         entries[0].connection.asked(false);
         assert!(
             admit(&table, "192.0.2.4:1").is_none(),
-            "all came a moment ago"
+            "all are too recent to close"
         );
         grow_old();
         let newest = admit(&table, "192.0.2.4:1").unwrap();
@@ -262,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn where_all_are_at_work_the_reserve_is_used_and_then_nobody_let_in() {
+    fn busy_connections_leave_only_the_reserve_and_then_none_is_admitted() {
         let table = table(2, 1, 9);
         let kept: Vec<Entry> = (0..2)
             .map(|n| working(&table, &format!("192.0.2.{n}:1")).unwrap())
@@ -273,7 +279,7 @@ mod tests {
         assert!(admit(&table, "192.0.2.9:1").is_none());
         assert!(
             admit(&table, "192.0.2.9:1").is_none(),
-            "not looked for again"
+            "no second search at once"
         );
         drop(reserve);
         assert!(admit(&table, "192.0.2.9:1").is_some());
@@ -283,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn one_address_has_its_share_and_a_proxy_has_no_limit() {
+    fn an_address_has_a_limit_and_a_proxy_has_none() {
         let table = table(99, 9, 2);
         let mut kept: Vec<Entry> = Vec::new();
         for _ in 0..2 {
@@ -294,7 +300,7 @@ mod tests {
         for _ in 0..9 {
             kept.push(working(&table, "10.1.2.3:1").unwrap());
         }
-        // Its own idle ones make room.
+        // An address at its limit replaces its own idle connections.
         let first = admit(&table, "192.0.2.1:1").unwrap();
         let second = admit(&table, "192.0.2.1:2").unwrap();
         grow_old();

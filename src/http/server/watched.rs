@@ -1,4 +1,4 @@
-//! Bodies that tell their [`Connection`] whose turn it is: the peer's, or ours.
+//! Bodies that report to their [`Connection`] whether it waits for the peer or for us.
 
 use std::{
     pin::Pin,
@@ -12,20 +12,21 @@ use hyper::body::{Frame, Incoming, SizeHint};
 
 use super::Connection;
 
-/// The body of a request.
+/// A request body.
 pub(super) struct RequestBody {
     body: Incoming,
     connection: Arc<Connection>,
     has_ended: bool,
 }
 
-/// The body of an answer.
-pub(super) struct Answer {
+/// A response body.
+pub(super) struct ResponseBody {
     body: Body,
     connection: Arc<Connection>,
 }
 
 impl RequestBody {
+    /// Reports that a request's head has arrived.
     pub(super) fn new(body: Incoming, connection: Arc<Connection>) -> Self {
         let has_ended = body.is_end_stream();
         connection.asked(!has_ended);
@@ -37,7 +38,8 @@ impl RequestBody {
     }
 }
 
-impl Answer {
+impl ResponseBody {
+    /// Reports that the response is being sent.
     pub(super) fn new(body: Body, connection: Arc<Connection>) -> Self {
         connection.answering();
         Self { body, connection }
@@ -73,7 +75,7 @@ impl Drop for RequestBody {
     }
 }
 
-impl HttpBody for Answer {
+impl HttpBody for ResponseBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -93,7 +95,7 @@ impl HttpBody for Answer {
     }
 }
 
-impl Drop for Answer {
+impl Drop for ResponseBody {
     fn drop(&mut self) {
         self.connection.answered();
     }

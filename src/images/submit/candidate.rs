@@ -1,4 +1,4 @@
-//! A submission on its way through the transaction, and what is decided about it.
+//! A submission on its way through the transaction, and the decision about it.
 
 use tokio::time::Instant;
 
@@ -13,19 +13,25 @@ use crate::{
     },
 };
 
+/// A submission, the task that it would become, and the decision about it.
 pub(super) struct Candidate {
     pub(super) task: NewTask,
     pub(super) inputs: StoredInputs,
     pub(super) repeat: Repeat,
+    /// `None`: no limit.
     pub(super) concurrent_requests: Option<u32>,
     pub(super) slot: Option<Slot>,
+    /// When its caller submitted it.
     pub(super) asked: Instant,
     pub(super) decision: Decision,
 }
 
+/// What becomes of a candidate.
 pub(super) enum Decision {
     Undecided,
+    /// The price is held; the task will be inserted.
     Granted,
+    /// It repeats the request of this task.
     Joined(TaskId),
     Refused(SubmitError),
 }
@@ -74,7 +80,7 @@ impl Candidate {
         }
     }
 
-    /// Joins an earlier request, or holds the price, or refuses.
+    /// Decides: joins an earlier request, holds the price, or refuses.
     pub(super) fn decide(&mut self, payers: &mut Payers, known: &mut Known) {
         self.decision = match known.earlier(&self.task, &self.repeat) {
             Some(Ok(task_id)) => Decision::Joined(task_id),

@@ -1,4 +1,4 @@
-//! What a batch has to know of earlier tasks, those of the batch itself included.
+//! What a batch must know of earlier tasks, including those of the batch itself.
 
 use std::collections::HashMap;
 
@@ -14,10 +14,12 @@ use crate::{
     },
 };
 
+/// The earlier tasks that matter for a batch.
 #[derive(Default)]
 pub(super) struct Known {
+    /// The number of open tasks, of keys with a limit.
     pub(super) open: HashMap<KeyId, i64>,
-    /// The tasks that retries were given.
+    /// The tasks that retries have joined.
     pub(super) joins: Vec<Join>,
     named: HashMap<(KeyId, String), (TaskId, Vec<u8>)>,
     same: HashMap<(KeyId, Vec<u8>), Vec<Same>>,
@@ -25,7 +27,7 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// Asks only what some candidate makes necessary: mostly nothing.
+    /// Reads only what some candidate needs, which is mostly nothing.
     pub(super) async fn read(
         conn: &mut PgConnection,
         candidates: &[Candidate],
@@ -75,6 +77,7 @@ impl Known {
         Ok(known)
     }
 
+    /// The earlier task that this one repeats, if any; an error if its idempotency key is taken.
     pub(super) fn earlier(
         &mut self,
         task: &NewTask,
@@ -95,8 +98,8 @@ impl Known {
         }
     }
 
-    /// The task that a retry's own caller has most likely lost: nobody waits for it, and no other retry of this
-    /// number was given it. Two of the same batch are not given the same.
+    /// The task that a retry's caller has most likely lost: nobody waits for it, and no other retry
+    /// of this number has joined it. Two retries in one batch never join the same task.
     fn lost(&mut self, task: &NewTask) -> Option<TaskId> {
         let number = task.joined;
         let waiter = self.waiters.waiter_of(task.id);
@@ -115,6 +118,7 @@ impl Known {
         Some(join.task_id)
     }
 
+    /// Adds a granted task, so that later candidates of the batch can repeat it.
     pub(super) fn remember(&mut self, task: &NewTask) {
         if let Some(name) = &task.idempotency_key {
             let name = (task.api_key_id, name.clone());

@@ -1,5 +1,5 @@
-//! Accepting requests: one short transaction locks the accounts, finds repeats, holds the prices and
-//! inserts the tasks. Requests that come while one is under way share the next.
+//! Accepts requests: one short transaction locks the accounts, finds repeats, holds the prices and
+//! inserts the tasks. Requests that arrive while one is under way share the next.
 
 mod candidate;
 mod known;
@@ -33,21 +33,22 @@ use crate::{
 
 /// How many submissions may share a transaction.
 const BATCH_MAX: usize = 256;
-/// How many accounts that kept others waiting are worked on at a time: each takes a connection.
+/// How many accounts with a line of their own are handled at a time: each takes a connection.
 const ALONE_MAX: usize = 4;
 
-/// A request, ready to be accepted.
+/// A request that is ready to be accepted.
 #[derive(Debug)]
 pub struct Submission {
-    /// Of the task, if it is a new one. Who is going to wait for it has subscribed to it already.
+    /// The id of the task, if it is a new one. Its waiter has already subscribed to it.
     pub id: TaskId,
     pub caller: Arc<Caller>,
     pub request: Request,
-    /// What of the request is in storage: kept if it becomes a task.
+    /// The request's objects in storage: kept if it becomes a task.
     pub inputs: StoredInputs,
+    /// The price of one image.
     pub unit_price: Cny,
     pub repeat: Repeat,
-    /// Where this process's worker can begin it at once, if it can.
+    /// The slot in which this process can begin the task at once, if any.
     pub slot: Option<Slot>,
 }
 
@@ -55,39 +56,43 @@ pub struct Submission {
 #[derive(Debug)]
 pub struct Slot {
     pub permit: OwnedSemaphorePermit,
-    /// Over which it is generated.
+    /// The route that generates the task.
     pub route: String,
 }
 
-/// How a submission may turn out to be the same as an earlier one.
+/// How a submission may repeat an earlier one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Repeat {
-    /// It does not say that it is one.
+    /// It is not marked as a repeat.
     No,
-    /// It names itself: the same name within 24 hours is the same request.
+    /// It has an idempotency key: the same key within 24 hours means the same request.
     Key(String),
-    /// It says that it is the first, second, … retry of a request that had no name.
+    /// The number of the retry, from 1, of a request without an idempotency key.
     Retry(u16),
 }
 
-/// What became of a submission.
+/// The result of an accepted submission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Submitted {
+    /// A new task.
     New(TaskId),
     /// The task of an earlier request, which this one repeats.
     Joined(TaskId),
 }
 
-/// Why a submission was not accepted. Nothing was held and nothing will be generated.
+/// Why a submission was not accepted. Nothing is held and nothing will be generated.
 #[derive(Debug, thiserror::Error)]
 pub enum SubmitError {
+    /// The hold was refused.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// The key's limit of open tasks is reached.
     #[error("the API key has {limit} tasks open already, as many as it may")]
     Concurrency { limit: u32 },
+    /// Its idempotency key belongs to a different request.
     #[error("this Idempotency-Key was used for another request")]
     KeyReused,
-    /// If the connection was lost in the last moment, it may have been accepted all the same.
+    /// The database failed. If the connection broke during the commit, the task may exist nevertheless.
     #[error("the task could not be stored")]
     Database(#[source] Arc<sqlx::Error>),
 }
@@ -99,24 +104,26 @@ type Answer = Result<Submitted, SubmitError>;
 pub struct Submitter(Batcher<Candidate, Answer>);
 
 impl Submitter {
+    /// Submits one request. `Closed`: the loop has ended.
     pub async fn call(&self, submission: Submission) -> Result<Answer, Closed> {
         self.0.call(Candidate::new(submission)).await
     }
 }
 
-/// What submissions are accepted with.
+/// What the submitter works with.
 pub struct SubmitBatch {
     pub pool: db::Pool,
     pub waiters: Waiters,
     pub progress: Progress,
-    /// Those with a slot go to the worker from here and not from whoever submitted them, who may have hung
-    /// up meanwhile.
+    /// Receives claimed tasks for the worker. The loop sends them, not the caller, which may have
+    /// disconnected meanwhile.
     pub claimed: mpsc::UnboundedSender<Claimed>,
     pub terms: Terms,
+    /// Determines when a month begins, for quotas.
     pub time_zone: String,
 }
 
-/// Starts accepting submissions.
+/// Starts the loop that accepts submissions.
 pub fn start(submit: SubmitBatch) -> Submitter {
     let submit = Arc::new(submit);
     let alone = Arc::new(Semaphore::new(ALONE_MAX));
@@ -136,7 +143,7 @@ pub fn start(submit: SubmitBatch) -> Submitter {
     ))
 }
 
-/// Whether a transaction is the first try of its batch, or may find that the first was committed.
+/// Whether this is the first try of a batch, or a second that may find the first one committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Try {
     First,
@@ -144,7 +151,7 @@ enum Try {
 }
 
 impl SubmitBatch {
-    /// All of a batch, or none: then it has to be taken apart.
+    /// Accepts a whole batch. On an error other than a lost connection, the batch is taken apart.
     async fn accept_together(&self, mut batch: Vec<Candidate>) -> Worked<Candidate, Answer> {
         let attempt = self.progress.begin(Loop::Submit);
         let until = self.patience_of(&batch);
@@ -161,15 +168,15 @@ impl SubmitBatch {
                 attempt.succeeded();
                 tracing::debug!(
                     error = &error as &dyn std::error::Error,
-                    "a batch of submissions is taken apart"
+                    "taking a batch of submissions apart"
                 );
                 Err(batch)
             }
         }
     }
 
-    /// Those of one account, which may wait for its lock. What the database refuses together is tried one by
-    /// one, so that no candidate spoils another's chance.
+    /// Accepts submissions of one account, which may wait for its lock. If the database refuses the
+    /// batch, each candidate is tried alone, so that none fails because of another.
     async fn accept_alone(&self, mut batch: Vec<Candidate>, alone: &Semaphore) -> Vec<Answer> {
         let until = self.patience_of(&batch);
         let accepted = async {
@@ -198,16 +205,16 @@ impl SubmitBatch {
         self.answer(batch, tasks)
     }
 
-    /// When whoever has waited longest must have an answer.
+    /// When the caller that has waited longest must have an answer.
     fn patience_of(&self, batch: &[Candidate]) -> Instant {
         let asked = batch.iter().map(|candidate| candidate.asked).min();
         asked.unwrap_or_else(Instant::now) + self.pool.patience()
     }
 
-    /// Gives every candidate its decision, and answers the tasks of those that were granted.
+    /// Decides every candidate and returns the tasks of those that were granted.
     ///
-    /// Where the connection is lost the first try may have been committed all the same: the second, with the same
-    /// ids, sees to that. What others hold is waited for twice in a line of its own, and not here else.
+    /// If the connection is lost, the first try may have been committed nevertheless: the second try, with the
+    /// same ids, finds its tasks. A locked account is waited for again only in a line of its own.
     async fn try_twice(
         &self,
         candidates: &mut [Candidate],
@@ -243,7 +250,7 @@ impl SubmitBatch {
         keys.dedup();
         let mut payers = ledger::lock(&mut tx, &keys, &self.time_zone).await?;
         if which == Try::Second {
-            // Now that the accounts are locked, the first try is either there or will never be.
+            // The accounts are locked now, so the first try has either committed or never will.
             let ids: Vec<TaskId> = candidates.iter().map(|c| c.task.id).collect();
             let there = store::present(&mut tx, &ids).await?;
             if !there.is_empty() {
@@ -270,7 +277,7 @@ impl SubmitBatch {
         }
         ledger::hold(&mut tx, payers).await?;
         let tasks = store::insert(&mut tx, &new_tasks, self.terms).await?;
-        // One of these may have been given to a retry already.
+        // A retry may already have joined one of the new tasks.
         repeats::join(&mut tx, &known.joins).await?;
         if new_tasks.iter().any(|task| task.start == Start::Queued) {
             store::notify_queued(&mut tx).await?;
@@ -290,7 +297,7 @@ impl SubmitBatch {
         let NewTask { id, waiter, .. } = candidate.task;
         match candidate.decision {
             Decision::Refused(error) => {
-                // The commit may have gone through all the same.
+                // The commit may have succeeded nevertheless.
                 if matches!(error, SubmitError::Database(_)) {
                     candidate.inputs.keep();
                 }
@@ -303,10 +310,10 @@ impl SubmitBatch {
         let not_inserted = || SubmitError::Database(Arc::new(sqlx::Error::RowNotFound));
         let task = tasks.remove(&id).ok_or_else(not_inserted)?;
         if waiter.is_some() {
-            // Its caller may have hung up before the task was there to be told.
+            // Its caller may have disconnected before the task existed.
             self.waiters.check(id);
         }
-        // After an ambiguous commit another worker may have found the task meanwhile.
+        // After an ambiguous commit, another worker may have claimed the task meanwhile.
         let untouched = task.status == Status::Running && task.fence == store::FIRST_FENCE;
         if let Some(Slot { permit, route }) = candidate.slot.filter(|_| untouched) {
             let assignment = Assignment {
@@ -318,14 +325,14 @@ impl SubmitBatch {
                 assignment,
                 slot: permit,
             };
-            // A worker that has stopped listening leaves the task to whoever finds its lease run out.
+            // If the worker has stopped receiving, the lease runs out and the task is requeued.
             drop(self.claimed.send(claimed));
         }
         Ok(Submitted::New(id))
     }
 }
 
-/// Whether one of several may be to blame.
+/// Whether a single item of the batch may have caused the error.
 fn is_of_one(error: &sqlx::Error) -> bool {
     matches!(trouble(error), Trouble::Refused | Trouble::Other)
 }

@@ -1,5 +1,5 @@
-//! Taking tasks off the queue, and putting them back. Claims are made one after the other, by all replicas together,
-//! so that what a route may do at once is never exceeded and accounts take turns.
+//! Claims tasks from the queue and requeues them. Claims run one at a time across all replicas, so
+//! that no route exceeds its limit and accounts take turns.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use crate::{
     tasks::{Attempt, Failure, Image, Request, Status, Task},
 };
 
-/// Of the lock that who claims holds until the transaction ends.
+/// The advisory lock that a claiming transaction holds.
 const QUEUE_LOCK: i64 = 0x6561_7365_6c51;
 
-/// Tells workers that tasks are queued, once the transaction commits. A hint: they look anyway.
+/// Notifies workers of queued tasks when the transaction commits. A hint: workers poll anyway.
 pub async fn notify_queued(conn: &mut PgConnection) -> sqlx::Result<()> {
     query!("SELECT pg_notify($1, '')", QUEUED_CHANNEL)
         .execute(conn)
@@ -24,7 +24,7 @@ pub async fn notify_queued(conn: &mut PgConnection) -> sqlx::Result<()> {
         .map(drop)
 }
 
-/// Tells all gateways to read their configuration again.
+/// Notifies all gateways to reload their configuration.
 pub async fn notify_reload(conn: &mut PgConnection) -> sqlx::Result<()> {
     query!("SELECT pg_notify($1, '')", RELOAD_CHANNEL)
         .execute(conn)
@@ -32,7 +32,7 @@ pub async fn notify_reload(conn: &mut PgConnection) -> sqlx::Result<()> {
         .map(drop)
 }
 
-/// Whether there is a task that could be claimed now.
+/// Whether any task could be claimed now.
 pub async fn is_any_waiting(conn: &mut PgConnection) -> sqlx::Result<bool> {
     query_scalar!(
         r#"SELECT EXISTS (SELECT FROM tasks
@@ -42,7 +42,7 @@ pub async fn is_any_waiting(conn: &mut PgConnection) -> sqlx::Result<bool> {
     .await
 }
 
-/// Whether this transaction is now the one that claims; `false`: another is at it.
+/// Takes the claim lock for this transaction. `false`: another transaction holds it.
 pub async fn lock_queue(conn: &mut PgConnection) -> sqlx::Result<bool> {
     query_scalar!(
         r#"SELECT pg_try_advisory_xact_lock($1) AS "locked!""#,
@@ -52,7 +52,7 @@ pub async fn lock_queue(conn: &mut PgConnection) -> sqlx::Result<bool> {
     .await
 }
 
-/// How many tasks run over each route of these models.
+/// How many tasks are running, by model and route, for these models.
 pub async fn running(
     conn: &mut PgConnection,
     models: &[String],
@@ -71,14 +71,14 @@ pub async fn running(
         .collect())
 }
 
-/// One that is to be claimed, over a route if there is one. `jobs` go on only over the same route.
+/// A task to claim, and its route if there is one. Jobs are resumed only over the same route.
 #[derive(Clone, Debug)]
 pub struct Claim {
     pub id: TaskId,
     pub route: Option<String>,
 }
 
-/// Claims tasks of the queue.
+/// Claims queued tasks under a new fence.
 pub async fn claim(
     conn: &mut PgConnection,
     claims: &[Claim],
@@ -118,7 +118,7 @@ pub async fn claim(
     Ok(rows.into_iter().map(Task::from).collect())
 }
 
-/// Keeps the upstream's name for the job of a call, from 0. `false`: the task is no longer this claim's.
+/// Stores the upstream's job handle of a call, counted from 0. `false`: the claim is no longer current.
 pub async fn note_job(
     conn: &mut PgConnection,
     (id, fence): (TaskId, i64),
@@ -137,8 +137,8 @@ pub async fn note_job(
     Ok(done.rows_affected() == 1)
 }
 
-/// Puts a task back into the queue after an attempt that failed, to be tried again after a wait, over
-/// any route. `false`: it is no longer this claim's.
+/// Requeues a task after a failed attempt, to be retried after `wait` over any route. `false`: the
+/// claim is no longer current.
 pub async fn requeue(
     conn: &mut PgConnection,
     (id, fence): (TaskId, i64),
@@ -159,7 +159,7 @@ pub async fn requeue(
     Ok(done.rows_affected() == 1)
 }
 
-/// Puts claimed tasks back into the queue, as if they had not been begun: at a shutdown.
+/// Requeues claimed tasks at shutdown, as if they had not been begun. Returns their number.
 pub async fn release_claims(
     conn: &mut PgConnection,
     claims: &[(TaskId, i64)],
@@ -178,9 +178,8 @@ pub async fn release_claims(
     Ok(done.rows_affected())
 }
 
-/// Puts tasks whose worker is lost back into the queue, where attempts and time are left. Their
-/// number. Jobs that the upstream has a name for are gone on with over the same route; else the lost
-/// attempt is one that was tried.
+/// Requeues tasks whose worker was lost, if attempts and time are left. Returns their number. A job
+/// with an upstream handle is resumed over the same route. The lost attempt is recorded as tried.
 pub async fn requeue_lost(conn: &mut PgConnection, attempts_max: i16) -> sqlx::Result<u64> {
     let lost = Attempt {
         route: String::new(),

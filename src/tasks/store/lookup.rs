@@ -1,4 +1,4 @@
-//! Reading tasks: what clients are shown of them, without what they asked for.
+//! Reads tasks: mostly their summaries, without the request.
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, query, query_as, types::Json};
@@ -49,7 +49,7 @@ impl From<SummaryRow> for Summary {
     }
 }
 
-/// A page of an account's tasks, newest first.
+/// Lists a page of an account's tasks, newest first.
 pub async fn list(
     conn: &mut PgConnection,
     account_id: AccountId,
@@ -74,8 +74,8 @@ pub async fn list(
     Ok(rows.into_iter().map(Summary::from).collect())
 }
 
-/// A page of an account's ended tasks, newest first, with the names of the keys that asked for them; of
-/// those accepted within a time, from its start to before its end.
+/// Lists a page of an account's ended tasks, newest first, with the names of their API keys.
+/// Restricted to tasks created from `since` (inclusive) to `until` (exclusive).
 pub async fn list_ended(
     conn: &mut PgConnection,
     account_id: AccountId,
@@ -129,7 +129,7 @@ pub async fn list_ended(
         .collect())
 }
 
-/// Some tasks, as far as they are there.
+/// Returns the summaries of those of these tasks that exist.
 pub async fn summaries(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<Vec<Summary>> {
     let rows = query_as!(
         SummaryRow,
@@ -146,7 +146,7 @@ pub async fn summaries(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<
     Ok(rows.into_iter().map(Summary::from).collect())
 }
 
-/// Which of some tasks have ended.
+/// Returns those of these tasks that have ended.
 pub async fn ended_among(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<Vec<Summary>> {
     let rows = query_as!(
         SummaryRow,
@@ -163,7 +163,7 @@ pub async fn ended_among(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Resul
     Ok(rows.into_iter().map(Summary::from).collect())
 }
 
-/// The completed task whose images a link names.
+/// Returns the completed task with this file id.
 pub async fn by_file_id(conn: &mut PgConnection, file_id: FileId) -> sqlx::Result<Option<Summary>> {
     let row = query_as!(
         SummaryRow,
@@ -180,7 +180,7 @@ pub async fn by_file_id(conn: &mut PgConnection, file_id: FileId) -> sqlx::Resul
     Ok(row.map(Summary::from))
 }
 
-/// Which of some tasks are there at all, with all that is to be done for them.
+/// Returns those of these tasks that exist, with their requests.
 pub async fn present(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<Vec<Task>> {
     let rows = query_as!(
         Row,

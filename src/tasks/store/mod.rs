@@ -1,4 +1,4 @@
-//! Tasks in the database: their rows, and new ones.
+//! Tasks in the database: their rows and how they are inserted.
 
 mod dispatch;
 mod lookup;
@@ -29,31 +29,33 @@ use crate::{
     money::Cny,
 };
 
-/// Of a task that is inserted as already claimed.
+/// The fence of a task that is inserted as already claimed.
 pub const FIRST_FENCE: i64 = 1;
 
-/// A task that is about to be accepted.
+/// A task to insert.
 #[derive(Clone, Debug)]
 pub struct NewTask {
     pub id: TaskId,
     pub account_id: AccountId,
     pub api_key_id: KeyId,
     pub request: Request,
+    /// The price of one image.
     pub unit_price: Cny,
     pub file_id: FileId,
     pub idempotency_key: Option<String>,
+    /// Identifies the request: see `repeats::fingerprint`.
     pub fingerprint: Vec<u8>,
     pub start: Start,
     /// The process where its caller waits; `None`: nobody waits.
     pub waiter: Option<i32>,
-    /// The number of the retry that it is; 0: it is none.
+    /// The number of the retry that it is; 0: not a retry.
     pub joined: i16,
 }
 
 /// Who begins a new task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// Whichever worker claims it.
+    /// Any worker that claims it.
     Queued,
     /// This process, at once: it is inserted as already claimed, over this route.
     Claimed { route: String },
@@ -62,11 +64,13 @@ pub enum Start {
 /// How long claims and tasks last.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
+    /// How long a claim lasts without a renewal.
     pub lease: Duration,
+    /// How long a task may take, from its creation.
     pub deadline: Duration,
 }
 
-/// A row as it comes from the database.
+/// A row of `tasks` as the database returns it.
 struct Row {
     id: TaskId,
     account_id: AccountId,
@@ -122,7 +126,7 @@ fn ended(
     })
 }
 
-/// Inserts tasks whose holds are granted, and says when they were created.
+/// Inserts tasks whose holds are granted and returns their rows.
 pub async fn insert(
     conn: &mut PgConnection,
     tasks: &[&NewTask],
@@ -169,7 +173,7 @@ pub async fn insert(
     Ok(rows.into_iter().map(Task::from).collect())
 }
 
-/// New tasks, column by column, as UNNEST takes them.
+/// New tasks by column, for UNNEST.
 #[derive(Default)]
 struct Columns<'a> {
     ids: Vec<TaskId>,

@@ -1,5 +1,5 @@
-//! The end of tasks, and the leases of those that run. The database's clock decides; a task is changed
-//! only under the fence of its latest claim.
+//! Ends tasks and renews their leases. The database's clock decides, and a task changes only under
+//! the fence of its latest claim.
 
 use std::time::Duration;
 
@@ -14,23 +14,24 @@ use crate::{
     tasks::{Attempt, Failure, Image, Outcome},
 };
 
-/// Where tasks are announced that wait for a worker, and those that have ended.
+/// The NOTIFY channel for queued tasks.
 pub const QUEUED_CHANNEL: &str = "easel_queued";
+/// The NOTIFY channel for ended tasks.
 pub const ENDED_CHANNEL: &str = "easel_ended";
-/// Where all gateways are told to read their configuration again.
+/// The NOTIFY channel that asks all gateways to reload their configuration.
 pub const RELOAD_CHANNEL: &str = "easel_reload";
 
-/// How many ids fit one notification's 8000 bytes.
+/// How many ids fit into the 8000 bytes of a notification.
 const NOTIFIED_IDS_MAX: usize = 200;
 
-/// Renews the leases of claimed tasks; those that are not in the answer were lost.
+/// Renews the leases of claimed tasks. Claims missing from the result are lost.
 pub async fn renew(
     conn: &mut PgConnection,
     claims: &[(TaskId, i64)],
     lease: Duration,
 ) -> sqlx::Result<Vec<TaskId>> {
     let (ids, fences): (Vec<_>, Vec<_>) = claims.iter().copied().unzip();
-    // Locked in the order of their ids, as by whoever ends some of them at the same time.
+    // Locks in id order, as transactions that end some of these tasks do.
     query_scalar!(
         "WITH mine AS MATERIALIZED (
              SELECT t.id FROM tasks t JOIN UNNEST($1::uuid[], $2::bigint[]) AS m (id, fence)
@@ -47,7 +48,7 @@ pub async fn renew(
     .await
 }
 
-/// Whether the lease of any task has run out.
+/// Whether the lease of any task has expired.
 pub async fn is_any_lost(conn: &mut PgConnection) -> sqlx::Result<bool> {
     query_scalar!(
         r#"SELECT EXISTS (SELECT FROM tasks WHERE status = 'running' AND lease_until < now()) AS "any!""#
@@ -56,16 +57,16 @@ pub async fn is_any_lost(conn: &mut PgConnection) -> sqlx::Result<bool> {
     .await
 }
 
-/// Which open tasks are to be ended by whoever finds them. What they ask for need not be read for that.
+/// Which open tasks to end outside their worker, without reading their requests.
 #[derive(Clone, Copy, Debug)]
 pub enum Overdue {
-    /// Past their deadline. Whoever works on one has a grace to end it itself.
+    /// Past their deadline. A worker has `grace` to end its own task first.
     Expired { grace: Duration },
     /// Lost by their workers, with no attempt left.
     Exhausted { attempts_max: i16 },
 }
 
-/// An open task that is to be ended.
+/// An open task to end.
 #[derive(Clone, Copy, Debug)]
 pub struct Doomed {
     pub id: TaskId,
@@ -73,7 +74,7 @@ pub struct Doomed {
     pub account_id: AccountId,
 }
 
-/// Locks some of them that nobody else has locked, but for those of some accounts.
+/// Locks up to `limit` overdue tasks that no other transaction has locked, except those of some accounts.
 pub async fn overdue(
     conn: &mut PgConnection,
     which: Overdue,
@@ -113,30 +114,32 @@ pub async fn overdue(
     }
 }
 
-/// How a task is to end, by whoever has its fence.
+/// How to end a task, under the fence of its claim.
 #[derive(Clone, Copy, Debug)]
 pub struct Ending<'a> {
     pub id: TaskId,
     pub fence: i64,
     pub outcome: &'a Outcome,
-    /// The attempt that led there, if one was made.
+    /// The last attempt, if one was made.
     pub attempt: Option<&'a Attempt>,
-    /// What the upstream says that it has taken.
+    /// The usage that the upstream reported.
     pub usage: &'a [Value],
 }
 
-/// What a task came to, for the ledger.
+/// The result of an ended task, for the ledger.
 #[derive(Debug)]
 pub struct Ended {
     pub id: TaskId,
     pub account_id: AccountId,
+    /// The amount that was on hold.
     pub held: Cny,
+    /// The amount to capture.
     pub cost: Cny,
     pub at: DateTime<Utc>,
 }
 
-/// Ends tasks. Those that are not in the answer had ended already, or had been claimed anew: nothing
-/// of them was changed.
+/// Ends tasks. Tasks missing from the result had already ended or been claimed anew, and are
+/// unchanged.
 pub async fn end(conn: &mut PgConnection, endings: &[Ending<'_>]) -> sqlx::Result<Vec<Ended>> {
     let (ids, fences): (Vec<_>, Vec<_>) = endings.iter().map(|e| (e.id, e.fence)).unzip();
     let (images, failures): (Vec<_>, Vec<_>) = endings
@@ -180,7 +183,7 @@ pub async fn end(conn: &mut PgConnection, endings: &[Ending<'_>]) -> sqlx::Resul
     .await
 }
 
-/// Tells who waits elsewhere that tasks have ended, once the transaction commits. A hint.
+/// Notifies waiters in other processes of ended tasks when the transaction commits. A hint.
 pub async fn notify_ended(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<()> {
     for chunk in ids.chunks(NOTIFIED_IDS_MAX) {
         let payload = chunk

@@ -1,4 +1,4 @@
-//! Tasks whose attempts may have left images in storage that nothing refers to.
+//! Finds ended tasks whose attempts may have left unreferenced images in storage.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use sqlx::{PgConnection, query, types::Json};
 use super::interval;
 use crate::{ids::TaskId, tasks::Image};
 
-/// An ended task, and what of it is to stay in storage.
+/// An ended task and the images to keep.
 #[derive(Debug)]
 pub struct Unswept {
     pub id: TaskId,
     pub images: Vec<Image>,
 }
 
-/// Ended tasks that were begun more than once or failed by our fault, and whose deadline has passed so long ago
-/// that no worker works on them any more.
+/// Returns ended tasks that were begun more than once or failed because of us, and whose deadline
+/// passed at least `grace` ago, so that no worker works on them any more.
 pub async fn unswept(
     conn: &mut PgConnection,
     grace: Duration,
@@ -39,7 +39,7 @@ pub async fn unswept(
     Ok(unswept.collect())
 }
 
-/// Notes that nothing of these tasks is left to be deleted.
+/// Records that these tasks have no images left to delete.
 pub async fn mark_swept(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<u64> {
     let done = query!("UPDATE tasks SET swept_at = now() WHERE id = ANY($1)", ids)
         .execute(conn)

@@ -1,4 +1,4 @@
-//! What waits in the queue: which tasks come next, and how many there are. The queue is one line for each
+//! Reads the queue: which tasks come next, and how many there are. The queue has one line per
 //! model, requirements and account.
 
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::{
     tasks::{Assignment, Attempt},
 };
 
-/// The models and requirements of the tasks in the queue, each pair once.
+/// The distinct models and requirements of the queued tasks.
 pub async fn queued_classes(conn: &mut PgConnection) -> sqlx::Result<Vec<(String, i16)>> {
     let rows = query!(
         r#"WITH RECURSIVE class AS (
@@ -32,32 +32,32 @@ pub async fn queued_classes(conn: &mut PgConnection) -> sqlx::Result<Vec<(String
         .collect())
 }
 
-/// Tasks of one model with the same requirements, of which some may be claimed now.
+/// A queued class (model and requirements) of which some tasks may be claimed now.
 #[derive(Clone, Debug)]
 pub struct Demand {
     pub model: String,
     pub requirements: i16,
-    /// Those with the same number share their capacity.
+    /// Classes with the same number share their capacity.
     pub pool: i32,
     /// How many tasks of the pool may be claimed.
     pub capacity: u32,
-    /// How much time a task must have left.
+    /// The least time that a task must have left.
     pub least: Duration,
 }
 
-/// A task in the queue that may be claimed.
+/// A queued task that may be claimed.
 #[derive(Debug)]
 pub struct Waiting {
     pub id: TaskId,
     pub model: String,
     pub requirements: i16,
-    /// Until its deadline.
+    /// Time until its deadline.
     pub left: Duration,
     pub assignment: Assignment,
 }
 
-/// The tasks of these models and requirements that come next, `limit` at most. Accounts take turns: whose tasks run
-/// already, or come before in the queue, waits longer; and then, who was served last.
+/// Returns the next tasks of these classes, at most `limit`. Accounts take turns: an account waits longer
+/// the more of its tasks are running or come earlier, and then the more recently it was served.
 pub async fn waiting(
     conn: &mut PgConnection,
     demands: &[Demand],
@@ -132,7 +132,7 @@ pub async fn waiting(
     Ok(waiting.collect())
 }
 
-/// Demands, column by column, as UNNEST takes them.
+/// Demands by column, for UNNEST.
 struct DemandColumns {
     models: Vec<String>,
     requirements: Vec<i16>,
@@ -160,7 +160,7 @@ impl DemandColumns {
     }
 }
 
-/// Lets those behind some queued tasks pass for a while: these tasks wait for what others do not need.
+/// Delays some queued tasks, so that others may pass: they wait for a route that the others do not need.
 pub async fn step_aside(
     conn: &mut PgConnection,
     ids: &[TaskId],
@@ -176,7 +176,7 @@ pub async fn step_aside(
     .map(drop)
 }
 
-/// Whose task waits in the queue, and for what.
+/// A line of the queue: the tasks of one model, requirements and account.
 #[derive(Clone, Debug)]
 pub struct Line {
     pub model: String,
@@ -184,7 +184,7 @@ pub struct Line {
     pub account_id: AccountId,
 }
 
-/// How many tasks wait in each line of the queue, of which `at_most` tasks are looked at; and how many run.
+/// Counts the queued tasks of each line, at most `at_most` tasks in all; and the running tasks.
 pub async fn count_queued(
     conn: &mut PgConnection,
     at_most: i64,
