@@ -3,7 +3,7 @@
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
 COPY . .
-# Queries are checked against .sqlx/: no database is needed here. The caches stay out of the image, so the
+# The build checks queries against .sqlx/ and needs no database. The cache mounts are not part of the image, so the
 # binary is copied out of them.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/build/target \
@@ -18,11 +18,11 @@ RUN apt-get update \
     && install -d -o easel -g easel -m 0700 /data
 COPY --from=build /usr/local/bin/easel /usr/local/bin/easel
 
-# There is no PostgreSQL in here for a private database: DATABASE_URL is expected. Images go to /data
+# The image has no PostgreSQL for a private database: set DATABASE_URL. Generated images go to /data
 # unless EASEL_STORAGE__URL names an S3 bucket.
 ENV EASEL_DATA_DIR=/data \
     EASEL_SERVER__LISTEN=0.0.0.0:8080
-# By number, so that an orchestrator can see that it is not root.
+# Numeric, so that an orchestrator can verify that it is not root.
 USER 10001:10001
 WORKDIR /data
 VOLUME /data

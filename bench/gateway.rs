@@ -1,5 +1,4 @@
-//! The gateway under test: its own process on a data directory of its own, with the memory and the
-//! processor time it takes.
+//! The gateway under test: a process with its own data directory, and the memory and processor time it uses.
 
 use std::{
     collections::BTreeMap,
@@ -24,12 +23,12 @@ use super::{
 
 const START_WAIT: Duration = Duration::from_mins(1);
 const END_WAIT: Duration = Duration::from_mins(1);
-/// Smaller files are let be.
+/// Smaller files are kept.
 const EMPTIED_BYTES_MIN: u64 = 64 * 1024;
-/// What Linux counts processor time in.
+/// The unit of processor time on Linux.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Where a gateway is set up, and with what.
+/// Where and with which settings a gateway runs.
 pub(super) struct Site {
     program: PathBuf,
     dir: PathBuf,
@@ -37,8 +36,9 @@ pub(super) struct Site {
 
 /// A running gateway.
 pub(super) struct Gateway {
+    /// The address it listens on.
     pub(super) address: SocketAddr,
-    /// From its start until it said that it is ready.
+    /// From its start until it reported that it was ready.
     pub(super) start: Duration,
     child: Child,
     pid: u32,
@@ -47,11 +47,14 @@ pub(super) struct Gateway {
 /// Processor time so far.
 #[derive(Clone, Copy)]
 pub(super) struct Cpu {
+    /// The gateway's own processor time.
     pub(super) gateway: Duration,
+    /// That of its private PostgreSQL.
     pub(super) database: Duration,
 }
 
 impl Site {
+    /// Prepares a data directory and the settings, without starting the gateway.
     pub(super) fn new(program: PathBuf, dir: &Path, upstream: SocketAddr) -> anyhow::Result<Self> {
         let model = |name: &str| {
             format!(
@@ -101,14 +104,14 @@ impl Site {
         })
     }
 
-    /// What a command of the program answers.
+    /// Runs a command of the program and returns its output.
     pub(super) fn run(&self, args: &[&str]) -> anyhow::Result<String> {
         let output = self.command(args).stderr(Stdio::inherit()).output()?;
         ensure!(output.status.success(), "`easel {}` failed", args.join(" "));
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
 
-    /// Gives the disk back what earlier measurements stored.
+    /// Frees the disk space of earlier measurements.
     pub(super) fn clear_objects(&self) -> anyhow::Result<()> {
         for kind in ["images", "uploads"] {
             let folder = self.dir.join("data/objects").join(kind);
@@ -119,6 +122,7 @@ impl Site {
         Ok(())
     }
 
+    /// The size of the program in bytes.
     pub(super) fn program_bytes(&self) -> anyhow::Result<u64> {
         Ok(fs::metadata(&self.program)?.len())
     }
@@ -147,12 +151,12 @@ impl Site {
 }
 
 impl Gateway {
-    /// Its own resident memory in MB, without the database's.
+    /// Its resident memory in MB, without the database's.
     pub(super) fn resident_mb(&self) -> anyhow::Result<f64> {
         self.memory_mb("VmRSS:")
     }
 
-    /// The most that was ever resident, in MB.
+    /// Its peak resident memory in MB.
     pub(super) fn peak_mb(&self) -> anyhow::Result<f64> {
         self.memory_mb("VmHWM:")
     }
@@ -162,11 +166,12 @@ impl Gateway {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         let kib: f64 = line
             .and_then(|rest| rest.trim().strip_suffix(" kB"))
-            .context("the system does not say how much memory a process has")?
+            .context("the system does not report the memory of a process")?
             .parse()?;
         Ok(kib * 1024.0 / 1e6)
     }
 
+    /// The processor time used so far.
     pub(super) fn cpu(&self) -> anyhow::Result<Cpu> {
         let mut processes = BTreeMap::new();
         for entry in fs::read_dir("/proc")? {
@@ -205,18 +210,18 @@ impl Gateway {
         })
     }
 
-    /// Tells it to end, and waits until it has.
+    /// Shuts it down and waits until it has ended.
     pub(super) async fn end(mut self) -> anyhow::Result<()> {
         Command::new("kill").arg(self.pid.to_string()).status()?;
         let ended = tokio::time::timeout(END_WAIT, self.child.wait())
             .await
             .context("the gateway did not end in time")??;
-        ensure!(ended.success(), "the gateway ended badly: {ended}");
+        ensure!(ended.success(), "the gateway failed: {ended}");
         Ok(())
     }
 }
 
-/// Processor time between two moments, by request.
+/// Processor time between two moments, per request.
 pub(super) fn cpu_each(before: Cpu, after: Cpu, requests: f64) -> String {
     let each = |before: Duration, after: Duration| {
         number((after.saturating_sub(before)).as_secs_f64() * 1e6 / requests)
@@ -228,7 +233,7 @@ pub(super) fn cpu_each(before: Cpu, after: Cpu, requests: f64) -> String {
     )
 }
 
-/// Leaves the files, and the folders that a gateway which has run for a while has made.
+/// Keeps the files, and the directories that a gateway has created over time.
 fn empty_files(folder: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -250,7 +255,7 @@ struct Stat {
 
 impl Stat {
     fn parse(line: &str) -> Option<Self> {
-        // The name between may hold anything, brackets and spaces included.
+        // The name in between may contain anything, even brackets and spaces.
         let (before, after) = (line.split_once(" (")?.0, line.rsplit_once(") ")?.1);
         let fields: Vec<&str> = after.split(' ').collect();
         let number = |index: usize| fields.get(index)?.parse::<u32>().ok();

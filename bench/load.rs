@@ -1,5 +1,5 @@
-//! Closed-loop load: so many clients, each with a connection of its own, each sending its next request
-//! when the last one is answered.
+//! Closed-loop load: this many clients, each on its own connection, each sending its next request once the last one is
+//! answered.
 
 use std::{
     net::SocketAddr,
@@ -12,37 +12,41 @@ use tokio::task::JoinSet;
 
 use super::wire::{Connection, Message};
 
-/// No request may take longer: a run ends whatever happens.
+/// No request may take longer, so that every run ends.
 const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// How long a load goes on.
+/// How long a load runs.
 #[derive(Clone, Copy)]
 pub(super) enum Extent {
     For(Duration),
-    /// So many requests of each client.
+    /// This many requests per client.
     Times(usize),
 }
 
-/// What is sent, by how many, and what must come back.
+/// What is sent, by how many clients, and the expected answer.
 pub(super) struct Load {
     pub(super) address: SocketAddr,
+    /// How many clients send at the same time.
     pub(super) clients: usize,
     pub(super) extent: Extent,
-    /// Sent in turn, each client beginning at another one.
+    /// Sent in turn; each client starts at a different one.
     pub(super) requests: Vec<Vec<u8>>,
+    /// The status that every answer must have.
     pub(super) status: u16,
 }
 
-/// What came of a load.
+/// The results of a load.
 pub(super) struct Sample {
+    /// From the first request to the last answer.
     pub(super) elapsed: Duration,
-    /// From the shortest to the longest.
+    /// In ascending order.
     latencies: Vec<Duration>,
-    /// Of each client's last answer, the beginning of its body.
+    /// The beginning of the body of each client's last answer.
     pub(super) bodies: Vec<Vec<u8>>,
 }
 
 impl Load {
+    /// Runs the load; errors if any answer is wrong or missing.
     pub(super) async fn run(self) -> anyhow::Result<Sample> {
         ensure!(!self.requests.is_empty(), "there is nothing to send");
         let load = Arc::new(self);
@@ -105,20 +109,22 @@ async fn run_client(
 async fn exchange(connection: &mut Connection, request: &[u8]) -> anyhow::Result<Message> {
     connection.send(request).await?;
     let answer = connection.receive().await?;
-    answer.context("a connection was ended instead of an answer")
+    answer.context("a connection was closed instead of an answer")
 }
 
 impl Sample {
+    /// How many requests were answered.
     #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
     pub(super) fn count(&self) -> f64 {
         self.latencies.len() as f64
     }
 
+    /// Answered requests per second.
     pub(super) fn a_second(&self) -> f64 {
         self.count() / self.elapsed.as_secs_f64()
     }
 
-    /// In milliseconds; of so many in a hundred, the longest.
+    /// In milliseconds: the longest latency of this percentage of requests.
     pub(super) fn percentile_ms(&self, percent: usize) -> f64 {
         let index = self.latencies.len() * percent / 100;
         let last = self.latencies.len().saturating_sub(1);

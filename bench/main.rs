@@ -1,5 +1,5 @@
-//! The load harness: starts a fake upstream and a gateway of its own, puts load on it and prints
-//! what it measured beside what is the least that is good enough.
+//! The load harness: starts a fake upstream and a gateway, puts load on it, and prints what it measured beside the
+//! required minimum.
 #![expect(clippy::print_stdout, reason = "it prints a table")]
 
 mod gateway;
@@ -19,7 +19,7 @@ use clap::{Parser, ValueEnum};
 
 use rows::{Bench, Effort, Row};
 
-/// Of the folders that runs leave, and for how long they are left.
+/// The prefix of the directories that runs leave.
 const PREFIX: &str = "bench-";
 const KEPT_FOR: Duration = Duration::from_hours(1);
 
@@ -34,7 +34,7 @@ const QUICK: Effort = Effort {
     uploads_each: 3,
 };
 
-/// Puts load on a gateway of its own, on loopback, and prints the figures.
+/// Puts load on a new gateway, on loopback, and prints the figures.
 #[derive(Debug, Parser)]
 struct Args {
     /// Measure for a second each, to see that everything works
@@ -46,10 +46,10 @@ struct Args {
     /// Measure another build of the gateway
     #[arg(long, value_name = "FILE", default_value = env!("CARGO_BIN_EXE_easel"))]
     gateway: PathBuf,
-    /// Where the gateway keeps its data meanwhile: the disk that is measured
+    /// Where the gateway keeps its data: the disk that is measured
     #[arg(long, value_name = "DIR", default_value = env!("CARGO_TARGET_TMPDIR"))]
     dir: PathBuf,
-    /// Cargo says so
+    /// Passed by Cargo
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -74,8 +74,8 @@ async fn main() -> anyhow::Result<()> {
     remove_old(&args.dir)
 }
 
-/// What a run leaves, some later one removes: for minutes after many files were removed, ext4 takes
-/// many times as long to make a new one, and the next run would measure that.
+/// A later run removes what a run leaves: for minutes after many files were removed, ext4 takes many times as long to
+/// create a new one, and the next run would measure that.
 fn remove_old(dir: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;

@@ -1,6 +1,6 @@
-//! The table of what was measured, against what is the least that is good enough.
+//! The table of measurements and required minimums.
 
-/// What a figure must come to.
+/// The requirement for a figure.
 #[derive(Clone, Copy)]
 pub(super) enum Floor {
     AtLeast(f64),
@@ -11,11 +11,12 @@ pub(super) enum Floor {
 
 /// One figure.
 pub(super) struct Figure {
+    /// The label of the row.
     pub(super) what: String,
     pub(super) measured: f64,
     pub(super) unit: &'static str,
     pub(super) floor: Floor,
-    /// What else is worth knowing.
+    /// Other useful facts.
     pub(super) note: String,
 }
 
@@ -30,6 +31,7 @@ impl Figure {
         }
     }
 
+    /// Adds a note.
     pub(super) fn note(mut self, note: &str) -> Self {
         if !self.note.is_empty() {
             self.note += ", ";
@@ -38,7 +40,7 @@ impl Figure {
         self
     }
 
-    /// Whether it is good enough.
+    /// Whether it meets its requirement.
     pub(super) fn holds(&self) -> bool {
         match self.floor {
             Floor::AtLeast(floor) => self.measured >= floor,
@@ -47,6 +49,7 @@ impl Figure {
         }
     }
 
+    /// Prints the row of this figure.
     pub(super) fn print(&self) {
         let (floor, mark) = match self.floor {
             Floor::AtLeast(floor) => (format!(">= {}", number(floor)), mark(self.holds())),
@@ -63,6 +66,7 @@ impl Figure {
     }
 }
 
+/// Prints the head of the table.
 pub(super) fn print_head() {
     println!(
         "{:<46} {:>9} {:<6} {:>8} {:<5} beside it",
@@ -74,7 +78,7 @@ fn mark(passed: bool) -> &'static str {
     if passed { "ok" } else { "MISS" }
 }
 
-/// Three digits that matter are enough.
+/// Three significant digits are enough.
 pub(super) fn number(value: f64) -> String {
     if value == 0.0 {
         "0".to_owned()

@@ -1,5 +1,4 @@
-//! What is measured, row by row. Each begins with a freshly started gateway, so that no row pays for
-//! the memory of another.
+//! The measurements, row by row. Each starts with a fresh gateway, so that no row pays for the memory of another.
 
 use std::{
     net::SocketAddr,
@@ -25,7 +24,7 @@ use super::{
 const CLIENTS: usize = 64;
 const WAITING_CLIENTS: usize = 1_000;
 const UPLOADING_CLIENTS: usize = 4;
-/// Of an upload: 20 MB of noise, and less than the 20 MiB that are allowed.
+/// The side of an uploaded image: 20 MB of noise, below the limit of 20 MiB.
 const UPLOAD_SIDE_PX: u32 = 2_640;
 const IDLE_FOR: Duration = Duration::from_secs(2);
 const GENERATED_WAIT: Duration = Duration::from_mins(1);
@@ -63,7 +62,7 @@ pub(super) struct Bench {
 }
 
 impl Bench {
-    /// Sets a gateway up in `dir`, with an account that never runs dry.
+    /// Sets up a gateway in `dir`, with an account that never runs out of money.
     pub(super) async fn set_up(
         program: PathBuf,
         dir: &Path,
@@ -296,7 +295,7 @@ impl Bench {
             requests: vec![self.form(image)],
             status: 200,
         };
-        // What all uploads share is in memory after the first ones.
+        // The first uploads load the memory that all uploads share.
         load(&upstream::noise(1)?, 1).run().await?;
         let resident = gateway.resident_mb()?;
         let before = gateway.cpu()?;
@@ -334,7 +333,7 @@ impl Bench {
         )])
     }
 
-    /// The same requests for some seconds, once everything is warm; also what each cost.
+    /// The same requests for some seconds, once everything is warm; also the cost of each.
     async fn steady(
         &self,
         gateway: &Gateway,

@@ -1,5 +1,5 @@
-//! A fake of an upstream with OpenAI's Images API, whose answers are made beforehand: it costs
-//! next to nothing, so what is measured is the gateway.
+//! A fake upstream with OpenAI's Images API and precomputed answers: it costs almost nothing, so the gateway is what is
+//! measured.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -12,14 +12,14 @@ use tokio::{net::TcpListener, task::JoinSet};
 
 use super::wire::Connection;
 
-/// How long a model takes that the waiting is measured with.
+/// How long the slow model takes, for the measurement of waiting clients.
 pub(super) const SLOW: Duration = Duration::from_secs(5);
-/// Of the large image: 1.5 MB of noise.
+/// The side of the large image: 1.5 MB of noise.
 const LARGE_SIDE_PX: u32 = 707;
 const TINY_PNG: &[u8] = b"iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
 
-/// Serves as long as it is not dropped. What it answers stands in the path: `/tiny`, `/large` or
-/// `/slow`.
+/// Serves until it is dropped. The path selects the answer:
+/// `/tiny`, `/large` or `/slow`.
 pub(super) struct Upstream {
     pub(super) address: SocketAddr,
     _serving: JoinSet<()>,
@@ -57,7 +57,7 @@ async fn accept(listener: TcpListener, answers: Arc<Answers>) {
     }
 }
 
-/// Until the connection ends, one way or another: whoever was not answered says so.
+/// Serves until the connection ends, for any reason: a client without an answer reports it.
 async fn serve(mut connection: Connection, answers: Arc<Answers>) {
     while let Ok(Some(request)) = connection.receive().await {
         let model = request.first_line.split('/').nth(1);
@@ -88,12 +88,12 @@ fn answer(encoded: &[u8]) -> Vec<u8> {
     [head.as_bytes(), &body].concat()
 }
 
-/// A PNG that cannot be packed: three bytes a pixel.
+/// A PNG that does not compress: three bytes per pixel.
 pub(super) fn noise(side_px: u32) -> anyhow::Result<Vec<u8>> {
     let mut state = 0x9E37_79B9_u32;
     let bytes: Vec<u8> = (0..side_px * side_px * 3)
         .map(|_| {
-            // Xorshift: not random, but no packer notices.
+            // Xorshift: not random, but incompressible in practice.
             state ^= state << 13;
             state ^= state >> 17;
             state ^= state << 5;

@@ -1,5 +1,5 @@
-//! As little of HTTP/1.1 as a load generator and a fake upstream need: keep-alive connections, and
-//! bodies of a known length that are counted and thrown away.
+//! The part of HTTP/1.1 that a load generator and a fake upstream need: keep-alive connections, and bodies of a known
+//! length that are counted and discarded.
 
 use std::net::SocketAddr;
 
@@ -11,7 +11,7 @@ use tokio::{
 
 const BUFFER_BYTES: usize = 64 * 1024;
 const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// How much of a body is kept, to be looked at.
+/// How much of a body is kept for inspection.
 const KEPT_BYTES_MAX: usize = 4 * 1024;
 
 /// A request or an answer.
@@ -26,6 +26,7 @@ pub(super) struct Message {
 pub(super) struct Connection(BufReader<TcpStream>);
 
 impl Connection {
+    /// Connects to an address.
     pub(super) async fn open(address: SocketAddr) -> anyhow::Result<Self> {
         Self::new(TcpStream::connect(address).await?)
     }
@@ -35,11 +36,12 @@ impl Connection {
         Ok(Self(BufReader::with_capacity(BUFFER_BYTES, stream)))
     }
 
+    /// Sends a complete message.
     pub(super) async fn send(&mut self, message: &[u8]) -> anyhow::Result<()> {
         Ok(self.0.write_all(message).await?)
     }
 
-    /// `None`: the other side has ended the connection.
+    /// `None`: the other side has closed the connection.
     pub(super) async fn receive(&mut self) -> anyhow::Result<Option<Message>> {
         let Some(head) = self.head().await? else {
             return Ok(None);
@@ -50,7 +52,7 @@ impl Connection {
             .filter_map(|line| line.split_once(':'))
             .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
             .map_or(Ok(0), |(_, value)| value.trim().parse())
-            .context("a content-length is no number")?;
+            .context("a content-length is not a number")?;
         let body = self.body(length).await?;
         Ok(Some(Message { first_line, body }))
     }
@@ -59,7 +61,7 @@ impl Connection {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             if self.0.read_until(b'\n', &mut head).await? == 0 {
-                ensure!(head.is_empty(), "a connection ended within a head");
+                ensure!(head.is_empty(), "a connection closed within a head");
                 return Ok(None);
             }
             ensure!(head.len() < HEAD_BYTES_MAX, "a head is too long");
@@ -73,7 +75,7 @@ impl Connection {
         while left > 0 {
             let piece = self.0.fill_buf().await?;
             if piece.is_empty() {
-                bail!("a connection ended {left} bytes before the end of a body");
+                bail!("a connection closed {left} bytes before the end of a body");
             }
             let got = piece.len().min(left);
             let wanted = got.min(KEPT_BYTES_MAX - kept.len());
@@ -85,7 +87,7 @@ impl Connection {
     }
 }
 
-/// A request, ready to be sent again and again.
+/// A request, ready to be sent repeatedly.
 pub(super) fn request(line: &str, key: &str, content_type: &str, body: &[u8]) -> Vec<u8> {
     let length = body.len();
     let head = format!(

@@ -1,4 +1,4 @@
-//! Two accounts that behave badly, one of them without money: nobody else may notice.
+//! Two abusive accounts, one of them without money: nobody else may notice.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,17 +8,19 @@ use serde_json::json;
 use tokio::{io::AsyncWriteExt, net::TcpStream, task::JoinSet};
 
 use super::{
-    book::{Kind, Purchase, Told},
+    book::{Ending, Kind, Purchase},
     client::Client,
     purchase::Order,
 };
 
+/// How many abusive clients there are.
 pub(super) const CLIENTS: usize = 8;
 const GENERATIONS: &str = "/v1/images/generations";
 const AT_ONCE: usize = 20;
 const JUNK_BYTES: usize = 8 * 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Abuses the gateway until time is up, in a way that `number` selects.
 pub(super) async fn run(mut client: Client, number: usize) {
     while client.goes_on() {
         match number {
@@ -34,7 +36,7 @@ pub(super) async fn run(mut client: Client, number: usize) {
     }
 }
 
-/// Many at once, whether there is money for them or not.
+/// Many requests at once, whether there is money for them or not.
 async fn flood(client: &Client) {
     let mut requests = JoinSet::new();
     for number in 0..AT_ONCE {
@@ -53,7 +55,7 @@ async fn ask(client: &mut Client, words: &str) {
     send(client, Order::new(Kind::Abuse, GENERATIONS), words).await;
 }
 
-/// Once, and what was told is written down: the ledger must agree.
+/// Sends one request and records the answer: the ledger must agree.
 async fn send(client: &mut Client, mut order: Order, words: &str) {
     let mut purchase: Purchase = client.begin(&mut order, words);
     let replica = client.pick();
@@ -63,12 +65,12 @@ async fn send(client: &mut Client, mut order: Order, words: &str) {
         && let Some(task) = heard.task()
     {
         let images = heard.body["data"].as_array().map_or(0, Vec::len);
-        purchase.told = Told::Images { task, images };
+        purchase.ending = Ending::Images { task, images };
     }
     client.shared.book.purchases().push(purchase);
 }
 
-/// A field that nobody knows, in megabytes.
+/// An unknown field with megabytes of data.
 async fn junk(client: &Client) {
     let mut body = json!({"model": "flaky"}).to_string();
     body.pop();
@@ -90,7 +92,7 @@ async fn long_texts(client: &Client) {
     drop(request.timeout(PATIENCE).send().await);
 }
 
-/// Large bodies are announced, and hardly anything comes.
+/// Large bodies are announced, and hardly any bytes follow.
 async fn drip(client: &Client) {
     let mut requests = JoinSet::new();
     for replica in [0, 1, 0, 1] {
@@ -127,6 +129,6 @@ async fn leave_unread(client: &mut Client) {
     };
     let requests = b"GET /healthz HTTP/1.1\r\nhost: soak\r\n\r\n".repeat(1_000);
     let flood = async { while stream.write_all(&requests).await.is_ok() {} };
-    // Whether they are cut off earlier is for the gateway to say.
+    // The gateway may cut them off earlier.
     drop(tokio::time::timeout(Duration::from_secs(10), flood).await);
 }

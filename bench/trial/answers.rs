@@ -1,9 +1,9 @@
-//! Whether everybody got what there was to get, and in time.
+//! Whether every client got its images, and in time.
 
 use std::collections::{BTreeMap, HashSet};
 
 use super::{
-    book::{Digest, Purchase, Told},
+    book::{Digest, Ending, Purchase},
     evidence::Evidence,
     figures::{count, percent},
     report::{
@@ -13,12 +13,13 @@ use super::{
     stage::DEADLINE_S,
 };
 
-/// How many of what was told about in vain are shown.
+/// How many different failures are shown.
 const EXAMPLES: usize = 15;
 /// What a busy machine adds to a deadline.
 const WAIT_SLACK_S: u64 = 5;
 
 impl Evidence {
+    /// The figures for answers and waits.
     pub(super) fn answers(&self) -> Vec<Figure> {
         let waiting = self.purchases.iter().filter(|one| one.kind.is_owed());
         let (ruined, owed): (Vec<_>, Vec<_>) = waiting.partition(|one| self.is_excused(one));
@@ -64,7 +65,7 @@ impl Evidence {
             .note(&format!("{lost} of {}", generated.len()))
     }
 
-    /// Whoever gave up by a time-out of its own has waited for less than is promised.
+    /// Clients that gave up after their own time-out waited less than is promised.
     fn longest_wait(&self) -> Figure {
         let tries = self.purchases.iter().flat_map(|purchase| &purchase.tries);
         let longest = tries.map(|one| one.took).max().unwrap_or_default();
@@ -84,13 +85,14 @@ fn within_deadline() -> Floor {
     AtMost((DEADLINE_S + WAIT_SLACK_S) as f64)
 }
 
+/// Whether the client got its images.
 pub(super) fn is_delivered(purchase: &Purchase) -> bool {
-    matches!(purchase.told, Told::Images { .. })
+    matches!(purchase.ending, Ending::Images { .. })
 }
 
-/// What those were told who should have got images.
+/// The answers that clients got instead of the images they were owed.
 fn print_failures(owed: &[&Purchase]) {
-    let mut told: BTreeMap<String, usize> = BTreeMap::new();
+    let mut failures: BTreeMap<String, usize> = BTreeMap::new();
     for purchase in owed.iter().filter(|one| !is_delivered(one)) {
         let last = purchase.tries.last();
         let status = last.and_then(|one| one.status);
@@ -98,11 +100,11 @@ fn print_failures(owed: &[&Purchase]) {
         let message = last.map(|one| one.message.as_str()).unwrap_or_default();
         let (kind, tries) = (purchase.kind, purchase.tries.len());
         let line = format!("{kind:?}, {status} at the end of {tries}: {message}");
-        *told.entry(line).or_default() += 1;
+        *failures.entry(line).or_default() += 1;
     }
-    let mut told: Vec<_> = told.into_iter().collect();
-    told.sort_by_key(|(_, times)| std::cmp::Reverse(*times));
-    for (line, times) in told.iter().take(EXAMPLES) {
+    let mut failures: Vec<_> = failures.into_iter().collect();
+    failures.sort_by_key(|(_, times)| std::cmp::Reverse(*times));
+    for (line, times) in failures.iter().take(EXAMPLES) {
         println!("  not delivered, {times} times: {line}");
     }
 }

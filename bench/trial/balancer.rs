@@ -1,5 +1,5 @@
-//! Which replica a client is sent to: one that says it is ready, as a load balancer finds out. Beside
-//! that, for the truth: whether it really generates.
+//! Chooses the replica for a client: one that reports ready, as a load balancer would. Also records whether the replica
+//! really generates.
 
 use std::{
     net::SocketAddr,
@@ -22,9 +22,10 @@ use super::{
 const EVERY: Duration = Duration::from_millis(500);
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
 const WORK_TIMEOUT: Duration = Duration::from_secs(4);
-/// A generation that is answered by then says that the replica worked when it was asked.
+/// A generation that is answered within this time shows that the replica worked when it was sent.
 const WORKS_WITHIN: Duration = Duration::from_secs(1);
 
+/// Knows which replicas report ready.
 pub(super) struct Balancer {
     addresses: Vec<SocketAddr>,
     ready: Vec<AtomicBool>,
@@ -36,7 +37,7 @@ impl Balancer {
         Self { addresses, ready }
     }
 
-    /// One of those that are ready, or else any one.
+    /// One of the ready replicas, or else any.
     pub(super) fn pick(&self, rng: &mut StdRng) -> usize {
         let all = 0..self.addresses.len();
         let ready: Vec<usize> = all
@@ -54,11 +55,13 @@ impl Balancer {
         self.addresses[replica]
     }
 
+    /// The URL of a path at a replica.
     pub(super) fn url(&self, replica: usize, path: &str) -> String {
         format!("http://{}{path}", self.addresses[replica])
     }
 }
 
+/// Samples readiness and real generations of the replicas.
 pub(super) struct Prober {
     shared: Arc<Shared>,
     http: reqwest::Client,
@@ -81,7 +84,7 @@ impl Prober {
         }
     }
 
-    /// A whole generation, at an upstream that always answers.
+    /// A complete generation, at an upstream that always answers.
     async fn works(&self, replica: usize) -> (Option<bool>, String) {
         let marker = self.shared.book.next_marker();
         let body =
@@ -115,7 +118,7 @@ impl Prober {
     }
 }
 
-/// For as long as the trial takes: one sample after another begins, whether or not those before have ended.
+/// Runs for as long as the trial: one sample after another starts, whether or not earlier ones have ended.
 pub(super) async fn keep_probing(prober: Prober, replica: usize) {
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -1,4 +1,4 @@
-//! What everybody has seen, written down while it happens and compared at the end.
+//! What all parties have seen, recorded while it happens and compared at the end.
 
 use std::{
     sync::{
@@ -10,26 +10,30 @@ use std::{
 
 use uuid::Uuid;
 
-/// Names what a client wants, in its prompt: all tries of one purchase have the same.
+/// Identifies a purchase in its prompt: all tries of one purchase have the same marker.
 pub(super) type Marker = u32;
 
-/// What a client wanted, and what became of it.
+/// What a client wanted, and its outcome.
 #[derive(Clone, Debug)]
 pub(super) struct Purchase {
     pub(super) marker: Marker,
     pub(super) kind: Kind,
+    /// How many images were ordered.
     pub(super) n: usize,
-    /// Of one image, in micro-CNY.
+    /// The price of one image, in micro-CNY.
     pub(super) unit_price: i64,
     pub(super) began: Instant,
+    /// All requests, in order.
     pub(super) tries: Vec<Try>,
     /// Every task that an answer named.
     pub(super) tasks: Vec<Uuid>,
-    /// The images that came inside the answer.
+    /// The images inside the answer.
     pub(super) inline: Vec<Digest>,
-    pub(super) told: Told,
+    /// The final answer.
+    pub(super) ending: Ending,
 }
 
+/// The kinds of clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Sync,
@@ -37,14 +41,14 @@ pub(super) enum Kind {
     Async,
     Edit,
     SlowBody,
-    /// Hangs up before the answer and never asks again.
+    /// Hangs up before the answer and never retries.
     HangUp,
-    /// Of an account that behaves badly: what it is told matters to the ledger only.
+    /// Of an abusive account: its answers matter to the ledger only.
     Abuse,
 }
 
 impl Kind {
-    /// Whether the client waits for its images and does what it is told meanwhile.
+    /// Whether the client waits for its images and follows the answers meanwhile.
     pub(super) fn is_owed(self) -> bool {
         !matches!(self, Self::HangUp | Self::Abuse)
     }
@@ -54,34 +58,36 @@ impl Kind {
 #[derive(Clone, Debug)]
 pub(super) struct Try {
     pub(super) took: Duration,
-    /// `None`: no whole answer came.
+    /// `None`: no complete answer arrived.
     pub(super) status: Option<u16>,
+    /// The error message or the reason why there is no answer.
     pub(super) message: String,
 }
 
-/// The last word that a client heard.
+/// The final answer that a client got.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Told {
+pub(super) enum Ending {
     Images {
         task: Uuid,
         images: usize,
     },
     Failed,
-    /// It never heard how it ended.
+    /// It never learned how the purchase ended.
     Nothing,
 }
 
-/// One call of the upstream, as the upstream has seen it.
+/// One call, as the upstream saw it.
 #[derive(Clone, Debug)]
 pub(super) struct Call {
     pub(super) marker: Marker,
     pub(super) outcome: Outcome,
-    /// By their digests.
+    /// The digests of its images.
     pub(super) images: Vec<Digest>,
-    /// Whether all of the answer was taken.
+    /// Whether the complete answer was read.
     pub(super) is_sent: bool,
 }
 
+/// A digest of an image's bytes.
 pub(super) type Digest = [u8; 32];
 
 /// What the upstream does with a call.
@@ -97,18 +103,19 @@ pub(super) enum Outcome {
     Talks,
 }
 
-/// Beside each other: what a replica says of itself, and whether it generates.
+/// Side by side: what a replica reports, and whether it generates.
 #[derive(Clone, Debug)]
 pub(super) struct Sample {
     pub(super) replica: usize,
     pub(super) began: Instant,
     pub(super) is_ready: bool,
-    /// Neither, where it took long: the fault may have begun or ended meanwhile.
+    /// `None` if it took long: the fault may have begun or ended meanwhile.
     pub(super) works: Option<bool>,
-    /// What it answered where it was not ready, or did not generate.
+    /// Its answer when it was not ready or did not generate.
     pub(super) said: String,
 }
 
+/// The record of purchases, upstream calls and samples.
 #[derive(Debug, Default)]
 pub(super) struct Book {
     purchases: Mutex<Vec<Purchase>>,
@@ -139,12 +146,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How a prompt names a purchase.
+/// The prompt that identifies a purchase.
 pub(super) fn prompt(marker: Marker, rest: &str) -> String {
     format!("soak {marker:08x} {rest}")
 }
 
-/// The purchase that a body, whatever its form, belongs to.
+/// The purchase that a body of any form belongs to.
 pub(super) fn marker_in(text: &[u8]) -> Option<Marker> {
     let start = memchr::memmem::find(text, b"soak ")? + 5;
     let hex = std::str::from_utf8(text.get(start..start + 8)?).ok()?;

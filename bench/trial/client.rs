@@ -1,4 +1,4 @@
-//! A client: sends a request and says what it heard.
+//! A client: sends a request and returns the answer.
 
 use std::{
     sync::Arc,
@@ -12,14 +12,15 @@ use uuid::Uuid;
 
 use super::{balancer::Balancer, book::Book};
 
-/// What all clients know.
+/// What all clients share.
 pub(super) struct Shared {
     pub(super) book: Arc<Book>,
     pub(super) balancer: Balancer,
-    /// Nothing new is begun after it.
+    /// No new purchase starts after this.
     pub(super) until: Instant,
 }
 
+/// One client with its key and connections.
 pub(super) struct Client {
     pub(super) shared: Arc<Shared>,
     pub(super) http: reqwest::Client,
@@ -27,12 +28,12 @@ pub(super) struct Client {
     pub(super) rng: StdRng,
 }
 
-/// What came of one request.
+/// The outcome of one request.
 pub(super) struct Heard {
-    /// `None`: no whole answer.
+    /// `None`: no complete answer.
     pub(super) status: Option<u16>,
     headers: HeaderMap,
-    /// `Null` where it is no JSON.
+    /// `Null` if it is not JSON.
     pub(super) body: Value,
     /// Why there is no answer.
     error: String,
@@ -48,15 +49,18 @@ impl Client {
         }
     }
 
+    /// Whether there is time for another purchase.
     pub(super) fn goes_on(&self) -> bool {
         Instant::now() < self.shared.until
     }
 
+    /// Sleeps for a random time in this range.
     pub(super) async fn pause(&mut self, milliseconds: std::ops::Range<u64>) {
         let pause = Duration::from_millis(self.rng.random_range(milliseconds));
         tokio::time::sleep(pause).await;
     }
 
+    /// A replica, chosen by the balancer.
     pub(super) fn pick(&mut self) -> usize {
         self.shared.balancer.pick(&mut self.rng)
     }
@@ -73,6 +77,7 @@ impl Client {
 }
 
 impl Heard {
+    /// Sends a request and reads its answer, for at most `patience`.
     pub(super) async fn of(request: RequestBuilder, patience: Duration) -> Self {
         let answer = async { whole(request.send().await?).await };
         match tokio::time::timeout(patience, answer).await {
@@ -91,7 +96,7 @@ impl Heard {
         }
     }
 
-    /// Whether an SDK would try again.
+    /// Whether an SDK would retry.
     pub(super) fn may_be_retried(&self) -> bool {
         match self.header("x-should-retry") {
             Some("false") => false,
@@ -100,16 +105,19 @@ impl Heard {
         }
     }
 
+    /// The wait that `Retry-After` asks for.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         let seconds = self.header("retry-after")?.parse().ok()?;
         (seconds <= 60).then(|| Duration::from_secs(seconds))
     }
 
+    /// The id of the task that the answer names.
     pub(super) fn task(&self) -> Option<Uuid> {
         let named = self.body["id"].as_str();
         named.or(self.header("x-task-id"))?.parse().ok()
     }
 
+    /// The error message, or why there is no answer.
     pub(super) fn message(&self) -> String {
         let message = self.body["error"]["message"].as_str();
         message.unwrap_or(&self.error).to_owned()
@@ -140,7 +148,7 @@ fn chain(error: &reqwest::Error) -> String {
     cause.to_string()
 }
 
-/// Every client has connections of its own.
+/// Every client has its own connections.
 pub(super) fn http_client() -> reqwest::Client {
     let builder = reqwest::Client::builder()
         .no_proxy()

@@ -1,4 +1,4 @@
-//! The schedule of faults: every few seconds another one, one at a time, each over before the next.
+//! The schedule of faults: a new one every few seconds, one at a time, each over before the next.
 
 use std::{
     ops::Range,
@@ -14,10 +14,10 @@ use super::{
     stage::{REPLICAS, Stage},
 };
 
-/// Between two of them, and how long one stays in force, in milliseconds.
+/// The time between two faults, and the duration of one, in milliseconds.
 const PAUSE_MS: Range<u64> = 3_000..6_000;
 const LASTS_MS: Range<u64> = 2_000..9_000;
-/// The last one ends so long before the clients do.
+/// The last fault ends this long before the clients do.
 const CALM_AT_THE_END: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug)]
@@ -53,17 +53,17 @@ const KINDS: [Kind; 13] = [
     Kind::StoreSlow,
 ];
 
-/// A fault that was, and what came of it.
+/// A past fault and its effects.
 #[derive(Clone, Debug)]
 pub(super) struct Past {
     pub(super) name: String,
     pub(super) began: Instant,
     pub(super) ended: Instant,
-    /// A replica that ended by itself, or badly, or not in time.
+    /// Replicas that ended by themselves, unsuccessfully, or too late.
     pub(super) bad_ends: Vec<String>,
 }
 
-/// Until time is up. Each kind comes before any comes again, so that short trials see most of them.
+/// Runs until time is up. Every kind occurs before any is repeated, so that short trials see most of them.
 pub(super) async fn run(
     stage: &Stage,
     mut rng: StdRng,
@@ -152,7 +152,7 @@ fn of_database(kind: Kind, rng: &mut StdRng) -> Fault {
             let delays = [20, 50, 100].map(Duration::from_millis);
             Fault::Latency(*delays.choose(rng).unwrap_or(&delays[0]))
         }
-        // In the middle of an answer, wherever that is.
+        // In the middle of an answer, at any byte.
         Kind::DatabaseCut => Fault::CutAfter(rng.random_range(1_000..20_000)),
         _ => Fault::Reset,
     }
@@ -168,7 +168,7 @@ fn set_for_all(
     }
 }
 
-/// As an upgrade does it; what is wrong with its end.
+/// As an upgrade does it; returns what was wrong with its end.
 async fn restart(replica: &Replica) -> anyhow::Result<Option<String>> {
     let ended = replica.end().await?;
     replica.start().await?;

@@ -1,4 +1,4 @@
-//! The clients who behave well, each in its own way.
+//! The well-behaved clients, each kind in its own way.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
 
 use super::{
-    book::{Kind, Purchase, Told},
+    book::{Ending, Kind, Purchase},
     client::Client,
     purchase::{Order, PATIENCE},
     upstream,
@@ -16,7 +16,7 @@ use super::{
 const GENERATIONS: &str = "/v1/images/generations";
 const EDITS: &str = "/v1/images/edits";
 const WORDS: &str = "a lighthouse at dusk, oil on canvas";
-/// What some set as the time-out of their SDK.
+/// A time-out that some set in their SDK.
 const SHORT_PATIENCE: Duration = Duration::from_secs(25);
 
 /// Buys until time is up.
@@ -61,7 +61,7 @@ async fn asynchronous(client: &mut Client) {
     client.buy(order, WORDS).await;
 }
 
-/// Of an upload, or of a file that comes along.
+/// An edit of an upload, or of a file in the request.
 async fn edit(client: &mut Client) {
     let mut order = Order::new(Kind::Edit, EDITS);
     let Ok(reference) = upstream::image() else {
@@ -78,7 +78,7 @@ async fn edit(client: &mut Client) {
     client.buy(order, WORDS).await;
 }
 
-/// An upload that nobody takes is a purchase that failed.
+/// A failed upload is a failed purchase.
 async fn upload(client: &mut Client, order: &mut Order, file: Vec<u8>) -> Option<Value> {
     let mut purchase: Purchase = client.begin(order, "an upload");
     loop {
@@ -91,7 +91,7 @@ async fn upload(client: &mut Client, order: &mut Order, file: Vec<u8>) -> Option
             return Some(heard.body["url"].clone());
         }
         if !heard.may_be_retried() || !client.wait_to_retry(&heard, &purchase).await {
-            purchase.told = Told::Failed;
+            purchase.ending = Ending::Failed;
             client.shared.book.purchases().push(purchase);
             return None;
         }

@@ -1,4 +1,4 @@
-//! What the database says in the end, read past everything that could be in the way.
+//! The final state of the database, read past every proxy.
 
 use std::time::{Duration, Instant};
 
@@ -10,35 +10,39 @@ use super::{
     stage::{DEADLINE_S, Stage},
 };
 
-/// From when nothing new comes until everything must have ended: a deadline, and a lease or two.
+/// The time from the last request until every task must have ended: a deadline, and a lease or two.
 const QUIET_WAIT: Duration = Duration::from_secs(DEADLINE_S + 60);
 
-/// A task as it stands.
+/// The current state of a task.
 #[derive(Clone, Debug)]
 pub(super) struct Task {
     pub(super) id: Uuid,
-    /// `None`: of a prompt that no client has sent.
+    /// `None`: its prompt is from no client.
     pub(super) marker: Option<Marker>,
     pub(super) status: String,
     pub(super) n: usize,
     pub(super) unit_price: i64,
+    /// The captured amount, in micro-CNY.
     pub(super) captured: i64,
     /// The keys of its images in the store.
     pub(super) objects: Vec<String>,
     pub(super) attempts: i16,
-    /// From its acceptance to its end.
+    /// From acceptance to end, in seconds.
     pub(super) took_s: f64,
 }
 
+/// The tasks and sums in the database.
 pub(super) struct ServerState {
     pub(super) tasks: Vec<Task>,
-    /// What must always hold, and how often it does not.
+    /// Each invariant, and how often it is violated.
     pub(super) faults: Vec<(&'static str, i64)>,
+    /// The number of open tasks.
     pub(super) open: i64,
+    /// The sum of all holds, in micro-CNY.
     pub(super) held: i64,
 }
 
-/// Returns when every task has ended, or when they had long enough to.
+/// Returns when every task has ended, or when the time for it is over.
 pub(super) async fn wait_until_quiet(stage: &Stage) -> anyhow::Result<()> {
     let mut conn = stage.connect().await?;
     let began = Instant::now();
@@ -57,6 +61,7 @@ pub(super) async fn wait_until_quiet(stage: &Stage) -> anyhow::Result<()> {
 type Row = (Uuid, String, String, i16, i64, i64, Vec<String>, i16, f64);
 
 impl ServerState {
+    /// Reads the state past the proxies.
     pub(super) async fn read(stage: &Stage) -> anyhow::Result<Self> {
         let mut conn = stage.connect().await?;
         let faults = billing::ledger::faults(&mut conn).await?;

@@ -1,6 +1,6 @@
-//! The trial that decides: two replicas, reached and fed through proxies that break what passes, under
-//! clients of every kind and a schedule of faults. Then quiet, and every promise is compared with what the
-//! clients were told, what the ledger says and what the upstream generated.
+//! The trial: two replicas behind proxies that break their traffic, under clients of every kind and a schedule of
+//! faults. Then all is quiet, and every promise is compared with what clients were told, what the ledger says and what
+//! the upstream generated.
 #![expect(clippy::print_stdout, reason = "it prints a table")]
 
 mod abuse;
@@ -26,9 +26,9 @@ mod upstream;
 
 /// The proxy that the tests use.
 #[path = "../../tests/it/harness/fault_proxy.rs"]
-#[expect(clippy::unwrap_used, reason = "what helps tests fails by panicking")]
-#[expect(unreachable_pub, reason = "it is a part of the tests' harness too")]
-#[expect(dead_code, reason = "tests also count the flows")]
+#[expect(clippy::unwrap_used, reason = "test helpers fail by panicking")]
+#[expect(unreachable_pub, reason = "it is also part of the test harness")]
+#[expect(dead_code, reason = "only tests count the connections")]
 mod fault_proxy;
 
 use std::{
@@ -46,28 +46,28 @@ use book::Book;
 use promises::Trial;
 use stage::Stage;
 
-/// Breaks what Easel stands on while clients use it, and looks whether its promises hold.
+/// Breaks what Easel depends on while clients use it, and checks whether its promises hold.
 #[derive(Debug, Parser)]
 struct Args {
-    /// How long clients and faults go on
+    /// How long clients and faults run
     #[arg(long, default_value_t = 2.0)]
     minutes: f64,
-    /// Of the schedule of faults, of what the upstream does, and of the clients [default: a random one]
+    /// The seed of the schedule of faults, of the upstream, and of the clients [default: a random one]
     #[arg(long)]
     seed: Option<u64>,
-    /// How many clients there are, those of the abusive accounts aside
+    /// How many clients there are, without those of the abusive accounts
     #[arg(long, default_value_t = 200)]
     clients: usize,
-    /// Without faults: what is missed now is missed without them
+    /// Run without faults: violations then have another cause
     #[arg(long)]
     calm: bool,
     /// Try another build of the gateway
     #[arg(long, value_name = "FILE", default_value = env!("CARGO_BIN_EXE_easel"))]
     gateway: PathBuf,
-    /// Where everything is kept meanwhile; the logs of a trial that failed stay there
+    /// Where all data is kept meanwhile; the logs of a failed trial stay there
     #[arg(long, value_name = "DIR", default_value = env!("CARGO_TARGET_TMPDIR"))]
     dir: PathBuf,
-    /// Cargo says so
+    /// Passed by Cargo
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -102,7 +102,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-/// Clients and faults until time is up, then quiet until everything has ended.
+/// Runs clients and faults until time is up, then waits until everything has ended.
 async fn run(stage: &Stage, book: Arc<Book>, seed: u64, args: &Args) -> anyhow::Result<Trial> {
     let lasting = Duration::from_secs_f64(args.minutes * 60.0);
     let until = Instant::now() + lasting;

@@ -1,11 +1,11 @@
-//! Whether the ledger, the store, the upstream and every client say the same.
+//! Whether the ledger, the store, the upstream and every client agree.
 
 use std::collections::{HashMap, HashSet};
 
 use uuid::Uuid;
 
 use super::{
-    book::{Digest, Kind, Marker, Purchase, Told},
+    book::{Digest, Ending, Kind, Marker, Purchase},
     evidence::Evidence,
     figures::{count, none},
     ledger::Task,
@@ -48,7 +48,7 @@ impl Evidence {
         let untrue: Vec<_> = self
             .purchases
             .iter()
-            .filter(|purchase| !self.is_as_told(purchase, &tasks))
+            .filter(|purchase| !self.agrees_with_ledger(purchase, &tasks))
             .collect();
         figures.push(none("answers that the ledger contradicts", &untrue));
         figures.push(none(
@@ -64,10 +64,10 @@ impl Evidence {
         figures
     }
 
-    /// Images: completed, of that price, with as many as are charged. Failed: nothing was charged.
-    fn is_as_told(&self, purchase: &Purchase, tasks: &HashMap<Uuid, &Task>) -> bool {
-        let Told::Images { task, images } = purchase.told else {
-            return purchase.told != Told::Failed
+    /// Images: completed, at that price, with as many images as charged. Failed: nothing was charged.
+    fn agrees_with_ledger(&self, purchase: &Purchase, tasks: &HashMap<Uuid, &Task>) -> bool {
+        let Ending::Images { task, images } = purchase.ending else {
+            return purchase.ending != Ending::Failed
                 || purchase.kind != Kind::Async
                 || purchase
                     .tasks

@@ -25,6 +25,7 @@ pub(super) const ACCESS_KEY_ID: &str = "soak";
 pub(super) const SECRET_ACCESS_KEY: &str = "soak-secret";
 pub(super) const BUCKET: &str = "easel";
 
+/// A running S3 store.
 pub(super) struct ObjectStore {
     pub(super) address: SocketAddr,
     fails: Arc<AtomicBool>,
@@ -52,7 +53,7 @@ impl ObjectStore {
         })
     }
 
-    /// From now on every request is answered 500, or answered well again.
+    /// Answers every request with 500 from now on, or normally again.
     pub(super) fn fail(&self, fails: bool) {
         self.fails.store(fails, Ordering::Relaxed);
     }
@@ -71,7 +72,7 @@ async fn accept(listener: TcpListener, service: S3Service, fails: Arc<AtomicBool
     }
 }
 
-/// Until the connection ends: a client that goes away is no fault of the store.
+/// Serves until the connection ends: a client that disconnects is no fault of the store.
 async fn serve(stream: TcpStream, store: S3Service, fails: Arc<AtomicBool>) {
     let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
         let (store, fails) = (store.clone(), fails.load(Ordering::Relaxed));

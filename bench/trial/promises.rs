@@ -1,4 +1,4 @@
-//! What was promised, compared with what was: one row each.
+//! The promises, compared with the results: one row each.
 
 use std::{
     sync::Arc,
@@ -15,14 +15,15 @@ use super::{
     stage::Stage,
 };
 
-/// All that is to be judged.
+/// Everything that is judged.
 pub(super) struct Trial {
     pub(super) book: Arc<Book>,
     pub(super) faults: Vec<Past>,
+    /// When clients and faults ended.
     pub(super) ended: Instant,
 }
 
-/// Prints the table; whether every promise was kept.
+/// Prints the table; returns whether every promise was kept.
 pub(super) async fn report(stage: &Stage, trial: &Trial) -> anyhow::Result<bool> {
     let evidence = Evidence::gather(stage, &trial.book).await?;
     print_past(&trial.faults, &evidence);
@@ -42,7 +43,7 @@ pub(super) async fn report(stage: &Stage, trial: &Trial) -> anyhow::Result<bool>
     Ok(figures.iter().all(Figure::holds))
 }
 
-/// The faults in their order, with what failed meanwhile.
+/// Prints the faults in their order, with what failed meanwhile.
 fn print_past(faults: &[Past], evidence: &Evidence) {
     let Some(start) = evidence
         .purchases

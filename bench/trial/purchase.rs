@@ -1,4 +1,4 @@
-//! How a client buys: as SDKs do it, again and again for as long as it is told that this helps.
+//! How a client buys: it retries as SDKs do, for as long as the answers suggest it.
 
 use std::time::{Duration, Instant};
 
@@ -13,26 +13,28 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    book::{Kind, Purchase, Told, Try, prompt},
+    book::{Ending, Kind, Purchase, Try, prompt},
     client::{Client, Heard},
     stage::DEADLINE_S,
     upstream,
 };
 
-/// Long enough for whatever is promised: the deadline of a task, and some more.
+/// Longer than anything promised: the deadline of a task and a margin.
 pub(super) const PATIENCE: Duration = Duration::from_secs(DEADLINE_S + 15);
-/// Of all tries of one purchase.
+/// For all tries of one purchase.
 const PATIENCE_IN_ALL: Duration = Duration::from_secs(DEADLINE_S + 30);
 const TRIES_MAX: usize = 20;
-/// Of a body that is sent slowly.
+/// The chunks of a body that is sent slowly.
 const PIECES: usize = 10;
 const PIECE_EVERY: Duration = Duration::from_millis(300);
 
-/// What is to be bought, and how.
+/// What to buy, and how.
 pub(super) struct Order {
     pub(super) kind: Kind,
     pub(super) path: &'static str,
+    /// The fields of the request.
     pub(super) fields: Value,
+    /// A reference image, sent as a file.
     pub(super) reference: Option<Vec<u8>>,
     pub(super) idempotency_key: Option<String>,
     /// For one try.
@@ -53,13 +55,13 @@ impl Order {
 }
 
 impl Client {
-    /// What becomes of an order, which is written down whatever it is.
-    pub(super) async fn buy(&mut self, mut order: Order, words: &str) -> Told {
+    /// Buys an order and records its outcome.
+    pub(super) async fn buy(&mut self, mut order: Order, words: &str) -> Ending {
         let mut purchase = self.begin(&mut order, words);
-        let told = self.try_until_told(&order, &mut purchase).await;
-        purchase.told = told.clone();
+        let ending = self.try_until_ended(&order, &mut purchase).await;
+        purchase.ending = ending.clone();
         self.shared.book.purchases().push(purchase);
-        told
+        ending
     }
 
     /// Names the purchase in its prompt.
@@ -83,11 +85,11 @@ impl Client {
             tries: Vec::new(),
             tasks: Vec::new(),
             inline: Vec::new(),
-            told: Told::Nothing,
+            ending: Ending::Nothing,
         }
     }
 
-    async fn try_until_told(&mut self, order: &Order, purchase: &mut Purchase) -> Told {
+    async fn try_until_ended(&mut self, order: &Order, purchase: &mut Purchase) -> Ending {
         loop {
             let replica = self.pick();
             let request = self.request(order, replica, purchase.tries.len());
@@ -96,18 +98,18 @@ impl Client {
                 Some(200) => return images(&heard, purchase),
                 Some(202) => match heard.task() {
                     Some(task) => return self.poll(task, purchase).await,
-                    None => return Told::Nothing,
+                    None => return Ending::Nothing,
                 },
-                _ if !heard.may_be_retried() => return Told::Failed,
+                _ if !heard.may_be_retried() => return Ending::Failed,
                 _ => {}
             }
             if !self.wait_to_retry(&heard, purchase).await {
-                return Told::Failed;
+                return Ending::Failed;
             }
         }
     }
 
-    /// One request, and the note of it.
+    /// Sends one request and records it.
     pub(super) async fn try_once(
         &self,
         request: RequestBuilder,
@@ -125,7 +127,7 @@ impl Client {
         heard
     }
 
-    /// As long as it was told to, or a little longer each time. `false`: enough is enough.
+    /// Waits as long as the answer says, or a little longer each time. `false`: no more retries.
     pub(super) async fn wait_to_retry(&mut self, heard: &Heard, purchase: &Purchase) -> bool {
         let tries = purchase.tries.len();
         if tries >= TRIES_MAX || purchase.began.elapsed() > PATIENCE_IN_ALL {
@@ -156,8 +158,8 @@ impl Client {
         request.json(&order.fields)
     }
 
-    /// Until the task has ended, or nobody could wait any longer.
-    async fn poll(&mut self, task: Uuid, purchase: &mut Purchase) -> Told {
+    /// Polls until the task has ended, or until no client would wait any longer.
+    async fn poll(&mut self, task: Uuid, purchase: &mut Purchase) -> Ending {
         let patience = Duration::from_secs(10);
         let began = Instant::now();
         while began.elapsed() < PATIENCE_IN_ALL {
@@ -172,16 +174,16 @@ impl Client {
                     if let Some(last) = purchase.tries.last_mut() {
                         message.unwrap_or_default().clone_into(&mut last.message);
                     }
-                    return Told::Failed;
+                    return Ending::Failed;
                 }
                 _ => {}
             }
         }
-        Told::Nothing
+        Ending::Nothing
     }
 }
 
-fn images(heard: &Heard, purchase: &mut Purchase) -> Told {
+fn images(heard: &Heard, purchase: &mut Purchase) -> Ending {
     let data = heard.body["data"].as_array();
     let inline = data.into_iter().flatten().filter_map(|image| {
         let bytes = STANDARD.decode_to_vec(image["b64_json"].as_str()?).ok()?;
@@ -189,11 +191,11 @@ fn images(heard: &Heard, purchase: &mut Purchase) -> Told {
     });
     purchase.inline = inline.collect();
     match heard.task() {
-        Some(task) => Told::Images {
+        Some(task) => Ending::Images {
             task,
             images: data.map_or(0, Vec::len),
         },
-        None => Told::Nothing,
+        None => Ending::Nothing,
     }
 }
 

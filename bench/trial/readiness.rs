@@ -1,4 +1,4 @@
-//! Whether what a replica says of itself is true.
+//! Whether a replica's reports of readiness are true.
 
 use std::time::Instant;
 
@@ -9,10 +9,10 @@ use super::{
     stage::REPLICAS,
 };
 
-const LIE_S_MAX: f64 = 5.0;
+const MISMATCH_S_MAX: f64 = 5.0;
 
-/// A time during which a replica said that it was ready and generated nothing, or the other way round.
-struct Lie {
+/// A time during which a replica reported ready and generated nothing, or the other way round.
+struct Mismatch {
     replica: usize,
     began_s: f64,
     lasted_s: f64,
@@ -20,7 +20,7 @@ struct Lie {
     heard: String,
 }
 
-impl std::fmt::Display for Lie {
+impl std::fmt::Display for Mismatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let words = if self.said_ready {
             "ready"
@@ -37,39 +37,39 @@ impl std::fmt::Display for Lie {
 }
 
 impl Evidence {
-    /// The longest time that a replica said one thing and did the other.
+    /// The longest time that a replica reported one thing and did the other.
     pub(super) fn readiness(&self, ended: Instant) -> Figure {
-        let lies: Vec<Lie> = (0..REPLICAS)
-            .flat_map(|replica| self.lies_of(replica, ended))
-            .filter(|lie| lie.lasted_s > LIE_S_MAX)
+        let mismatches: Vec<Mismatch> = (0..REPLICAS)
+            .flat_map(|replica| self.mismatches_of(replica, ended))
+            .filter(|mismatch| mismatch.lasted_s > MISMATCH_S_MAX)
             .collect();
-        for lie in &lies {
-            println!("  {lie}");
+        for mismatch in &mismatches {
+            println!("  {mismatch}");
         }
-        let longest = lies.iter().map(|lie| lie.lasted_s).fold(0.0, f64::max);
+        let longest = mismatches.iter().map(|mismatch| mismatch.lasted_s).fold(0.0, f64::max);
         let what = "longest lie of readiness, if over 5 s";
-        Figure::new(what, longest, "s", AtMost(LIE_S_MAX)).note(&format!(
+        Figure::new(what, longest, "s", AtMost(MISMATCH_S_MAX)).note(&format!(
             "{} samples, {} such lies",
             self.samples.len(),
-            lies.len()
+            mismatches.len()
         ))
     }
 
-    fn lies_of(&self, replica: usize, ended: Instant) -> Vec<Lie> {
+    fn mismatches_of(&self, replica: usize, ended: Instant) -> Vec<Mismatch> {
         let of_it = |sample: &&Sample| sample.replica == replica;
         let mut samples: Vec<&Sample> = self.samples.iter().filter(of_it).collect();
         samples.sort_by_key(|sample| sample.began);
         let start = samples.first().map_or(ended, |first| first.began);
-        let mut lies: Vec<Lie> = Vec::new();
+        let mut mismatches: Vec<Mismatch> = Vec::new();
         let mut goes_on = false;
         for (index, sample) in samples.iter().enumerate() {
-            let is_lie = sample.works == Some(!sample.is_ready);
+            let is_mismatch = sample.works == Some(!sample.is_ready);
             let until = samples.get(index + 1).map_or(ended, |next| next.began);
-            match lies.last_mut() {
-                Some(lie) if is_lie && goes_on => {
-                    lie.lasted_s = (until - start).as_secs_f64() - lie.began_s;
+            match mismatches.last_mut() {
+                Some(mismatch) if is_mismatch && goes_on => {
+                    mismatch.lasted_s = (until - start).as_secs_f64() - mismatch.began_s;
                 }
-                _ if is_lie => lies.push(Lie {
+                _ if is_mismatch => mismatches.push(Mismatch {
                     replica,
                     began_s: (sample.began - start).as_secs_f64(),
                     lasted_s: (until - sample.began).as_secs_f64(),
@@ -78,8 +78,8 @@ impl Evidence {
                 }),
                 _ => {}
             }
-            goes_on = is_lie;
+            goes_on = is_mismatch;
         }
-        lies
+        mismatches
     }
 }

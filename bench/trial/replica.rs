@@ -1,4 +1,4 @@
-//! One gateway as a process, with the proxies by which it reaches its database and its store.
+//! One gateway process, with the proxies by which it reaches its database and its store.
 
 use std::{
     fs::File,
@@ -18,13 +18,17 @@ use tokio::{
 use super::fault_proxy::FaultProxy;
 
 const START_WAIT: Duration = Duration::from_mins(1);
-/// How long a shutdown may take beyond the time that draining may take.
+/// How long a shutdown may take beyond the time allowed for draining.
 const END_SLACK: Duration = Duration::from_secs(10);
+/// How long a shutdown waits for running tasks.
 pub(super) const DRAIN: Duration = Duration::from_secs(20);
 
+/// A gateway process that can be stopped and restarted.
 pub(super) struct Replica {
     pub(super) address: SocketAddr,
+    /// The proxy in front of the database.
     pub(super) database: FaultProxy,
+    /// The proxy in front of the store.
     pub(super) storage: FaultProxy,
     program: PathBuf,
     dir: PathBuf,
@@ -32,7 +36,7 @@ pub(super) struct Replica {
     child: Mutex<Option<Child>>,
 }
 
-/// How a replica was told to end, and how it did.
+/// How a replica was shut down, and how it ended.
 pub(super) struct Ended {
     pub(super) status: Option<ExitStatus>,
     pub(super) took: Duration,
@@ -63,7 +67,7 @@ impl Replica {
         })
     }
 
-    /// Starts it, without waiting until it is ready.
+    /// Starts it without waiting until it is ready.
     pub(super) async fn start(&self) -> anyhow::Result<()> {
         let log = File::options()
             .create(true)
@@ -93,7 +97,7 @@ impl Replica {
         Ok(())
     }
 
-    /// Until it listens: the first replica makes the schema.
+    /// Waits until it listens: the first replica creates the schema.
     pub(super) async fn wait_until_it_listens(&self) -> anyhow::Result<()> {
         let began = Instant::now();
         while tokio::net::TcpStream::connect(self.address).await.is_err() {
@@ -106,7 +110,7 @@ impl Replica {
         Ok(())
     }
 
-    /// Whether it has ended although nobody told it to.
+    /// Whether it has ended without being told to.
     pub(super) async fn has_ended(&self) -> anyhow::Result<bool> {
         match self.child.lock().await.as_mut() {
             Some(child) => Ok(child.try_wait()?.is_some()),
@@ -117,7 +121,7 @@ impl Replica {
     pub(super) async fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         let child = self.child.lock().await;
         let id = child.as_ref().and_then(Child::id).context("it has ended")?;
-        let pid = Pid::from_raw(i32::try_from(id)?).context("a process without a number")?;
+        let pid = Pid::from_raw(i32::try_from(id)?).context("the process id is out of range")?;
         Ok(kill_process(pid, signal)?)
     }
 
@@ -129,7 +133,7 @@ impl Replica {
         Ok(())
     }
 
-    /// Tells it to end; it is killed where it takes too long.
+    /// Shuts it down; kills it if it takes too long.
     pub(super) async fn end(&self) -> anyhow::Result<Ended> {
         let began = Instant::now();
         self.signal(Signal::TERM).await?;

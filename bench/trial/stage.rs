@@ -1,5 +1,4 @@
-//! Everything that the trial takes place on: PostgreSQL, the store, the upstream, two replicas, and the
-//! accounts of those who use them.
+//! The environment of the trial: PostgreSQL, the store, the upstream, two replicas, and the clients' accounts.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -30,16 +29,18 @@ use super::{
 
 pub(super) const REPLICAS: usize = 2;
 const ACCOUNTS: usize = 20;
+/// `tasks.deadline_ms`, in seconds.
 pub(super) const DEADLINE_S: u64 = 60;
-/// What links begin with; no name that anybody could look up.
+/// The base of links; a name that cannot be resolved.
 pub(super) const PUBLIC_URL: &str = "http://soak.invalid";
 
+/// Everything that the trial needs, running.
 pub(super) struct Stage {
     pub(super) replicas: Vec<Replica>,
     pub(super) store: ObjectStore,
     postgres: PrivatePostgres,
     _upstream: Upstream,
-    /// Of those who behave well.
+    /// Keys of the well-behaved accounts.
     keys: Vec<String>,
     abusive_key: String,
     penniless_key: String,
@@ -55,7 +56,7 @@ impl Stage {
     ) -> anyhow::Result<Self> {
         let upstream = Upstream::start(seed, book).await?;
         let store = ObjectStore::start(&dir.join("store")).await?;
-        // The path of a socket may not be long.
+        // The path of a socket must be short.
         let postgres = PrivatePostgres::start(&dir.join("pg")).await?;
         let mut replicas = Vec::new();
         for number in 0..REPLICAS {
@@ -86,11 +87,12 @@ impl Stage {
         })
     }
 
-    /// Past the proxies.
+    /// Connects to the database past the proxies.
     pub(super) async fn connect(&self) -> anyhow::Result<PgConnection> {
         Ok(PgConnection::connect_with(&self.postgres.options()).await?)
     }
 
+    /// What the clients of one trial share; nothing new starts after `until`.
     pub(super) fn shared(&self, book: Arc<Book>, until: Instant) -> Arc<Shared> {
         let addresses = self.replicas.iter().map(|replica| replica.address);
         Arc::new(Shared {
@@ -100,11 +102,13 @@ impl Stage {
         })
     }
 
+    /// A well-behaved client.
     pub(super) fn client(&self, shared: &Arc<Shared>, number: usize, rng: StdRng) -> Client {
         let key = &self.keys[number % self.keys.len()];
         Client::new(Arc::clone(shared), key, rng)
     }
 
+    /// A client of an abusive account.
     pub(super) fn abuser(&self, shared: &Arc<Shared>, number: usize, rng: StdRng) -> Client {
         let is_penniless = number == 0;
         let key = if is_penniless {
@@ -119,16 +123,17 @@ impl Stage {
         Prober::new(Arc::clone(shared), &self.prober_key)
     }
 
+    /// Stops everything.
     pub(super) async fn end(self) {
         for replica in &self.replicas {
-            // Whoever has ended already was reported.
+            // Replicas that have ended already were reported.
             drop(replica.kill().await);
         }
         drop(self.postgres.stop().await);
     }
 }
 
-/// An account with a key, and money on it.
+/// Creates an account with a key and a balance.
 async fn account(conn: &mut PgConnection, name: &str, balance: &str) -> anyhow::Result<String> {
     let account = accounts::insert(conn, name, None)
         .await?
@@ -145,7 +150,7 @@ fn socket(postgres: &PrivatePostgres) -> anyhow::Result<PathBuf> {
     Ok(dir.join(format!(".s.PGSQL.{}", options.get_port())))
 }
 
-/// Of a port that outgoing connections never get: a replica that is down must find it free again.
+/// With a port outside the range of outgoing connections: a replica must find it free again after a restart.
 fn free_address() -> anyhow::Result<SocketAddr> {
     for _ in 0..100 {
         let address = SocketAddr::from(([127, 0, 0, 1], rand::random_range(11_000..32_000)));
@@ -156,7 +161,7 @@ fn free_address() -> anyhow::Result<SocketAddr> {
     anyhow::bail!("no port is free")
 }
 
-/// Defaults but for where things are and how long a request may take: a trial is short.
+/// Defaults except for addresses and the time a request may take: a trial is short.
 fn settings(upstream: SocketAddr, storage: SocketAddr) -> String {
     let model = |name: &str, timeout_ms: u64| {
         format!(

@@ -1,5 +1,5 @@
-//! A fake of an upstream with OpenAI's Images API that behaves as badly as real ones do, and notes
-//! every call. What it does is decided by seed, purchase and how often it was asked for that one.
+//! A fake upstream with OpenAI's Images API that fails as real ones do, and records every call. The seed, the purchase,
+//! and the number of earlier calls for that purchase decide what it does.
 
 use std::{
     collections::HashMap,
@@ -28,11 +28,12 @@ use super::book::{Book, Call, Digest, Marker, Outcome, marker_in};
 
 const BODY_BYTES_MAX: usize = 32 * 1024 * 1024;
 const IMAGE_SIDE_PX: u32 = 48;
-/// How long it takes for an image, at least and at most, in milliseconds.
+/// The least and the longest time for an image, in milliseconds.
 const TAKES_MS: (u64, u64) = (200, 1_500);
-/// Longer than anybody waits.
+/// Longer than any client waits.
 const HANGS_FOR: Duration = Duration::from_mins(10);
 
+/// The running fake.
 pub(super) struct Upstream {
     pub(super) address: SocketAddr,
     _serving: JoinSet<()>,
@@ -41,7 +42,7 @@ pub(super) struct Upstream {
 struct ServerState {
     seed: u64,
     book: Arc<Book>,
-    /// How often it was asked for each purchase.
+    /// How many calls each purchase had.
     asked: Mutex<HashMap<Marker, u32>>,
 }
 
@@ -102,7 +103,7 @@ async fn answer(State(state): State<Arc<ServerState>>, request: Request) -> Resp
     }
 }
 
-/// What a call gets: by its prompt, or by chance, of which a hundredth part is one in a hundred.
+/// The outcome of a call: by its prompt, or by `chance`, where one hundredth is one in a hundred.
 fn choose(body: &[u8], n: usize, chance: u64, is_steady: bool) -> Outcome {
     let asks_for = |word: &[u8]| memchr::memmem::find(body, word).is_some();
     if asks_for(b"something refused") {
@@ -122,7 +123,7 @@ fn choose(body: &[u8], n: usize, chance: u64, is_steady: bool) -> Outcome {
 }
 
 impl ServerState {
-    /// Of the next call for a purchase.
+    /// The chance for the next call of a purchase.
     fn chance(&self, marker: Marker) -> u64 {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let count = asked.entry(marker).or_insert(0);
@@ -132,7 +133,7 @@ impl ServerState {
         hasher.finish()
     }
 
-    /// Its number in the book.
+    /// Records a call; returns its number in the book.
     fn note(&self, marker: Marker, outcome: Outcome, images: &[Vec<u8>]) -> usize {
         let mut calls = self.book.calls();
         calls.push(Call {
@@ -144,7 +145,7 @@ impl ServerState {
         calls.len() - 1
     }
 
-    /// An answer with images, which notes that it was taken, or breaks off in the middle.
+    /// An answer with images, which records that it was read, or breaks off in the middle.
     fn images(self: &Arc<Self>, call: usize, outcome: Outcome, images: &[Vec<u8>]) -> Response {
         let data: Vec<Value> = images
             .iter()
@@ -155,7 +156,7 @@ impl ServerState {
         let truncates = outcome == Outcome::Truncates;
         let last = whole.split_off(if truncates { length / 2 } else { length - 1 });
         let state = Arc::clone(self);
-        // The last piece is asked for when all before it was taken.
+        // The last chunk is requested once all earlier ones were read.
         let end = move || {
             if truncates {
                 return Err(std::io::Error::other("broken off"));
@@ -195,7 +196,7 @@ fn number_of_images(body: &[u8]) -> usize {
     digits.fold(0, |n, digit| n * 10 + digit).clamp(1, 10)
 }
 
-/// Noise: no two are the same.
+/// Noise: no two images are the same.
 pub(super) fn image() -> anyhow::Result<Vec<u8>> {
     let side = usize::try_from(IMAGE_SIDE_PX)?;
     let mut pixels = vec![0; side * side * 3];

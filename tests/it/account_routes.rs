@@ -1,4 +1,4 @@
-//! Models, balances and usage, body by body.
+//! Models, balances and usage: the complete bodies.
 
 use easel::accounts::store::KeyLimits;
 use insta::assert_json_snapshot;
@@ -69,7 +69,7 @@ async fn models_show_their_prices() {
 }
 
 #[tokio::test]
-async fn a_balance_speaks_both_languages() {
+async fn a_balance_has_the_fields_of_both_apis() {
     let app = TestApp::start().await;
     let caller = app.caller("100").await;
     assert_eq!(caller.generate("a cat").await.status, 200);
@@ -95,7 +95,7 @@ async fn a_balance_speaks_both_languages() {
 }
 
 #[tokio::test]
-async fn what_is_held_is_not_available() {
+async fn held_money_is_not_available() {
     let app = TestApp::with("[backends.demo]\nkind = 'demo'\ndelay_ms = 1500").await;
     let caller = app.caller_with("1", Some("5"), &KeyLimits::default()).await;
     let body = json!({"model": "gpt-image-2", "prompt": "a cat", "quality": "high"});

@@ -1,4 +1,4 @@
-//! A `begin()` that is cancelled half-way must not swallow what is written later through the pool.
+//! A cancelled `begin()` must not discard what is written later through the pool.
 
 use std::{
     future::{Future, poll_fn},
@@ -10,13 +10,13 @@ use sqlx::{PgPool, postgres::PgPoolOptions};
 
 use crate::harness::{self, database::TestDatabase};
 
-/// As the harness sets pools up.
+/// As many as the pools of the harness have.
 const CONNECTIONS: u32 = 8;
 const ROUNDS: i64 = 400;
-/// So often is a cancelled future polled, at most: `BEGIN` and the INSERT wait for the server twice.
+/// A cancelled future is polled at most this often: `BEGIN` and the INSERT wait for the server twice.
 const POLLS_MAX: i64 = 6;
 
-/// Polls a future some times, and drops it: what becomes of a handler whose client hangs up.
+/// Polls a future a few times and drops it, as a handler is when its client hangs up.
 async fn cancel_after(polls: i64, future: impl Future<Output = ()>) {
     let mut future = pin!(future);
     for _ in 0..polls {
@@ -37,13 +37,13 @@ async fn unfinished(pool: &PgPool) {
     std::future::pending::<()>().await;
 }
 
-/// Cancels transactions among single INSERTs. How many of those that were acknowledged are not there.
+/// Cancels transactions between single INSERTs. Returns how many acknowledged rows are missing.
 async fn lost(database: &TestDatabase, pool: PgPool) -> i64 {
     sqlx::query("CREATE TABLE written (id bigint)")
         .execute(&pool)
         .await
         .unwrap();
-    // All connections are open before, so that none is cancelled while it is being opened.
+    // Opens all connections first, so that none is cancelled while it is being opened.
     let opening = (0..CONNECTIONS).map(|_| pool.acquire());
     drop(futures_util::future::join_all(opening).await);
     let cancelling = async {
@@ -73,7 +73,7 @@ async fn lost(database: &TestDatabase, pool: PgPool) -> i64 {
         .fetch_one(&mut conn)
         .await
         .unwrap();
-    assert_eq!(unfinished, 0, "what was cancelled was committed");
+    assert_eq!(unfinished, 0, "a cancelled transaction was committed");
     ROUNDS - kept
 }
 
@@ -89,7 +89,7 @@ async fn no_acknowledged_row_is_lost_to_cancelled_transactions() {
 }
 
 #[tokio::test]
-async fn without_our_cure_the_same_trial_loses_rows() {
+async fn without_the_fix_the_same_test_loses_rows() {
     let database = TestDatabase::create().await;
     let pool = PgPoolOptions::new()
         .max_connections(CONNECTIONS)

@@ -1,5 +1,5 @@
-//! Two gateways, one in front of the other, as processes: what is generated behind is delivered and charged
-//! in front, once on each side, whichever of the two is killed.
+//! Two gateways in a chain, as processes: images that the rear one generates are delivered and charged by the front
+//! one, once on each side, whichever of them is killed.
 
 use std::{net::TcpListener, time::Duration};
 
@@ -12,12 +12,12 @@ use crate::harness::{
     process::{Process, Setup},
 };
 
-/// Who generates, on a port that it keeps when it is started again.
+/// The rear gateway, which generates; it keeps its port when it is restarted.
 struct Back {
     database: TestDatabase,
     setup: Setup,
     listen: String,
-    /// The one in front, as the one behind knows it.
+    /// The front gateway's account at the rear one.
     account: Caller,
 }
 
@@ -28,7 +28,7 @@ impl Back {
             "[tasks]\nlease_ms = 1000\n[backends.demo]\nkind = \"demo\"\ndelay_ms = {delay_ms}\n"
         );
         let setup = Setup::on(&database, &settings);
-        // Free now, and soon taken again.
+        // Free now, and bound again soon.
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let listen = free.local_addr().unwrap().to_string();
         let account = database.caller(&format!("http://{listen}"), "10").await;
@@ -46,7 +46,7 @@ impl Back {
         process
     }
 
-    /// The settings of the one in front.
+    /// The settings of the front gateway.
     fn front(&self, database: &TestDatabase) -> Setup {
         let (listen, key) = (&self.listen, &self.account.key);
         let settings = format!(
@@ -57,12 +57,12 @@ impl Back {
         Setup::on(database, &settings)
     }
 
-    /// It has generated so many, and was paid for each.
+    /// Asserts that it generated this many tasks and captured the price of each.
     async fn assert_generated(&self, tasks: i64) {
         let count = self.database.number("SELECT count(*) FROM tasks");
-        assert_eq!(count.await, tasks, "not bought once each");
+        assert_eq!(count.await, tasks, "each task must be bought once");
         assert_eq!(captured(&self.database).await, tasks * 200_000);
-        self.database.assert_at_rest().await;
+        self.database.assert_invariants().await;
     }
 }
 
@@ -78,14 +78,14 @@ async fn edit(caller: &Caller) -> Value {
         "image_urls": [upload["url"]]})
 }
 
-/// The image of a task that has ended well.
+/// The image of a completed task.
 async fn image(caller: &Caller, task: &Value) -> Vec<u8> {
     assert_eq!(
         (&task["status"], &task["cost"]),
         (&json!("completed"), &json!(0.2)),
         "{task}"
     );
-    // The link lasts longer than the process that gave it.
+    // The link outlives the process that issued it.
     let link = task["result_url"].as_str().unwrap();
     let path = &link[link.find("/v1/").unwrap()..];
     let leads_to = caller.get(path).await;
@@ -97,7 +97,7 @@ async fn image(caller: &Caller, task: &Value) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_reference_goes_through_both_and_both_bill_it() {
+async fn a_reference_passes_both_gateways_and_both_charge() {
     let (back, database) = (Back::new(0).await, TestDatabase::create().await);
     let (request, front) = (back.serve(), back.front(&database));
     let front = front.serve();
@@ -116,11 +116,11 @@ async fn a_reference_goes_through_both_and_both_bill_it() {
     assert_eq!(back.account.balance().await["balance"], 9.8);
     front.end();
     request.end();
-    database.assert_at_rest().await;
+    database.assert_invariants().await;
 }
 
 #[tokio::test]
-async fn the_one_behind_is_killed_in_the_middle() {
+async fn the_rear_gateway_is_killed_midway() {
     let (back, database) = (Back::new(1_500).await, TestDatabase::create().await);
     let (request, front) = (back.serve(), back.front(&database).serve());
     let caller = database.caller(&front.url(), "1").await;
@@ -130,7 +130,7 @@ async fn the_one_behind_is_killed_in_the_middle() {
         .await;
 
     request.kill();
-    // Long enough for some polls in vain.
+    // Long enough for several polls to fail.
     tokio::time::sleep(Duration::from_millis(300)).await;
     let request = back.serve();
 
@@ -140,11 +140,11 @@ async fn the_one_behind_is_killed_in_the_middle() {
     back.assert_generated(1).await;
     front.end();
     request.end();
-    database.assert_at_rest().await;
+    database.assert_invariants().await;
 }
 
 #[tokio::test]
-async fn the_one_in_front_is_killed_in_the_middle() {
+async fn the_front_gateway_is_killed_midway() {
     let (back, database) = (Back::new(1_500).await, TestDatabase::create().await);
     let (request, setup) = (back.serve(), back.front(&database));
     let front = setup.serve();
@@ -164,12 +164,12 @@ async fn the_one_in_front_is_killed_in_the_middle() {
     back.assert_generated(1).await;
     front.end();
     request.end();
-    database.assert_at_rest().await;
+    database.assert_invariants().await;
 }
 
-/// Before the one behind hears of a task, while it answers, and after.
+/// Before the rear gateway sees the task, while it answers, and after.
 #[tokio::test]
-async fn the_one_in_front_is_killed_at_any_moment() {
+async fn the_front_gateway_is_killed_at_any_moment() {
     const TASKS: u32 = 6;
     let (back, database) = (Back::new(700).await, TestDatabase::create().await);
     let (request, setup) = (back.serve(), back.front(&database));
@@ -194,7 +194,7 @@ async fn the_one_in_front_is_killed_at_any_moment() {
     back.assert_generated(TASKS.into()).await;
     front.end();
     request.end();
-    database.assert_at_rest().await;
+    database.assert_invariants().await;
 }
 
 fn imagesize(image: &[u8]) -> (u32, u32) {

@@ -1,4 +1,4 @@
-//! Real clients, as real processes: the official SDK, the documented workflows, curl.
+//! Real clients as real processes: the official SDK, the documented workflows, and curl.
 
 use std::{path::PathBuf, process::Stdio};
 
@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// Runs a client program; the JSON lines it printed. `None` if this machine lacks the interpreter.
+/// Runs a client program and returns the JSON lines it printed; `None` if this machine lacks the interpreter.
 pub async fn run(program: &str, arguments: &[&str]) -> Option<Vec<Value>> {
     let python = tool("IT_PYTHON", program)?;
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -135,7 +135,7 @@ async fn openai_python_sees_errors_as_its_typed_exceptions() {
     app.finish().await;
 }
 
-/// The SDK asks three times; one image is generated and charged.
+/// The SDK sends three requests; one image is generated and charged.
 #[tokio::test(flavor = "multi_thread")]
 async fn openai_python_retries_without_buying_twice() {
     let app = TestApp::with("[backends.demo]\nkind = 'demo'\ndelay_ms = 3500\n").await;
@@ -157,9 +157,9 @@ async fn openai_python_retries_without_buying_twice() {
     app.finish().await;
 }
 
-/// The fake that plays the upstream in other tests is what the SDK takes for OpenAI's API.
+/// The SDK accepts the fake upstream of the other tests as OpenAI's API.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_fake_upstream_passes_for_the_real_one() {
+async fn openais_sdk_accepts_the_fake_upstream() {
     let upstream = Upstream::start().await;
     let arguments = [
         "--wrong-key",
@@ -171,9 +171,9 @@ async fn the_fake_upstream_passes_for_the_real_one() {
     run("upstream_judge.py", &arguments).await;
 }
 
-/// And the one for Gemini is what Google's SDK takes for its API.
+/// Google's SDK accepts the fake of Gemini as its API.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_fake_gemini_passes_for_the_real_one() {
+async fn googles_sdk_accepts_the_fake_gemini() {
     let server = Gemini::start().await;
     let arguments = [
         server.url.as_str(),

@@ -1,4 +1,4 @@
-//! Every command, while a gateway runs on the same data directory and while none does.
+//! Every command, both while a gateway runs on the same data directory and while none does.
 
 use serde_json::Value;
 
@@ -18,7 +18,7 @@ async fn generate(url: &str, key: &str) -> Answer {
     Answer::of(request.bearer_auth(key).json(&body)).await
 }
 
-/// The cells of a table's row that begins with a word.
+/// The cells of the table row that starts with a word.
 fn row<'a>(table: &'a str, start: &str) -> Vec<&'a str> {
     let line = table.lines().find(|line| line.contains(start));
     line.unwrap_or_else(|| panic!("no {start} in {table}"))
@@ -30,10 +30,10 @@ fn row<'a>(table: &'a str, start: &str) -> Vec<&'a str> {
 async fn commands_work_on_a_private_database_whether_a_gateway_runs_or_not() {
     let setup = Setup::new("");
     setup.serve().end();
-    // Nobody runs.
+    // No gateway runs.
     assert_eq!(
         setup.run(&["migrate"]).good(),
-        "the database is up to date\n"
+        "the database schema is up to date\n"
     );
     let created = setup.run(&[
         "accounts",
@@ -46,7 +46,7 @@ async fn commands_work_on_a_private_database_whether_a_gateway_runs_or_not() {
     ]);
     assert_eq!(
         created.good(),
-        "made the account \"studio\" with 5.00 CNY\n"
+        "created the account \"studio\" with 5.00 CNY\n"
     );
 
     let gateway = setup.serve();
@@ -85,7 +85,7 @@ async fn commands_work_on_a_private_database_whether_a_gateway_runs_or_not() {
     }
     gateway.end();
 
-    // Nobody runs again.
+    // No gateway runs any more.
     let usage = setup.run(&["usage", "--account", "studio"]).good();
     assert!(usage.ends_with("2 tasks, 0.80 CNY\n"), "{usage}");
     assert_eq!(
@@ -96,7 +96,7 @@ async fn commands_work_on_a_private_database_whether_a_gateway_runs_or_not() {
 }
 
 #[tokio::test]
-async fn keys_are_listed_without_themselves_and_revoked_by_either_name() {
+async fn keys_are_listed_without_secrets_and_revoked_by_id_or_secret() {
     let database = TestDatabase::create().await;
     let setup = Setup::on(&database, "");
     let gateway = setup.serve();
@@ -142,15 +142,12 @@ async fn keys_are_listed_without_themselves_and_revoked_by_either_name() {
     let listed = setup.run(&["keys", "list"]).good();
     assert_eq!(listed.matches("revoked").count(), 2, "{listed}");
     let unknown = setup.run(&["keys", "revoke", "sk-nobody"]).bad();
-    assert!(
-        unknown.starts_with("easel: there is no such key"),
-        "{unknown}"
-    );
+    assert!(unknown.starts_with("easel: no such key"), "{unknown}");
     gateway.end();
 }
 
 #[tokio::test]
-async fn usage_comes_as_a_table_as_json_and_as_csv() {
+async fn usage_is_printed_as_table_json_and_csv() {
     let database = TestDatabase::create().await;
     let setup = Setup::on(&database, "");
     let gateway = setup.serve();
@@ -218,7 +215,7 @@ async fn unknown_accounts_and_bad_amounts_are_refused_in_one_line() {
         assert_eq!(ran.bad(), unknown, "{arguments:?}");
     }
     let twice = setup.run(&["accounts", "create", "studio"]).bad();
-    assert_eq!(twice, "easel: there is an account \"studio\" already\n");
+    assert_eq!(twice, "easel: account \"studio\" already exists\n");
     let too_much = setup.run(&["accounts", "top-up", "studio", "-2"]).bad();
     assert_eq!(too_much.lines().count(), 1, "{too_much}");
     for bad in [
@@ -245,7 +242,7 @@ fn settings_are_checked_all_at_once_and_printed_without_secrets() {
     .env("EASEL_TASKS__LEASE_MS", "7000");
     assert_eq!(
         setup.run(&["config", "check"]).good(),
-        "the settings are good\n"
+        "the settings are valid\n"
     );
     let printed = setup.run(&["config", "print"]).good();
     assert!(
@@ -261,7 +258,7 @@ fn settings_are_checked_all_at_once_and_printed_without_secrets() {
 }
 
 #[tokio::test]
-async fn doctor_and_healthcheck_say_what_does_not_work() {
+async fn doctor_and_healthcheck_report_what_does_not_work() {
     let database = TestDatabase::create().await;
     let settings = "[backends.up]\nkind = \"openai\"\nbase_url = \"http://127.0.0.1:9/v1\"\napi_key = \"k\"\n[models.m]\nroutes = [\"up\"]";
     let setup = Setup::on(&database, settings);
@@ -283,11 +280,11 @@ async fn doctor_and_healthcheck_say_what_does_not_work() {
 }
 
 #[test]
-fn flags_stand_anywhere_and_help_shows_examples() {
+fn flags_are_accepted_anywhere_and_help_shows_examples() {
     let setup = Setup::new("");
     let other = setup.dir.path().join("other");
     let other = other.to_str().unwrap();
-    // The one given last, behind the subcommand, is the one that counts.
+    // The last value counts, which follows the subcommand.
     let printed = |arguments: &[&str]| -> toml::Table {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_easel"));
         let command = command.env_clear().current_dir(setup.dir.path());

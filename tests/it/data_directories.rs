@@ -1,4 +1,4 @@
-//! Which data directory, configuration and gateway a command works on, and that none is made by it.
+//! Which data directory, configuration and gateway a command uses, and that no command creates one.
 
 use std::{net::TcpListener, path::Path, process::Command};
 
@@ -7,7 +7,7 @@ use crate::harness::{
     process::{Ran, Setup},
 };
 
-/// Runs the program in a directory, told nothing but the arguments and the variables.
+/// Runs the program in a directory, with only these arguments and variables.
 fn easel(dir: &Path, variables: &[(&str, &str)], arguments: &[&str]) -> Ran {
     let mut command = Command::new(env!("CARGO_BIN_EXE_easel"));
     command.env_clear().current_dir(dir).args(arguments);
@@ -19,7 +19,7 @@ fn easel(dir: &Path, variables: &[(&str, &str)], arguments: &[&str]) -> Ran {
 }
 
 #[test]
-fn commands_make_nothing_in_an_empty_folder_and_say_what_to_do() {
+fn commands_create_nothing_in_an_empty_folder_and_say_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     for arguments in [
         &["accounts", "list"][..],
@@ -31,7 +31,7 @@ fn commands_make_nothing_in_an_empty_folder_and_say_what_to_do() {
     ] {
         let said = easel(dir.path(), &[], arguments).bad();
         let expected = format!(
-            "easel: there is no database in {}/data: `easel serve` makes one there; another is named by \
+            "easel: there is no database in {}/data: `easel serve` creates one there; choose another with \
              --data-dir, by --config or EASEL_CONFIG, or by DATABASE_URL\n",
             dir.path().display()
         );
@@ -46,13 +46,13 @@ fn commands_make_nothing_in_an_empty_folder_and_say_what_to_do() {
 }
 
 #[tokio::test]
-async fn serve_says_where_it_made_a_database_and_a_remembered_configuration_needs_no_flag() {
+async fn serve_reports_its_new_database_and_remembers_its_configuration() {
     let setup = Setup::new("[models.only-one]\nroutes = ['demo']");
     let gateway = setup.serve();
     let said = gateway.wait_said("image.png\n");
     let data_dir = setup.data_dir();
     let made = format!(
-        "It keeps everything in {}, where it has made a database.\n",
+        "Its data directory is {}, with a new database.\n",
         data_dir.display()
     );
     assert!(said.contains(&made), "{said}");
@@ -69,7 +69,7 @@ async fn serve_says_where_it_made_a_database_and_a_remembered_configuration_need
         models.keys().cloned().collect::<Vec<String>>().join(" ")
     };
 
-    // The flag, the variable, the gateway's own; while it runs, and afterwards.
+    // The flag, the variable, and the gateway's own; while it runs, and afterwards.
     let print = [&there[..], &["config", "print"]].concat();
     assert_eq!(models(&[], &print), "only-one");
     let other = elsewhere.path().join("other.toml");
@@ -93,7 +93,7 @@ async fn serve_says_where_it_made_a_database_and_a_remembered_configuration_need
     assert!(run(&[], &list).good().contains("default"));
     assert_eq!(models(&[], &print), "only-one");
 
-    // It is the first key's file that is told of, not the key.
+    // The output names the file of the first key, not the key.
     let keys = run(&[], &[&there[..], &["keys", "list"]].concat());
     let note = format!("note: the first key is in {data_dir}/first-key; keep it elsewhere");
     assert!(keys.stderr.starts_with(&note), "{keys:?}");
@@ -104,9 +104,9 @@ async fn serve_says_where_it_made_a_database_and_a_remembered_configuration_need
     assert!(doctor.contains(&gateway), "{doctor}");
 }
 
-/// Two gateways, one of them where the settings of the other's doctor would look by default.
+/// Two gateways; the settings of one doctor point at the other gateway by default.
 #[tokio::test]
-async fn doctor_asks_the_gateway_of_its_data_directory_and_no_other() {
+async fn doctor_checks_only_the_gateway_of_its_data_directory() {
     let settings = |backend: &str| {
         format!("[backends.{backend}]\nkind = 'demo'\n[models.m]\nroutes = ['{backend}']")
     };
@@ -175,7 +175,7 @@ fn the_quiet_log_of_commands_is_not_shown_as_a_setting() {
 }
 
 #[test]
-fn the_check_names_a_backend_without_a_key_beside_all_else_and_once() {
+fn the_check_reports_a_backend_without_a_key_once_among_all_faults() {
     let setup = Setup::new(
         "[backends.far]\nkind = 'async_job'\nprofile = 'replicate'\n[backends.near]\nkind = 'async_job'\n\
          [backends.flow]\nkind = 'comfyui'\ntext_workflow = 'builtin:none'\n[tasks]\nlease_ms = 5\n\
@@ -191,7 +191,7 @@ fn the_check_names_a_backend_without_a_key_beside_all_else_and_once() {
         assert_eq!(said.matches(once).count(), 1, "{once}: {said}");
     }
     assert_eq!(said.lines().count(), 5, "{said}");
-    // Where it is the only fault, too.
+    // Also where it is the only fault.
     let setup = Setup::new(
         "[backends.far]\nkind = 'async_job'\nprofile = 'replicate'\n[models.m]\nroutes = ['far']",
     );
@@ -200,7 +200,7 @@ fn the_check_names_a_backend_without_a_key_beside_all_else_and_once() {
 }
 
 #[test]
-fn what_the_system_says_is_said_once() {
+fn system_errors_are_printed_once() {
     let setup = Setup::new("[database]\nconnect_timeout_ms = 500")
         .env("DATABASE_URL", "postgres://easel@127.0.0.1:9/easel");
     let said = setup.run(&["accounts", "list"]).bad();

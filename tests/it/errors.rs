@@ -1,4 +1,4 @@
-//! Errors: one body for all of them, the right status, and what may be said.
+//! Errors: one body for all of them, the right status, and nothing confidential.
 
 mod keys;
 
@@ -40,7 +40,7 @@ async fn an_error_has_all_five_keys_and_the_configured_name() {
 }
 
 #[tokio::test]
-async fn an_empty_balance_says_by_how_much() {
+async fn an_empty_balance_names_the_shortfall() {
     let app = TestApp::start().await;
     let caller = app.caller("0.15").await;
 
@@ -54,7 +54,7 @@ async fn an_empty_balance_says_by_how_much() {
 }
 
 #[tokio::test]
-async fn a_used_up_quota_says_by_how_much() {
+async fn a_used_up_quota_names_the_shortfall() {
     let app = TestApp::start().await;
     let caller = app
         .caller_with("9", Some("0.50"), &KeyLimits::default())
@@ -208,7 +208,7 @@ async fn unknown_routes_and_wrong_methods_have_a_body() {
 }
 
 #[tokio::test]
-async fn probes_need_no_key_and_tell_when_the_gateway_drains() {
+async fn probes_need_no_key_and_report_draining() {
     let app = TestApp::start().await;
     let http = http_client();
     let ask = |path: &str| Answer::of(http.get(format!("{}{path}", app.url)));
@@ -219,7 +219,7 @@ async fn probes_need_no_key_and_tell_when_the_gateway_drains() {
         assert_eq!(answer.header("cache-control"), Some("no-store"));
     }
 
-    // The listener is closed by then: asked as a connection that is still open would.
+    // The listener is closed by then: the request arrives as if on a connection that is still open.
     app.begin_shutdown();
     let router = easel::http::router(app.app.clone());
     for (path, status) in [("/healthz", 200), ("/readyz", 503)] {

@@ -1,4 +1,4 @@
-//! The proxy that other tests break connections with does what it says.
+//! Verifies the proxy that other tests break connections with.
 
 use std::{
     io,
@@ -14,7 +14,7 @@ use tokio::{
 
 use super::harness::fault_proxy::{Fault, FaultProxy, Target};
 
-/// Answers every byte with the same byte, for as long as it is not dropped.
+/// Echoes every byte until it is dropped.
 async fn echo() -> (SocketAddr, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -37,7 +37,7 @@ async fn said(stream: &mut TcpStream, text: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 #[tokio::test]
-async fn what_stands_goes_silent_and_what_is_new_works() {
+async fn open_connections_go_silent_and_new_ones_work() {
     let (address, _serving) = echo().await;
     let proxy = FaultProxy::start(Target::Tcp(address)).await;
     let mut old = TcpStream::connect(proxy.address()).await.unwrap();
@@ -51,7 +51,7 @@ async fn what_stands_goes_silent_and_what_is_new_works() {
 }
 
 #[tokio::test]
-async fn flows_are_cut_reset_and_held_back() {
+async fn connections_are_cut_reset_and_delayed() {
     let (address, _serving) = echo().await;
     let proxy = FaultProxy::start(Target::Tcp(address)).await;
     let mut held = TcpStream::connect(proxy.address()).await.unwrap();
@@ -79,7 +79,7 @@ async fn flows_are_cut_reset_and_held_back() {
 }
 
 #[tokio::test]
-async fn pieces_are_held_back_on_the_way_to_a_unix_socket_and_from_it() {
+async fn chunks_are_delayed_to_and_from_a_unix_socket() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
     let listener = UnixListener::bind(&path).unwrap();

@@ -1,4 +1,4 @@
-//! The first start on an empty data directory, and what keeps a start from succeeding.
+//! The first start on an empty data directory, and what can make a start fail.
 
 use std::{
     net::TcpListener,
@@ -13,14 +13,14 @@ use crate::harness::{
     say,
 };
 
-/// The line that a reader is to paste.
+/// The line that the reader should paste.
 fn curl_line(said: &str) -> &str {
     let line = said.lines().find(|line| line.trim().starts_with("curl "));
     line.unwrap_or_else(|| panic!("no curl line in {said}"))
         .trim()
 }
 
-/// What a start that failed has said: one line, after the log.
+/// The error of a failed start: one line, after the log.
 #[track_caller]
 fn last_words(process: &Process) -> String {
     assert_eq!(process.wait_end().code(), Some(1), "{}", process.stderr());
@@ -105,7 +105,7 @@ async fn on_a_terminal_the_key_is_shown_once_and_no_file_is_made() {
         .chain(command.get_args())
         .map(|word| format!("'{}'", word.to_str().unwrap()))
         .collect();
-    // The gateway replaces the shell, so that it is the one to be told to end.
+    // The gateway replaces the shell, so that it receives the signal.
     let line = format!("echo pid $$; exec {}", words.join(" "));
     command = {
         let mut script = Command::new("script");
@@ -121,9 +121,9 @@ async fn on_a_terminal_the_key_is_shown_once_and_no_file_is_made() {
     let Ok(mut terminal) = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn() else {
         assert!(
             std::env::var_os("IT_REQUIRE_ALL").is_none(),
-            "there is no program script"
+            "the program script is missing"
         );
-        say("left out: what a terminal shows needs the program script");
+        say("skipped: the output on a terminal needs the program script");
         return;
     };
     let began = Instant::now();
@@ -154,7 +154,7 @@ async fn on_a_terminal_the_key_is_shown_once_and_no_file_is_made() {
 }
 
 #[tokio::test]
-async fn a_second_copy_is_refused_at_once_and_the_first_goes_on() {
+async fn a_second_copy_is_refused_at_once_and_the_first_continues() {
     let setup = Setup::new("");
     let gateway = setup.serve();
     let began = Instant::now();
@@ -209,7 +209,7 @@ fn a_port_in_use_is_named_in_one_line() {
 }
 
 #[test]
-fn a_database_that_is_away_is_named_in_one_line_without_its_password() {
+fn an_unreachable_database_is_named_in_one_line_without_its_password() {
     let setup = Setup::new("[database]\nconnect_timeout_ms = 500")
         .env("DATABASE_URL", "postgres://easel:hunter2@127.0.0.1:9/easel");
 
@@ -218,7 +218,7 @@ fn a_database_that_is_away_is_named_in_one_line_without_its_password() {
     let said = last_words(&refused);
     assert!(
         said.starts_with(
-            "easel: the database cannot be reached: check database.url, or DATABASE_URL"
+            "easel: could not connect to the database: check database.url, or DATABASE_URL"
         ),
         "{said}"
     );

@@ -1,4 +1,4 @@
-//! What a generation may ask for, field by field, and how its images are answered.
+//! What a generation may request, field by field, and how its images are answered.
 
 mod bodies;
 mod fields;
@@ -10,10 +10,10 @@ use uuid::Uuid;
 
 use crate::harness::{TestApp, caller::Caller};
 
-/// Accepted tasks end without an image, at once and at no cost.
+/// Accepted tasks fail at once, without an image and without cost.
 const FAILING: &str = "[backends.demo]\nkind = 'demo'\nfailure_percent = 100";
 
-/// As [`FAILING`], with a second route whose backend reads some of the client's options.
+/// Like [`FAILING`], with a second route whose backend reads some of the client's options.
 const READING: &str = "
     [backends]
     demo = { kind = 'demo', failure_percent = 100 }
@@ -24,7 +24,7 @@ const READING: &str = "
     [tasks]
     attempts_max = 1";
 
-/// A good request with other fields laid over it.
+/// A valid request with other fields added.
 fn body(fields: Value) -> Value {
     let mut body = json!({"model": "gpt-image-2", "prompt": "a cat"});
     let Value::Object(fields) = fields else {
@@ -34,7 +34,7 @@ fn body(fields: Value) -> Value {
     body
 }
 
-/// What a task is to generate, as it was understood.
+/// The stored request of a task, as the gateway understood it.
 async fn understood(app: &TestApp, task: &str) -> Value {
     let id: Uuid = task.parse().unwrap();
     sqlx::query_scalar("SELECT request FROM tasks WHERE id = $1")
@@ -44,7 +44,7 @@ async fn understood(app: &TestApp, task: &str) -> Value {
         .unwrap()
 }
 
-/// As [`understood`], of what is sent now.
+/// Like [`understood`], for a request that is sent now.
 async fn accepted(app: &TestApp, caller: &Caller, fields: Value) -> Value {
     let task = caller.submit(&body(fields)).await;
     understood(app, &task).await

@@ -1,5 +1,4 @@
-//! What the database itself refuses to keep, and what the audit of the ledger finds if somebody writes
-//! past it.
+//! What the database itself refuses to store, and what the audit of the ledger finds after manual changes.
 
 use easel::{billing::ledger, ids};
 use proptest::prelude::*;
@@ -22,7 +21,7 @@ const CAPTURES: &str =
     "what is captured is the price of the images delivered, nothing for a failed task";
 
 #[tokio::test]
-async fn the_audit_finds_what_was_changed_by_hand() {
+async fn the_audit_finds_manual_changes() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&upstream.gateway("")).await;
     let caller = app.caller("10.00").await;
@@ -72,7 +71,7 @@ async fn the_audit_finds_what_was_changed_by_hand() {
 }
 
 #[tokio::test]
-async fn the_audit_finds_an_entry_on_the_account_of_somebody_else() {
+async fn the_audit_finds_an_entry_on_the_wrong_account() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&upstream.gateway("")).await;
     let (caller, other) = (app.caller("1.00").await, app.caller("1.00").await);
@@ -109,7 +108,7 @@ impl EntryRow {
     }
 }
 
-/// Small numbers often, so that they meet; large ones too.
+/// Small numbers often, so that they collide; large ones too.
 fn amount() -> impl Strategy<Value = i64> {
     prop_oneof![4 => -2_i64..=2, 1 => -1_000_000_000_000_i64..1_000_000_000_000]
 }
@@ -165,7 +164,7 @@ async fn takes_account(
 }
 
 #[test]
-fn the_database_keeps_sound_rows_and_no_others() {
+fn the_database_stores_valid_rows_only() {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -243,7 +242,7 @@ async fn a_task_has_one_hold_and_one_settlement() {
 }
 
 #[tokio::test]
-async fn a_task_in_no_state_is_refused() {
+async fn a_task_in_an_invalid_state_is_refused() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&upstream.gateway("")).await;
     let caller = app.caller("1.00").await;

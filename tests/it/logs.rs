@@ -1,4 +1,4 @@
-//! A log that nobody takes, and answers that nobody reads: requests are answered all the same.
+//! A log that cannot be written, and answers that nobody reads: requests are answered nevertheless.
 
 use std::{
     fs::{File, OpenOptions},
@@ -20,14 +20,14 @@ use crate::harness::{
 const PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
 
-/// A gateway whose output goes where a test says.
+/// A gateway whose output goes where the test chooses.
 struct Gateway {
     child: Child,
     url: String,
 }
 
 impl Gateway {
-    /// Ready to answer.
+    /// Starts it and waits until it is ready.
     async fn start(setup: &Setup, arrange: impl FnOnce(&mut Command)) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = port.local_addr().unwrap().to_string();
@@ -55,7 +55,7 @@ impl Gateway {
         asked.await.is_ok_and(|answer| answer.status() == 200)
     }
 
-    /// It generates, lives, and ends well and soon when it is told to.
+    /// Asserts that it generates, stays up, and shuts down successfully and soon.
     async fn works_and_ends(mut self, database: &TestDatabase) {
         let caller = database.caller(&self.url, "5").await;
         for _ in 0..3 {
@@ -92,11 +92,11 @@ fn full_disk() -> File {
     OpenOptions::new().write(true).open("/dev/full").unwrap()
 }
 
-/// A pipe that holds as much as it can.
+/// A pipe that is completely full.
 fn full_pipe() -> (PipeReader, std::io::PipeWriter) {
     let (reader, mut writer) = std::io::pipe().unwrap();
     let mut other_end = writer.try_clone().unwrap();
-    // How much that is differs between machines: it is full once a writer hangs.
+    // The capacity differs between machines: the pipe is full once a writer blocks.
     let (count, counted) = std::sync::mpsc::channel();
     thread::spawn(move || {
         while other_end.write_all(b"xxxxxxxxxxxxxxx\n").is_ok() && count.send(()).is_ok() {}
@@ -158,7 +158,7 @@ async fn requests_are_answered_while_nobody_reads_a_full_pipe() {
 }
 
 #[tokio::test]
-async fn what_is_lost_is_counted_in_the_log_once_it_is_read_again() {
+async fn lost_lines_are_counted_in_the_log_once_it_is_read_again() {
     let database = TestDatabase::create().await;
     let setup = Setup::on(&database, "").env("EASEL_LOG__BUFFER_BYTES_MAX", "2000");
     let (mut reader, writer) = full_pipe();
@@ -175,20 +175,20 @@ async fn what_is_lost_is_counted_in_the_log_once_it_is_read_again() {
         let (mut text, mut piece) = (String::new(), [0; 4096]);
         while let Ok(count @ 1..) = reader.read(&mut piece) {
             text.push_str(&String::from_utf8_lossy(&piece[..count]));
-            if text.contains("lines of this log were lost: ") {
+            if text.contains("log lines dropped: ") {
                 break;
             }
         }
         found.send(text).unwrap();
     });
     let text = is_found.recv_timeout(PATIENCE).unwrap();
-    assert!(text.contains("lines of this log were lost: "), "{text}");
-    // It ends also while nobody reads again.
+    assert!(text.contains("log lines dropped: "), "{text}");
+    // It also shuts down while nobody reads.
     gateway.works_and_ends(&database).await;
 }
 
 #[tokio::test]
-async fn commands_end_quietly_when_their_reader_is_gone_and_say_so_when_the_disk_is_full() {
+async fn commands_end_quietly_without_a_reader_and_report_a_full_disk() {
     let database = TestDatabase::create().await;
     let setup = Setup::on(&database, "");
     setup.run(&["accounts", "create", "studio"]).good();
@@ -215,18 +215,18 @@ async fn commands_end_quietly_when_their_reader_is_gone_and_say_so_when_the_disk
         let mut command = setup.command(arguments);
         let output = command.stdout(full_disk()).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
-        let expected = "easel: the answer could not be written to stdout: No space left on device";
+        let expected = "easel: could not write the output to stdout: No space left on device";
         assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
         assert!(said.starts_with(expected), "{arguments:?}: {said}");
     }
-    // Complaints that nobody takes neither.
+    // Nor can errors be written.
     let mut command = setup.command(&["accounts", "show", "nobody"]);
     let ended = command.stdout(full_disk()).stderr(full_disk()).status();
     assert_eq!(ended.unwrap().code(), Some(1));
 }
 
 #[tokio::test]
-async fn the_log_at_its_most_talkative_holds_no_key_prompt_or_link() {
+async fn the_most_verbose_log_contains_no_key_prompt_or_link() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
     let setup = Setup::on(&database, &upstream.gateway(""));
     let gateway = setup.spawn(&["--log", "trace", "serve", "--listen", "127.0.0.1:0"]);

@@ -2,11 +2,11 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
-    reason = "what helps tests fails by panicking"
+    reason = "test helpers fail by panicking"
 )]
 #![expect(
     unreachable_pub,
-    reason = "the harness is a crate's worth of helpers within one binary"
+    reason = "the harness is like a library within one binary"
 )]
 
 mod harness;

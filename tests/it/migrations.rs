@@ -1,11 +1,11 @@
-//! Databases of earlier versions: what is in them goes on.
+//! Databases of earlier versions: their data stays usable.
 
 use std::borrow::Cow;
 
 use easel::{db, tasks::store};
 use sqlx::{Executor, PgPool, migrate::Migrator};
 
-use crate::harness::database::{TestDatabase, first_in_line};
+use crate::harness::database::{TestDatabase, queue_head};
 
 static ALL: Migrator = sqlx::migrate!();
 
@@ -28,7 +28,7 @@ const FIRST_VERSION: &str = r#"
 "#;
 
 #[tokio::test]
-async fn tasks_of_the_first_version_are_gone_on_with() {
+async fn tasks_of_the_first_version_are_resumed() {
     let database = TestDatabase::empty().await;
     let pool = PgPool::connect_with(database.options()).await.unwrap();
     let first = Migrator {
@@ -42,7 +42,7 @@ async fn tasks_of_the_first_version_are_gone_on_with() {
 
     let mut tx = pool.begin().await.unwrap();
     assert_eq!(store::requeue_lost(&mut tx, 3).await.unwrap(), 1);
-    let waiting = first_in_line(&mut tx, 10).await;
+    let waiting = queue_head(&mut tx, 10).await;
     assert_eq!(waiting.len(), 2);
     for task in &waiting {
         assert_eq!(task.model, "gpt-image-2");

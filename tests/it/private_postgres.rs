@@ -1,5 +1,5 @@
-//! The private server on real programs: what it keeps, whom it refuses, what it survives.
-//! Some trials need a process of their own: they run this binary again as `as_another_process`.
+//! The private server with real programs: what it keeps, whom it refuses, and what it survives. Some tests need a
+//! separate process: they run this binary again as `as_another_process`.
 
 use std::{
     fs,
@@ -44,7 +44,7 @@ async fn count(server: &PrivatePostgres) -> i64 {
     count
 }
 
-/// One more row in a table that is made when it is missing.
+/// Inserts a row into a table, which is created if it is missing.
 async fn note(server: &PrivatePostgres) {
     let mut connection = connect(server).await;
     for statement in [
@@ -104,7 +104,7 @@ async fn wait_for(path: &Path, child: &mut Child) {
     }
 }
 
-/// No test of its own: what the processes do that other tests start.
+/// Not a test itself: the entry point of processes that other tests start.
 #[tokio::test]
 async fn as_another_process() {
     let Ok(part) = std::env::var(PART) else {
@@ -124,7 +124,7 @@ async fn as_another_process() {
             assert_eq!(count(&server).await, 1);
             server.stop().await.unwrap();
         }
-        "be_told_that_it_is_not_writable" => {
+        "expect_not_writable" => {
             let error = PrivatePostgres::start(&data_dir).await.unwrap_err();
             let said = error.to_string();
             assert!(said.contains(data_dir.to_str().unwrap()), "{said}");
@@ -135,7 +135,7 @@ async fn as_another_process() {
 }
 
 #[tokio::test]
-async fn data_outlive_a_stop_and_starts_are_quick() {
+async fn data_survives_a_stop_and_starts_are_quick() {
     let dir = data_dir();
     let began = Instant::now();
     let server = PrivatePostgres::start(dir.path()).await.unwrap();
@@ -207,7 +207,7 @@ async fn a_command_uses_the_gateways_server_and_leaves_it_running() {
 #[tokio::test]
 async fn commands_alone_share_a_server_and_clean_up() {
     let dir = data_dir();
-    // Both from nothing at once: one makes the cluster, the other waits for it.
+    // Both start from nothing at once: one creates the cluster, the other waits for it.
     let (one, two) = tokio::join!(
         PrivatePostgres::attach_or_start(dir.path()),
         PrivatePostgres::attach_or_start(dir.path()),
@@ -283,10 +283,10 @@ async fn a_dropped_server_stops() {
 }
 
 #[tokio::test]
-async fn leavings_of_others_are_no_obstacle() {
+async fn leftovers_of_other_processes_are_harmless() {
     let dir = data_dir();
     let cluster = dir.path().join("postgres");
-    // A first start that was cut short.
+    // A first start that was interrupted.
     fs::create_dir_all(cluster.join("base")).unwrap();
     fs::write(cluster.join("PG_VERSION"), "15\n").unwrap();
     fs::write(dir.path().join("postgres.unfinished"), "").unwrap();
@@ -295,7 +295,7 @@ async fn leavings_of_others_are_no_obstacle() {
     server.stop().await.unwrap();
     assert!(!dir.path().join("postgres.unfinished").exists());
 
-    // A process number that belongs to another program by now, and a log that has grown.
+    // A pid that belongs to another program by now, and a log that has grown.
     let mut other = Command::new("sleep").arg("60").spawn().unwrap();
     let left = format!(
         "{}\n{}\n1\n5432\n.\n\n 1 2\nready   \n",
@@ -366,9 +366,9 @@ fn is_root() -> bool {
 }
 
 #[tokio::test]
-async fn root_may_keep_data_where_only_root_can_go() {
+async fn root_may_keep_data_where_only_root_has_access() {
     if !is_root() || !cfg!(target_os = "linux") {
-        say("left out: only root on Linux needs it");
+        say("skipped: applies to root on Linux only");
         return;
     }
     let home = data_dir();
@@ -392,11 +392,11 @@ async fn root_may_keep_data_where_only_root_can_go() {
 #[tokio::test]
 async fn an_ordinary_user_needs_no_root() {
     if !is_root() {
-        say("left out: the other tests run as an ordinary user already");
+        say("skipped: the other tests already run as an ordinary user");
         return;
     }
     let dir = data_dir();
-    // That user cannot read the build folder of root.
+    // That user cannot read root's build directory.
     let program = dir.path().join("it");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     let play = |part: &str, data_dir: &Path| {
@@ -415,7 +415,7 @@ async fn an_ordinary_user_needs_no_root() {
 
     let refused = dir.path().join("refused");
     fs::create_dir(&refused).unwrap();
-    let output = play("be_told_that_it_is_not_writable", &refused);
+    let output = play("expect_not_writable", &refused);
     assert!(
         output.status.success(),
         "{}",

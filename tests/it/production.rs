@@ -1,5 +1,5 @@
-//! The whole main job in the shape of production: an S3 store, a real upstream's API, two gateways on
-//! one database. Upload, generate from it, poll at the other gateway, download by the signed link, pay.
+//! The main use case in a production setup: an S3 store, a real upstream's API, and two gateways on one database.
+//! Upload, generate from it, poll at the other gateway, download by the signed link, pay.
 
 use base64_simd::STANDARD;
 use reqwest::multipart::{Form, Part};
@@ -77,7 +77,7 @@ async fn main_job(store: &S3Server) {
     }
     assert_eq!(caller.balance().await["balance"], 0.6);
 
-    // The image itself, where it is asked for: streamed out of the store.
+    // The image itself, where it is requested: streamed from the store.
     let body = json!({"model": "gpt-image-2", "prompt": "a heron", "response_format": "b64_json"});
     let answer = caller.post("/v1/images/generations", &body).await.json();
     let inline = STANDARD

@@ -1,4 +1,4 @@
-//! Every command in the README, run as it stands there but for the address and the program's path.
+//! Every command in the README, run as written except for the address and the program's path.
 
 use std::{fs, path::Path, process::Stdio};
 
@@ -9,7 +9,7 @@ use crate::harness::{TestApp, database::TestDatabase, tool};
 
 const ADDRESS: &str = "127.0.0.1:8080";
 
-/// The blocks of code in a language.
+/// The code blocks in a language.
 fn blocks(language: &str) -> Vec<String> {
     let readme =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
@@ -23,7 +23,7 @@ fn blocks(language: &str) -> Vec<String> {
     found
 }
 
-/// Runs a program in an empty folder; what it printed.
+/// Runs a program in an empty directory; returns what it printed.
 async fn run(program: &str, arguments: &[&str], dir: &Path, variables: &[(&str, &str)]) -> String {
     let mut command = Command::new(program);
     command
@@ -104,9 +104,9 @@ async fn the_commands_of_the_readme_run() {
     assert_eq!(commands, 6);
 }
 
-/// What is forwarded to an upstream that asks for more must cost the client more.
+/// A request that is forwarded to an expensive upstream must cost the client more, too.
 #[test]
-fn the_real_upstream_of_the_readme_is_sold_at_the_prices_of_its_example() {
+fn the_readmes_real_upstream_is_priced_like_its_example() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let example = fs::read_to_string(root.join("config/openai.toml")).unwrap();
     let model = |text: &str| {
@@ -123,7 +123,7 @@ fn the_real_upstream_of_the_readme_is_sold_at_the_prices_of_its_example() {
 }
 
 #[test]
-fn the_settings_of_the_readme_are_good() {
+fn the_settings_of_the_readme_are_valid() {
     let dir = tempfile::tempdir().unwrap();
     let secret = dir.path().join("secret");
     fs::write(&secret, "sk-not-a-real-one\n").unwrap();

@@ -1,4 +1,4 @@
-//! What `docs/reliability.md` names as proof is there.
+//! Everything that `docs/reliability.md` cites as proof exists.
 
 use std::{collections::BTreeSet, fs, path::Path};
 

@@ -1,4 +1,4 @@
-//! A repeat is not a second purchase: requests that name themselves, and retries that do not.
+//! A repeat is not a second purchase: requests with an idempotency key, and retries without one.
 
 use std::time::Duration;
 
@@ -71,7 +71,7 @@ impl Gateway {
         assert!(done.rows_affected() > 0, "{update}");
     }
 
-    /// Ends in order; so many images were generated and paid for.
+    /// Shuts down in order; asserts that this many images were generated and paid for.
     async fn finish(self, purchases: usize) {
         let spent = self.caller.balance().await["used_balance"].clone();
         self.app.finish().await;
@@ -95,25 +95,25 @@ async fn post_form(caller: &Caller, header: (&str, &str), form: Form) -> Answer 
     Answer::of(request.header(header.0, header.1).multipart(form)).await
 }
 
-/// The task that a request was answered with.
+/// The task id in the answer to a request.
 fn task(answer: &Answer) -> String {
     assert!(matches!(answer.status, 200 | 202), "{answer:?}");
     answer.json()["id"].as_str().unwrap().to_owned()
 }
 
 #[tokio::test]
-async fn the_same_name_and_body_is_the_same_task_in_both_modes() {
+async fn the_same_idempotency_key_and_body_is_the_same_task_in_both_modes() {
     let gateway = Gateway::start().await;
     let (caller, name) = (&gateway.caller, (NAME, "order-1"));
     gateway.slow();
     let first = task(&post(caller, ASYNC, name, &body("a cup")).await);
     let again = post(caller, ASYNC, name, &body("a cup")).await;
     assert_eq!((again.status, task(&again)), (202, first.clone()));
-    // It still runs: who wants to wait waits for it.
+    // It still runs: a sync repeat waits for it.
     let waited = post(caller, GENERATE, name, &body("a cup")).await;
     assert_eq!((waited.status, task(&waited)), (200, first.clone()));
     let link = waited.json()["data"][0]["url"].clone();
-    // It has ended: the same images again, and the fields in another order are the same body.
+    // It has ended: the same images again. Fields in another order are the same body.
     let body = json!({"prompt": "a cup", "model": "gpt-image-2", "n": 1});
     let after = post(caller, GENERATE, name, &body).await;
     assert_eq!(
@@ -124,7 +124,7 @@ async fn the_same_name_and_body_is_the_same_task_in_both_modes() {
 }
 
 #[tokio::test]
-async fn the_same_name_for_another_body_is_refused() {
+async fn the_same_idempotency_key_with_another_body_is_refused() {
     let gateway = Gateway::start().await;
     let (caller, name) = (&gateway.caller, (NAME, "order-1"));
     task(&post(caller, GENERATE, name, &body("a cup")).await);
@@ -139,7 +139,7 @@ async fn the_same_name_for_another_body_is_refused() {
             assert_eq!(refused.status, 422, "{other}: {refused:?}");
         }
     }
-    // A field that nobody reads is no part of what is asked for.
+    // A field that nobody reads does not change the request.
     let same = json!({"model": "gpt-image-2", "prompt": "a cup", "user": "someone"});
     task(&post(caller, GENERATE, name, &same).await);
     let refused = post(caller, GENERATE, name, &body("a saucer")).await;
@@ -158,7 +158,7 @@ async fn the_same_name_for_another_body_is_refused() {
 }
 
 #[tokio::test]
-async fn a_name_has_at_most_255_characters() {
+async fn an_idempotency_key_has_at_most_255_characters() {
     let gateway = Gateway::start().await;
     let caller = &gateway.caller;
     for bad in ["x".repeat(256), " ".to_owned(), "é".to_owned()] {
@@ -179,7 +179,7 @@ async fn a_name_has_at_most_255_characters() {
 }
 
 #[tokio::test]
-async fn a_name_is_kept_for_a_day() {
+async fn an_idempotency_key_is_kept_for_a_day() {
     let gateway = Gateway::start().await;
     let (caller, name) = (&gateway.caller, (NAME, "order-1"));
     let first = task(&post(caller, GENERATE, name, &body("a cup")).await);
@@ -195,7 +195,7 @@ async fn a_name_is_kept_for_a_day() {
         .await;
     let second = task(&post(caller, GENERATE, name, &body("a saucer")).await);
     assert_ne!(first, second);
-    // From now on it is the second's.
+    // From now on, it belongs to the second task.
     assert_eq!(
         task(&post(caller, GENERATE, name, &body("a saucer")).await),
         second
@@ -208,7 +208,7 @@ async fn a_name_is_kept_for_a_day() {
 }
 
 #[tokio::test]
-async fn a_name_belongs_to_one_key() {
+async fn an_idempotency_key_belongs_to_one_api_key() {
     let gateway = Gateway::start().await;
     let (caller, name) = (&gateway.caller, (NAME, "order-1"));
     let second = gateway.second_key().await;
@@ -221,7 +221,7 @@ async fn a_name_belongs_to_one_key() {
 }
 
 #[tokio::test]
-async fn a_refused_request_does_not_use_its_name_up_and_a_failed_one_does() {
+async fn a_refused_request_does_not_use_up_its_idempotency_key_and_a_failed_one_does() {
     let gateway = Gateway::start().await;
     let poor = gateway.app.caller("0.10").await;
     let name = (NAME, "order-1");
@@ -231,7 +231,7 @@ async fn a_refused_request_does_not_use_its_name_up_and_a_failed_one_does() {
     );
     let cheaper = json!({"model": "gpt-image-2", "prompt": "a cup", "quality": "low"});
     task(&post(&poor, GENERATE, name, &cheaper).await);
-    // The same answer again, and no second try: that takes a new name.
+    // The same answer again, and no second attempt: that takes a new name.
     gateway
         .upstream
         .next(Reply::error(400, "invalid_value", "cannot generate that"));
@@ -281,7 +281,7 @@ async fn a_retry_joins_its_first_request_running_or_just_completed() {
         task(&post(caller, GENERATE, (RETRY, "2"), &body("a cup")).await),
         first
     );
-    // It was delivered: another call has an image of its own.
+    // It was delivered: another call gets its own image.
     let second = task(&post(caller, ASYNC, (RETRY, "1"), &body("a cup")).await);
     assert_ne!(second, first);
     caller.wait_for(&second).await;
@@ -302,7 +302,7 @@ async fn a_retry_joins_its_first_request_running_or_just_completed() {
 }
 
 #[tokio::test]
-async fn what_does_not_say_that_it_is_a_retry_is_none() {
+async fn only_declared_retries_are_joined() {
     let gateway = Gateway::start().await;
     let caller = &gateway.caller;
     let mut tasks = std::collections::BTreeSet::new();
@@ -318,7 +318,7 @@ async fn what_does_not_say_that_it_is_a_retry_is_none() {
 }
 
 #[tokio::test]
-async fn a_retry_joins_neither_what_failed_nor_what_is_anothers() {
+async fn a_retry_joins_neither_failed_nor_foreign_tasks() {
     let gateway = Gateway::start().await;
     let caller = &gateway.caller;
     gateway
@@ -363,18 +363,18 @@ fn form(images: &[u8]) -> Form {
 }
 
 #[tokio::test]
-async fn images_that_come_with_a_request_count_by_their_bytes() {
+async fn uploaded_images_are_compared_by_their_bytes() {
     let gateway = Gateway::start().await;
     let caller = &gateway.caller;
     let retry = (RETRY, "1");
-    // Each form has a boundary of its own.
+    // Each form has its own boundary.
     let first = task(&post_form(caller, (RETRY, "0"), form(&[1])).await);
     assert_eq!(task(&post_form(caller, retry, form(&[1])).await), first);
     let encoded = base64_simd::STANDARD.encode_to_string(image(20, 20, 1));
     let mut same = body("a cup");
     same["image"] = json!(format!("data:image/png;base64,{encoded}"));
     assert_eq!(task(&post(caller, ASYNC, (RETRY, "2"), &same).await), first);
-    // Named, too.
+    // With an idempotency key, too.
     let named = task(&post_form(caller, (NAME, "order-1"), form(&[1, 2])).await);
     assert_eq!(
         task(&post_form(caller, (NAME, "order-1"), form(&[1, 2])).await),

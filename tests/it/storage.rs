@@ -33,14 +33,14 @@ async fn local_files() {
     let root = folder.path().join("objects");
     assert_eq!(storage.describe(), format!("file://{}", root.display()));
     every_store(&storage).await;
-    // A write that was under way when its writer was dropped ends first.
+    // A write that was in progress when its writer was dropped ends first.
     let cleaned = async {
         while file_count(&root.join(".staging")) > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
     let cleaned = tokio::time::timeout(Duration::from_secs(10), cleaned).await;
-    cleaned.expect("staging are left behind");
+    cleaned.expect("staged files are left behind");
     local_links(&storage, &clock).await;
 }
 
@@ -63,7 +63,7 @@ async fn a_local_object_is_visible_only_when_whole() {
 }
 
 #[tokio::test]
-async fn drafts_of_a_killed_process_go_a_day_later() {
+async fn staged_files_of_a_killed_process_are_deleted_a_day_later() {
     let folder = tempfile::tempdir().unwrap();
     let clock = Clock::default();
     open_local(folder.path(), &clock).await;
@@ -93,7 +93,7 @@ async fn s3s() {
     let server = S3Server::s3s().await;
     s3_store(&server).await;
     let storage = open(&s3_config(&server)).await.unwrap();
-    parts_of_dropped_writers_go(&server).await;
+    parts_of_dropped_writers_are_deleted(&server).await;
     the_store_goes_down(server, &storage).await;
 }
 
@@ -155,7 +155,7 @@ async fn small_object(storage: &Storage) {
     let object = storage.read(&key, None).await.unwrap().unwrap();
     assert_eq!((object.size, &object.etag), (13, &info.etag));
     assert_eq!(read(storage, &key).await.unwrap(), b"seventy bytes");
-    // The same key again, as a task does that is tried again with the same fence.
+    // The same key again, as when a task is retried under the same fence.
     write(storage, &key, b"else").await;
     assert_eq!(read(storage, &key).await.unwrap(), b"else");
 }
@@ -191,7 +191,7 @@ async fn empty_object(storage: &Storage) {
     assert_eq!(read(storage, &key).await.unwrap(), b"");
 }
 
-/// 20 MiB in pieces that divide no buffer evenly, and at once.
+/// 20 MiB in chunks that divide no buffer evenly, and at once.
 async fn large_object(storage: &Storage) {
     let bytes = random_bytes(UPLOAD_BYTES);
     for piece_bytes in [99_991, UPLOAD_BYTES] {
@@ -221,7 +221,7 @@ async fn dropped_writers(storage: &Storage) {
     }
 }
 
-/// In memory, and where there is not enough of that on the local disk.
+/// Held in memory, and on the local disk where memory is short.
 async fn held_images(storage: &Storage) {
     let held = async |bytes: &[u8]| {
         let mut image = storage.hold();
@@ -238,7 +238,7 @@ async fn held_images(storage: &Storage) {
         assert_eq!(storage.keep(&key, image).await.unwrap(), bytes.len() as u64);
         assert!(read(storage, &key).await.unwrap() == bytes);
     }
-    // Each has half of the memory and then goes to the disk, where room is given back as well.
+    // Each has half of the memory and then moves to the disk, where space is freed as well.
     for _ in 0..4 {
         let (one, other) = tokio::join!(held(&larger_than_memory), held(&larger_than_memory));
         storage.keep(&image_key(), one).await.unwrap();
@@ -254,7 +254,7 @@ async fn images_of_a_task(storage: &Storage) {
     for key in &keys {
         write(storage, key, b"image").await;
     }
-    // In the same folder, in the order of names right behind it.
+    // In the same folder, and next in the order of names.
     let folder_mate = uuid::Uuid::from_u128(task.as_u128() + (1 << 12));
     write(
         storage,
@@ -298,7 +298,7 @@ async fn s3_store(server: &S3Server) {
     s3_attachment(&storage).await;
     s3_expired_link(server).await;
 
-    // A second process finds the bucket made, one with a prefix shares it and sees other objects.
+    // A second process finds the bucket; one with a prefix shares it and sees other objects.
     let again = open(&config).await.unwrap();
     let mut prefixed = s3_settings(server);
     prefixed["url"] = json!("s3://pics/some/prefix");
@@ -311,7 +311,7 @@ async fn s3_store(server: &S3Server) {
     assert_eq!(read(&prefixed, &key).await.unwrap(), b"apart");
     assert_eq!(read(&again, &key).await.unwrap(), b"shared");
 
-    // Any region but the first must be named when a bucket is made.
+    // Any region but the first must be named when a bucket is created.
     let mut elsewhere = s3_settings(server);
     elsewhere["url"] = json!("s3://elsewhere");
     elsewhere["region"] = json!("eu-central-1");
@@ -356,7 +356,7 @@ async fn s3_attachment(storage: &Storage) {
     assert_eq!(response.bytes().await.unwrap(), "image");
 }
 
-/// The store goes by its own clock: the link must be fetched after it has expired for it.
+/// The store uses its own clock: the link must be fetched after it has expired for the store.
 async fn s3_expired_link(server: &S3Server) {
     let mut settings = s3_settings(server);
     settings["link_ttl_s"] = json!(1);
@@ -387,7 +387,7 @@ async fn wrong_credentials(server: &S3Server) {
     }
 }
 
-/// Links are signed for the name by which clients reach the store, everything else goes to the endpoint.
+/// Links are signed for the host by which clients reach the store, everything else goes to the endpoint.
 async fn public_endpoint(server: &S3Server, key: &Key) {
     let mut settings = s3_settings(server);
     settings["public_endpoint"] = json!("https://images.example:8443");
@@ -398,8 +398,8 @@ async fn public_endpoint(server: &S3Server, key: &Key) {
     assert!(link.url.starts_with(&wanted), "{}", link.url);
 }
 
-/// They are no object yet would cost space for ever; they go in the background.
-async fn parts_of_dropped_writers_go(server: &S3Server) {
+/// Parts are not objects, yet would occupy space forever; they are deleted in the background.
+async fn parts_of_dropped_writers_are_deleted(server: &S3Server) {
     let parts = || {
         let entries = std::fs::read_dir(server.folder.path()).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name());
@@ -453,7 +453,7 @@ fn s3_settings(server: &S3Server) -> serde_json::Value {
     })
 }
 
-/// The defaults of the section, and what differs.
+/// The defaults of the section, with these changes.
 fn config(settings: &serde_json::Value) -> config::Storage {
     let mut all = json!({
         "url": "",

@@ -228,14 +228,14 @@ async fn lists_are_read_page_by_page_newest_first() {
         assert_eq!(
             exact.1,
             json!(false),
-            "a full page is not a promise of more"
+            "a full page may be the last"
         );
     }
     app.finish().await;
 }
 
 #[tokio::test]
-async fn pages_that_cannot_be_are_refused() {
+async fn invalid_page_parameters_are_refused() {
     let app = TestApp::start().await;
     let caller = app.caller("0").await;
     for limit in ["0", "101", "-1", "many", "1.5", ""] {

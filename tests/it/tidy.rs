@@ -1,4 +1,4 @@
-//! The architecture, kept: floors, sizes, where SQL may be, and words that have no place here.
+//! Enforces the architecture: floors, sizes, the places of SQL, and forbidden words.
 
 use std::{
     collections::BTreeMap,
@@ -6,8 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A module imports only from floors below its own. Siblings don't import each other, but on the
-/// ground floor and on floor 2, where `images` and `app` are one.
+/// A module imports only from floors below its own. Siblings don't import each other, except on the ground floor and on
+/// floor 2, where `images` and `app` are one.
 const FLOORS: [&[&str]; 5] = [
     &[
         "config",
@@ -73,7 +73,7 @@ fn modules_import_only_from_floors_below() {
 }
 
 #[test]
-fn files_open_with_what_they_are_for_and_stay_small() {
+fn files_start_with_a_header_and_stay_small() {
     let mut lengths = Vec::new();
     for (path, text) in sources("tests") {
         assert!(
@@ -135,7 +135,7 @@ fn sql_is_in_stores_and_the_ledger_only() {
 }
 
 #[test]
-fn nothing_is_left_undone_or_allowed_in_silence() {
+fn no_todo_and_no_silent_allow_remains() {
     for (path, text) in sources("src") {
         for (number, line) in text.lines().enumerate() {
             let at = format!("{}:{}", path.display(), number + 1);
@@ -157,7 +157,7 @@ fn nothing_is_left_undone_or_allowed_in_silence() {
 
 /// One word for each thing: types are named as the glossary says.
 #[test]
-fn types_have_the_names_of_the_house() {
+fn types_are_named_as_the_glossary_says() {
     let banned = [
         "Provider", "Channel", "Driver", "Tenant", "Manager", "Helper", "Util",
     ];
@@ -196,7 +196,7 @@ fn sources(dir: &str) -> Vec<(PathBuf, String)> {
     found
 }
 
-/// The top module that a file belongs to.
+/// The top-level module that a file belongs to.
 fn module_of(path: &Path) -> String {
     let first = path
         .components()
@@ -208,7 +208,7 @@ fn module_of(path: &Path) -> String {
     first.trim_end_matches(".rs").to_owned()
 }
 
-/// The top modules that a file names after `crate::`, in trees of `use` and in paths.
+/// The top-level modules that a file names after `crate::`, in `use` trees and in paths.
 fn imports(text: &str) -> Vec<String> {
     let code: String = text
         .lines()

@@ -1,4 +1,4 @@
-//! Uploads: what is taken, what is refused and in which words, and how the bytes are served.
+//! Uploads: what is accepted, the exact error for what is refused, and how the bytes are served.
 
 mod refused;
 mod serving;
@@ -14,7 +14,7 @@ use crate::harness::{
     redact::redacted,
 };
 
-/// The link of a new upload.
+/// Uploads a file and returns its link.
 async fn link_of(caller: &Caller, bytes: Vec<u8>, file_name: &str) -> String {
     let answer = caller.upload(bytes, file_name).await;
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -123,7 +123,7 @@ async fn hostile_file_names_are_made_safe() {
 }
 
 #[tokio::test]
-async fn other_parts_are_passed_over_and_the_first_file_counts() {
+async fn other_parts_are_skipped_and_the_first_file_counts() {
     let app = TestApp::start().await;
     let caller = app.caller("0").await;
     let part = |bytes: Vec<u8>, name: &str| Part::bytes(bytes).file_name(name.to_owned());

@@ -1,6 +1,5 @@
-//! What every backend promises, whatever its upstream is like.
-//!
-//! A fake says how to reach it and plays scenes; [`keeps_its_promises`] plays all of them through.
+//! The contract of every backend, however its upstream behaves.
+//! | A fake provides the settings and plays scenarios; [`fulfils_the_contract`] runs the backend through all of them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,66 +13,66 @@ use tokio::time::timeout;
 use super::{Collected, backend_of, input, request};
 use crate::harness::images;
 
-/// How the fake treats whatever it is asked to generate from now on.
+/// How the fake treats all requests from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scene {
-    /// It generates what it is asked for. Where jobs are polled, those begun before end now, too.
+pub enum Scenario {
+    /// It generates. Where jobs are polled, jobs begun earlier end now, too.
     Generates,
-    /// Its safety system does not let it, in the upstream's own way of saying so.
+    /// Its safety system refuses, in the upstream's own format.
     Refuses,
-    /// It does not take a parameter.
+    /// It refuses a parameter.
     FindsInvalid,
     /// It does not know the key.
     KnowsNoKey,
-    /// Too much at once; come again in 7 seconds, where the upstream can say so.
+    /// It limits the rate; where the upstream can say so, it asks to retry in 7 seconds.
     LimitsRate,
-    /// It says that it has failed.
+    /// It reports a failure.
     Fails,
-    /// It takes the request on, and never ends it.
+    /// It accepts the request and never ends it.
     Hangs,
-    /// The connection ends in the middle of the image.
+    /// The connection breaks in the middle of the image.
     BreaksOff,
-    /// All is well, and there is no image.
+    /// It succeeds without an image.
     GeneratesNothing,
-    /// What should be an image is none.
+    /// It returns something that is not an image.
     GeneratesNoImage,
 }
 
-/// A fake of an upstream, on a port of its own until it is dropped.
+/// A fake upstream on its own port, until it is dropped.
 pub trait FakeUpstream {
-    /// The settings of a backend for it, as TOML, with its key if it wants one.
+    /// The settings of a backend for it, as TOML, with its key if it requires one.
     fn settings(&self) -> String;
-    /// What the request's `model` must be.
+    /// The required `model` of a request.
     fn model(&self) -> String;
-    fn play(&self, scene: Scene);
-    /// Whether the upstream has a way to do so: some have no safety system, some no keys.
-    fn plays(&self, _scene: Scene) -> bool {
+    fn play(&self, scenario: Scenario);
+    /// Whether the upstream can play the scenario: some have no safety system, some no keys.
+    fn plays(&self, _scene: Scenario) -> bool {
         true
     }
-    /// How many requests were asked for so far, whatever became of them; polls do not count.
+    /// How many requests arrived so far, whatever their outcome; polls do not count.
     fn asked(&self) -> usize;
-    /// The images that came along with the last one, in order; a mask comes last.
+    /// The reference images of the last request, in order, with the mask last.
     fn inputs(&self) -> Vec<Vec<u8>>;
-    /// Whether the mask that came says what the one given says; most upstreams take it as it is.
+    /// Whether the mask that arrived is equivalent to the given one; most upstreams take it unchanged.
     fn is_mask(&self, given: &[u8], came: &[u8]) -> bool {
         given == came
     }
-    /// The jobs that it was told to give up.
+    /// The jobs that it was told to cancel.
     fn cancelled(&self) -> Vec<String>;
 }
 
 const HANG: Duration = Duration::from_millis(400);
 const LONG: Duration = Duration::from_secs(20);
 
-/// Plays every scene to the backend.
-pub async fn keeps_its_promises(fake: &impl FakeUpstream) {
+/// Runs the backend through every scenario.
+pub async fn fulfils_the_contract(fake: &impl FakeUpstream) {
     let backend = backend_of(&fake.settings());
     generates_an_image(&*backend, fake).await;
     generates_as_many_as_it_says(&*backend, fake).await;
     sends_references(&*backend, fake).await;
-    tells_failures_apart(&*backend, fake).await;
+    distinguishes_failures(&*backend, fake).await;
     survives_a_hang(&backend, fake).await;
-    fake.play(Scene::Generates);
+    fake.play(Scenario::Generates);
     backend.check().await.unwrap();
 }
 
@@ -97,7 +96,7 @@ fn wanted(fake: &impl FakeUpstream, n: u8) -> GenerateRequest {
 }
 
 async fn generates_an_image(backend: &dyn Backend, fake: &impl FakeUpstream) {
-    fake.play(Scene::Generates);
+    fake.play(Scenario::Generates);
     let (collected, result) = generate(backend, &wanted(fake, 1)).await;
     result.unwrap();
     assert_eq!(collected.images.len(), 1);
@@ -141,29 +140,29 @@ async fn sends_references(backend: &dyn Backend, fake: &impl FakeUpstream) {
     );
 }
 
-async fn tells_failures_apart(backend: &dyn Backend, fake: &impl FakeUpstream) {
-    for (scene, class) in [
-        (Scene::Refuses, Class::Refused),
-        (Scene::FindsInvalid, Class::Invalid),
-        (Scene::KnowsNoKey, Class::Credentials),
-        (Scene::LimitsRate, Class::RateLimited),
-        (Scene::Fails, Class::Failed),
-        (Scene::BreaksOff, Class::OutcomeUnknown),
-        (Scene::GeneratesNothing, Class::NoImage),
-        (Scene::GeneratesNoImage, Class::NoImage),
+async fn distinguishes_failures(backend: &dyn Backend, fake: &impl FakeUpstream) {
+    for (scenario, class) in [
+        (Scenario::Refuses, Class::Refused),
+        (Scenario::FindsInvalid, Class::Invalid),
+        (Scenario::KnowsNoKey, Class::Credentials),
+        (Scenario::LimitsRate, Class::RateLimited),
+        (Scenario::Fails, Class::Failed),
+        (Scenario::BreaksOff, Class::OutcomeUnknown),
+        (Scenario::GeneratesNothing, Class::NoImage),
+        (Scenario::GeneratesNoImage, Class::NoImage),
     ] {
-        if !fake.plays(scene) {
+        if !fake.plays(scenario) {
             continue;
         }
-        fake.play(scene);
+        fake.play(scenario);
         let asked = fake.asked();
         let (collected, result) = generate(backend, &wanted(fake, 1)).await;
         let Err(error) = result else {
-            panic!("{scene:?} is no failure");
+            panic!("{scenario:?} is no failure");
         };
-        assert_eq!(error.class(), class, "{scene:?}: {error:?}");
-        assert!(collected.images.is_empty(), "{scene:?}");
-        assert_eq!(fake.asked(), asked + 1, "{scene:?}: asked again");
+        assert_eq!(error.class(), class, "{scenario:?}: {error:?}");
+        assert!(collected.images.is_empty(), "{scenario:?}");
+        assert_eq!(fake.asked(), asked + 1, "{scenario:?}: asked again");
         if let BackendError::RateLimited { retry_after, .. } = error {
             let waits = retry_after.is_none_or(|wait| wait == Duration::from_secs(7));
             assert!(waits, "{retry_after:?}");
@@ -171,9 +170,9 @@ async fn tells_failures_apart(backend: &dyn Backend, fake: &impl FakeUpstream) {
     }
 }
 
-/// A request that is given up leaves nothing behind, and the job goes on where it has a name.
+/// A cancelled request leaves nothing behind, and its job is resumed if it has a name.
 async fn survives_a_hang(backend: &Arc<dyn Backend>, fake: &impl FakeUpstream) {
-    fake.play(Scene::Hangs);
+    fake.play(Scenario::Hangs);
     let mut collected = Collected::default();
     let mut request = wanted(fake, 1);
     let hung = timeout(HANG, backend.generate(&request, &mut collected)).await;
@@ -183,20 +182,20 @@ async fn survives_a_hang(backend: &Arc<dyn Backend>, fake: &impl FakeUpstream) {
     };
     let asked = fake.asked();
 
-    fake.play(Scene::Generates);
+    fake.play(Scenario::Generates);
     request.job = Some(job);
-    // Another worker, which knows nothing but the job's name.
+    // Another worker, which knows only the job's name.
     let (resumed, result) = generate(&*backend_of(&fake.settings()), &request).await;
     result.unwrap();
     assert_eq!(resumed.images.len(), 1);
     assert_eq!(fake.asked(), asked, "the job was bought twice");
 
-    fake.play(Scene::Hangs);
+    fake.play(Scenario::Hangs);
     let mut collected = Collected::default();
     request.job = None;
     drop(timeout(HANG, backend.generate(&request, &mut collected)).await);
     backend.cancel(&collected.jobs[0]).await.unwrap();
-    let told = fake.cancelled();
-    // Not every upstream can be told.
-    assert!(told.is_empty() || told == [collected.jobs[0].clone()]);
+    let cancelled = fake.cancelled();
+    // Not every upstream can cancel.
+    assert!(cancelled.is_empty() || cancelled == [collected.jobs[0].clone()]);
 }

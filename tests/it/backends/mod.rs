@@ -1,4 +1,4 @@
-//! The backends, each against a fake of its upstream: what all of them promise, and their own quirks.
+//! The backends, each against a fake of its upstream: their common contract, and their differences.
 
 mod async_job;
 mod comfyui;
@@ -18,7 +18,7 @@ use easel::{
 use futures_util::{FutureExt, StreamExt, stream};
 use serde_json::{Map, Value};
 
-/// Keeps what a backend delivers and says.
+/// Collects what a backend delivers and reports.
 #[derive(Default)]
 struct Collected {
     jobs: Vec<String>,
@@ -50,7 +50,7 @@ impl ImageSink for Collected {
 
     async fn finish(&mut self) -> Result<(), SinkError> {
         let image = std::mem::take(&mut self.under_way);
-        // Whether it is an image is for the gateway's filter to say; here a page of HTML is none.
+        // The gateway's filter decides whether it is an image; here, an HTML page is not.
         if image.starts_with(b"<html") {
             return Err(SinkError::NotAnImage(InvalidImage::Damaged));
         }
@@ -67,7 +67,7 @@ fn backend_of(settings: &str) -> Arc<dyn Backend> {
     Arc::clone(registry.get("it").unwrap())
 }
 
-/// Of a wide image.
+/// A request for `n` wide images.
 fn request(n: u8) -> GenerateRequest {
     GenerateRequest {
         model: "gpt-image-2".into(),
@@ -88,7 +88,7 @@ fn request(n: u8) -> GenerateRequest {
     }
 }
 
-/// An input that comes in pieces.
+/// An input that arrives in chunks.
 fn input(format: Format, bytes: &[u8]) -> Input {
     let pieces: Vec<_> = bytes
         .chunks(100)

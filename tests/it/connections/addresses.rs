@@ -1,4 +1,4 @@
-//! Keys and links that somebody guesses, counted by the address that does.
+//! Guessed keys and links, counted per address of the guesser.
 
 use reqwest::Method;
 use serde_json::Value;
@@ -11,7 +11,7 @@ use crate::harness::{
 const LIMITS: &str = "[server]\nfailures_per_minute_max = 3";
 const LIMITED: &str = "Rate limit exceeded. Please try again later";
 
-/// Asks as a proxy on this machine does, for the client at an address.
+/// Sends a request as a proxy on this machine does, for the client at an address.
 async fn ask(app: &TestApp, address: &str, path: &str, key: Option<&str>) -> Answer {
     let request = http_client().get(format!("{}{path}", app.url));
     let request = request.header("x-forwarded-for", address);
@@ -23,7 +23,7 @@ async fn ask(app: &TestApp, address: &str, path: &str, key: Option<&str>) -> Ans
 }
 
 #[tokio::test]
-async fn who_guesses_keys_is_limited_and_nobody_else() {
+async fn only_the_address_that_guesses_keys_is_limited() {
     let app = TestApp::with(LIMITS).await;
     let caller = app.caller("1").await;
     let balance = "/v1/balance";
@@ -42,11 +42,11 @@ async fn who_guesses_keys_is_limited_and_nobody_else() {
     let seconds: u32 = answer.header("retry-after").unwrap().parse().unwrap();
     assert!((1..=20).contains(&seconds), "{seconds}");
     assert_eq!(ask(&app, "203.0.113.1", balance, None).await.status, 429);
-    // A good key behind the same address is as good as before.
+    // A valid key behind the same address still works.
     let good = ask(&app, "203.0.113.1", balance, Some(&caller.key)).await;
     assert_eq!(good.status, 200);
     assert_eq!(ask(&app, "203.0.113.2", balance, None).await.status, 401);
-    // Neighbours in a /64 are one.
+    // Neighbours in a /64 count as one.
     for n in 0..3 {
         ask(&app, &format!("2001:db8::{n}"), balance, None).await;
     }
@@ -55,7 +55,7 @@ async fn who_guesses_keys_is_limited_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn who_guesses_links_is_limited_and_good_links_work_on() {
+async fn guessing_links_is_limited_and_valid_links_keep_working() {
     let app = TestApp::with(LIMITS).await;
     let caller = app.caller("1").await;
     let upload = caller.upload(crate::harness::images::png(), "a.png").await;
@@ -74,7 +74,7 @@ async fn who_guesses_links_is_limited_and_good_links_work_on() {
             .assert_refused(429, LIMITED);
     }
     assert_eq!(ask(&app, "203.0.113.1", &good, None).await.status, 200);
-    // What is no link may be asked for as often as anybody likes.
+    // Other unknown paths may be requested without a limit.
     assert_eq!(ask(&app, "203.0.113.1", "/nowhere", None).await.status, 404);
     app.finish().await;
 }
@@ -86,7 +86,7 @@ async fn error_of(caller: &Caller, address: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_peer_that_is_no_proxy_of_ours_names_nobody() {
+async fn only_trusted_proxies_can_name_a_client() {
     let app = TestApp::with(&format!("{LIMITS}\ntrusted_proxies = ['192.0.2.0/24']")).await;
     let mut stranger = app.caller("1").await;
     stranger.key = "sk_guess".to_owned();

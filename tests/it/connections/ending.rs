@@ -1,4 +1,4 @@
-//! A shutdown as a balancer of connections sees it.
+//! A shutdown as a connection-level load balancer sees it.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ async fn idle_connections_are_closed_while_new_ones_are_still_answered() {
 
     app.begin_shutdown();
 
-    // A request that is on its way when the shutdown begins is answered.
+    // A request that is in flight when the shutdown begins is answered.
     active.write_all(HEALTH.as_bytes()).await.unwrap();
     let (answered, _) = until_closed(&mut active).await;
     assert_eq!(status(&answered), 200);
@@ -29,7 +29,7 @@ async fn idle_connections_are_closed_while_new_ones_are_still_answered() {
         "{:?}",
         began.elapsed()
     );
-    // New ones come, and have their time, for as long as the balancer has not heard of it.
+    // New connections are accepted and served until the balancer has noticed the shutdown.
     let mut new = connect(&app.url).await;
     tokio::time::sleep(Duration::from_millis(1200)).await;
     new.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -45,9 +45,9 @@ async fn idle_connections_are_closed_while_new_ones_are_still_answered() {
     app.finish().await;
 }
 
-/// A client that asks one thing after the other on one connection.
+/// A client that sends one request after the other on one connection.
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_who_keeps_asking_finds_a_broken_connection() {
+async fn a_client_on_keep_alive_sees_no_broken_connection() {
     let app = TestApp::start().await;
     let url = app.url.clone();
     let asking = super::spawn(async move {
@@ -63,7 +63,7 @@ async fn nobody_who_keeps_asking_finds_a_broken_connection() {
         }
     });
     tokio::time::sleep(Duration::from_millis(200)).await;
-    // Nothing is under way: the end comes at once.
+    // Nothing is in flight: the shutdown ends at once.
     app.finish().await;
     asking.await.unwrap();
 }

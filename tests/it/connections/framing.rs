@@ -1,4 +1,4 @@
-//! Requests that two readers could read in two ways: none is let through, and nothing hides behind one.
+//! Requests that two parsers could read in two ways: all are refused, and nothing can be smuggled behind one.
 
 use super::{exchange, sent, status, until_closed};
 use crate::harness::TestApp;
@@ -11,7 +11,7 @@ fn post(headers: &str, body: &str) -> String {
 }
 
 #[tokio::test]
-async fn what_can_be_read_in_two_ways_is_refused_and_the_connection_closed() {
+async fn ambiguous_requests_are_refused_and_the_connection_closed() {
     let app = TestApp::start().await;
     for (what, request) in [
         (
@@ -75,7 +75,7 @@ async fn what_can_be_read_in_two_ways_is_refused_and_the_connection_closed() {
     app.finish().await;
 }
 
-/// As the standard has it: chunks count, and the connection ends with the answer.
+/// As the standard requires: the chunks count, and the connection closes after the answer.
 #[tokio::test]
 async fn nothing_follows_a_request_with_a_length_and_chunks() {
     let app = TestApp::start().await;

@@ -1,4 +1,4 @@
-//! More connections than there may be: who makes room, and what is answered all the same.
+//! More connections than the limit: which ones are closed, and what is answered nevertheless.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::harness::{TestApp, database::TestDatabase, process::Setup};
 
-/// Images take their time.
+/// Settings of a backend that generates slowly.
 const SLOW: &str =
     "[backends.demo]\nkind = 'demo'\ndelay_ms = 3000\n[models.gpt-image-2]\nroutes = ['demo']\n";
 
@@ -18,19 +18,19 @@ fn limits(of_server: &str) -> String {
     format!("[server]\n{of_server}\n{SLOW}")
 }
 
-/// Whoever came a moment ago makes no room.
+/// A connection that was just opened is not closed to make room.
 async fn grow_old() {
     tokio::time::sleep(Duration::from_millis(150)).await;
 }
 
-/// Returns once so many tasks are there, which somebody waits for.
+/// Returns once this many tasks exist that a caller waits for.
 async fn wait_for_tasks(app: &TestApp, count: i64) {
     let query = "SELECT count(*) FROM tasks WHERE status = 'running'";
     app.database.wait_for(query, count).await;
 }
 
 #[tokio::test]
-async fn the_connection_that_is_idle_for_longest_makes_room() {
+async fn the_longest_idle_connection_makes_room() {
     let app = TestApp::with("[server]\nconnections_max = 2\nconnections_reserved = 1").await;
     let (mut first, mut second) = (sent(&app.url, HEALTH).await, sent(&app.url, HEALTH).await);
     answer(&mut first).await;
@@ -50,7 +50,7 @@ async fn the_connection_that_is_idle_for_longest_makes_room() {
 }
 
 #[tokio::test]
-async fn a_body_that_drips_makes_room() {
+async fn a_dripping_body_makes_room() {
     let app = TestApp::with("[server]\nconnections_max = 1\nconnections_reserved = 1").await;
     let caller = app.caller("1").await;
     let mut dripping = sent(&app.url, &(generation(&caller, 9999) + "{")).await;
@@ -66,7 +66,7 @@ async fn a_body_that_drips_makes_room() {
 }
 
 #[tokio::test]
-async fn where_all_wait_for_images_health_polls_and_files_are_answered_still() {
+async fn probes_polls_and_files_are_answered_while_all_others_wait() {
     let app = TestApp::with(&limits("connections_max = 2\nconnections_reserved = 2")).await;
     let caller = app.caller("1").await;
     let mut waiting = [
@@ -80,7 +80,7 @@ async fn where_all_wait_for_images_health_polls_and_files_are_answered_still() {
             "GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n",
             caller.key
         );
-        // Closed after the answer, for the next.
+        // Closed after the answer, for the next connection.
         let answer = exchange(&app.url, &request).await;
         assert_eq!(status(&answer), 200, "{path} {answer}");
     }
@@ -143,12 +143,12 @@ async fn a_trusted_proxy_has_no_share_of_its_own() {
     app.finish().await;
 }
 
-/// Hundreds of clients who all want an image at once, and idle ones besides, on a tenth of the usual room.
+/// Hundreds of clients that all request an image at once, and idle ones besides, on a tenth of the usual limits.
 #[tokio::test(flavor = "multi_thread")]
-async fn health_is_answered_while_far_more_come_than_there_is_room_for() {
+async fn health_is_answered_far_beyond_the_connection_limit() {
     let database = TestDatabase::create().await;
     let of_server = "connections_max = 300\nconnections_reserved = 50";
-    // Who has to be generated for would keep the machine busy long after.
+    // Generating the images would keep the machine busy for long afterwards.
     let settings = limits(of_server).replace("3000", "3000\nfailure_percent = 100");
     let gateway = Setup::on(&database, &settings).serve();
     let url = gateway.url();
@@ -174,7 +174,7 @@ async fn health_is_answered_while_far_more_come_than_there_is_room_for() {
         assert_eq!(status(&answer), 200, "{answer}");
         slowest = slowest.max(asked.elapsed());
     }
-    // A second, and as much again for a machine on which other tests run.
+    // One second, and one more for a machine on which other tests run.
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
     for client in clients {
         client.await.unwrap();
@@ -182,9 +182,9 @@ async fn health_is_answered_while_far_more_come_than_there_is_room_for() {
     gateway.kill();
 }
 
-/// Five connections' worth of room and a hundred that only take it.
+/// A limit of five connections, and a hundred that only occupy them.
 #[tokio::test]
-async fn those_that_open_connections_and_say_nothing_shut_nobody_out() {
+async fn silent_connections_shut_nobody_out() {
     let app = TestApp::with("[server]\nconnections_max = 5\nconnections_reserved = 1").await;
     let mut silent: Vec<TcpStream> = Vec::new();
     for n in 0..100 {

@@ -1,4 +1,4 @@
-//! Connections that are slow, silent, many, malformed or ended, spoken to byte by byte.
+//! Slow, silent, numerous, malformed and closed connections, driven byte by byte.
 
 mod addresses;
 mod ending;
@@ -27,14 +27,14 @@ async fn connect(url: &str) -> TcpStream {
     TcpStream::connect(address).await.unwrap()
 }
 
-/// A connection that has sent this.
+/// A connection on which this was sent.
 async fn sent(url: &str, text: &str) -> TcpStream {
     let mut stream = connect(url).await;
     stream.write_all(text.as_bytes()).await.unwrap();
     stream
 }
 
-/// What comes until the other side closes, and when it did.
+/// Reads until the other side closes; returns what arrived, and after which time it closed.
 async fn until_closed(stream: &mut TcpStream) -> (String, Duration) {
     let (mut text, began) = (Vec::new(), Instant::now());
     let read = timeout(PATIENCE, stream.read_to_end(&mut text)).await;
@@ -42,7 +42,7 @@ async fn until_closed(stream: &mut TcpStream) -> (String, Duration) {
     (String::from_utf8_lossy(&text).into_owned(), began.elapsed())
 }
 
-/// One answer, read to the end that its length says.
+/// Reads one answer, to the end that its length gives.
 async fn answer(stream: &mut TcpStream) -> String {
     let mut read = Vec::new();
     let whole = async {
@@ -63,12 +63,12 @@ async fn answer(stream: &mut TcpStream) -> String {
     timeout(PATIENCE, whole).await.unwrap()
 }
 
-/// Sends one request on a connection of its own and reads until it is closed.
+/// Sends one request on its own connection, and reads until it is closed.
 async fn exchange(url: &str, text: &str) -> String {
     until_closed(&mut sent(url, text).await).await.0
 }
 
-/// The head of a request that waits for its image, with a body of this length.
+/// The head of a sync request, with a body of this length.
 fn generation(caller: &Caller, length: usize) -> String {
     format!(
         "POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\
@@ -77,7 +77,7 @@ fn generation(caller: &Caller, length: usize) -> String {
     )
 }
 
-/// A whole request that waits for its image.
+/// A complete sync request.
 fn request(caller: &Caller) -> String {
     let body = r#"{"model":"gpt-image-2","prompt":"a cat"}"#;
     generation(caller, body.len()) + body
@@ -96,7 +96,7 @@ async fn is_closed(stream: &mut TcpStream) -> bool {
     )
 }
 
-/// Has something go on beside the test.
+/// Runs a future beside the test.
 #[expect(clippy::disallowed_methods, reason = "it may end with the test")]
 fn spawn<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,

@@ -1,4 +1,4 @@
-//! `/readyz` as load balancers, strangers and the machine itself ask it.
+//! `/readyz` as load balancers, strangers and the local machine see it.
 
 use std::{
     sync::{
@@ -18,7 +18,7 @@ use crate::harness::{
     caller::{Answer, http_client},
 };
 
-/// A store that takes everything, and how often something was written to it.
+/// A store that accepts everything, and the number of writes to it.
 async fn counting_store() -> (String, Arc<AtomicUsize>) {
     let writes: Arc<AtomicUsize> = Arc::default();
     let counted = Arc::clone(&writes);
@@ -35,7 +35,7 @@ async fn counting_store() -> (String, Arc<AtomicUsize>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_who_ask_whether_it_is_ready_share_one_look() {
+async fn concurrent_readiness_probes_share_one_check() {
     let (endpoint, writes) = counting_store().await;
     let app = TestApp::with(&format!(
         "[storage]\nurl = 's3://easel'\nendpoint = '{endpoint}'\naccess_key_id = 'a'\n\
@@ -57,7 +57,7 @@ async fn all_who_ask_whether_it_is_ready_share_one_look() {
     app.finish().await;
 }
 
-/// Lets nobody into the test's database any more, or everybody again.
+/// Refuses connections to the test's database, or allows them again.
 async fn close_database(app: &TestApp, is_closed: bool) {
     let options = app.database.options();
     let name = options.get_database().unwrap().to_owned();
@@ -74,7 +74,7 @@ async fn close_database(app: &TestApp, is_closed: bool) {
 }
 
 #[tokio::test]
-async fn a_database_that_is_gone_is_told_within_seconds_and_so_is_its_return() {
+async fn a_lost_database_and_its_return_are_reported_within_seconds() {
     let app = TestApp::start().await;
     let ready = || Answer::of(http_client().get(format!("{}/readyz", app.url)));
     assert_eq!(ready().await.status, 200);
@@ -97,7 +97,7 @@ async fn a_database_that_is_gone_is_told_within_seconds_and_so_is_its_return() {
 }
 
 #[tokio::test]
-async fn only_this_machine_is_told_how_the_backends_fare() {
+async fn only_the_local_machine_sees_the_state_of_the_backends() {
     let app = TestApp::start().await;
     let verbose = || http_client().get(format!("{}/readyz?verbose", app.url));
     let local = Answer::of(verbose()).await.json();

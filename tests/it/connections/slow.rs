@@ -1,4 +1,4 @@
-//! Connections that are slow to ask, or to send what they ask with.
+//! Connections that are slow to send a head or a body.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ const LIMITS: &str =
     "[server]\nheader_timeout_ms = 500\nidle_timeout_ms = 3000\nbody_idle_timeout_ms = 500\n";
 
 #[tokio::test]
-async fn a_connection_that_asks_nothing_is_closed_early() {
+async fn a_connection_without_a_request_is_closed_early() {
     let app = TestApp::with(LIMITS).await;
     for text in ["", "GET /healthz HTTP/1.1\r\nHos"] {
         let mut stream = sent(&app.url, text).await;
@@ -25,16 +25,16 @@ async fn a_connection_that_asks_nothing_is_closed_early() {
 }
 
 #[tokio::test]
-async fn a_head_that_drips_has_no_more_time_than_one_that_does_not_come() {
+async fn a_dripping_head_has_no_more_time_than_a_missing_one() {
     let app = TestApp::with(LIMITS).await;
     let mut first = connect(&app.url).await;
-    // Nor has one after a request, though the connection itself may be idle for longer.
+    // A second head has no more time, although the idle connection itself may stay longer.
     let mut second = sent(&app.url, HEALTH).await;
     answer(&mut second).await;
     for stream in [&mut first, &mut second] {
         let mut dripped = 0;
         for byte in HEALTH.bytes().cycle() {
-            // The end never comes.
+            // The head never ends.
             let byte = if byte == b'\n' { b'x' } else { byte };
             if stream.write_all(&[byte]).await.is_err() {
                 break;
@@ -48,7 +48,7 @@ async fn a_head_that_drips_has_no_more_time_than_one_that_does_not_come() {
 }
 
 #[tokio::test]
-async fn a_connection_is_kept_for_a_next_request_longer_than_for_a_first() {
+async fn a_connection_waits_longer_for_a_later_request_than_for_the_first() {
     let app = TestApp::with(LIMITS).await;
     let mut stream = connect(&app.url).await;
     for _ in 0..2 {
@@ -61,7 +61,7 @@ async fn a_connection_is_kept_for_a_next_request_longer_than_for_a_first() {
 }
 
 #[tokio::test]
-async fn a_body_that_stops_coming_is_answered_and_ended() {
+async fn a_stalled_body_is_answered_and_the_connection_closed() {
     let app = TestApp::with(LIMITS).await;
     let caller = app.caller("1.00").await;
     let mut stream = sent(&app.url, &(generation(&caller, 100) + "{\"model\":")).await;

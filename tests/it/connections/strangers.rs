@@ -1,4 +1,4 @@
-//! Bodies of requests without a good key: nobody waits for them.
+//! Bodies of requests without a valid key: the gateway does not wait for them.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ fn upload(key: &str, length: usize) -> String {
 }
 
 #[tokio::test]
-async fn a_stranger_is_answered_at_once_though_the_body_drips() {
+async fn a_stranger_is_answered_at_once_while_the_body_drips() {
     let app = TestApp::start().await;
     let began = Instant::now();
     let mut stream = sent(&app.url, &(upload("sk_wrong", 1_000_000) + "--x")).await;
@@ -27,7 +27,7 @@ async fn a_stranger_is_answered_at_once_though_the_body_drips() {
         "{:?}",
         began.elapsed()
     );
-    // And drips on.
+    // It keeps dripping.
     while stream.write_all(b"-").await.is_ok() {
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(began.elapsed() < Duration::from_secs(6));
@@ -61,9 +61,9 @@ async fn a_small_body_without_a_key_costs_no_connection() {
     app.finish().await;
 }
 
-/// With a key, far more is read before the answer, but not without an end.
+/// With a key, far more is read before the answer, but not an unlimited amount.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_without_end_is_not_read_for_ever() {
+async fn an_endless_body_is_not_read_forever() {
     let app = TestApp::start().await;
     let caller = app.caller("1").await;
     let head = format!(

@@ -1,4 +1,4 @@
-//! Clients that ask and do not read what they are answered.
+//! Clients that send requests and do not read the answers.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use tokio::{
 use super::{PATIENCE, answer, exchange, sent, status};
 use crate::harness::{TestApp, database::TestDatabase, images, process::Setup};
 
-/// A connection with little room for what comes.
+/// A connection with a small receive buffer.
 async fn narrow(url: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -19,7 +19,7 @@ async fn narrow(url: &str) -> TcpStream {
     socket.connect(address).await.unwrap()
 }
 
-/// Asks on and on and reads nothing, until no more can be sent.
+/// Sends requests without reading anything, until no more can be sent.
 async fn ask_and_never_read(stream: &mut TcpStream, path: &str) {
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").repeat(100);
     let stuck = Duration::from_millis(300);
@@ -27,12 +27,12 @@ async fn ask_and_never_read(stream: &mut TcpStream, path: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_whose_answers_nobody_reads_is_closed() {
+async fn a_connection_with_unread_answers_is_closed() {
     let app = TestApp::with("[server]\nwrite_timeout_ms = 1000").await;
     let mut stream = narrow(&app.url).await;
     ask_and_never_read(&mut stream, "/healthz").await;
     let began = Instant::now();
-    // Still nothing is read: an error of writing says that it is over.
+    // Still nothing is read: a write error shows that the connection is closed.
     while stream.write_all(b"GET").await.is_ok() {
         assert!(began.elapsed() < PATIENCE);
         let ended = timeout(
@@ -50,7 +50,7 @@ async fn a_connection_whose_answers_nobody_reads_is_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_reads_slowly_gets_all() {
+async fn a_slow_reader_gets_everything() {
     let app = TestApp::with("[server]\nwrite_timeout_ms = 700").await;
     let caller = app.caller("1").await;
     let image = images::noise(800, 600);
@@ -73,7 +73,7 @@ async fn who_reads_slowly_gets_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shutdown_does_not_wait_for_who_never_reads() {
+async fn a_shutdown_does_not_wait_for_clients_that_never_read() {
     let database = TestDatabase::create().await;
     let gateway = Setup::on(&database, "[server]\nwrite_timeout_ms = 60000").serve();
     let url = gateway.url();
@@ -103,7 +103,7 @@ async fn a_shutdown_does_not_wait_for_who_never_reads() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_connection_writes_only_so_many_lines_into_the_log() {
+async fn one_connection_writes_a_limited_number_of_log_lines() {
     let database = TestDatabase::create().await;
     let gateway = Setup::on(&database, "[server]\ntrusted_proxies = []").serve();
     let mut stream = sent(&gateway.url(), "").await;

@@ -1,5 +1,4 @@
-//! A database that cannot be reached at all for a while: clients are told so in time, and afterwards everything
-//! goes on where it was.
+//! A database that cannot be reached for a while: clients get an error in time, and everything continues afterwards.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use crate::harness::{
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_are_told_within_five_seconds_and_may_come_again() {
+async fn clients_get_a_retryable_error_within_five_seconds() {
     let behind = Behind::start("").await;
     let caller = behind.caller("1").await;
     assert_eq!(caller.generate("before").await.status, 200);
@@ -22,33 +21,33 @@ async fn clients_are_told_within_five_seconds_and_may_come_again() {
         behind.proxy.set(fault);
         let body = json!({"model": "gpt-image-2", "prompt": "meanwhile"});
         for path in ["/v1/images/generations", "/v1/images/generations?async=1"] {
-            let told = in_time(caller.post(path, &body)).await;
-            told.assert_refused(503, "the task could not be stored");
-            assert_eq!(told.header("retry-after"), Some("2"), "{fault:?}");
-            assert_eq!(told.header("x-should-retry"), None);
+            let refused = in_time(caller.post(path, &body)).await;
+            refused.assert_refused(503, "the task could not be stored");
+            assert_eq!(refused.header("retry-after"), Some("2"), "{fault:?}");
+            assert_eq!(refused.header("x-should-retry"), None);
         }
-        let told = in_time(caller.get("/v1/balance")).await;
-        assert_eq!(told.status, 503, "{told:?}");
-        assert!(told.header("retry-after").is_some());
-        // What was found out just before counts for a moment.
+        let refused = in_time(caller.get("/v1/balance")).await;
+        assert_eq!(refused.status, 503, "{refused:?}");
+        assert!(refused.header("retry-after").is_some());
+        // A failure that was just found is remembered for a moment.
         let asked = Instant::now();
         while in_time(caller.get("/readyz")).await.status == 200 {
-            assert!(asked.elapsed() < super::TOLD_WITHIN, "ready, it says");
+            assert!(asked.elapsed() < super::ANSWERED_WITHIN, "still reports ready");
         }
 
         behind.proxy.set(Fault::None);
         let began = Instant::now();
         while caller.get("/readyz").await.status != 200 {
-            assert!(began.elapsed() < Duration::from_secs(8), "ready again soon");
+            assert!(began.elapsed() < Duration::from_secs(8), "not ready again in time");
         }
         assert_eq!(caller.get("/v1/balance").await.status, 200);
     }
     behind.app.finish().await;
 }
 
-/// As `max_connections` has it, too: SQLSTATE 53300.
+/// As with `max_connections`, too: SQLSTATE 53300.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_without_a_free_connection_is_told_as_one_that_is_away() {
+async fn a_database_without_free_connections_counts_as_unreachable() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
     let role = database.role().await;
     let setup = Setup::new(&upstream.gateway("")).env("DATABASE_URL", &database.url_as(&role));
@@ -63,30 +62,30 @@ async fn one_without_a_free_connection_is_told_as_one_that_is_away() {
     database.run(&format!("{end} '{role}'")).await;
 
     for _ in 0..3 {
-        let told = in_time(caller.generate("meanwhile")).await;
-        told.assert_refused(503, "the task could not be stored");
-        assert_eq!(told.header("retry-after"), Some("2"));
+        let refused = in_time(caller.generate("meanwhile")).await;
+        refused.assert_refused(503, "the task could not be stored");
+        assert_eq!(refused.header("retry-after"), Some("2"));
     }
     let asked = Instant::now();
     while in_time(caller.get("/readyz")).await.status == 200 {
-        assert!(asked.elapsed() < super::TOLD_WITHIN, "ready, it says");
+        assert!(asked.elapsed() < super::ANSWERED_WITHIN, "still reports ready");
     }
     database
         .run(&format!("ALTER ROLE {role} CONNECTION LIMIT -1"))
         .await;
     let began = Instant::now();
     while caller.get("/readyz").await.status != 200 {
-        assert!(began.elapsed() < Duration::from_secs(8), "ready again soon");
+        assert!(began.elapsed() < Duration::from_secs(8), "not ready again in time");
     }
     assert_eq!(caller.generate("after").await.status, 200);
     assert_eq!(caller.balance().await["balance"], 0.6);
     gateway.end();
-    database.assert_at_rest().await;
+    database.assert_invariants().await;
 }
 
-/// Longer than a lease: all have run out when it is back, and nobody has lost its task.
+/// Longer than a lease: all have run out when the database is back, and no worker has lost its task.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_two_replicas_run_is_not_bought_again_when_it_is_back() {
+async fn running_tasks_are_not_bought_again_after_an_outage() {
     let settings = format!("{BRIEF}[tasks]\nlease_ms = 1000\n");
     let behind = Behind::start(&settings).await;
     let there = format!("{settings}{}", behind.upstream.gateway(""));
@@ -104,7 +103,7 @@ async fn what_two_replicas_run_is_not_bought_again_when_it_is_back() {
     behind.proxy.set(Fault::BlackHole);
     tokio::time::sleep(Duration::from_millis(2500)).await;
     behind.proxy.set(Fault::None);
-    // Time enough for whoever would take them for lost.
+    // Time enough for a replica to treat the tasks as lost.
     tokio::time::sleep(Duration::from_millis(2500)).await;
     for gate in &gates {
         gate.add_permits(1);
@@ -121,9 +120,9 @@ async fn what_two_replicas_run_is_not_bought_again_when_it_is_back() {
     behind.app.finish().await;
 }
 
-/// The task's deadline is over, and nobody can say how it ended.
+/// The task's deadline has passed, and nobody can say how it ended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_waits_is_told_soon_after_the_deadline() {
+async fn waiting_callers_are_answered_soon_after_the_deadline() {
     let settings = format!("{BRIEF}[tasks]\nlease_ms = 1000\ndeadline_ms = 1500\n");
     let behind = Behind::start(&settings).await;
     let caller = behind.caller("1").await;
@@ -134,18 +133,18 @@ async fn who_waits_is_told_soon_after_the_deadline() {
 
     behind.proxy.set(Fault::BlackHole);
 
-    let told = request.await.unwrap();
+    let refused = request.await.unwrap();
     assert!(
         began.elapsed() < Duration::from_secs(12),
         "{:?}",
         began.elapsed()
     );
-    told.assert_refused(
+    refused.assert_refused(
         503,
         "the end of the task is not known yet: look it up by its id",
     );
-    assert_eq!(told.header("x-should-retry"), Some("false"));
-    let id = told.header("x-task-id").unwrap();
+    assert_eq!(refused.header("x-should-retry"), Some("false"));
+    let id = refused.header("x-task-id").unwrap();
     behind.proxy.set(Fault::None);
     let task = loop {
         let answer = caller.get(&format!("/v1/images/tasks/{id}")).await;

@@ -1,10 +1,10 @@
-//! Tasks past their deadline end: all of them, soon, whatever their lease says and whatever they ask for.
+//! Tasks past their deadline end: all of them, soon, whatever their lease says and whatever they request.
 
 use std::time::{Duration, Instant};
 
 use crate::harness::{TestApp, caller::Caller, upstream::Upstream};
 
-/// Open tasks of one image each, with their holds; `late` is how long ago their deadline was.
+/// Inserts open tasks of one image each, with their holds; `late` is how long ago their deadline was.
 pub(super) async fn insert(app: &TestApp, caller: &Caller, count: i32, status: &str, late: &str) {
     let mut conn = app.database.connect().await;
     sqlx::query(
@@ -35,7 +35,7 @@ pub(super) async fn insert(app: &TestApp, caller: &Caller, count: i32, status: &
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn five_thousand_end_in_seconds_one_that_cannot_be_read_among_them() {
+async fn five_thousand_expired_tasks_end_in_seconds_even_an_unreadable_one() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&upstream.gateway("")).await;
     let replica = app.replica(&upstream.gateway("")).await;
@@ -50,8 +50,8 @@ async fn five_thousand_end_in_seconds_one_that_cannot_be_read_among_them() {
     let took = began.elapsed();
     crate::harness::say(&format!("5,000 expired tasks ended in {took:?}"));
     assert!(took < Duration::from_secs(15), "{took:?}");
-    let told = "SELECT count(*) FROM tasks WHERE failure->>'kind' = 'deadline' AND cost = 0";
-    assert_eq!(app.database.number(told).await, 5_000);
+    let expired = "SELECT count(*) FROM tasks WHERE failure->>'kind' = 'deadline' AND cost = 0";
+    assert_eq!(app.database.number(expired).await, 5_000);
     assert_eq!(many.balance().await["held"], 0.0);
     assert_eq!(few.generate("a bridge").await.status, 200);
     assert_eq!(upstream.received().len(), 1);
@@ -60,7 +60,7 @@ async fn five_thousand_end_in_seconds_one_that_cannot_be_read_among_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_that_runs_ends_too_though_its_lease_goes_on() {
+async fn a_running_task_expires_although_its_lease_is_valid() {
     let app = TestApp::start().await;
     let caller = app.caller("1").await;
     insert(&app, &caller, 2, "running", "10 seconds").await;
@@ -74,7 +74,7 @@ async fn one_that_runs_ends_too_though_its_lease_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_locked_account_keeps_only_its_own() {
+async fn a_locked_account_delays_only_its_own_tasks() {
     let app = TestApp::start().await;
     let (locked, free) = (app.caller("100").await, app.caller("100").await);
     let mut conn = app.database.connect().await;

@@ -1,4 +1,4 @@
-//! Equal calls at once, each retried: a retry is given what its own call has lost, and nothing else.
+//! Equal calls at the same time, each retried: a retry gets what its own call has lost, and nothing else.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -18,7 +18,7 @@ use crate::harness::{
 };
 
 const CALLS: usize = 4;
-/// What the official SDKs wait at least before they come again.
+/// The shortest wait of the official SDKs before a retry.
 const BACKOFF: Duration = Duration::from_millis(500);
 const GONE: &str = "SELECT count(*) FROM tasks WHERE waiter = 0";
 
@@ -41,7 +41,7 @@ fn ids(answers: &[Answer]) -> BTreeSet<String> {
     answers.iter().map(id).collect()
 }
 
-/// As many calls as are held back, given up once they are generated.
+/// Makes calls that are held back, and drops them once the upstream generates.
 async fn lost_calls(upstream: &Upstream, callers: &[&Caller]) -> Vec<Gate> {
     let gates: Vec<Gate> = callers.iter().map(|_| hold(upstream)).collect();
     let before = upstream.received().len();
@@ -54,7 +54,7 @@ async fn lost_calls(upstream: &Upstream, callers: &[&Caller]) -> Vec<Gate> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn four_calls_that_are_each_retried_get_four_images() {
+async fn four_retried_calls_get_four_images() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&upstream.gateway("")).await;
     let replica = app.replica(&upstream.gateway("")).await;
@@ -62,7 +62,7 @@ async fn four_calls_that_are_each_retried_get_four_images() {
     let there = here.at(&replica.url);
     let gates = lost_calls(&upstream, &[&here; CALLS]).await;
     tokio::time::sleep(BACKOFF).await;
-    // At whichever replica they come in.
+    // At any replica.
     let retries = join_all([&here, &there, &here, &there].map(|at| retry(at, 1)));
     let release = async {
         tokio::time::sleep(BACKOFF).await;
@@ -75,7 +75,7 @@ async fn four_calls_that_are_each_retried_get_four_images() {
     assert_eq!(ids(&answers).len(), CALLS);
     assert_eq!(upstream.received().len(), CALLS, "none was bought twice");
     assert_eq!(here.balance().await["balance"], 1.2);
-    // What was delivered to them is nobody else's.
+    // What was delivered to them is given to no other request.
     let fifth = retry(&here, 1).await;
     assert!(!ids(&answers).contains(fifth.json()["id"].as_str().unwrap()));
     assert_eq!(upstream.received().len(), CALLS + 1);
@@ -84,7 +84,7 @@ async fn four_calls_that_are_each_retried_get_four_images() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_that_is_retried_again_and_again_gets_its_one_image() {
+async fn a_call_retried_repeatedly_gets_one_image() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&upstream.gateway("")).await;
     let caller = app.caller("1").await;
@@ -104,7 +104,7 @@ async fn a_call_that_is_retried_again_and_again_gets_its_one_image() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_somebody_still_waits_for_is_not_given_away() {
+async fn a_task_with_a_waiting_caller_is_not_joined() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&upstream.gateway("")).await;
     let replica = app.replica(&upstream.gateway("")).await;
@@ -113,7 +113,7 @@ async fn what_somebody_still_waits_for_is_not_given_away() {
     let gate = hold(&upstream);
     let waits = waiting(&here, "a cup");
     upstream.wait_for(1).await;
-    // Both know that its caller is there.
+    // Both replicas know that its caller is still there.
     let first = retry(&here, 1).await;
     let second = retry(&there, 1).await;
     gate.add_permits(1);
@@ -124,17 +124,17 @@ async fn what_somebody_still_waits_for_is_not_given_away() {
     app.finish().await;
 }
 
-/// Its callers come again, to another replica, before its tasks are missed.
+/// Its callers retry at another replica before its tasks are found to be lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_waited_at_a_killed_replica_gets_its_own_image_at_another() {
+async fn callers_of_a_killed_replica_get_their_images_at_another() {
     let database = TestDatabase::create().await;
     let proxy = database.proxy().await;
     come_again_after_a_kill(database, &proxy, async |_: &TestDatabase| {}).await;
 }
 
-/// PostgreSQL does not miss the connection that fell silent.
+/// PostgreSQL does not notice that the connection has gone silent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_silent_connection_does_not_speak_for_a_replica_that_was_killed() {
+async fn a_silent_connection_does_not_keep_a_killed_replica_alive() {
     let database = TestDatabase::create().await;
     let proxy = database.proxy().await;
     let relisten = async |database: &TestDatabase| {
@@ -147,7 +147,7 @@ async fn a_silent_connection_does_not_speak_for_a_replica_that_was_killed() {
     come_again_after_a_kill(database, &proxy, relisten).await;
 }
 
-/// `before` happens once the replica that will be killed is there.
+/// `before` runs once the replica to be killed is up.
 async fn come_again_after_a_kill(
     database: TestDatabase,
     proxy: &FaultProxy,
@@ -178,11 +178,11 @@ async fn come_again_after_a_kill(
     assert_eq!(database.number(tasks).await, 2);
     assert_eq!(there.balance().await["balance"], 1.6);
     other.end();
-    database.assert_at_rest().await;
+    database.assert_invariants().await;
 }
 
 #[tokio::test]
-async fn a_thousand_equal_tasks_make_no_retry_dear_and_hide_nothing_that_was_lost() {
+async fn a_thousand_equal_tasks_neither_slow_retries_nor_hide_lost_tasks() {
     let app = TestApp::start().await;
     let caller = app.caller("1000").await;
     expired::insert(&app, &caller, 1_000, "running", "-1 hour").await;
@@ -197,7 +197,7 @@ async fn a_thousand_equal_tasks_make_no_retry_dear_and_hide_nothing_that_was_los
     assert_eq!(
         same.len(),
         256,
-        "those that are looked at, once for all who ask"
+        "only the candidates are read, once for all retries"
     );
     assert_eq!(same.iter().filter(|same| same.waiter == Some(0)).count(), 1);
 

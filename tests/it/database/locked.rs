@@ -1,4 +1,4 @@
-//! Rows that others hold: whom they belong to waits, and nobody else.
+//! Rows that another session locks: only the account that owns them waits.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ async fn lock<'a>(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_locked_account_holds_up_no_other() {
+async fn a_locked_account_delays_no_other() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&upstream.gateway("")).await;
     let (locked, free) = (app.caller("2").await, app.caller("10").await);
@@ -47,9 +47,9 @@ async fn one_locked_account_holds_up_no_other() {
     }
 
     assert!(slowest < Duration::from_secs(1), "{slowest:?} of {result}");
-    let told = in_time(async { submitting.await.unwrap() }).await;
-    told.assert_refused(503, "the task could not be stored");
-    assert_eq!(told.header("retry-after"), Some("2"));
+    let refused = in_time(async { submitting.await.unwrap() }).await;
+    refused.assert_refused(503, "the task could not be stored");
+    assert_eq!(refused.header("retry-after"), Some("2"));
     assert!(!settling.is_finished());
     lock.rollback().await.unwrap();
     let settled = in_time(async { settling.await.unwrap() }).await;
@@ -59,9 +59,9 @@ async fn one_locked_account_holds_up_no_other() {
     app.finish().await;
 }
 
-/// Whatever it holds when it is paused.
+/// Whatever locks it holds when it is paused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_paused_replica_holds_up_the_others_for_seconds_only() {
+async fn a_paused_replica_delays_others_for_seconds_only() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
     let setup = Setup::on(&database, &upstream.gateway(""));
     let (paused, other) = (
@@ -87,5 +87,5 @@ async fn a_paused_replica_holds_up_the_others_for_seconds_only() {
     database.wait_for_all().await;
     paused.end();
     other.end();
-    database.assert_at_rest().await;
+    database.assert_invariants().await;
 }

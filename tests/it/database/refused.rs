@@ -1,4 +1,4 @@
-//! What PostgreSQL cannot store, or does not know.
+//! Values that PostgreSQL cannot store or does not know.
 
 use easel::db::{self, TimeZoneError};
 use serde_json::json;
@@ -10,7 +10,7 @@ use crate::harness::{
 };
 
 #[tokio::test]
-async fn what_an_upstream_says_is_stored_whatever_it_holds() {
+async fn any_text_of_an_upstream_can_be_stored() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&upstream.gateway("")).await;
     let caller = app.caller("1").await;
@@ -33,7 +33,7 @@ async fn what_an_upstream_says_is_stored_whatever_it_holds() {
 }
 
 #[tokio::test]
-async fn only_a_time_zone_that_is_unknown_is_told_to_be_none() {
+async fn only_an_unknown_time_zone_is_reported_as_unknown() {
     let database = TestDatabase::create().await;
     let dir = tempfile::tempdir().unwrap();
     let config = harness::config(&dir, "", &[]);

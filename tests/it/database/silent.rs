@@ -1,4 +1,4 @@
-//! Connections that go silent without being closed, as a NAT or a balancer makes them that forgets flows.
+//! Connections that go silent without being closed, as with a NAT or a load balancer that drops its state.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use serde_json::json;
 use super::{Behind, hold, in_time, listening_pid, waiting};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_go_on_over_new_connections() {
+async fn requests_continue_over_new_connections() {
     let behind = Behind::start("").await;
     let caller = behind.caller("10").await;
-    // All connections are open before.
+    // All connections are open by now.
     let before = (0..20).map(|n| {
         let caller = caller.clone();
         async move {
@@ -39,7 +39,7 @@ async fn requests_go_on_over_new_connections() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_runs_meanwhile_is_settled_and_told() {
+async fn running_tasks_are_settled_and_reported_meanwhile() {
     let behind = Behind::start(super::BRIEF).await;
     let caller = behind.caller("1").await;
     let gate = hold(&behind.upstream);
@@ -94,7 +94,7 @@ async fn a_commit_whose_answer_is_lost_is_one_task_and_one_hold() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_other_replicas_queue_and_end_is_heard_of_again() {
+async fn notifications_of_other_replicas_arrive_again() {
     let behind = Behind::start("[tasks]\nrunning_max = 1\n").await;
     let caller = behind.caller("1").await;
     let listener = listening_pid(&behind.app.database).await;

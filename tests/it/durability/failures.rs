@@ -1,4 +1,4 @@
-//! An upstream, or storage, that fails at every step: what clients are told, and that it costs nothing.
+//! An upstream or a store that fails at every step: what clients get, and that it costs nothing.
 
 use std::time::Duration;
 
@@ -11,23 +11,23 @@ use crate::harness::{
     upstream::{KEY, Reply, Upstream, image},
 };
 
-/// What a client hears of one failure: status, type, code and message.
-type Told = (u16, &'static str, &'static str, &'static str);
+/// What a client gets for one failure: status, type, code and message.
+type Expected = (u16, &'static str, &'static str, &'static str);
 
-/// Both ways: as the answer of a sync request, and in the task object of an async one.
-async fn assert_told(caller: &Caller, upstream: &Upstream, reply: &Reply, told: Told) {
-    let (status, kind, code, message) = told;
+/// Both ways: as the answer to a sync request, and in the task object of an async one.
+async fn assert_failure(caller: &Caller, upstream: &Upstream, reply: &Reply, expected: Expected) {
+    let (status, kind, code, message) = expected;
     upstream.next(reply.clone());
     let answer = caller.generate("a bridge").await;
-    assert_eq!(answer.status, status, "{told:?}: {answer:?}");
-    assert_eq!(answer.header("x-should-retry"), Some("false"), "{told:?}");
+    assert_eq!(answer.status, status, "{expected:?}: {answer:?}");
+    assert_eq!(answer.header("x-should-retry"), Some("false"), "{expected:?}");
     let body = json!({"error": {"message": message, "type": kind, "code": code, "param": null, "provider": "easel"}});
-    assert_eq!(answer.json(), body, "{told:?}");
+    assert_eq!(answer.json(), body, "{expected:?}");
 
     upstream.next(reply.clone());
     let id = super::accepted(caller, "a bridge").await;
     let task = caller.wait_for(&id).await;
-    assert_eq!(task["status"], "failed", "{told:?}");
+    assert_eq!(task["status"], "failed", "{expected:?}");
     assert_eq!(task["cost"], 0.0);
     assert_eq!(task["fail_reason"], message);
     assert_eq!(
@@ -42,9 +42,9 @@ fn images(count: usize) -> Reply {
 }
 
 #[tokio::test]
-async fn every_failure_of_the_upstream_is_told_apart_and_costs_nothing() {
+async fn every_upstream_failure_is_distinguished_and_costs_nothing() {
     let upstream = Upstream::start().await;
-    // Once, and the next at once: what is tried again is another matter.
+    // One attempt only, and the circuit closes at once: retries have their own tests.
     let settings = "[tasks]\nattempts_max = 1\n[routing]\nopen_ms = 1\n";
     let app = TestApp::with(&generated_by(&upstream, settings)).await;
     let caller = app.caller("1").await;
@@ -92,15 +92,15 @@ async fn every_failure_of_the_upstream_is_told_apart_and_costs_nothing() {
             upstream_error("the upstream failed"),
         ),
     ];
-    for (reply, told) in cases {
-        assert_told(&caller, &upstream, &reply, told).await;
+    for (reply, expected) in cases {
+        assert_failure(&caller, &upstream, &reply, expected).await;
     }
     assert_eq!(left(&caller).await, 1.0);
     app.finish().await;
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_silent_or_away_fails_in_time() {
+async fn a_silent_or_unreachable_upstream_fails_in_time() {
     let upstream = Upstream::start().await;
     let settings = generated_by(&upstream, "[tasks]\nattempts_max = 1\n")
         .replace("[\"up\"]", "[{ backend = \"up\", timeout_ms = 300 }]");
@@ -108,7 +108,7 @@ async fn an_upstream_that_is_silent_or_away_fails_in_time() {
     let caller = app.caller("1").await;
     let silence = images(1).after(Duration::from_hours(1));
     let failed = (502, "server_error", "upstream_error", "the upstream failed");
-    assert_told(&caller, &upstream, &silence, failed).await;
+    assert_failure(&caller, &upstream, &silence, failed).await;
 
     let nobody = settings.replace(&upstream.url, "http://127.0.0.1:9");
     let alone = app.replica(&nobody).await;
@@ -119,7 +119,7 @@ async fn an_upstream_that_is_silent_or_away_fails_in_time() {
         "upstream_error",
         "the upstream could not be reached",
     );
-    assert_told(&caller, &upstream, &silence, away).await;
+    assert_failure(&caller, &upstream, &silence, away).await;
 
     assert_eq!(left(&caller).await, 1.0);
     alone.finish().await;
@@ -127,7 +127,7 @@ async fn an_upstream_that_is_silent_or_away_fails_in_time() {
 }
 
 #[tokio::test]
-async fn what_is_delivered_is_charged_and_no_more() {
+async fn only_delivered_images_are_charged() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&generated_by(&upstream, "")).await;
     let caller = app.caller("2").await;
@@ -146,13 +146,13 @@ async fn what_is_delivered_is_charged_and_no_more() {
         (&"four".into(), &4.into())
     );
 
-    // More than was asked for is nobody's.
+    // More images than requested are dropped.
     upstream.next(images(6));
     let answer = caller.post("/v1/images/generations", &body).await;
     assert_eq!(answer.json()["data"].as_array().unwrap().len(), 4);
     assert_eq!(left(&caller).await, 0.6);
 
-    // The first two are whole, then it breaks off.
+    // The first two are complete, then the connection breaks.
     let three = images(3);
     upstream.next(three.clone().cut_at(three.length() - 250));
     let body = json!({"model": "gpt-image-2", "prompt": "three", "n": 3});

@@ -1,4 +1,4 @@
-//! `kill -9`, at whatever moment.
+//! `kill -9`, at any moment.
 
 use std::{
     collections::HashSet,
@@ -51,20 +51,20 @@ async fn tasks_queued_and_running_end_after_a_restart() {
     }
     assert_eq!(left(&caller).await, 9.0);
     gateway.end();
-    database.assert_at_rest().await;
+    database.assert_invariants().await;
 }
 
 #[tokio::test]
 async fn an_acknowledged_request_is_never_lost() {
     let database = TestDatabase::create().await;
-    // However often it is lost, it is begun anew.
+    // It is started again however often it is lost.
     let setup = Setup::on(&database, &demo(0, "attempts_max = 100"));
     let mut acknowledged = HashSet::new();
     let mut caller = database.caller("http://unused", "100").await;
     for round in 0..ROUNDS {
         let gateway = setup.serve();
         caller = caller.at(&gateway.url());
-        // The first request pays for the connections.
+        // The first request pays for opening the connections.
         assert_eq!(caller.get("/v1/images/tasks").await.status, 200);
         let ask = async |n: usize| {
             let prompt = format!("round {round}, image {n}");
@@ -101,12 +101,12 @@ async fn an_acknowledged_request_is_never_lost() {
     assert!(!acknowledged.is_empty());
 
     gateway.end();
-    database.assert_at_rest().await;
+    database.assert_invariants().await;
 }
 
-/// With the default lease; each of the tasks is a round.
+/// With the default lease; each task is one round.
 #[tokio::test]
-async fn what_a_killed_worker_ran_ends_at_another_within_35_seconds() {
+async fn tasks_of_a_killed_worker_end_at_another_within_35_seconds() {
     let database = TestDatabase::create().await;
     let settings = "[backends.demo]\nkind = \"demo\"\ndelay_ms = 3000\n";
     let killed = Setup::on(&database, settings).serve();
@@ -130,7 +130,7 @@ async fn what_a_killed_worker_ran_ends_at_another_within_35_seconds() {
     let lost = "SELECT count(*) FROM tasks WHERE attempts = 2";
     assert_eq!(database.number(lost).await, 50);
     other.end();
-    database.assert_at_rest().await;
+    database.assert_invariants().await;
 }
 
 #[tokio::test]
@@ -167,7 +167,7 @@ async fn a_task_that_is_always_lost_fails_and_costs_nothing() {
     "#);
     assert_eq!(left(&caller).await, 1.0);
     gateway.end();
-    database.assert_at_rest().await;
+    database.assert_invariants().await;
 }
 
 #[tokio::test]
@@ -192,11 +192,11 @@ async fn without_its_private_database_the_gateway_ends_at_once() {
     assert_eq!(
         last_words,
         [
-            "easel: the private PostgreSQL has ended by itself: see postgres/server.log in the data directory"
+            "easel: the private PostgreSQL exited unexpectedly: see postgres/server.log in the data directory"
         ],
     );
     drop(gateway);
-    // What it had accepted is still there.
+    // The tasks it had accepted are still there.
     let gateway = setup.with(&demo(0, "")).serve();
     let caller = caller.at(&gateway.url());
     let tasks = caller.get("/v1/images/tasks").await.json();

@@ -10,7 +10,7 @@ const RUNNING: &str = "SELECT count(*) FROM tasks WHERE status = 'running'";
 const COMPLETED: &str = "SELECT count(*) FROM tasks WHERE status = 'completed'";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_paused_worker_changes_nothing_when_it_comes_back() {
+async fn a_paused_worker_changes_nothing_when_it_resumes() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
     let settings = generated_by(&upstream, "[tasks]\nlease_ms = 1000");
     let paused = Setup::on(&database, &settings).serve();
@@ -24,7 +24,7 @@ async fn a_paused_worker_changes_nothing_when_it_comes_back() {
     let other = Setup::on(&database, &settings).serve();
     let here = caller.at(&other.url());
     let task = here.wait_for(&id).await;
-    // The answer is there before it goes on.
+    // The answer has arrived before it resumes.
     gate.add_permits(1);
     paused.signal("CONT");
     paused.end();
@@ -37,7 +37,7 @@ async fn a_paused_worker_changes_nothing_when_it_comes_back() {
     let attempts = "SELECT attempts::bigint FROM tasks";
     assert_eq!(database.number(attempts).await, 2);
     other.end();
-    database.assert_at_rest().await;
+    database.assert_invariants().await;
 }
 
 #[tokio::test]
@@ -49,7 +49,7 @@ async fn a_result_under_an_old_fence_changes_nothing() {
     hold(&upstream, &gate);
     let id = accepted(&caller, "a bridge").await;
     upstream.wait_for(1).await;
-    // Somebody else claims it, and does not end it yet.
+    // Another worker claims it, and does not end it yet.
     let mut conn = app.database.connect().await;
     let claim = sqlx::query("UPDATE tasks SET fence = fence + 1, attempts = attempts + 1");
     claim.execute(&mut conn).await.unwrap();
@@ -72,7 +72,7 @@ async fn a_result_under_an_old_fence_changes_nothing() {
     assert!(settled.await.unwrap().is_none());
     assert_eq!(app.database.number(RUNNING).await, 1);
     assert_eq!(caller.balance().await["held"], 0.2);
-    // The lease of whoever claimed it runs out.
+    // The lease of the worker that claimed it runs out.
     let lost = sqlx::query("UPDATE tasks SET status = 'queued', lease_until = NULL");
     lost.execute(&mut conn).await.unwrap();
     assert_eq!(caller.wait_for(&id).await["status"], "completed");
@@ -109,7 +109,7 @@ async fn a_deadline_fails_a_running_task_and_releases_its_hold() {
 }
 
 #[tokio::test]
-async fn a_deadline_ends_a_task_that_was_never_begun() {
+async fn a_deadline_ends_a_task_that_never_started() {
     let upstream = Upstream::start().await;
     let settings = generated_by(&upstream, "[tasks]\nlease_ms = 1000\nrunning_max = 1");
     let app = TestApp::with(&settings).await;
@@ -161,7 +161,7 @@ async fn a_client_that_hangs_up_loses_only_its_wait() {
 }
 
 #[tokio::test]
-async fn a_full_queue_takes_no_more() {
+async fn a_full_queue_accepts_no_more() {
     let upstream = Upstream::start().await;
     let settings = generated_by(&upstream, "[tasks]\nrunning_max = 1\nqueued_max = 1");
     let app = TestApp::with(&settings).await;

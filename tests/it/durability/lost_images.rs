@@ -1,5 +1,5 @@
-//! Images whose worker was lost after they were stored: they are delivered, and no upstream is asked for them
-//! again. What nobody adopts is deleted.
+//! Images whose worker was lost after they were stored: they are delivered, and no upstream generates them again.
+//! Images that no task adopts are deleted.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ const WAITS_TO_SETTLE: &str =
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
      AND wait_event_type = 'Lock' AND query LIKE 'WITH ending AS%'";
 
-/// Has a task generated and stored, and kills its worker before it can settle.
+/// Lets a task be generated and stored, and kills its worker before it can settle.
 async fn lose_the_worker(
     database: &TestDatabase,
     gateway: &Process,
@@ -74,17 +74,17 @@ async fn a_worker_killed_between_storing_and_settling_has_its_images_adopted() {
     assert_eq!(stored_images(&setup.data_dir()).len(), 1);
     assert_eq!(left(&caller).await, 0.8);
     gateway.end();
-    database.assert_at_rest().await;
+    database.assert_invariants().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_what_was_not_stored_is_bought_again() {
+async fn only_images_that_were_not_stored_are_bought_again() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
     let settings = generated_by(&upstream, "[tasks]\nlease_ms = 1000");
     let setup = Setup::on(&database, &settings);
     let gateway = setup.serve();
     let caller = database.caller(&gateway.url(), "1").await;
-    // Of three images the upstream gives two.
+    // The upstream returns two of three images.
     let gate = gate();
     let two = [image(3, 2, 1), image(3, 2, 2)];
     upstream.next(Reply::images(&two).held_by(&gate));
@@ -109,11 +109,11 @@ async fn only_what_was_not_stored_is_bought_again() {
     }
     assert_eq!(left(&caller).await, 0.4);
     gateway.end();
-    database.assert_at_rest().await;
+    database.assert_invariants().await;
 }
 
 #[tokio::test]
-async fn what_no_task_refers_to_is_swept_and_nothing_else() {
+async fn only_unreferenced_objects_are_swept() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&generated_by(&upstream, "")).await;
     let caller = app.caller("2").await;
@@ -124,7 +124,7 @@ async fn what_no_task_refers_to_is_swept_and_nothing_else() {
         assert_eq!(caller.wait_for(&id).await["status"], "completed");
         ids.push(id);
     }
-    // As attempts leave them that were lost: beside what is delivered, and of a task that had failed by then.
+    // Files as lost attempts leave them: beside the delivered ones, and of a task that had failed by then.
     let file = |id: &str, fence: i64| {
         let key =
             easel::storage::Key::image(id.parse().unwrap(), fence, 1, easel::image::Format::Png);
@@ -168,7 +168,7 @@ async fn what_no_task_refers_to_is_swept_and_nothing_else() {
     .await;
     assert_eq!(sweep().await, 1);
     assert!(!exists(2, 1));
-    // Its money was captured: this is not how a task fails.
+    // Its hold was captured, so the task must not stay failed.
     run(
         &ids[2],
         "status = 'completed', images = '[{}]', cost = 200000, failure = NULL",

@@ -1,4 +1,4 @@
-//! SIGTERM: what is under way is answered, what takes too long is given back.
+//! SIGTERM: requests under way are answered, and what takes too long is requeued.
 
 use std::time::{Duration, Instant};
 
@@ -6,9 +6,9 @@ use super::{accepted, gate, generated_by, hold, left, submit, waiting};
 use crate::harness::{database::TestDatabase, process::Setup, upstream::Upstream};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_under_way_are_answered_and_new_ones_left_to_other_gateways() {
+async fn running_requests_are_answered_and_new_ones_left_to_other_gateways() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
-    // It takes longer than a lease, which another would take over.
+    // It takes longer than a lease, after which another replica would claim it.
     let settings = generated_by(&upstream, "[tasks]\nlease_ms = 1000");
     let gateway = Setup::on(&database, &settings).serve();
     let other = Setup::on(&database, &settings).serve();
@@ -32,7 +32,7 @@ async fn requests_under_way_are_answered_and_new_ones_left_to_other_gateways() {
     let refused = caller.generate("too late").await;
     assert_eq!(refused.status, 503);
     assert_eq!(refused.header("retry-after"), Some("1"));
-    // Behind a balancer of connections, the next request is to go to another gateway.
+    // Behind a connection-level load balancer, the next request must reach another gateway.
     assert_eq!(refused.header("connection"), Some("close"));
     let late = submit(&caller, "late").await;
     assert_eq!(late.status, 202, "{late:?}");
@@ -56,11 +56,11 @@ async fn requests_under_way_are_answered_and_new_ones_left_to_other_gateways() {
     assert_eq!(caller.wait_for(&late).await["status"], "completed");
     assert_eq!(left(&caller).await, 0.4);
     other.end();
-    database.assert_at_rest().await;
+    database.assert_invariants().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_for_another_replica_is_answered_through_a_shutdown() {
+async fn callers_waiting_for_another_replica_are_answered_during_a_shutdown() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
     let gateway = Setup::on(
         &database,
@@ -88,11 +88,11 @@ async fn who_waits_for_another_replica_is_answered_through_a_shutdown() {
     assert_eq!(second.await.unwrap().status, 200);
     assert!(gateway.wait_end().success());
     other.end();
-    database.assert_at_rest().await;
+    database.assert_invariants().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tasks_that_take_too_long_are_given_back_unbegun() {
+async fn tasks_that_take_too_long_are_requeued_unstarted() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
     let settings = generated_by(&upstream, "[server]\ndrain_timeout_ms = 300");
     let setup = Setup::on(&database, &settings);
@@ -107,10 +107,10 @@ async fn tasks_that_take_too_long_are_given_back_unbegun() {
 
     gateway.end();
 
-    let told = request.await.unwrap();
-    assert_eq!(told.status, 503);
+    let refused = request.await.unwrap();
+    assert_eq!(refused.status, 503);
     assert_eq!(
-        told.json()["error"]["message"],
+        refused.json()["error"]["message"],
         "the gateway is shutting down"
     );
     let unbegun = "SELECT count(*) FROM tasks WHERE status = 'queued' AND attempts = 0";
@@ -123,7 +123,7 @@ async fn tasks_that_take_too_long_are_given_back_unbegun() {
         .await;
     assert_eq!(left(&caller).await, 0.6);
     gateway.end();
-    database.assert_at_rest().await;
+    database.assert_invariants().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -148,7 +148,7 @@ async fn a_second_signal_ends_it_at_once() {
         began.elapsed()
     );
     assert!(gateway.stderr().contains("ending at once"));
-    // Its lease passes it on.
+    // It is requeued when its lease runs out.
     let running = "SELECT count(*) FROM tasks WHERE status = 'running'";
     assert_eq!(database.number(running).await, 1);
 }

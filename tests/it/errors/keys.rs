@@ -1,4 +1,4 @@
-//! Keys that open nothing, on every route that asks for one.
+//! Invalid keys, on every route that requires one.
 
 use chrono::{DateTime, Utc};
 use easel::accounts::store::{self as accounts, AccountStatus, KeyLimits};
@@ -42,7 +42,7 @@ async fn every_route_of_the_api_asks_for_a_key() {
 }
 
 #[tokio::test]
-async fn keys_that_are_none_are_refused() {
+async fn malformed_keys_are_refused() {
     let app = TestApp::start().await;
     let caller = app.caller("1").await;
     let unknown = easel::accounts::keys::generate();
@@ -100,7 +100,7 @@ async fn an_expired_key_is_refused() {
     app.finish().await;
 }
 
-/// Nothing generated, nothing held, though the key was good a moment ago and is remembered as such.
+/// Nothing is generated or held, although the key was valid a moment ago and is cached as such.
 async fn assert_spends_nothing(caller: &Caller) {
     caller.generate("a cat").await.assert_refused(401, INVALID);
 }

@@ -1,6 +1,5 @@
-//! What comes from outside, made worse than anybody sends it. Each target takes every input of its corpus
-//! (`__fuzz__/TARGET/corpus`), then for a moment arbitrary ones, and ones that are made of the corpus;
-//! `scripts/fuzz` goes on for as long as it is told to.
+//! Hostile input from outside. Each target runs every input of its corpus (`__fuzz__/TARGET/corpus`), then, for a short
+//! time, arbitrary inputs and mutants of the corpus. `scripts/fuzz` runs for as long as requested.
 
 mod parsers;
 mod requests;
@@ -9,12 +8,12 @@ use std::{fs, ops::Range, panic::AssertUnwindSafe, path::Path, time::Duration};
 
 use crate::harness::say;
 
-/// In a run of all tests.
+/// The time for each target in a run of all tests.
 const MOMENT: Duration = Duration::from_millis(700);
 const EDITS_MAX: usize = 12;
 const REPEATED_MAX: usize = 64;
 
-/// Runs a target on inputs of all kinds. A macro, for bolero looks for corpora beside where it is used.
+/// Runs a target on inputs of all kinds. A macro, because bolero looks for corpora beside the place of its use.
 macro_rules! fuzz {
     ($name:literal, $words:expr, $target:expr) => {{
         let seeds = crate::fuzz::corpus($name);
@@ -26,7 +25,7 @@ macro_rules! fuzz {
 }
 use fuzz;
 
-/// An input as it is, and a mutant that it stands for, which is shown if it fails.
+/// Runs the input itself and the mutant that it encodes; prints the mutant if it fails.
 fn feed(
     target: &AssertUnwindSafe<impl Fn(&[u8])>,
     input: &[u8],
@@ -40,7 +39,7 @@ fn feed(
     target.0(&mutant);
 }
 
-/// The inputs that a target begins with.
+/// The corpus that a target starts with.
 fn corpus(target: &str) -> Vec<Vec<u8>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/it/fuzz/__fuzz__")
@@ -53,8 +52,7 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
     files.iter().map(|file| fs::read(file).unwrap()).collect()
 }
 
-/// One of the seeds, edited as the bytes of a script say: random ones get further into a format than
-/// random inputs do.
+/// A seed, edited as the bytes of a script say: random edits get further into a format than random inputs do.
 fn mutant(script: &[u8], seeds: &[Vec<u8>], words: &[&str]) -> Vec<u8> {
     let mut script = Script(script);
     let mut bytes = seeds[script.below(seeds.len())].clone();
@@ -92,7 +90,7 @@ fn edit(bytes: &mut Vec<u8>, script: &mut Script, seeds: &[Vec<u8>], words: &[&s
     bytes.splice(range, put);
 }
 
-/// Decides what is edited, byte by byte; zeros where it is at its end.
+/// Decides the edits, byte by byte; yields zeros after its end.
 struct Script<'a>(&'a [u8]);
 
 impl Script<'_> {
@@ -109,7 +107,7 @@ impl Script<'_> {
         number % limit.max(1)
     }
 
-    /// Short ones most of the time.
+    /// Short ranges most of the time.
     fn range(&mut self, length: usize) -> Range<usize> {
         let start = self.below(length + 1);
         let most = if self.next() < 200 { 8 } else { length };

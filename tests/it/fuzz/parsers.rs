@@ -1,4 +1,4 @@
-//! Parsers that stand by themselves: formats of images, answers of upstreams, sizes, addresses.
+//! Stand-alone parsers: image formats, answers of upstreams, sizes and addresses.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -20,7 +20,7 @@ const LIMITS: Limits = Limits {
     pixels_max: 50_000_000,
 };
 
-/// What passes, and what the image is.
+/// The bytes that pass the filter, and the image's properties.
 fn filtered(policy: Metadata, pieces: &[&[u8]]) -> Result<(Vec<u8>, ImageInfo), InvalidImage> {
     let mut filter = Filter::new(policy, LIMITS);
     let mut out = Vec::new();
@@ -31,8 +31,8 @@ fn filtered(policy: Metadata, pieces: &[&[u8]]) -> Result<(Vec<u8>, ImageInfo), 
     Ok((out.concat(), info))
 }
 
-/// However it is cut, an image is the same; what was kept is what was sent, and what was stripped has
-/// nothing left to strip.
+/// However the input is split, the image is the same. Kept bytes are those that were sent, and stripping again changes
+/// nothing.
 #[test]
 fn images() {
     fuzz!(
@@ -70,8 +70,8 @@ fn images() {
 }
 
 /// The images of an answer, and the rest of it.
-fn scanned(places: &Arc<[JsonPath]>, pieces: &[&[u8]]) -> Option<(Vec<Vec<u8>>, Vec<u8>)> {
-    let mut scanner = ImageScanner::new(Arc::clone(places));
+fn scanned(paths: &Arc<[JsonPath]>, pieces: &[&[u8]]) -> Option<(Vec<Vec<u8>>, Vec<u8>)> {
+    let mut scanner = ImageScanner::new(Arc::clone(paths));
     let (mut images, mut image) = (Vec::new(), Vec::new());
     for piece in pieces {
         let mut left = *piece;
@@ -85,10 +85,10 @@ fn scanned(places: &Arc<[JsonPath]>, pieces: &[&[u8]]) -> Option<(Vec<Vec<u8>>, 
     Some((images, scanner.into_rest()))
 }
 
-/// However an answer is cut, it holds the same images; nothing grows beyond what came.
+/// However an answer is split, it yields the same images; the output is never longer than the input.
 #[test]
 fn upstream_answers() {
-    let places: Arc<[JsonPath]> = Arc::new([
+    let paths: Arc<[JsonPath]> = Arc::new([
         JsonPath::of_base64("data[].b64_json"),
         JsonPath::of_data_urls("data[].url"),
         JsonPath::of_echo("echo.image"),
@@ -102,9 +102,9 @@ fn upstream_answers() {
         "true",
     ];
     fuzz!("upstream_answers", &words, |input: &[u8]| {
-        let whole = scanned(&places, &[input]);
+        let whole = scanned(&paths, &[input]);
         let cuts: Vec<&[u8]> = input.chunks(3).collect();
-        assert_eq!(whole, scanned(&places, &cuts));
+        assert_eq!(whole, scanned(&paths, &cuts));
         if let Some((images, rest)) = whole {
             assert!(rest.len() <= REST_BYTES_MAX && rest.len() <= input.len() * 3);
             assert!(images.concat().len() <= input.len());
@@ -112,7 +112,7 @@ fn upstream_answers() {
     });
 }
 
-/// Whatever is accepted is one of the contract's sizes, and pixels are within 3 % of its ratio.
+/// Every accepted size is one of the contract's, and its pixels are within 3 % of its ratio.
 #[test]
 fn sizes() {
     fuzz!(
@@ -132,7 +132,7 @@ fn sizes() {
                         let ratio = f64::from(pixels.width) / f64::from(pixels.height);
                         let off = (width / height) / ratio;
                         assert!(width > 0.0 && height > 0.0, "{size}");
-                        // The pixels of a ratio are themselves up to a few thousandths off.
+                        // The pixels of a ratio themselves deviate by up to a few thousandths.
                         assert!((0.955..1.045).contains(&off), "{size} became {pixels:?}");
                     }
                 }
@@ -150,8 +150,8 @@ fn pair(size: &str) -> Option<(f64, f64)> {
     Some((width.parse().ok()?, height.parse().ok()?))
 }
 
-/// Nothing that the standard library knows to be private, local or nobody's is let through, neither as
-/// an address nor as a URL.
+/// No address that the standard library knows to be private, local or reserved passes, neither as an address nor as a
+/// URL.
 #[test]
 fn addresses() {
     let guard = Guard::new(&references(), "https://easel.example.com");

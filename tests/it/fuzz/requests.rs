@@ -1,5 +1,5 @@
-//! Whole requests, to a gateway in this process. Whoever sends them has no money, so none may be
-//! accepted, and each must be answered by an error that is the client's own.
+//! Whole requests, to a gateway in this process. The sender has no money, so none may be accepted, and each must be
+//! answered with a client error.
 
 use axum::{
     Router,
@@ -57,14 +57,14 @@ impl Gateway {
         })
     }
 
-    /// Refused for the client's own fault, by an error body, and with nothing of the inside in it.
+    /// Asserts a client error with an error body that reveals no internals.
     fn refuses(&self, path: &str, content_type: &str, body: &[u8]) {
         let (status, answer) = self.ask(Method::POST, path, content_type, body);
         assert!((400..500).contains(&status), "{status} {answer}");
         is_error(&answer);
     }
 
-    /// No task, no money moved.
+    /// Asserts that there is no task and no money moved.
     fn finish(self) {
         let Self { runtime, app, .. } = self;
         runtime.block_on(app.finish());
@@ -102,7 +102,7 @@ fn json_bodies() {
     gateway.finish();
 }
 
-/// As a reference of a request, and as it is sent by who gets base64 wrong.
+/// As a reference in a request, and as clients send it that get base64 wrong.
 #[test]
 fn data_urls() {
     let gateway = Gateway::start();
@@ -158,7 +158,7 @@ fn forms() {
     gateway.finish();
 }
 
-/// Nobody guesses a link: no path leads to bytes, whatever it is made of.
+/// Links cannot be guessed: no arbitrary path leads to bytes.
 #[test]
 fn links() {
     let gateway = Gateway::start();

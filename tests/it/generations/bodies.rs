@@ -1,4 +1,4 @@
-//! Bodies: JSON and forms say the same, what is neither is refused, and none may be too large.
+//! Bodies: JSON and forms are equivalent, anything else is refused, and all have a size limit.
 
 use reqwest::{
     Method,
@@ -24,7 +24,7 @@ async fn send(caller: &Caller, content_type: Option<&str>, body: impl Into<Vec<u
 }
 
 #[tokio::test]
-async fn json_is_taken_under_any_name_that_clients_give_it() {
+async fn json_is_accepted_under_any_content_type_that_clients_use() {
     let app = TestApp::with(FAILING).await;
     let caller = app.caller("9").await;
     for content_type in [
@@ -44,7 +44,7 @@ async fn json_is_taken_under_any_name_that_clients_give_it() {
 }
 
 #[tokio::test]
-async fn what_is_no_json_object_is_refused() {
+async fn anything_but_a_json_object_is_refused() {
     let app = TestApp::start().await;
     let caller = app.caller("9").await;
     for text in [
@@ -70,7 +70,7 @@ async fn what_is_no_json_object_is_refused() {
 }
 
 #[tokio::test]
-async fn a_form_says_the_same_as_json_in_any_order() {
+async fn a_form_is_equivalent_to_json_in_any_order() {
     let app = TestApp::with(READING).await;
     let caller = app.caller("9").await;
     let file = || Part::bytes(png()).file_name("a.png");
@@ -143,7 +143,7 @@ async fn links_in_a_form_are_references_too() {
 }
 
 #[tokio::test]
-async fn forms_are_refused_as_json_is() {
+async fn forms_are_refused_like_json() {
     let app = TestApp::start().await;
     let caller = app.caller("9").await;
     let base = || {

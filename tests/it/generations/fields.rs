@@ -1,4 +1,4 @@
-//! The fields of a request: what is taken, as what, and what is refused in which words.
+//! The fields of a request: how each is read, and the exact error for each that is refused.
 
 use reqwest::{Method, multipart::Form};
 use serde_json::json;
@@ -10,7 +10,7 @@ const SIZES: &str = "size must be auto, one of 1:1, 3:2, 2:3, 4:3, 3:4, 5:4, 4:5
                      21:9, 9:21, or pixels like 1536x1024 within 3 % of one of these ratios";
 
 #[tokio::test]
-async fn fields_that_cannot_be_are_refused_by_name() {
+async fn invalid_fields_are_refused_by_name() {
     let app = TestApp::start().await;
     let caller = app.caller("9").await;
     let models = "allowed: gemini-3-pro-image-preview, gpt-image-2";
@@ -207,7 +207,7 @@ async fn fields_that_a_backend_reads_have_a_length() {
 
     let most = accepted(&app, &caller, json!({ "user": &long[1..] })).await;
     assert_eq!(most["options"]["user"], &long[1..]);
-    // The last of a name counts, but each of them was read.
+    // The last value of a repeated name counts, but each was read.
     let many = vec![format!("\"user\":\"{}\"", &long[1..]); 17].join(",");
     let asked = format!("{{\"model\":\"gpt-image-2\",\"prompt\":\"a cat\",{many}}}");
     let request = caller.request(Method::POST, "/v1/images/generations");
@@ -218,7 +218,7 @@ async fn fields_that_a_backend_reads_have_a_length() {
 }
 
 #[tokio::test]
-async fn a_stream_is_refused_before_anything_is_held() {
+async fn streaming_is_refused_before_anything_is_held() {
     let app = TestApp::start().await;
     let caller = app.caller("9").await;
     let message = "stream is not available yet: leave it out, or send false";
@@ -256,7 +256,7 @@ async fn a_number_of_images_may_be_spelt_as_clients_spell_it() {
 }
 
 #[tokio::test]
-async fn the_longest_prompt_is_taken_whole() {
+async fn the_longest_prompt_is_kept_complete() {
     let app = TestApp::with(FAILING).await;
     let caller = app.caller("9").await;
     let prompt = format!(" {}\u{1F408}\n", "猫".repeat(31_997));
@@ -266,7 +266,7 @@ async fn the_longest_prompt_is_taken_whole() {
 }
 
 #[tokio::test]
-async fn what_each_route_takes_but_none_takes_together_is_refused_before_the_hold() {
+async fn options_that_no_single_route_supports_are_refused_before_the_hold() {
     let routes = "[backends]\ndemo = { kind = 'demo' }\nmasks = { kind = 'sdapi' }\n\
                   [models.gpt-image-2]\nroutes = ['demo', 'masks']\n";
     let app = TestApp::with(routes).await;

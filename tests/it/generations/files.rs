@@ -1,4 +1,4 @@
-//! The images: their links, what those lead to, and the images inside the answer.
+//! The images: their links, the targets of the links, and images inside the answer.
 
 use easel::{accounts::store::KeyLimits, config::InlineImages};
 use insta::assert_json_snapshot;
@@ -83,7 +83,7 @@ async fn links_may_be_cached_for_less_time_than_they_live() {
         age.unwrap_or_else(|| panic!("{cache}")).parse().unwrap()
     };
     let redirect = Answer::of(http_client().get(&link)).await;
-    // Whoever is led on from a cache still has half of the ten minutes.
+    // A client that is redirected from a cache still has half of the ten minutes.
     assert!((290..=300).contains(&max_age(&redirect)), "{redirect:?}");
     let shown = redirect.header("location").unwrap();
     let image = Answer::of(http_client().get(shown)).await;
@@ -95,7 +95,7 @@ async fn links_may_be_cached_for_less_time_than_they_live() {
 }
 
 #[tokio::test]
-async fn a_link_with_anything_else_in_it_leads_nowhere() {
+async fn an_altered_link_is_not_found() {
     let app = TestApp::start().await;
     let caller = app.caller("1").await;
     let link = link_of(&caller).await;
@@ -159,7 +159,7 @@ async fn the_address_behind_a_link_cannot_be_forged_and_ends_soon() {
     app.finish().await;
 }
 
-/// Whether an answer has the image beside its link, and if so that it is the same.
+/// Whether an answer contains the image beside its link; asserts that both are the same.
 async fn is_inline(caller: &Caller, fields: serde_json::Value) -> bool {
     let answer = caller.post(PATH, &body(fields)).await;
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -177,7 +177,7 @@ async fn is_inline(caller: &Caller, fields: serde_json::Value) -> bool {
 }
 
 #[tokio::test]
-async fn images_come_inline_where_they_are_asked_for() {
+async fn images_are_inline_where_they_are_requested() {
     let app = TestApp::start().await;
     let caller = app.caller("9").await;
     assert!(is_inline(&caller, json!({"response_format": "b64_json", "n": 2})).await);
@@ -187,7 +187,7 @@ async fn images_come_inline_where_they_are_asked_for() {
 }
 
 #[tokio::test]
-async fn a_key_says_more_than_the_settings() {
+async fn the_setting_of_a_key_overrides_the_default() {
     for (setting, key, unasked, asked) in [
         ("always", None, true, true),
         ("never", None, false, false),

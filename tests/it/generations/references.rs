@@ -1,4 +1,4 @@
-//! Reference images, in all the ways that clients give them.
+//! Reference images, in every form that clients use.
 
 use image::ImageFormat;
 use serde_json::{Value, json};
@@ -50,7 +50,7 @@ async fn links_are_found_in_all_spellings() {
 }
 
 #[tokio::test]
-async fn data_urls_are_taken_as_lenient_decoders_take_them() {
+async fn data_urls_are_decoded_leniently() {
     let app = TestApp::with(FAILING).await;
     let caller = app.caller("99").await;
     let whole = data_url(&png());
@@ -83,7 +83,7 @@ const HTTPS: &str = "image_urls must be an https:// URL";
 const PUBLIC: &str = "image_urls must name a public host";
 
 #[tokio::test]
-async fn what_is_no_reference_is_refused_and_costs_nothing() {
+async fn invalid_references_are_refused_and_cost_nothing() {
     let app = TestApp::start().await;
     let caller = app.caller("9").await;
     let pdf = base64_simd::STANDARD.encode_to_string(b"%PDF-1.7\n");
@@ -132,7 +132,7 @@ async fn what_is_no_reference_is_refused_and_costs_nothing() {
 }
 
 #[tokio::test]
-async fn what_can_hold_no_reference_is_refused() {
+async fn fields_without_references_are_refused() {
     let app = TestApp::start().await;
     let caller = app.caller("9").await;
     for (field, value) in [("image", json!(5)), ("images", json!([{"file_id": "x"}]))] {
@@ -147,7 +147,7 @@ async fn what_can_hold_no_reference_is_refused() {
 }
 
 #[tokio::test]
-async fn at_most_sixteen_are_taken_in_all() {
+async fn at_most_sixteen_are_accepted_in_all() {
     let app = TestApp::with(FAILING).await;
     let caller = app.caller("9").await;
     let links = |count: usize| vec!["https://images.invalid/a.png"; count];

@@ -1,4 +1,4 @@
-//! Somebody with a key, and what they are answered.
+//! A client of the gateway with an API key, and the answers it gets.
 
 use easel::ids::{AccountId, KeyId};
 use reqwest::{
@@ -12,20 +12,24 @@ use serde_json::{Value, json};
 #[derive(Clone)]
 pub struct Caller {
     http: reqwest::Client,
+    /// The gateway's base URL.
     pub url: String,
+    /// The secret key.
     pub key: String,
+    /// The name of the account.
     pub account: String,
     pub account_id: AccountId,
     pub key_id: KeyId,
 }
 
-/// An answer, read whole.
+/// A complete response: status, headers and body.
 pub struct Answer {
     pub status: u16,
     pub headers: HeaderMap,
     pub body: Vec<u8>,
 }
 
+/// A client that follows no redirects.
 pub fn http_client() -> reqwest::Client {
     easel::tls::install_crypto_provider();
     let builder = reqwest::Client::builder()
@@ -53,7 +57,7 @@ impl Caller {
         }
     }
 
-    /// The same caller at another replica.
+    /// The same caller, connected to another replica.
     pub fn at(&self, url: &str) -> Self {
         Self {
             url: url.to_owned(),
@@ -61,7 +65,7 @@ impl Caller {
         }
     }
 
-    /// A request with the key; `path` may be a whole URL.
+    /// A request that carries the key; `path` may be a whole URL.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let url = if path.starts_with("http") {
             path.to_owned()
@@ -83,7 +87,7 @@ impl Caller {
         Answer::of(self.request(Method::POST, path).multipart(form)).await
     }
 
-    /// Generates one small image, and waits for it.
+    /// Generates one small image and waits for it.
     pub async fn generate(&self, prompt: &str) -> Answer {
         self.post(
             "/v1/images/generations",
@@ -106,7 +110,7 @@ impl Caller {
         panic!("the task {task} did not end within 30 s");
     }
 
-    /// Asks for a ticket, which must be given; the id of its task.
+    /// Submits an asynchronous request that must be accepted, and returns the id of its task.
     pub async fn submit(&self, body: &Value) -> String {
         let ticket = self.post("/v1/images/generations/async", body).await;
         assert_eq!(ticket.status, 202, "{body} {ticket:?}");
@@ -120,12 +124,14 @@ impl Caller {
             .await
     }
 
+    /// The body of `/v1/balance`.
     pub async fn balance(&self) -> Value {
         self.get("/v1/balance").await.json()
     }
 }
 
 impl Answer {
+    /// Sends a request and reads its complete answer.
     pub async fn of(request: RequestBuilder) -> Self {
         let response = request.send().await.unwrap();
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
@@ -136,12 +142,13 @@ impl Answer {
         }
     }
 
+    /// The body as JSON; panics if it is none.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|error| panic!("{error} in {:?}", String::from_utf8_lossy(&self.body)))
     }
 
-    /// An error: the status, the type that goes with it, all five keys, and the message, word for word.
+    /// Asserts an error: the status, the type that belongs to it, all five keys, and the exact message.
     #[track_caller]
     pub fn assert_refused(&self, status: u16, message: &str) -> Value {
         assert_eq!(self.status, status, "{self:?}");
@@ -165,7 +172,7 @@ impl Answer {
         body["error"].clone()
     }
 
-    /// As [`assert_refused`](Self::assert_refused), for a field of the request.
+    /// Like [`assert_refused`](Self::assert_refused), for a field of the request.
     #[track_caller]
     pub fn assert_refused_field(&self, status: u16, param: &str, message: &str) {
         let error = self.assert_refused(status, message);
@@ -177,7 +184,7 @@ impl Answer {
     }
 }
 
-/// Bodies as text, and the beginning of long ones only.
+/// Prints bodies as text, and long ones only in part.
 impl std::fmt::Debug for Answer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let shown = &self.body[..self.body.len().min(2000)];

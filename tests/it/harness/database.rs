@@ -1,5 +1,4 @@
-//! One private PostgreSQL for the whole run, and a database of its own for each test, copied from one
-//! that is migrated.
+//! One private PostgreSQL for the whole run. Each test gets its own database, copied from a migrated template.
 
 use std::{fs, path::Path, sync::OnceLock, time::Duration};
 
@@ -19,11 +18,11 @@ struct Server {
 }
 
 static SERVER: OnceCell<Server> = OnceCell::const_new();
-/// PostgreSQL copies a template for one at a time.
+/// PostgreSQL copies a template for one session at a time.
 static COPYING: OnceLock<Mutex<()>> = OnceLock::new();
 
 const TEMPLATE: &str = "easel_template";
-/// The id of the process that it belongs to follows.
+/// Followed by the id of the process that owns the directory.
 const DIR_PREFIX: &str = "easel-it-";
 
 async fn server() -> &'static Server {
@@ -55,7 +54,7 @@ async fn server() -> &'static Server {
         .await
 }
 
-/// A static is never dropped, so what a run leaves goes at the start of the next.
+/// A static is never dropped, so each run removes what the previous ones left behind.
 fn remove_leftovers() {
     for entry in fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
         let name = entry.file_name();
@@ -63,24 +62,25 @@ fn remove_leftovers() {
             .to_str()
             .and_then(|name| name.strip_prefix(DIR_PREFIX)?.split('-').next());
         if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            // Another run may be removing it too, or it is somebody else's.
+            // Another run may be removing it too, or it may belong to another user.
             drop(fs::remove_dir_all(entry.path()));
         }
     }
 }
 
-/// A database of a test's own; dropped with the server.
+/// A database that belongs to one test; dropped with the server.
 pub struct TestDatabase {
     name: String,
     options: PgConnectOptions,
 }
 
 impl TestDatabase {
+    /// Creates a database with the current schema.
     pub async fn create() -> Self {
         Self::copied_from(TEMPLATE).await
     }
 
-    /// Without a schema.
+    /// An empty database without a schema.
     pub async fn empty() -> Self {
         Self::copied_from("template0").await
     }
@@ -102,13 +102,14 @@ impl TestDatabase {
         self.options.clone()
     }
 
-    /// A proxy in front of it.
+    /// Starts a proxy in front of the database.
     pub async fn proxy(&self) -> FaultProxy {
         let file = format!(".s.PGSQL.{}", self.options.get_port());
         let socket = self.options.get_socket().unwrap().join(file);
         FaultProxy::start(Target::Unix(socket)).await
     }
 
+    /// Connection options by way of a proxy.
     pub fn options_through(&self, proxy: &FaultProxy) -> PgConnectOptions {
         PgConnectOptions::new_without_pgpass()
             .host("127.0.0.1")
@@ -118,12 +119,13 @@ impl TestDatabase {
             .ssl_mode(PgSslMode::Disable)
     }
 
+    /// The URL by way of a proxy.
     pub fn url_through(&self, proxy: &FaultProxy) -> String {
         let (user, address) = (self.options.get_username(), proxy.address());
         format!("postgres://{user}@{address}/{}?sslmode=disable", self.name)
     }
 
-    /// The same as a URL, for processes.
+    /// The database as a URL, for processes.
     pub fn url(&self) -> String {
         let socket = self.options.get_socket().unwrap().display().to_string();
         let host: String = url::form_urlencoded::byte_serialize(socket.as_bytes()).collect();
@@ -134,7 +136,7 @@ impl TestDatabase {
         )
     }
 
-    /// A role of its own that may do in it what a gateway does, without being a superuser.
+    /// Creates a role that may do what a gateway does, without being a superuser.
     pub async fn role(&self) -> String {
         let role = format!("role_{}", easel::ids::random_hex());
         self.run(&format!(
@@ -146,24 +148,25 @@ impl TestDatabase {
         role
     }
 
-    /// The URL for a role.
+    /// The database's URL for a role.
     pub fn url_as(&self, role: &str) -> String {
         let user = format!("postgres://{}@", self.options.get_username());
         self.url().replace(&user, &format!("postgres://{role}@"))
     }
 
-    /// Has statements executed.
+    /// Executes SQL statements.
     pub async fn run(&self, statements: &str) {
         let mut conn = self.connect().await;
         let statements = sqlx::raw_sql(AssertSqlSafe(statements));
         statements.execute(&mut conn).await.unwrap();
     }
 
+    /// Opens a connection of the test's own.
     pub async fn connect(&self) -> PgConnection {
         PgConnection::connect_with(&self.options).await.unwrap()
     }
 
-    /// Until everything has ended.
+    /// Waits until every task has ended.
     pub async fn wait_for_all(&self) {
         let mut conn = self.connect().await;
         for _ in 0..3_000 {
@@ -174,11 +177,11 @@ impl TestDatabase {
             }
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
-        panic!("not all tasks end");
+        panic!("some tasks do not end");
     }
 
-    /// All that must hold always, and that nothing is open any more.
-    pub async fn assert_at_rest(&self) {
+    /// Asserts all invariants, and that nothing is open any more.
+    pub async fn assert_invariants(&self) {
         let mut conn = self.connect().await;
         for (promise, broken) in ledger::faults(&mut conn).await.unwrap() {
             assert_eq!(broken, 0, "broken: {promise}");
@@ -188,17 +191,17 @@ impl TestDatabase {
                 .fetch_one(&mut conn)
                 .await
                 .unwrap();
-        assert_eq!(open, 0, "tasks are open");
+        assert_eq!(open, 0, "open tasks remain");
         let held: i64 = sqlx::query_scalar("SELECT COALESCE(sum(held), 0)::bigint FROM accounts")
             .fetch_one(&mut conn)
             .await
             .unwrap();
-        assert_eq!(held, 0, "money is held");
+        assert_eq!(held, 0, "holds remain");
     }
 }
 
-/// The tasks in the queue that come next where nothing is short.
-pub async fn first_in_line(conn: &mut PgConnection, limit: i64) -> Vec<store::Waiting> {
+/// The tasks that come next in the queue, if there is enough capacity for all.
+pub async fn queue_head(conn: &mut PgConnection, limit: i64) -> Vec<store::Waiting> {
     let queued = store::queued_classes(conn).await.unwrap().into_iter();
     let demand = |(pool, (model, requirements))| store::Demand {
         model,

@@ -1,5 +1,5 @@
-//! A proxy on loopback that breaks what passes through it on demand: it delays, cuts, resets, swallows, or
-//! lets the flows that stand go silent without closing them, as a NAT or a balancer does that forgets them.
+//! A proxy on loopback that breaks its traffic on demand. It delays, cuts, resets and discards, or lets open
+//! connections go silent without closing them, as a NAT or a load balancer does that drops its state.
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -12,45 +12,46 @@ use tokio::{
 
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Where what passes goes to.
+/// Where connections are forwarded to.
 #[derive(Clone, Debug)]
 pub enum Target {
     Tcp(SocketAddr),
     Unix(PathBuf),
 }
 
-/// What happens to flows: to those that stand, and to new ones.
+/// The fault in force, for open and for new connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fault {
     #[default]
     None,
-    /// Each piece is held back for so long.
+    /// Delays each chunk by this long.
     Latency(Duration),
-    /// A flow is closed once so many bytes have come from the target.
+    /// Closes a connection after this many bytes from the target.
     CutAfter(u64),
-    /// Flows are reset, and new ones too.
+    /// Resets open connections and new ones.
     Reset,
-    /// Nothing passes, and nothing is closed: new flows are accepted and stay silent.
+    /// Passes nothing and closes nothing: new connections are accepted and stay silent.
     BlackHole,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
     fault: Fault,
-    /// Flows with a lower number than this are silent for good.
+    /// Connections with a lower number than this are silent for good.
     frozen_below: u64,
     opened: u64,
 }
 
-/// Forwards connections to its target for as long as it lives.
+/// Forwards connections to its target until it is dropped.
 pub struct FaultProxy {
     address: SocketAddr,
     state: Arc<watch::Sender<State>>,
-    /// Dropped with the proxy, and every flow with it.
+    /// Dropped with the proxy, which ends every connection.
     _accepting: JoinSet<()>,
 }
 
 impl FaultProxy {
+    /// Listens on a free port of loopback.
     pub async fn start(target: Target) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -64,22 +65,23 @@ impl FaultProxy {
         }
     }
 
+    /// The address that clients connect to.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Puts a fault in force for all flows, and takes the one before it away.
+    /// Replaces the fault that is in force, for all connections.
     pub fn set(&self, fault: Fault) {
         self.state.send_modify(|state| state.fault = fault);
     }
 
-    /// The flows that stand go silent for good, without being closed. New ones are as good as ever.
+    /// Silences the open connections for good, without closing them. New connections are not affected.
     pub fn freeze(&self) {
         self.state
             .send_modify(|state| state.frozen_below = state.opened);
     }
 
-    /// How many flows were opened so far.
+    /// How many connections were opened so far.
     pub fn opened(&self) -> u64 {
         self.state.borrow().opened
     }
@@ -120,7 +122,7 @@ async fn connect(target: Target) -> io::Result<(Reader, Writer)> {
     })
 }
 
-/// Carries both ways until one side closes or breaks; then both are closed.
+/// Forwards both ways until one side closes or breaks, then closes both.
 async fn flow(
     number: u64,
     mut client: TcpStream,
@@ -141,7 +143,7 @@ async fn flow(
     }
 }
 
-/// `sent` counts towards a cut, where the direction is one that is cut.
+/// `sent` counts bytes toward a cut, in the direction that can be cut.
 async fn carry(
     number: u64,
     mut from: impl AsyncRead + Unpin,
@@ -156,7 +158,7 @@ async fn carry(
         };
         let passes =
             |state: &State| number >= state.frozen_below && state.fault != Fault::BlackHole;
-        // What is held back here is not lost: it passes once the fault is over.
+        // Bytes held back here are not lost: they pass once the fault is over.
         let Ok(fault) = state.wait_for(passes).await.map(|state| state.fault) else {
             return;
         };

@@ -1,4 +1,4 @@
-//! Small images of every format, and files that only look like one.
+//! Small images of every format, and files that only look like images.
 
 use std::io::Cursor;
 
@@ -14,16 +14,17 @@ pub fn image(format: ImageFormat) -> Vec<u8> {
     bytes.into_inner()
 }
 
+/// A PNG of 8x6 pixels.
 pub fn png() -> Vec<u8> {
     image(ImageFormat::Png)
 }
 
-/// A PNG of so many bytes: most of them in a chunk that decoders pass over.
+/// A PNG of this many bytes, most of them in a chunk that decoders skip.
 pub fn png_of(bytes: usize) -> Vec<u8> {
     filled(&png(), bytes)
 }
 
-/// A PNG that no compression makes smaller.
+/// A PNG that does not compress.
 pub fn noise(width: u32, height: u32) -> Vec<u8> {
     let pixels = RgbImage::from_fn(width, height, |_, _| image::Rgb(rand::random()));
     let mut bytes = Cursor::new(Vec::new());
@@ -33,7 +34,7 @@ pub fn noise(width: u32, height: u32) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// A mask of 8x6 pixels, clear in its left half, in so many bytes.
+/// A mask of 8x6 pixels and this many bytes, transparent in its left half.
 pub fn mask_of(bytes: usize) -> Vec<u8> {
     let pixels = RgbaImage::from_fn(8, 6, |x, _| {
         image::Rgba([9, 9, 9, if x < 4 { 0 } else { 255 }])
@@ -51,7 +52,7 @@ fn filled(small: &[u8], bytes: usize) -> Vec<u8> {
     [rest, &chunk(*b"fiLl", &filling), end].concat()
 }
 
-/// A PNG whose header says that it is so large, with next to nothing in it.
+/// A PNG whose header claims these dimensions, with almost no data.
 pub fn png_claiming(width: u32, height: u32) -> Vec<u8> {
     let mut header = [width.to_be_bytes(), height.to_be_bytes()].concat();
     header.extend([8, 2, 0, 0, 0]);
@@ -59,7 +60,7 @@ pub fn png_claiming(width: u32, height: u32) -> Vec<u8> {
     [&small[..8], &chunk(*b"IHDR", &header), &small[33..]].concat()
 }
 
-/// The PNG with a text in it, as generators leave what they generated from.
+/// Adds a text chunk to the PNG, as generators do to store their prompt or workflow.
 pub fn with_text(png: &[u8], text: &str) -> Vec<u8> {
     let (header, rest) = png.split_at(33);
     let chunk = chunk(*b"tEXt", format!("prompt\0{text}").as_bytes());

@@ -1,5 +1,5 @@
-//! What tests stand on: a gateway of their own over a real PostgreSQL, callers, and a check of what
-//! must always hold when a test is done.
+//! The test harness: each test gets its own gateway over a real PostgreSQL, callers, and a check of all invariants at
+//! its end.
 
 pub mod caller;
 pub mod database;
@@ -33,45 +33,47 @@ use caller::Caller;
 use database::TestDatabase;
 use fault_proxy::FaultProxy;
 
-/// A gateway that listens on loopback.
+/// A gateway that listens on loopback, in this process.
 pub struct TestApp {
+    /// The gateway's components, in this process.
     pub app: App,
+    /// Its base URL.
     pub url: String,
     pub database: Arc<TestDatabase>,
     shutdown: Shutdown,
     worker: Worker,
     serving: JoinHandle<()>,
     working: JoinHandle<()>,
-    /// Local storage; shared by the replicas of one test.
+    /// Local storage, shared by the replicas of one test.
     dir: Arc<TempDir>,
 }
 
 impl TestApp {
-    /// With the default settings.
+    /// Starts a gateway with the default settings.
     pub async fn start() -> Self {
         Self::with("").await
     }
 
-    /// With settings that lie over the defaults, as TOML.
+    /// Starts a gateway with settings, as TOML, that override the defaults.
     pub async fn with(settings: &str) -> Self {
         let database = Arc::new(TestDatabase::create().await);
         Self::over(database, Arc::new(tempfile::tempdir().unwrap()), settings).await
     }
 
-    /// With a database that it reaches through a proxy only; tests have their own way.
+    /// Starts a gateway that reaches its database only through a proxy; the test itself connects directly.
     pub async fn behind(proxy: &FaultProxy, database: TestDatabase, settings: &str) -> Self {
         let options = database.options_through(proxy);
         let dir = Arc::new(tempfile::tempdir().unwrap());
         Self::reaching(options, Arc::new(database), dir, settings).await
     }
 
-    /// A second gateway behind the same proxy.
+    /// Starts a second gateway behind the same proxy.
     pub async fn replica_behind(&self, proxy: &FaultProxy, settings: &str) -> Self {
         let (database, dir) = (Arc::clone(&self.database), Arc::clone(&self.dir));
         Self::reaching(database.options_through(proxy), database, dir, settings).await
     }
 
-    /// A second gateway on the same database and storage.
+    /// Starts a second gateway on the same database and storage.
     pub async fn replica(&self, settings: &str) -> Self {
         Self::over(Arc::clone(&self.database), Arc::clone(&self.dir), settings).await
     }
@@ -115,11 +117,12 @@ impl TestApp {
         }
     }
 
-    /// A caller with an account and a key of its own.
+    /// Creates a caller with its own account and key.
     pub async fn caller(&self, balance: &str) -> Caller {
         self.caller_with(balance, None, &KeyLimits::default()).await
     }
 
+    /// Creates a caller with a balance, a monthly quota and limits for its key.
     pub async fn caller_with(
         &self,
         balance: &str,
@@ -143,35 +146,35 @@ impl TestApp {
         Caller::new(&self.url, key.secret.expose_secret(), name, account, key_id)
     }
 
-    /// The gateway as it is once a shutdown has begun; [`finish`](Self::finish) still follows.
+    /// Begins a shutdown; [`finish`](Self::finish) must still follow.
     pub fn begin_shutdown(&self) {
         self.shutdown.begin();
     }
 
-    /// Ends like a process that is killed: nothing is drained, no lease is given back.
+    /// Ends like a killed process: nothing is drained, no lease is given up.
     pub fn kill(self) -> (Arc<TestDatabase>, Arc<TempDir>) {
         self.working.abort();
         self.serving.abort();
         (Arc::clone(&self.database), Arc::clone(&self.dir))
     }
 
-    /// What expired is deleted, as the hourly sweep does.
+    /// Deletes what has expired, as the hourly sweep does.
     pub async fn sweep(&self) -> u64 {
         sweep::sweep(&self.app).await.unwrap()
     }
 
-    /// Ends in order and checks what must hold at rest.
+    /// Shuts down in order and checks all invariants.
     pub async fn finish(self) {
         self.database.wait_for_all().await;
         self.shutdown.begin();
         let serving = async { self.serving.await.unwrap() };
         self.worker.drain(serving, Duration::from_secs(30)).await;
         self.working.abort();
-        self.database.assert_at_rest().await;
+        self.database.assert_invariants().await;
     }
 }
 
-/// The settings of a test.
+/// The configuration of a test.
 pub fn config(dir: &TempDir, settings: &str, overrides: &[(&str, &str)]) -> Config {
     let file = dir
         .path()
@@ -194,8 +197,8 @@ pub fn config(dir: &TempDir, settings: &str, overrides: &[(&str, &str)]) -> Conf
     Config::load(&sources).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// A program that some tests need beyond Rust and PostgreSQL, by the variable that names it. Where it is
-/// missing the test is left out, and says so; under `tests/run` it is a failure.
+/// An external program that some tests need, named by this variable. If it is missing, the test is skipped with a
+/// message; under `tests/run` it fails.
 pub fn tool(variable: &str, what: &str) -> Option<String> {
     let found = std::env::var(variable).ok();
     if found.is_none() {
@@ -204,13 +207,13 @@ pub fn tool(variable: &str, what: &str) -> Option<String> {
             "{what} needs {variable}"
         );
         say(&format!(
-            "left out: {what} needs {variable}, which tests/run sets"
+            "skipped: {what} needs {variable}, which tests/run sets"
         ));
     }
     found
 }
 
-/// Prints a line past the capture of a passing test's output: what is left out or measured is to be seen.
+/// Prints a line past the output capture of passing tests, to show skipped tests and measurements.
 pub fn say(line: &str) {
     std::io::stderr()
         .write_all(format!("{line}\n").as_bytes())

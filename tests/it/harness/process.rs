@@ -1,4 +1,4 @@
-//! The built program as a process of its own, which can be killed, paused and told to end.
+//! The built program as a separate process, which can be killed, paused and shut down.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -20,22 +20,23 @@ use tempfile::TempDir;
 
 use super::{caller::Caller, database::TestDatabase};
 
-/// Generous: other tests keep the machine busy.
+/// Generous, because other tests keep the machine busy.
 const PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(5);
 
-/// How a process is started.
+/// How to start a process.
 #[derive(Clone)]
 pub struct Setup {
+    /// The directory of its configuration and data.
     pub dir: Arc<TempDir>,
     settings: String,
     environment: Vec<(String, String)>,
-    /// A program and its arguments that run the gateway in their turn.
+    /// A program and its arguments that run the gateway as their child.
     wrapper: Vec<String>,
 }
 
 impl Setup {
-    /// With a private PostgreSQL in a data directory of its own.
+    /// Uses a private PostgreSQL in a new data directory.
     pub fn new(settings: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("easel-p").tempdir();
         Self {
@@ -46,7 +47,7 @@ impl Setup {
         }
     }
 
-    /// On a database that is there already.
+    /// Uses an existing database.
     pub fn on(database: &TestDatabase, settings: &str) -> Self {
         Self::new(settings).env("DATABASE_URL", &database.url())
     }
@@ -60,12 +61,13 @@ impl Setup {
         }
     }
 
+    /// Sets an environment variable.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Has another program run the gateway, as `strace` does.
+    /// Lets another program run the gateway, as `strace` does.
     pub fn under(mut self, wrapper: &[&str]) -> Self {
         self.wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();
         self
@@ -75,9 +77,9 @@ impl Setup {
         self.dir.path().join("data")
     }
 
-    /// The program with global flags in front, and nothing else of this process's environment.
+    /// The program with its global flags, and an environment that inherits nothing from this process.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        // Always the same one: a gateway that runs may be told to read it again.
+        // Always the same file: a running gateway may be told to reload it.
         let file = self.dir.path().join("easel.toml");
         std::fs::write(&file, &self.settings).unwrap();
         let wrapper = self.wrapper.iter().map(String::as_str);
@@ -114,6 +116,7 @@ impl Setup {
         process
     }
 
+    /// Starts a command without waiting for it.
     pub fn spawn(&self, arguments: &[&str]) -> Process {
         let mut command = self.command(arguments);
         let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -148,14 +151,14 @@ impl From<Output> for Ran {
 }
 
 impl Ran {
-    /// What it printed, if it ended well.
+    /// Its standard output; panics unless it succeeded.
     #[track_caller]
     pub fn good(self) -> String {
         assert_eq!(self.code, Some(0), "{self:?}");
         self.stdout
     }
 
-    /// What it complained about, if it ended with exit code 1.
+    /// Its standard error; panics unless it exited with code 1.
     #[track_caller]
     pub fn bad(self) -> String {
         assert_eq!(self.code, Some(1), "{self:?}");
@@ -163,7 +166,7 @@ impl Ran {
     }
 }
 
-/// What a process has said so far, and the thread that listens until it ends.
+/// The output of a process so far, and the thread that reads it to its end.
 struct Said(Arc<Mutex<String>>, Mutex<Option<JoinHandle<()>>>);
 
 impl Said {
@@ -182,7 +185,7 @@ impl Said {
         self.0.lock().unwrap().clone()
     }
 
-    /// Once the process has ended: hears its last words.
+    /// Reads the rest of the output, once the process has ended.
     fn finish(&self) {
         if let Some(listening) = self.1.lock().unwrap().take() {
             listening.join().unwrap();
@@ -201,19 +204,19 @@ pub struct Process {
 }
 
 impl Process {
-    /// Waits for the line that says so; the time since the start.
+    /// Waits for the line that reports readiness; returns the time since the start.
     pub fn wait_ready(&self) -> Duration {
         self.wait_said("Easel is ready at ");
         self.started.elapsed()
     }
 
-    /// Returns what it has printed, once that holds `text`.
+    /// Waits until its output contains `text`, and returns the output.
     pub fn wait_said(&self, text: &str) -> String {
         self.wait_until(text, || self.stdout().contains(text));
         self.stdout()
     }
 
-    /// Waits for its log to hold `text`.
+    /// Waits until its log contains `text`.
     pub fn wait_logged(&self, text: &str) {
         self.wait_until(text, || self.stderr().contains(text));
     }
@@ -222,6 +225,7 @@ impl Process {
         self.child.lock().unwrap().id()
     }
 
+    /// The URL that it has printed.
     pub fn url(&self) -> String {
         let said = self.stdout();
         let (_, rest) = said.split_once("Easel is ready at ").unwrap();
@@ -232,22 +236,23 @@ impl Process {
         self.stdout.text()
     }
 
-    /// Its log, and its last words.
+    /// The complete log of a process that has ended.
     pub fn stderr(&self) -> String {
         self.stderr.text()
     }
 
-    /// `TERM`, `KILL`, `STOP`, `CONT`.
+    /// Sends a signal: `TERM`, `KILL`, `STOP` or `CONT`.
     pub fn signal(&self, name: &str) {
         signal(name, self.child.lock().unwrap().id());
     }
 
+    /// Kills it and waits for its end.
     pub fn kill(&self) {
         self.signal("KILL");
         self.wait_end();
     }
 
-    /// Told to end, and ended well.
+    /// Shuts the process down, which must exit successfully.
     pub fn end(&self) {
         self.signal("TERM");
         let status = self.wait_end();
@@ -258,6 +263,7 @@ impl Process {
         self.child.lock().unwrap().try_wait().unwrap().is_some()
     }
 
+    /// Waits for its end.
     pub fn wait_end(&self) -> ExitStatus {
         let began = Instant::now();
         loop {
@@ -266,7 +272,7 @@ impl Process {
                 self.stderr.finish();
                 return status;
             }
-            assert!(began.elapsed() < PATIENCE, "it goes on: {}", self.stderr());
+            assert!(began.elapsed() < PATIENCE, "it is still running: {}", self.stderr());
             thread::sleep(POLL);
         }
     }
@@ -302,12 +308,13 @@ impl Drop for Process {
     }
 }
 
-/// The process of the private PostgreSQL in a data directory.
+/// The process id of the private PostgreSQL in a data directory.
 pub fn postmaster(data_dir: &Path) -> Option<u32> {
     let file = std::fs::read_to_string(data_dir.join("postgres/postmaster.pid")).ok()?;
     file.lines().next()?.trim().parse().ok()
 }
 
+/// Sends a signal to a process, by name.
 pub fn signal(name: &str, pid: u32) {
     let mut kill = Command::new("kill");
     let status = kill.arg(format!("-{name}")).arg(pid.to_string()).status();
@@ -315,7 +322,7 @@ pub fn signal(name: &str, pid: u32) {
 }
 
 impl TestDatabase {
-    /// A caller with an account and a key of its own, at whatever gateway is on this database.
+    /// Creates a caller with its own account and key, for any gateway on this database.
     pub async fn caller(&self, url: &str, balance: &str) -> Caller {
         let mut conn = self.connect().await;
         let mut tx = conn.begin().await.unwrap();
@@ -333,7 +340,7 @@ impl TestDatabase {
         Caller::new(url, key.secret.expose_secret(), name, account, key_id)
     }
 
-    /// One number that a query answers with.
+    /// The single number that a query returns.
     pub async fn number(&self, query: &str) -> i64 {
         let mut conn = self.connect().await;
         sqlx::query_scalar(AssertSqlSafe(query))
@@ -342,7 +349,7 @@ impl TestDatabase {
             .unwrap()
     }
 
-    /// Asks until the answer is as expected.
+    /// Repeats the query until it returns `expected`.
     pub async fn wait_for(&self, query: &str, expected: i64) {
         let began = Instant::now();
         let mut conn = self.connect().await;

@@ -1,8 +1,8 @@
-//! Snapshots without what differs from run to run.
+//! Snapshots without values that differ from run to run.
 
 use insta::{Settings, internals::SettingsBindDropGuard};
 
-/// While it lives, snapshots show no ids, times, dates or addresses. Within one thread.
+/// While this guard lives, snapshots on its thread show no ids, times, dates or addresses.
 pub fn redacted() -> SettingsBindDropGuard {
     let mut settings = Settings::clone_current();
     for (pattern, shown) in [

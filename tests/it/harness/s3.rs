@@ -1,4 +1,4 @@
-//! S3 stores to test against, on loopback: one in this process, and one as it is used in production.
+//! S3 stores to test against, on loopback: one in this process, and one that is used in production.
 
 use std::{
     fs::{self, File},
@@ -20,18 +20,19 @@ use tokio::task::JoinSet;
 pub(crate) const ACCESS_KEY_ID: &str = "test-access-key";
 pub(crate) const SECRET_ACCESS_KEY: &str = "test-secret-key";
 
-/// A running store; dropped, it is gone.
+/// A running store; it stops when it is dropped.
 pub(crate) struct S3Server {
+    /// The URL of its S3 API.
     pub(crate) endpoint: String,
     server: Server,
-    /// Of the one in this process: whether it answers everything with 500.
+    /// For the store in this process: whether it answers everything with 500.
     pub(crate) failing: Arc<AtomicBool>,
-    /// What it keeps its files in; the last to go.
+    /// The directory of its files; dropped last.
     pub(crate) folder: TempDir,
 }
 
 enum Server {
-    /// Kept for its drop, which ends the accept loop and with it every connection.
+    /// Held for its drop, which ends the accept loop and every connection.
     InProcess {
         _tasks: JoinSet<()>,
     },
@@ -39,7 +40,7 @@ enum Server {
 }
 
 impl S3Server {
-    /// `s3s-fs`, in this process.
+    /// Starts `s3s-fs` in this process.
     pub(crate) async fn s3s() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(folder.path()).unwrap());
@@ -67,7 +68,7 @@ impl S3Server {
                 });
                 let connection = http.serve_connection(TokioIo::new(stream), serve);
                 connections.spawn(async move {
-                    // A client that goes away is no fault of the store.
+                    // A client that disconnects is no fault of the store.
                     let _ = connection.await;
                 });
             }
@@ -80,7 +81,7 @@ impl S3Server {
         }
     }
 
-    /// `SeaweedFS`, when its binary is named by `IT_WEED`.
+    /// Starts `SeaweedFS`, if `IT_WEED` names its binary.
     pub(crate) async fn seaweedfs() -> Option<Self> {
         let binary = super::tool("IT_WEED", "SeaweedFS")?;
         let folder = tempfile::tempdir().unwrap();
@@ -100,7 +101,7 @@ impl S3Server {
 }
 
 impl S3Server {
-    /// Settings of a gateway that keeps its objects here, reached at `endpoint`.
+    /// Settings of a gateway that keeps its objects in the store at `endpoint`.
     pub(crate) fn settings(endpoint: &str) -> String {
         format!(
             "[storage]\nurl = \"s3://easel\"\nendpoint = \"{endpoint}\"\n\
@@ -108,7 +109,7 @@ impl S3Server {
         )
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     pub(crate) fn address(&self) -> std::net::SocketAddr {
         self.endpoint
             .strip_prefix("http://")
@@ -135,9 +136,9 @@ struct Ports {
     s3: u16,
 }
 
-/// Ports that are free and whose numbers plus 10,000 are free as well: each has its gRPC twin there.
+/// Free ports whose numbers plus 10,000 are free as well, because `SeaweedFS` puts a gRPC port there.
 fn free_ports() -> Ports {
-    // Held until all are chosen, so that none is chosen twice.
+    // Held until all are chosen, so that no port is chosen twice.
     let mut held = Vec::new();
     let mut next = || {
         loop {
@@ -190,7 +191,7 @@ fn weed(binary: &Path, folder: &Path, ports: Ports) -> Command {
     command
 }
 
-/// Any answer of its S3 port does: without credentials it is a refusal.
+/// Any answer of its S3 port counts: without credentials it is a refusal.
 async fn wait_until_it_answers(endpoint: &str, child: &mut Child, folder: &Path) {
     let client = plain_client();
     let started = Instant::now();
@@ -206,7 +207,7 @@ async fn wait_until_it_answers(endpoint: &str, child: &mut Child, folder: &Path)
     }
 }
 
-/// A client such as a browser: it knows nothing of S3.
+/// A client such as a browser, which knows nothing of S3.
 pub(crate) fn plain_client() -> reqwest::Client {
     easel::tls::install_crypto_provider();
     reqwest::Client::builder().no_proxy().build().unwrap()

@@ -1,4 +1,4 @@
-//! Requests and settlements that share a transaction do not share each other's fate.
+//! Requests and settlements that share a transaction do not share failures.
 
 use easel::{
     billing::ledger,
@@ -14,7 +14,7 @@ use crate::harness::database::TestDatabase;
 const PRICE: Cny = Cny::from_micros(200_000);
 
 #[tokio::test]
-async fn a_submission_that_cannot_be_stored_spoils_no_other() {
+async fn a_failed_submission_affects_no_other() {
     let database = TestDatabase::create().await;
     let mut engine = Engine::open(&database).await;
     let account = engine.account(Cny::from_micros(500_000), None).await;
@@ -34,7 +34,7 @@ async fn a_submission_that_cannot_be_stored_spoils_no_other() {
     let good = submission(&caller, "good", 1, PRICE);
     let dear = submission(&caller, "dear", 10, PRICE);
     let answers = engine.submit(vec![bad, joining, named, good, dear]).await;
-    // Whoever would have joined a task that never was is refused with it; its name is free.
+    // A request that would have joined the failed task is refused with it; its idempotency key is free.
     assert!(matches!(answers[0], Err(SubmitError::Database(_))));
     assert!(matches!(answers[1], Err(SubmitError::Database(_))));
     assert!(matches!(answers[2], Ok(Submitted::New(_))));
@@ -49,7 +49,7 @@ async fn a_submission_that_cannot_be_stored_spoils_no_other() {
 }
 
 #[tokio::test]
-async fn a_refused_price_is_no_open_task_of_its_key() {
+async fn a_refused_price_is_not_an_open_task_of_its_key() {
     let database = TestDatabase::create().await;
     let mut engine = Engine::open(&database).await;
     let account = engine.account(PRICE, None).await;
@@ -68,7 +68,7 @@ async fn a_refused_price_is_no_open_task_of_its_key() {
 }
 
 #[tokio::test]
-async fn a_settlement_that_cannot_be_stored_keeps_no_other_open() {
+async fn a_failed_settlement_affects_no_other() {
     let database = TestDatabase::create().await;
     let mut engine = Engine::open(&database).await;
     let account = engine.account(Cny::from_micros(1_000_000), None).await;
@@ -90,7 +90,7 @@ async fn a_settlement_that_cannot_be_stored_keeps_no_other_open() {
     assert_eq!(ended, [true, false, true]);
     assert_sound(&engine).await;
 
-    // It is still held for, and ends as those do whose worker is lost.
+    // Its hold remains, and it ends like a task whose worker is lost.
     let lost = self::tasks(&engine, &ids[1..2]).await.remove(0);
     assert!(lost.end.is_none());
     assert!(engine.settle(vec![(lost, outcome(0))]).await[0].is_some());
@@ -103,7 +103,7 @@ async fn a_settlement_that_cannot_be_stored_keeps_no_other_open() {
 }
 
 #[tokio::test]
-async fn of_two_endings_in_one_batch_only_the_latest_claims_is_told() {
+async fn of_two_endings_in_one_batch_only_that_of_the_latest_claim_counts() {
     let database = TestDatabase::create().await;
     let mut engine = Engine::open(&database).await;
     let account = engine.account(Cny::from_micros(1_000_000), None).await;
@@ -121,8 +121,8 @@ async fn of_two_endings_in_one_batch_only_the_latest_claims_is_told() {
     let answers = engine
         .settle(vec![(second, outcome(3)), (first, outcome(1))])
         .await;
-    for told in answers.into_iter().flatten() {
-        assert_eq!(told.images().len(), 3);
+    for summary in answers.into_iter().flatten() {
+        assert_eq!(summary.images().len(), 3);
     }
     let mut conn = engine.pool.acquire().await.unwrap();
     let task = store::summaries(&mut conn, &ids).await.unwrap().remove(0);

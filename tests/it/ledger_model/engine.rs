@@ -1,4 +1,4 @@
-//! What submits and settles, over a database and without anything around it.
+//! Submits and settles over a database, without the rest of the gateway.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,11 +28,12 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::harness::{
     self,
-    database::{TestDatabase, first_in_line},
+    database::{TestDatabase, queue_head},
 };
 
 pub const TIME_ZONE: &str = "Asia/Shanghai";
 
+/// Submission and settlement over one database.
 pub struct Engine {
     pub pool: PgPool,
     submitter: Submitter,
@@ -45,7 +46,7 @@ impl Engine {
     pub async fn open(database: &TestDatabase) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = harness::config(&dir, "", &[]);
-        // What is lost with the server need not be on its disk.
+        // Data that is lost with the server need not reach its disk.
         let options = database.options().options([("synchronous_commit", "off")]);
         let pool = easel::db::open(options, &config.database).await.unwrap();
         let terms = Terms {
@@ -75,6 +76,7 @@ impl Engine {
         }
     }
 
+    /// Creates an account.
     pub async fn account(&self, balance: Cny, quota: Option<Cny>) -> AccountId {
         let mut tx = self.pool.begin().await.unwrap();
         let id = accounts::insert(&mut tx, &ids::random_hex(), quota)
@@ -86,6 +88,7 @@ impl Engine {
         id
     }
 
+    /// Creates a key, with its limit of open tasks.
     pub async fn caller(&self, account_id: AccountId, concurrent: Option<u32>) -> Arc<Caller> {
         let mut conn = self.pool.acquire().await.unwrap();
         let (key, limits) = (
@@ -104,7 +107,7 @@ impl Engine {
         })
     }
 
-    /// A place of this process's worker, for a task that is begun at once.
+    /// A slot of this process's worker, for a task that starts at once.
     pub fn slot(&self) -> Slot {
         Slot {
             permit: Arc::clone(&self.slots).try_acquire_owned().unwrap(),
@@ -112,11 +115,11 @@ impl Engine {
         }
     }
 
-    /// Claims what comes next in the queue, as a worker does.
+    /// Claims the next tasks of the queue, as a worker does.
     pub async fn claim(&self, limit: i64) -> Vec<Task> {
         let mut tx = self.pool.begin().await.unwrap();
         assert!(store::lock_queue(&mut tx).await.unwrap());
-        let waiting = first_in_line(&mut tx, limit).await;
+        let waiting = queue_head(&mut tx, limit).await;
         let claim = |waiting: store::Waiting| store::Claim {
             id: waiting.id,
             route: Some("demo".to_owned()),
@@ -128,7 +131,7 @@ impl Engine {
         tasks
     }
 
-    /// Submits all in one batch. On a runtime of one thread they wait together before the first is taken.
+    /// Submits all in one batch. On a single-threaded runtime, all are waiting before the first is processed.
     pub async fn submit(&mut self, batch: Vec<Submission>) -> Vec<Result<Submitted, SubmitError>> {
         let calls = batch.into_iter().map(|item| self.submitter.call(item));
         let answers = join_all(calls).await;
@@ -150,6 +153,7 @@ impl Engine {
     }
 }
 
+/// A submission of `n` images at this unit price.
 pub fn submission(caller: &Arc<Caller>, prompt: &str, n: u8, price: Cny) -> Submission {
     let request = Request {
         model: "gpt-image-2".to_owned(),
@@ -174,7 +178,7 @@ pub fn submission(caller: &Arc<Caller>, prompt: &str, n: u8, price: Cny) -> Subm
     }
 }
 
-/// So many images; none is a failure.
+/// An outcome with this many images; zero is a failure.
 pub fn outcome(images: u8) -> Outcome {
     let image = |seq| Image {
         object: format!("images/{seq}"),

@@ -1,5 +1,5 @@
-//! The real ledger on a real PostgreSQL does what a small model of it does, step by step, and all that
-//! must always hold holds after each.
+//! The real ledger on a real PostgreSQL matches a small model of it, step by step, and all invariants hold after each
+//! step.
 
 mod batches;
 mod engine;
@@ -36,10 +36,10 @@ prop_state_machine! {
     })]
 
     #[test]
-    fn the_ledger_does_what_its_model_does(sequential 20..40 => System);
+    fn the_ledger_matches_its_model(sequential 20..40 => System);
 }
 
-/// What the model is compared with.
+/// The system that the model is compared with.
 struct System {
     runtime: Runtime,
     ledger: Ledger,
@@ -49,7 +49,7 @@ struct Ledger {
     engine: Engine,
     accounts: Vec<AccountId>,
     callers: Vec<Arc<Caller>>,
-    /// In the order that the model numbers them in.
+    /// In the order of the model's numbers.
     tasks: Vec<TaskId>,
 }
 
@@ -131,7 +131,7 @@ impl Ledger {
         }
     }
 
-    /// Whether it was taken shows in the balance.
+    /// The balance shows whether it was accepted.
     async fn top_up(&self, account: usize, micros: i64) {
         let mut conn = self.engine.pool.acquire().await.unwrap();
         let amount = Cny::from_micros(micros);
@@ -184,7 +184,7 @@ impl Ledger {
         }
     }
 
-    /// What a task is now, as a worker that claimed it knows it.
+    /// The task as it is now, as the worker that claimed it knows it.
     async fn task(&self, index: usize) -> Task {
         let mut conn = self.engine.pool.acquire().await.unwrap();
         let found = store::present(&mut conn, &[self.tasks[index]])

@@ -1,27 +1,31 @@
-//! What money and tasks must do, in so few words that it is plainly right.
+//! The rules for money and tasks, in so few lines that they are evidently right.
 
 use proptest::{prelude::*, sample::Index};
 use proptest_state_machine::ReferenceStateMachine;
 
-/// Who pays for each key.
+/// The account that pays for each key.
 pub const PAYERS: [usize; 3] = [0, 0, 1];
 /// How many open tasks each key may have.
 pub const OPEN_MAX: [Option<u32>; 3] = [None, Some(3), None];
+/// The monthly quota of each account, in micro-CNY.
 pub const QUOTAS: [Option<i64>; 2] = [None, Some(1_500_000)];
+/// The opening balance of each account, in micro-CNY.
 pub const OPENING: [i64; 2] = [2_000_000, 5_000_000];
 pub const ATTEMPTS_MAX: i16 = 3;
 
+/// The expected state.
 #[derive(Clone, Debug)]
 pub struct Model {
     pub accounts: [Account; 2],
+    /// Which keys are revoked.
     pub revoked: [bool; 3],
     pub price: i64,
     pub tasks: Vec<Task>,
-    /// What the last submissions must be answered.
+    /// The expected answers to the last submissions.
     pub answers: Vec<Answer>,
-    /// Orders the queue.
+    /// A counter that orders the queue.
     now: usize,
-    /// When each account was served last.
+    /// When each account was last served.
     served: [usize; 2],
 }
 
@@ -29,6 +33,7 @@ pub struct Model {
 pub struct Account {
     pub balance: i64,
     pub held: i64,
+    /// The sum of all captures.
     pub spent: i64,
     pub month_spend: i64,
 }
@@ -38,7 +43,7 @@ pub struct Task {
     key: usize,
     prompt: u8,
     name: Option<u8>,
-    /// A retry was given it, or made it.
+    /// A retry joined it or created it.
     joined: bool,
     pub n: u8,
     price: i64,
@@ -56,6 +61,7 @@ pub enum State {
     Failed,
 }
 
+/// The answer to a submission.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Answer {
     New(usize),
@@ -67,6 +73,7 @@ pub enum Answer {
     NoQuota,
 }
 
+/// One step of a test run.
 #[derive(Clone, Debug)]
 pub enum Step {
     TopUp {
@@ -78,19 +85,24 @@ pub enum Step {
     Submit(Vec<Ask>),
     Claim(usize),
     Settle(Vec<Finish>),
-    /// All workers are lost, and what they ran is seen to.
+    /// All workers are lost, and their tasks are requeued or failed.
     LoseLeases,
     NewMonth(usize),
 }
 
+/// A submission.
 #[derive(Clone, Debug)]
 pub struct Ask {
+    /// The index of the key.
     pub key: usize,
+    /// Selects the prompt and the number of images: equal values are equal requests.
     pub prompt: u8,
     pub repeat: Repeats,
+    /// Whether it starts at once, if accepted.
     pub claimed: bool,
 }
 
+/// How a request can repeat an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Repeats {
     No,
@@ -98,10 +110,11 @@ pub enum Repeats {
     Retry,
 }
 
-/// Somebody, who may have lost the task meanwhile, ends it.
+/// A worker, which may have lost the task meanwhile, ends it.
 #[derive(Clone, Debug)]
 pub struct Finish {
     pub task: Index,
+    /// Whether the worker has lost the task meanwhile.
     pub stale: bool,
     images: u8,
 }
@@ -210,7 +223,7 @@ impl Model {
         }
     }
 
-    /// Accounts take turns: what runs for one already, and what waits before, comes first.
+    /// Accounts take turns: an account's running tasks and its earlier queued tasks count as turns taken.
     fn claim(&mut self, limit: usize) {
         let mut turns = OPENING.map(|_| 0);
         for task in self
@@ -233,7 +246,7 @@ impl Model {
                 ((*turn, served[PAYERS[task.key]], task.run_at), task)
             })
             .collect();
-        queue.sort_by_key(|(place, _)| *place);
+        queue.sort_by_key(|(turn, _)| *turn);
         for (_, task) in queue.into_iter().take(limit) {
             self.served[PAYERS[task.key]] = self.now;
             task.state = State::Running;
@@ -261,7 +274,7 @@ impl Model {
     }
 
     fn settle(&mut self, finishes: &[Finish]) {
-        // Of several that end one task, the first counts; those who lost it never do.
+        // If several end one task, the first counts; workers that lost it never do.
         for finish in finishes.iter().filter(|finish| !finish.stale) {
             if !self.tasks.is_empty() {
                 let index = finish.task.index(self.tasks.len());
@@ -277,7 +290,7 @@ impl Model {
                 State::Running if task.attempts < ATTEMPTS_MAX => {
                     task.state = State::Queued;
                     task.run_at = self.now;
-                    // Whoever lost it can end it no more, though nobody has it yet.
+                    // Workers that lost it can no longer end it, although no other has claimed it yet.
                     task.fence += 1;
                 }
                 State::Running => self.end(index, 0),

@@ -1,4 +1,4 @@
-//! How far a process grows with one request: by twice its bytes at most, whatever is in it.
+//! How much memory one request takes: at most twice its bytes, whatever it contains.
 
 use std::{fmt::Write as _, fs};
 
@@ -13,7 +13,7 @@ use crate::harness::{
 
 const SETTINGS: &str = "[backends.demo]\nkind = 'demo'\nfailure_percent = 100";
 const BODY_BYTES: usize = 30 << 20;
-/// What a process takes besides, now and then: threads' stacks, the allocator's reserves, connections.
+/// Memory that a process takes occasionally: stacks, the allocator's reserves, connections.
 const SLACK_BYTES: usize = 20 << 20;
 const JSON: &str = "application/json";
 const FORM: &str = "multipart/form-data; boundary=x";
@@ -26,7 +26,7 @@ struct Case {
     message: &'static str,
 }
 
-/// A request with a value of so many bytes in one of its fields.
+/// A request with a value of this many bytes in one of its fields.
 fn json(field: &str, open: &str, unit: &str, close: &str) -> Vec<u8> {
     let mut body = format!("{{\"model\":\"gpt-image-2\",\"prompt\":\"a cat\",\"{field}\":{open}");
     while !unit.is_empty() && body.len() < BODY_BYTES {
@@ -196,13 +196,13 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// With spaces at its end, as JSON may have.
+/// With trailing spaces, which JSON allows.
 fn padded(mut body: Vec<u8>) -> Vec<u8> {
     body.resize(body.len().max(BODY_BYTES), b' ');
     body
 }
 
-/// In bytes, by its name in the process's status.
+/// A value of the process's status, in bytes, by its name.
 fn memory(process: &Process, name: &str) -> usize {
     let status = fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
     let line = status.lines().find(|line| line.starts_with(name)).unwrap();
@@ -219,7 +219,7 @@ async fn no_request_takes_more_than_twice_its_bytes_of_memory() {
     for case in cases() {
         let bytes = case.body.len();
         let before = memory(&process, "VmRSS");
-        // The peak from here on.
+        // Resets the peak.
         fs::write(format!("/proc/{}/clear_refs", process.pid()), "5").unwrap();
         let request = caller
             .request(Method::POST, "/v1/images/generations?async=1")

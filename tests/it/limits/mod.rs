@@ -1,4 +1,4 @@
-//! What one request, and one account, may cost the gateway: memory, rows and storage.
+//! What one request and one account may cost the gateway: memory, rows and storage.
 
 mod memory;
 mod rows;
@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::harness::caller::Caller;
 
-/// A good request with other fields laid over it.
+/// A valid request with other fields added.
 fn asked(fields: Value) -> Value {
     let mut body = json!({"model": "gpt-image-2", "prompt": "a cat"});
     let Value::Object(fields) = fields else {
@@ -23,7 +23,7 @@ fn asked(fields: Value) -> Value {
     body
 }
 
-/// A request whose head is sent, and whose body is to come.
+/// A request whose head is sent, and whose body follows.
 struct Sending(TcpStream);
 
 impl Sending {
@@ -44,7 +44,7 @@ impl Sending {
         self.0.write_all(bytes).await.unwrap();
     }
 
-    /// What is answered, until the connection is closed.
+    /// Everything that is answered until the connection is closed.
     async fn answer(mut self) -> String {
         let mut answer = Vec::new();
         let reading = self.0.read_to_end(&mut answer);

@@ -1,4 +1,4 @@
-//! What a request leaves in the database, and who reads it again.
+//! What a request leaves in the database, and which queries read it again.
 
 use reqwest::Method;
 use serde_json::json;
@@ -10,8 +10,8 @@ use crate::harness::{
     images::png,
 };
 
-/// A request is megabytes where all its fields are as long as they may be: what clients ask as often as
-/// they like must not read it. One that cannot be decoded tells.
+/// A request takes megabytes if all its fields have their full length, so queries that clients can repeat at will must
+/// not read it. The test uses a request that cannot be decoded.
 #[tokio::test]
 async fn polls_lists_usage_and_links_never_read_the_request() {
     let app = TestApp::start().await;
@@ -37,9 +37,9 @@ async fn polls_lists_usage_and_links_never_read_the_request() {
     app.finish().await;
 }
 
-/// Nine bodies of 24 MB made the table 224 MB, and all who looked at it slow.
+/// Nine bodies of 24 MB grew the table to 224 MB, and slowed down every query on it.
 #[tokio::test]
-async fn bodies_full_of_fields_that_nobody_reads_leave_small_rows() {
+async fn bodies_full_of_unread_fields_leave_small_rows() {
     let app = TestApp::with("[backends.demo]\nkind = 'demo'\nfailure_percent = 100").await;
     let caller = app.caller("9").await;
     let filling = "x".repeat(3 << 20);
@@ -73,7 +73,7 @@ async fn an_address_that_would_fill_a_row_is_refused() {
 }
 
 #[tokio::test]
-async fn no_text_of_a_client_is_one_that_the_database_refuses() {
+async fn the_database_refuses_no_text_of_a_client() {
     let app = TestApp::with("[backends.demo]\nkind = 'demo'\nfailure_percent = 100").await;
     let caller = app.caller("9").await;
     let message = "prompt must not contain the character NUL";

@@ -1,4 +1,4 @@
-//! Memory for bodies: taken as they come in, with a share for each account, and lost by who is too slow.
+//! Memory for bodies: taken as they arrive, with a share for each account, and lost by clients that are too slow.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ const SETTINGS: &str = "
 const JSON: &str = "application/json";
 const FORM: &str = "multipart/form-data; boundary=x";
 
-/// A body of so many bytes.
+/// A body of this many bytes.
 fn body(bytes: usize) -> Vec<u8> {
     let empty = asked(json!({"x": ""})).to_string().len();
     asked(json!({"x": "x".repeat(bytes - empty)}))
@@ -24,7 +24,7 @@ fn body(bytes: usize) -> Vec<u8> {
         .into_bytes()
 }
 
-/// Waits until bodies hold so much.
+/// Waits until bodies hold this many bytes.
 async fn wait_for(app: &TestApp, bytes: usize) {
     let began = Instant::now();
     while app.app.buffers.held() != bytes {
@@ -52,11 +52,11 @@ async fn slow_bodies_of_one_key_shut_out_nobody_else() {
     for _ in 0..4 {
         slow.push(Sending::begin(&greedy, JSON, large.len()).await);
     }
-    // Nothing of them has come, and so they hold nothing.
+    // Nothing of the body has arrived, so it holds nothing.
     let answer = sent(&greedy, &large).await;
     assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
 
-    // With half of each of two the account's share is used up. Others are told so at once.
+    // Half of each of two bodies uses up the account's share. Other requests are refused at once.
     let half = &large[..large.len() / 2];
     slow.truncate(2);
     for sending in &mut slow {
@@ -73,7 +73,7 @@ async fn slow_bodies_of_one_key_shut_out_nobody_else() {
         assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
     }
 
-    // And it is the account's again when they have gone.
+    // The share is free again when they are gone.
     drop(slow);
     wait_for(&app, 0).await;
     assert!(sent(&greedy, &large).await.starts_with("HTTP/1.1 202 "));
@@ -94,7 +94,7 @@ async fn the_text_parts_of_a_form_take_from_the_same_share() {
     assert!(answer.starts_with("HTTP/1.1 429 "), "{answer}");
     assert!(sent(&other, &large).await.starts_with("HTTP/1.1 202 "));
 
-    // And they have the limit of a JSON body, all together.
+    // All together have the limit of a JSON body.
     drop(slow);
     let disposition = "content-disposition: form-data; name=image\r\n\r\n";
     let part = format!("--x\r\n{disposition}{}\r\n", "x".repeat(400_000));
@@ -108,7 +108,7 @@ async fn the_text_parts_of_a_form_take_from_the_same_share() {
 }
 
 #[tokio::test]
-async fn a_large_body_that_drips_loses_its_share_and_a_small_one_may_drip() {
+async fn a_large_dripping_body_loses_its_share_and_a_small_one_may_drip() {
     let timeouts = "body_idle_timeout_ms = 500\nbody_bytes_per_s_min = 100_000";
     let app = TestApp::with(&format!("{SETTINGS}\n{timeouts}")).await;
     let caller = app.caller("9").await;

@@ -1,4 +1,4 @@
-//! What stays in storage of requests that were refused: nothing. And how much of it an account may take.
+//! What refused requests leave in storage: nothing. And how much an account may store.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ fn file() -> Part {
     Part::bytes(png()).file_name("a.png")
 }
 
-/// A file first, as nothing is known of the request yet.
+/// The file comes first, when nothing is known about the request yet.
 fn form() -> Form {
     Form::new()
         .part("image", file())
@@ -51,7 +51,7 @@ fn objects(app: &TestApp) -> usize {
     files(&app.app.config.data_dir.join("objects/uploads"))
 }
 
-/// Waits until so many images are stored, in rows and in bytes.
+/// Waits until this many images are stored, in rows and in bytes.
 async fn wait_for(app: &TestApp, count: usize) {
     let began = Instant::now();
     loop {
@@ -112,7 +112,7 @@ async fn a_form_that_breaks_off_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn nothing_is_stored_for_who_cannot_pay() {
+async fn nothing_is_stored_for_accounts_that_cannot_pay() {
     let app = TestApp::start().await;
     let poor = app.caller("0.09").await;
     let message = "balance too low: this costs 0.10 CNY and 0.09 CNY is available";
@@ -129,7 +129,7 @@ async fn nothing_is_stored_for_who_cannot_pay() {
 }
 
 #[tokio::test]
-async fn what_is_refused_at_the_hold_or_joins_another_leaves_nothing_behind() {
+async fn requests_refused_at_the_hold_or_joined_leave_nothing_behind() {
     let app = TestApp::with(SLOW).await;
     let one_at_once = KeyLimits {
         concurrent_requests: Some(1),
@@ -150,7 +150,7 @@ async fn what_is_refused_at_the_hold_or_joins_another_leaves_nothing_behind() {
     assert_eq!(another.status, 429, "{another:?}");
     wait_for(&app, 1).await;
 
-    // The one that was accepted has its image still.
+    // The accepted request still has its image.
     let object: String = sqlx::query_scalar(
         "SELECT u.object FROM uploads u, tasks t
          WHERE t.request #>> '{references,0,stored,object}' = u.object",
@@ -174,7 +174,7 @@ async fn upload(caller: &Caller) -> Answer {
 }
 
 #[tokio::test]
-async fn an_account_may_store_so_much_and_more_when_its_uploads_have_expired() {
+async fn the_storage_share_of_an_account_is_freed_by_expiry() {
     let most = png().len() * 5 / 2;
     let app = TestApp::with(&format!("[uploads]\naccount_bytes_max = {most}")).await;
     let (caller, other) = (app.caller("9").await, app.caller("9").await);
@@ -206,7 +206,7 @@ async fn an_account_may_store_so_much_and_more_when_its_uploads_have_expired() {
 }
 
 #[tokio::test]
-async fn what_a_request_brought_along_goes_once_its_task_must_have_ended() {
+async fn inputs_of_a_request_are_deleted_after_the_deadline_of_its_task() {
     let app = TestApp::start().await;
     let caller = app.caller("9").await;
     assert_eq!(upload(&caller).await.status, 200);

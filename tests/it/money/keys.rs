@@ -1,4 +1,4 @@
-//! A key that may no longer be used spends nothing, from the commit on.
+//! An invalidated key spends nothing, from the commit on.
 
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ async fn a_revoked_key_and_a_disabled_account_spend_nothing_though_the_key_is_ca
             }
         }
         assert_eq!(tasks_of(&app, &caller).await, 1, "{how}");
-        // What was held before ends as it would have.
+        // Tasks with an earlier hold end as usual.
         assert_eq!(caller.wait_for(&running).await["cost"], 0.2, "{how}");
     }
     replica.finish().await;

@@ -1,4 +1,4 @@
-//! Money, as clients see it: never a fen too much or too little, however many ask at once.
+//! Money as clients see it: never a fen too much or too little, however many requests arrive at once.
 
 mod keys;
 mod months;
@@ -17,7 +17,7 @@ use crate::harness::{
 
 const GENERATE: &str = "/v1/images/generations";
 const ASYNC: &str = "/v1/images/generations?async=1";
-/// So long an upstream takes that is to be overtaken.
+/// How long a slow upstream takes, so that others overtake it.
 const SLOW: Duration = Duration::from_millis(1500);
 
 fn body(prompt: &str, more: &Value) -> Value {
@@ -40,7 +40,7 @@ async fn submit(caller: &Caller, more: &Value) -> Answer {
     caller.post(ASYNC, &body("a coin", more)).await
 }
 
-/// Submits one that must be accepted. Its id.
+/// Submits a request that must be accepted, and returns its task's id.
 async fn accepted(caller: &Caller, more: &Value) -> String {
     let ticket = submit(caller, more).await;
     assert_eq!(ticket.status, 202, "{ticket:?}");
@@ -61,7 +61,7 @@ async fn tasks_of(app: &TestApp, caller: &Caller) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_hundred_at_once_exactly_those_succeed_that_are_paid_for() {
+async fn of_two_hundred_at_once_exactly_the_affordable_ones_succeed() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&upstream.gateway("")).await;
     let replica = app.replica(&upstream.gateway("")).await;
@@ -101,7 +101,7 @@ async fn of_two_hundred_at_once_exactly_those_succeed_that_are_paid_for() {
 }
 
 #[tokio::test]
-async fn what_is_refused_for_money_says_by_how_much() {
+async fn refusals_for_money_name_the_shortfall() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&upstream.gateway("")).await;
     let caller = app.caller("0.50").await;
@@ -177,7 +177,7 @@ async fn a_balance_can_be_changed_while_part_of_it_is_held() {
 #[tokio::test]
 async fn a_price_is_fixed_when_the_request_is_accepted() {
     let upstream = Upstream::start().await;
-    // One place only, so that the rest is left to the replica.
+    // One slot only, so that the rest is left to the replica.
     let narrow = format!("{}[tasks]\nrunning_max = 1\n", upstream.gateway(""));
     let app = TestApp::with(&narrow).await;
     let caller = app.caller("9.00").await;
@@ -255,7 +255,7 @@ async fn each_quality_and_number_is_charged_to_the_fen() {
 }
 
 #[tokio::test]
-async fn what_is_not_delivered_costs_nothing() {
+async fn undelivered_images_cost_nothing() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&upstream.gateway("")).await;
     let caller = app.caller("1.00").await;

@@ -1,4 +1,4 @@
-//! Monthly quotas: exact, over the end of a month too.
+//! Monthly quotas: exact, also across the end of a month.
 
 use easel::{
     accounts::store::KeyLimits,
@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{accepted, cny, slow, submit};
 use crate::harness::{TestApp, caller::Caller, upstream::Upstream};
 
-/// Moves what is noted of an account's month to another one.
+/// Moves the recorded spend of an account to another month.
 async fn shift_month(app: &TestApp, caller: &Caller, by: &str) {
     let done = sqlx::query(
         "UPDATE accounts SET month = (date_trunc('month', now() AT TIME ZONE 'Asia/Shanghai')
@@ -38,7 +38,7 @@ async fn the_quota_is_exact_while_holding_and_over_the_end_of_a_month() {
     for _ in 0..3 {
         tasks.push(accepted(&caller, &json!({})).await);
     }
-    // What is held counts as spent, whatever month it will be captured in.
+    // A hold counts as spent, whatever month it will be captured in.
     assert_eq!(submit(&caller, &json!({})).await.status, 402);
     shift_month(&app, &caller, "-1 month").await;
     assert_eq!(
@@ -48,7 +48,7 @@ async fn the_quota_is_exact_while_holding_and_over_the_end_of_a_month() {
     for task in &tasks {
         assert_eq!(caller.wait_for(task).await["cost"], 0.2);
     }
-    // It was captured in the month that is now.
+    // It was captured in the current month.
     assert_eq!(caller.balance().await["month_spend"], 0.6);
     assert_eq!(
         submit(&caller, &json!({"quality": "low"})).await.status,
@@ -66,17 +66,17 @@ async fn the_quota_is_exact_while_holding_and_over_the_end_of_a_month() {
     app.finish().await;
 }
 
-/// A transaction's time is that of its start: one that began before midnight may settle after one
-/// that began later.
+/// The time of a transaction is that of its start: one that began before midnight may settle after one that began
+/// later.
 #[tokio::test]
-async fn a_settlement_that_comes_late_does_not_turn_the_month_back() {
+async fn a_late_settlement_does_not_turn_the_month_back() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&upstream.gateway("")).await;
     let caller = app
         .caller_with("9.00", Some("0.60"), &KeyLimits::default())
         .await;
     assert_eq!(caller.generate("before midnight").await.status, 200);
-    // As if what was spent had been spent in a month that this transaction does not know yet.
+    // As if the spend belonged to a month that this transaction does not know yet.
     shift_month(&app, &caller, "1 month").await;
     let mut conn = app.database.connect().await;
     sqlx::query("UPDATE accounts SET held = held + 200000 WHERE id = $1")
@@ -100,7 +100,7 @@ async fn a_settlement_that_comes_late_does_not_turn_the_month_back() {
             .await
             .unwrap();
     assert_eq!((month_spend, is_next), (400_000, true));
-    // And it is counted as spent by who holds meanwhile.
+    // Holds that are made meanwhile count it as spent.
     assert_eq!(submit(&caller, &json!({"n": 2})).await.status, 402);
     app.kill();
 }

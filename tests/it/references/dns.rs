@@ -1,4 +1,4 @@
-//! A name server on loopback, over UDP and TCP, that answers as a test wants it to.
+//! A name server on loopback, over UDP and TCP, whose answers the test chooses.
 
 use std::{
     collections::HashMap,
@@ -17,15 +17,15 @@ use tokio::{
     task::JoinSet,
 };
 
-/// What fits into a datagram that no network cuts up; for the rest there is TCP.
+/// The largest datagram that no network fragments; larger answers go over TCP.
 const DATAGRAM_BYTES_MAX: usize = 1232;
 
-/// What is known of a name.
+/// The records of a name.
 #[derive(Clone, Debug)]
 pub(super) enum Known {
-    /// With a TTL of 0. Of each question those of its kind.
+    /// Addresses with a TTL of 0. Each question gets those of its type.
     Addresses(Vec<IpAddr>),
-    /// A name that stands for the next one, and so on. The addresses, if any, are of the last.
+    /// A chain of CNAMEs. The addresses, if any, belong to the last name.
     Alias(Vec<&'static str>, Vec<IpAddr>),
     NoSuchName,
     Silence,
@@ -36,13 +36,14 @@ pub(super) fn known(addresses: &[&str]) -> Known {
     Known::Addresses(addresses.iter().map(|text| text.parse().unwrap()).collect())
 }
 
+/// The running name server.
 pub(super) struct NameServer {
     pub(super) address: SocketAddr,
     zone: Arc<Zone>,
     _serving: JoinSet<()>,
 }
 
-/// What is known of a name that is asked for the n-th time, from 0.
+/// The records of a name when it is queried for the n-th time, from 0.
 type Knows = dyn Fn(&str, usize) -> Known + Send + Sync;
 
 struct Zone {
@@ -56,7 +57,7 @@ impl NameServer {
     ) -> Self {
         let (udp, tcp) = loop {
             let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-            // The same port may be taken there.
+            // The same port may be in use there.
             if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
                 break (udp, tcp);
             }
@@ -76,7 +77,7 @@ impl NameServer {
         }
     }
 
-    /// How often it was asked for the IPv4 and the IPv6 addresses of a name.
+    /// How often the IPv4 and the IPv6 addresses of a name were queried.
     pub(super) fn asked(&self, name: &str) -> [usize; 2] {
         let asked = self.zone.asked.lock().unwrap();
         [RecordType::A, RecordType::AAAA]
@@ -106,7 +107,7 @@ async fn serve_tcp(listener: TcpListener, zone: Arc<Zone>) {
         let (stream, _) = listener.accept().await.unwrap();
         let zone = Arc::clone(&zone);
         connections.spawn(async move {
-            // It ends when the client goes away.
+            // It ends when the client disconnects.
             drop(serve_stream(stream, &zone).await);
         });
     }
@@ -117,7 +118,7 @@ async fn serve_stream(mut stream: TcpStream, zone: &Zone) -> io::Result<()> {
         let length = stream.read_u16().await?;
         let mut question = vec![0; usize::from(length)];
         stream.read_exact(&mut question).await?;
-        // It was counted when it came as a datagram.
+        // It was counted when it arrived as a datagram.
         if let Some(answer) = zone.answer(&question, false) {
             let bytes = answer.to_vec().unwrap();
             let length = u16::try_from(bytes.len()).unwrap();

@@ -1,5 +1,5 @@
-//! The program as a whole, with proxies in its environment: what clients are told, what they pay, and
-//! how many references of a task are fetched at once.
+//! The whole program, with proxies in its environment: what clients get, what they pay, and how many references of a
+//! task are fetched at once.
 
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -14,8 +14,7 @@ use crate::harness::{
     upstream::Upstream,
 };
 
-/// A gateway of its own process that trusts the server, and may reach it. A proxy, if it were asked, would
-/// never answer.
+/// A gateway process that trusts the server and may reach it. The proxy never answers, if it is used.
 async fn serve(database: &TestDatabase, web: &Web, proxy: &TcpListener) -> Process {
     let settings = format!(
         "[uploads]\nbytes_max = {BYTES_MAX}\n\
@@ -79,7 +78,7 @@ async fn references_are_fetched_before_anything_is_generated_and_failures_are_fr
     assert_eq!(caller.balance().await["balance"], balance);
 
     gateway.end();
-    database.assert_at_rest().await;
+    database.assert_invariants().await;
     let asked = tokio::time::timeout(std::time::Duration::ZERO, proxy.accept()).await;
     assert!(asked.is_err(), "the proxy was asked");
 }
@@ -115,9 +114,9 @@ async fn the_gateway_does_not_call_itself() {
     app.finish().await;
 }
 
-/// `.invalid` never exists, so that the default settings show it without an internet.
+/// `.invalid` never exists, so the default settings can be tested without internet access.
 #[tokio::test]
-async fn what_cannot_be_fetched_is_named_before_the_upstream_is_asked() {
+async fn unfetchable_references_are_named_before_the_upstream_is_called() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&upstream.gateway("")).await;
     let caller = app.caller("9").await;
@@ -134,9 +133,9 @@ async fn what_cannot_be_fetched_is_named_before_the_upstream_is_asked() {
     app.finish().await;
 }
 
-/// The exempt server lets one private address through: it must stay out of the program's reach.
+/// The exempt server lets one private address through, so the program must never contain it.
 #[test]
-fn nothing_but_tests_has_an_exempt_server() {
+fn only_tests_have_an_exempt_server() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut dirs = vec![root];
     let mut found = Vec::new();

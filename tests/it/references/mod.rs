@@ -1,4 +1,4 @@
-//! Fetching references: what comes in, and that it ends in bytes and in time.
+//! Fetching references: what is accepted, and the limits on bytes and time.
 
 mod dns;
 mod gateway;
@@ -18,7 +18,7 @@ use self::web::{BYTES_MAX, Web, references};
 const COULD_NOT_BE_FETCHED: &str = "could not be fetched";
 
 #[tokio::test]
-async fn a_body_comes_as_it_is() {
+async fn a_body_is_passed_on_unchanged() {
     let web = Web::start().await;
     let (length, body) = read(web.fetch("https://public.test/image").await)
         .await
@@ -35,7 +35,7 @@ async fn a_body_comes_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_request_says_nothing_about_the_caller() {
+async fn a_request_reveals_nothing_about_the_caller() {
     let web = Web::start().await;
     read(
         web.fetch("https://public.test/redirect/1?secret=1#part")
@@ -81,7 +81,7 @@ async fn redirects_are_followed_three_times_and_no_more() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_ends_at_the_limit() {
+async fn oversized_bodies_end_at_the_limit() {
     let web = Web::start().await;
     let (_, body) = read(web.fetch("https://public.test/chunked?100000").await)
         .await
@@ -92,8 +92,8 @@ async fn what_is_too_large_ends_at_the_limit() {
         .unwrap();
     assert_eq!((length, body.len() as u64), (Some(BYTES_MAX), BYTES_MAX));
 
-    let told = web.fetch("https://public.test/sized?100001").await;
-    let error = told.map(|_| ()).unwrap_err();
+    let fetched = web.fetch("https://public.test/sized?100001").await;
+    let error = fetched.map(|_| ()).unwrap_err();
     assert!(
         matches!(
             error,
@@ -127,13 +127,13 @@ async fn what_is_too_large_ends_at_the_limit() {
 }
 
 #[tokio::test]
-async fn a_length_that_lies_adds_nothing_and_hides_no_cut() {
+async fn a_false_length_adds_nothing_and_hides_no_truncation() {
     let web = Web::start().await;
-    let (_, body) = read(web.fetch("https://public.test/more-than-told").await)
+    let (_, body) = read(web.fetch("https://public.test/more-than-announced").await)
         .await
         .unwrap();
     assert_eq!(body, b"ima");
-    for path in ["less-than-told", "cut-chunk"] {
+    for path in ["less-than-announced", "cut-chunk"] {
         let error = read(web.fetch(&format!("https://public.test/{path}")).await)
             .await
             .unwrap_err();
@@ -146,7 +146,7 @@ async fn a_length_that_lies_adds_nothing_and_hides_no_cut() {
 }
 
 #[tokio::test]
-async fn interim_answers_without_end_are_counted_and_cut() {
+async fn endless_interim_answers_are_counted_and_cut_off() {
     let web = Web::start().await;
     let begin = Instant::now();
     let fault = web.fault("https://public.test/continues").await;
@@ -156,12 +156,12 @@ async fn interim_answers_without_end_are_counted_and_cut() {
         "{:?}",
         begin.elapsed()
     );
-    // What the fetcher lets in, and what is under way between the two.
+    // What the fetcher reads, and what is in flight between the two.
     let sent = web.flooded();
     assert!(sent < 16 << 20, "{sent} bytes were sent");
 }
 
-/// As the gateway has it: 20 MiB. The server tells another length than it sends, or none.
+/// The gateway's limit: 20 MiB. The server announces another length than it sends, or none.
 #[tokio::test]
 async fn twenty_mebibytes_are_the_most() {
     const MOST: u64 = 20 << 20;
@@ -203,7 +203,7 @@ async fn the_deadline_covers_everything() {
 }
 
 #[tokio::test]
-async fn a_server_must_begin_and_go_on() {
+async fn a_server_must_start_and_keep_sending() {
     let mut web = Web::start().await;
     web.fetcher = web.fetcher(&references("idle_timeout_ms = 300"), web.address);
     join_all(["silent", "stops"].map(async |path| {
@@ -220,7 +220,7 @@ async fn a_server_must_begin_and_go_on() {
     .await;
 }
 
-/// It accepts the connection and says nothing, so that encryption never begins.
+/// It accepts the connection and stays silent, so that the TLS handshake never starts.
 #[tokio::test]
 async fn a_connection_must_be_ready_in_time() {
     let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -258,7 +258,7 @@ async fn the_references_of_a_task_share_bytes_and_time() {
             "{error:?}"
         );
     }
-    // Another task has an allowance of its own.
+    // Another task has its own allowance.
     let second = fetcher.fetch(&first, &fetcher.allowance()).await;
     read(second).await.unwrap();
 
@@ -302,7 +302,7 @@ async fn only_an_uncompressed_200_is_an_image() {
         .unwrap();
 }
 
-/// It took as long as that, and hardly longer: the rest is for machines with much else to do.
+/// It took this long, and hardly longer: the margin is for busy machines.
 #[track_caller]
 fn assert_took(what: &str, begin: Instant, least_ms: u64) {
     let (took, least) = (begin.elapsed(), Duration::from_millis(least_ms));

@@ -1,4 +1,4 @@
-//! What a name server can say: every answer that leads off the public internet, and those that never end.
+//! Hostile answers of a name server: every answer that leads off the public internet, and those that never end.
 
 use std::{net::IpAddr, time::Instant};
 
@@ -34,7 +34,7 @@ async fn a_name_with_any_refused_address_is_refused() {
     }
 }
 
-/// Every refused address, as the answer for a name: asked for directly, and after a redirect.
+/// Every refused address, as the answer for a name: requested directly, and after a redirect.
 #[tokio::test]
 async fn a_name_leads_to_no_refused_address() {
     let listed: Vec<&str> = REFUSED
@@ -93,7 +93,7 @@ async fn an_alias_is_followed_to_its_end() {
         .unwrap();
 }
 
-/// The second answer would be refused, were it asked for: the connection goes to what was checked.
+/// A second query would get a refused address: the connection goes to the address that was checked.
 #[tokio::test]
 async fn a_name_is_asked_for_once_a_hop() {
     let web = Web::start_with(|_, nth| known(&[if nth == 0 { PUBLIC } else { "127.0.0.2" }])).await;
@@ -111,7 +111,7 @@ async fn a_name_is_asked_for_once_a_hop() {
 }
 
 #[tokio::test]
-async fn a_thousand_addresses_are_no_hindrance() {
+async fn a_thousand_addresses_are_handled() {
     let web = Web::start_with(|_, _| known(&[PUBLIC; 1000])).await;
     read(web.fetch("https://public.test/image").await)
         .await
@@ -119,7 +119,7 @@ async fn a_thousand_addresses_are_no_hindrance() {
 }
 
 #[tokio::test]
-async fn a_name_that_leads_nowhere_cannot_be_fetched() {
+async fn an_unresolvable_name_cannot_be_fetched() {
     let web = Web::start_with(|name, _| match name {
         "nothing.test" => known(&[]),
         _ => Known::NoSuchName,

@@ -1,4 +1,4 @@
-//! Every way of leaving the public internet, and of telling from outside what is behind a refusal.
+//! Every way to leave the public internet, or to learn from outside what is behind a refusal.
 
 use std::{
     error::Error,
@@ -19,7 +19,7 @@ use super::{
 };
 
 #[tokio::test]
-async fn a_redirect_leads_nowhere_that_a_url_may_not() {
+async fn a_redirect_goes_only_where_a_url_may() {
     let web = Web::start().await;
     let port = web.address.port();
     for (target, expected) in [
@@ -87,7 +87,7 @@ async fn a_redirect_leads_nowhere_that_a_url_may_not() {
     );
 }
 
-/// The listener is really there, so that only the guard can keep the connection away.
+/// The listener really exists, so that only the guard can prevent the connection.
 #[tokio::test]
 async fn nothing_connects_to_loopback() {
     let mut web = Web::start().await;
@@ -166,7 +166,7 @@ async fn a_server_must_prove_its_name() {
 }
 
 #[tokio::test]
-async fn refused_closed_and_silent_read_the_same() {
+async fn refused_closed_and_silent_hosts_are_indistinguishable() {
     const STEP_MS: u64 = 600;
     let mut web = Web::start().await;
     let settings = "connect_timeout_ms = 300\nidle_timeout_ms = 400\nfailure_delay_step_ms = 600";
@@ -193,7 +193,7 @@ async fn refused_closed_and_silent_read_the_same() {
             web.address.port()
         ),
     ];
-    let told = async |url: &str, fetcher: &Fetcher| {
+    let assert_hidden = async |url: &str, fetcher: &Fetcher| {
         let (begin, url) = (Instant::now(), Url::parse(url).unwrap());
         let error = fetcher.fetch(&url, &fetcher.allowance()).await.map(drop);
         let (error, took) = (error.unwrap_err(), begin.elapsed());
@@ -207,11 +207,11 @@ async fn refused_closed_and_silent_read_the_same() {
     let open = urls.map(|url| url.replacen(".test/", &format!(".test:{port}/"), 1));
     let elsewhere = web.fetcher(&references(settings), closed);
     let closed = format!("https://public.test:{}/", closed.port());
-    let open = join_all(open.iter().map(|url| told(url, &web.fetcher)));
-    tokio::join!(open, told(&closed, &elsewhere));
+    let open = join_all(open.iter().map(|url| assert_hidden(url, &web.fetcher)));
+    tokio::join!(open, assert_hidden(&closed, &elsewhere));
 }
 
-/// The system's resolver and certificates are at work; these don't know the server.
+/// Uses the system's resolver and certificates, which do not know the server.
 #[tokio::test]
 async fn the_real_fetcher_resolves_and_trusts_as_the_system_does() {
     let web = Web::start().await;
@@ -236,6 +236,7 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
     std::iter::successors(Some(error), |&error| error.source())
 }
 
+/// The address that was refused, if that is the cause of the error.
 pub(super) fn refused_address(error: &(dyn Error + 'static)) -> Option<IpAddr> {
     causes(error).find_map(|cause| cause.downcast_ref().map(|AddressRefused(address)| *address))
 }

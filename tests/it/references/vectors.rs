@@ -1,12 +1,12 @@
-//! Spellings of hosts and addresses that are to be refused, each asked for directly and by a redirect.
-//! `names` has the addresses as answers of a name server.
+//! Spellings of hosts and addresses that must be refused, each requested directly and by a redirect. `names` tests the
+//! addresses as answers of a name server.
 
 use easel::references::{FetchFault, UrlError};
 use url::Url;
 
 use super::web::Web;
 
-/// One of every range, and its edges.
+/// One address of every range, and its edges.
 pub(super) const REFUSED: &str = "
     0.0.0.0 0.255.255.255 10.0.0.0 10.255.255.255 100.64.0.0 100.100.100.200 100.127.255.255 127.0.0.1
     127.255.255.255 168.63.129.16 169.254.0.0 169.254.169.254 169.254.255.255 172.16.0.0 172.31.255.255
@@ -20,8 +20,8 @@ pub(super) const REFUSED: &str = "
     fe80::1 febf:ffff::1 fc00::1 fd00:ec2::254 fd7a:115c:a1e0::1 fdff:ffff::1 ff00::1 ff02::1 ffff::1
     100::1 2001:db8::1 2001:db8:ffff::1 3fff::1 3fff:fff::1 5f00::1 5f00:ffff::1";
 
-/// Hosts as clients may write them. Those of 127.0.0.1 are written of 127.0.0.2 here, as the exempt server for
-/// a public server has the former; `src/references/guard.rs` tries that too.
+/// Hosts as clients may write them. Spellings of 127.0.0.1 appear here as 127.0.0.2, because the former is the exempt
+/// server that plays a public one; `src/references/guard.rs` tests the former, too.
 const SPELLINGS: &[&str] = &[
     "2130706434",
     "0x7f000002",
@@ -64,7 +64,7 @@ fn hosts() -> impl Iterator<Item = String> {
 }
 
 #[tokio::test]
-async fn no_spelling_of_a_refused_host_is_asked_for() {
+async fn no_spelling_of_a_refused_host_is_requested() {
     let web = Web::start().await;
     let port = web.address.port();
     for host in hosts() {
@@ -74,7 +74,7 @@ async fn no_spelling_of_a_refused_host_is_asked_for() {
         ] {
             let refused = web.fetcher.check_url(&url);
             assert_eq!(refused, Err(UrlError::Host), "{url}");
-            // The port of the server, which is really there, isn't added: it is in the second already.
+            // The port of the server, which really exists, is not added: the second URL already has it.
             let (url, allowance) = (Url::parse(&url).unwrap(), web.fetcher.allowance());
             let fetched = web.fetcher.fetch(&url, &allowance).await;
             let fault = fetched.map(drop).unwrap_err();
@@ -94,7 +94,7 @@ async fn no_redirect_leads_to_a_refused_host() {
     let web = Web::start().await;
     let mut asked = 0;
     for host in hosts() {
-        // A header has no other characters; a server sends them as they are.
+        // A header has no other characters; a server sends them unchanged.
         let url = format!("https://public.test/to?https://{host}/image");
         let fault = web.fault(&url).await;
         assert!(

@@ -33,12 +33,14 @@ use url::Url;
 use super::dns::{Known, NameServer, known};
 use crate::harness::images::png;
 
+/// The fetcher's limit for one reference, in bytes.
 pub(super) const BYTES_MAX: u64 = 100_000;
 
-/// A TLS server and a fetcher to which it is the internet: `private.test` is 10.0.0.1, `unknown.test`
-/// doesn't exist, `stalled.test` is never answered, every other name is the server.
+/// A TLS server, and a fetcher that takes it for the internet: `private.test` is 10.0.0.1, `unknown.test` doesn't
+/// exist, `stalled.test` is never answered, every other name is the server.
 pub(super) struct Web {
     pub(super) address: SocketAddr,
+    /// The certificate that the fetcher trusts.
     pub(super) root: rcgen::Certificate,
     pub(super) name_server: NameServer,
     pub(super) fetcher: Fetcher,
@@ -50,7 +52,7 @@ pub(super) struct Web {
 struct Seen {
     connections: AtomicUsize,
     heads: Mutex<Vec<String>>,
-    /// Of `/slow-png`: under way, and the most at one time.
+    /// Requests for `/slow-png`: in flight now, and the maximum at one time.
     slow: AtomicUsize,
     slow_max: AtomicUsize,
     /// Bytes of interim answers.
@@ -74,7 +76,7 @@ impl Web {
         Self::start_until(2100, known).await
     }
 
-    /// The year is the one in which its certificate expires.
+    /// `year` is the one in which its certificate expires.
     pub(super) async fn start_until(
         year: i32,
         known: impl Fn(&str, usize) -> Known + Send + Sync + 'static,
@@ -112,7 +114,7 @@ impl Web {
         fetcher(config, bytes_max, address, name_server, &self.root)
     }
 
-    /// A URL without a port gets that of the server.
+    /// Fetches a URL; one without a port gets that of the server.
     pub(super) async fn fetch(&self, url: &str) -> Result<Fetched, FetchError> {
         let mut url = Url::parse(url).unwrap();
         if url.port().is_none() {
@@ -121,6 +123,7 @@ impl Web {
         self.fetcher.fetch(&url, &self.fetcher.allowance()).await
     }
 
+    /// The fault of a fetch that must fail.
     pub(super) async fn fault(&self, url: &str) -> FetchFault {
         match self.fetch(url).await {
             Err(FetchError::Failed(fault)) => fault,
@@ -129,25 +132,28 @@ impl Web {
         }
     }
 
+    /// How many connections were accepted.
     pub(super) fn connections(&self) -> usize {
         self.seen.connections.load(Ordering::SeqCst)
     }
 
-    /// The most requests for `/slow-png` that were under way at one time.
+    /// The maximum of concurrent requests for `/slow-png`.
     pub(super) fn slow_max(&self) -> usize {
         self.seen.slow_max.load(Ordering::SeqCst)
     }
 
+    /// How many bytes of interim answers were sent.
     pub(super) fn flooded(&self) -> usize {
         self.seen.flooded.load(Ordering::SeqCst)
     }
 
+    /// The heads of all requests, in order.
     pub(super) fn heads(&self) -> Vec<String> {
         self.seen.heads.lock().unwrap().clone()
     }
 }
 
-/// The default settings, but that failures are told at once, and for what is given.
+/// The default settings, but failures are reported at once; `changes` override them.
 pub(super) fn references(changes: &str) -> config::References {
     let mut settings: toml::Table = include_str!("../../../config/easel.toml").parse().unwrap();
     let mut references = settings.remove("references").unwrap();
@@ -198,7 +204,7 @@ async fn serve(listener: TcpListener, acceptor: TlsAcceptor, seen: Arc<Seen>) {
     loop {
         let (socket, _) = listener.accept().await.unwrap();
         seen.connections.fetch_add(1, Ordering::SeqCst);
-        // A client that goes away early is what some tests are about.
+        // Some tests need a client that disconnects early.
         connections.spawn(connection(socket, acceptor.clone(), Arc::clone(&seen)).map(drop));
     }
 }
@@ -225,7 +231,7 @@ async fn connection(socket: TcpStream, acceptor: TlsAcceptor, seen: Arc<Seen>) -
             return flood(&mut stream, &seen.flooded).await;
         }
         answer(path, query, port, &mut stream).await?;
-        // These invite the client to use the connection again.
+        // These invite the client to reuse the connection.
         if path != "/image" && !path.starts_with("/redirect/") {
             return stream.shutdown().await;
         }
@@ -256,8 +262,8 @@ async fn answer(
             format!("{ok}content-length: {query}\r\n\r\n{body}")
         }
         "/lies" => format!("{ok}content-length: {query}\r\n\r\nimage"),
-        "/more-than-told" => format!("{ok}content-length: 3\r\n\r\nimage"),
-        "/less-than-told" => format!("{ok}content-length: 9\r\n\r\nimage"),
+        "/more-than-announced" => format!("{ok}content-length: 3\r\n\r\nimage"),
+        "/less-than-announced" => format!("{ok}content-length: 9\r\n\r\nimage"),
         "/cut-chunk" => format!("{ok}transfer-encoding: chunked\r\n\r\n9\r\nimage"),
         "/encoded" => format!("{ok}content-encoding: {query}\r\ncontent-length: 1\r\n\r\nx"),
         "/status" => format!("HTTP/1.1 {query} Some\r\ncontent-length: 0\r\n\r\n"),
@@ -295,7 +301,7 @@ async fn answer(
     stream.flush().await
 }
 
-/// Interim answers, and never the one that counts.
+/// Sends interim answers without end, and never the final one.
 async fn flood(stream: &mut (impl AsyncWrite + Unpin), flooded: &AtomicUsize) -> io::Result<()> {
     let interim = "HTTP/1.1 100 Continue\r\n\r\n".repeat(1000);
     loop {

@@ -1,4 +1,4 @@
-//! Circuits: what opens one, whom it keeps waiting, and that nothing is lost meanwhile.
+//! Circuits: what opens one, which tasks wait for it, and that nothing is lost meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::harness::{
     upstream::{Gate, Reply, Upstream},
 };
 
-/// One failure opens a circuit, if no request can be its cause; the next probe comes soon.
+/// One failure opens a circuit, unless a request can be its cause; the next probe comes soon.
 const TOUCHY: &str =
     "[routing]\nfailures_max = 1\nopen_ms = 1500\nretry_wait_ms = 10\nretry_wait_max_ms = 10\n";
 
@@ -33,7 +33,7 @@ fn circuit(app: &TestApp, backend: &str) -> Circuit {
     circuits.find(|(name, _)| *name == backend).unwrap().1
 }
 
-/// Fails a task of an account that has nothing else to do here, by a bad key at the upstream.
+/// Fails a task of an otherwise unused account, by an invalid key at the upstream.
 async fn open_circuit(app: &TestApp, upstream: &Upstream) {
     upstream.next(Reply::error(401, "invalid_api_key", "Who?"));
     let refused = app
@@ -55,13 +55,13 @@ async fn tasks_stay_queued_while_the_circuits_of_all_their_routes_are_open() {
     for index in 0..20 {
         tasks.push(submitted(&caller, &format!("queued {index}")).await);
     }
-    // A request that waits is one of them.
+    // A sync request is one of them.
     let began = Instant::now();
     let answer = caller.generate("waiting").await;
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(
         began.elapsed() > Duration::from_millis(500),
-        "there was no circuit to wait for"
+        "no circuit was open"
     );
     for task in tasks {
         assert_eq!(caller.wait_for(&task).await["status"], "completed");
@@ -77,7 +77,7 @@ async fn one_failure_of_a_lone_route_fails_no_other_task() {
     let routes = r#"{ backend = "up", max_concurrency = 1 }"#;
     let app = TestApp::with(&routed(&[("up", &upstream)], routes, TOUCHY)).await;
     let caller = app.caller("10").await;
-    // Closed without an answer: nobody's request is the cause.
+    // Closed without an answer: no request is the cause.
     upstream.always(Some(Reply::error(401, "invalid_api_key", "Who?")));
     let first = submitted(&caller, "first").await;
     let mut tasks = Vec::new();
@@ -93,7 +93,7 @@ async fn one_failure_of_a_lone_route_fails_no_other_task() {
 }
 
 #[tokio::test]
-async fn a_task_is_tried_as_often_as_it_may_though_the_circuit_opens_in_between() {
+async fn a_task_gets_all_its_attempts_although_the_circuit_opens_in_between() {
     let dead = Upstream::start().await;
     let url = dead.url.clone();
     drop(dead);
@@ -111,11 +111,11 @@ async fn a_task_is_tried_as_often_as_it_may_though_the_circuit_opens_in_between(
 }
 
 #[tokio::test]
-async fn what_one_account_asks_for_never_opens_a_circuit() {
+async fn requests_of_one_account_never_open_a_circuit() {
     let upstream = Upstream::start().await;
     let settings = format!(
         "[tasks]\nattempts_max = 1\n{}",
-        TOUCHY.replace("max = 1\nrest", "max = 2\nrest")
+        TOUCHY.replace("max = 1\nopen", "max = 2\nopen")
     );
     let app = TestApp::with(&routed(&[("up", &upstream)], r#""up""#, &settings)).await;
     let (one, other) = (app.caller("1").await, app.caller("1").await);
@@ -138,7 +138,7 @@ async fn what_one_account_asks_for_never_opens_a_circuit() {
 }
 
 #[tokio::test]
-async fn who_has_no_money_keeps_no_backend_out() {
+async fn an_account_without_money_cannot_block_a_backend() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&routed(&[("up", &upstream)], r#""up""#, TOUCHY)).await;
     let (poor, caller) = (app.caller("0").await, app.caller("10").await);
@@ -149,7 +149,7 @@ async fn who_has_no_money_keeps_no_backend_out() {
         assert_eq!(poor.generate("for nothing").await.status, 402);
         assert!(
             began.elapsed() < Duration::from_secs(10),
-            "the probe was used up"
+            "the refused requests used up the probe"
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -158,7 +158,7 @@ async fn who_has_no_money_keeps_no_backend_out() {
 }
 
 #[tokio::test]
-async fn while_one_probes_the_others_wait_without_an_attempt() {
+async fn during_a_probe_other_tasks_wait_without_an_attempt() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&routed(&[("up", &upstream)], r#""up""#, TOUCHY)).await;
     let caller = app.caller("10").await;
@@ -174,7 +174,7 @@ async fn while_one_probes_the_others_wait_without_an_attempt() {
     assert_eq!(circuit(&app, "up"), Circuit::Probing);
     let ready = caller.get("/readyz?verbose").await.json();
     assert_eq!(ready["backends"], json!({"up": "probing"}));
-    // Longer than between two looks at the queue, shorter than until another probe.
+    // Longer than between two polls of the queue, shorter than until another probe.
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     assert_eq!(upstream.received().len(), 2, "one at a time");
     gate.add_permits(1);
@@ -193,7 +193,7 @@ async fn while_one_probes_the_others_wait_without_an_attempt() {
 }
 
 #[tokio::test]
-async fn what_our_own_deadline_cuts_off_does_not_count_against_a_backend() {
+async fn calls_cut_off_by_our_deadline_do_not_count_against_a_backend() {
     let upstream = Upstream::start().await;
     let settings = format!("[tasks]\ndeadline_ms = 2000\nlease_ms = 1000\n{TOUCHY}");
     let app = TestApp::with(&routed(&[("up", &upstream)], r#""up""#, &settings)).await;
@@ -208,7 +208,7 @@ async fn what_our_own_deadline_cuts_off_does_not_count_against_a_backend() {
 
 // The upstream has to answer while the test waits for the stopped process.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_fails_while_this_process_stood_still_does_not_count_against_a_backend() {
+async fn failures_while_this_process_was_stopped_do_not_count_against_a_backend() {
     let database = crate::harness::database::TestDatabase::create().await;
     let upstream = Upstream::start().await;
     let settings = routed(
@@ -224,7 +224,7 @@ async fn what_fails_while_this_process_stood_still_does_not_count_against_a_back
         database.caller(&gateway.url(), "1").await,
         database.caller(&gateway.url(), "1").await,
     ];
-    // A call that is cut off because the process was stopped, from each of two accounts.
+    // From each of two accounts, a call that is cut off because the process was stopped.
     let mut tasks = Vec::new();
     for caller in &callers {
         upstream.next(Reply::an_image().after(Duration::from_mins(1)));
@@ -237,10 +237,10 @@ async fn what_fails_while_this_process_stood_still_does_not_count_against_a_back
     for (caller, task) in callers.iter().zip(tasks) {
         assert_eq!(caller.wait_for(&task).await["status"], "failed");
     }
-    gateway.wait_logged("this process stood still");
+    gateway.wait_logged("this process stalled");
     let ready = callers[0].get("/readyz?verbose").await.json();
     assert_eq!(ready["backends"], json!({"up": "closed"}));
     assert_eq!(callers[0].generate("another").await.status, 200);
     gateway.end();
-    database.assert_at_rest().await;
+    database.assert_invariants().await;
 }

@@ -1,4 +1,4 @@
-//! Three routes, of which one is dead, one slow, and one fails and refuses as it likes.
+//! Three routes: one is dead, one is slow, and one fails and refuses at random.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::harness::{
 const REQUESTS: usize = 2_000;
 const CLIENTS: usize = 32;
 
-/// What the flaky upstream does with its calls, in order: about every other is not an image.
+/// The flaky upstream's replies, in order; about every second one is not an image.
 fn replies() -> (Vec<Reply>, impl Fn(usize) -> bool) {
     let refuses = |index: usize| index % 11 == 3;
     let reply = move |index: usize| match index {
@@ -28,7 +28,7 @@ fn replies() -> (Vec<Reply>, impl Fn(usize) -> bool) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_the_routes_do_every_answer_is_right_and_paid_for_once() {
+async fn every_answer_is_right_and_paid_for_once_despite_faulty_routes() {
     let (slow, flaky) = (Upstream::start().await, Upstream::start().await);
     let (replies, refuses) = replies();
     for reply in replies {
@@ -38,8 +38,8 @@ async fn whatever_the_routes_do_every_answer_is_right_and_paid_for_once() {
         slow.next(Reply::an_image().after(Duration::from_millis(40)));
     }
     let settings = routed(
-        &[("slow", &slow), ("whim", &flaky)],
-        r#"{ backend = "dead", weight = 2 }, { backend = "slow" }, { backend = "whim", weight = 2 }"#,
+        &[("slow", &slow), ("flaky", &flaky)],
+        r#"{ backend = "dead", weight = 2 }, { backend = "slow" }, { backend = "flaky", weight = 2 }"#,
         "[routing]\nretry_wait_ms = 5\nopen_ms = 200\n\
          [backends.dead]\nkind = 'openai'\nbase_url = 'http://127.0.0.1:9/v1'\napi_key = 'k'\n",
     );
@@ -56,14 +56,14 @@ async fn whatever_the_routes_do_every_answer_is_right_and_paid_for_once() {
         .await;
 
     let asked = flaky.received().len();
-    let told = (0..asked).filter(|index| refuses(*index)).count();
+    let refused = (0..asked).filter(|index| refuses(*index)).count();
     let count = |status| statuses.iter().filter(|other| **other == status).count();
     assert_eq!(
         count(400),
-        told,
-        "each refusal was told, and none tried elsewhere"
+        refused,
+        "each refusal is reported, and none is retried"
     );
-    assert_eq!(count(200), REQUESTS - told, "all others were generated");
+    assert_eq!(count(200), REQUESTS - refused, "all others are generated");
     let delivered = slow.received().len()
         + (0..asked)
             .filter(|index| !refuses(*index) && index % 7 != 2 && index % 5 != 1)
@@ -71,7 +71,7 @@ async fn whatever_the_routes_do_every_answer_is_right_and_paid_for_once() {
     assert_eq!(
         delivered,
         count(200),
-        "no image was generated that nobody got"
+        "every generated image is delivered"
     );
     let left = caller.balance().await["balance"].as_f64().unwrap();
     #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
@@ -96,7 +96,7 @@ async fn whatever_the_routes_do_every_answer_is_right_and_paid_for_once() {
     }
     let of = |name: &str| shares.iter().find(|(route, ..)| route == name);
     assert_eq!(of("dead").unwrap().2, 0);
-    // Once it was known to be dead, few were sent there.
+    // Once its circuit was open, few tasks were sent there.
     assert!(of("dead").unwrap().1 < 400, "{shares:?}");
     app.finish().await;
 }

@@ -1,4 +1,4 @@
-//! Several ways to have a model generated: who is asked, who is asked next, and what it costs.
+//! Several routes for one model: which is used, which is next, and what it costs.
 
 mod circuits;
 mod failover;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{caller::Caller, database::TestDatabase, upstream::Upstream};
 
-/// Settings under which `gpt-image-2` is generated over these routes, by backends of these names.
+/// Settings that generate `gpt-image-2` over these routes, with backends of these names.
 fn routed(upstreams: &[(&str, &Upstream)], routes: &str, more: &str) -> String {
     let backend = |(name, upstream): &(&str, &Upstream)| {
         format!("[backends.{name}]\n{}", upstream.settings(""))
@@ -20,13 +20,13 @@ fn routed(upstreams: &[(&str, &Upstream)], routes: &str, more: &str) -> String {
     format!("{more}\n{backends}[models.gpt-image-2]\naliases = [\"best\"]\nroutes = [{routes}]\n")
 }
 
-/// The id of the task of a request that does not wait.
+/// The task id of an async request.
 async fn submitted(caller: &Caller, prompt: &str) -> String {
     let body = json!({"model": "gpt-image-2", "prompt": prompt});
     caller.submit(&body).await
 }
 
-/// The attempts of the only task, as they are kept: route and class of each.
+/// The stored attempts of the only task: route and failure class of each.
 async fn attempts(database: &TestDatabase) -> Vec<(String, Option<String>)> {
     let mut conn = database.connect().await;
     let tried: Value = sqlx::query_scalar("SELECT tried FROM tasks")

@@ -1,4 +1,4 @@
-//! The queue: what a route may do at once, over all replicas, and whose turn it is.
+//! The queue: the limit of a route over all replicas, and the order of tasks.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ fn hold(upstream: &Upstream, gate: &Gate, times: usize) {
 }
 
 #[tokio::test]
-async fn a_route_never_generates_more_at_once_than_it_may_whoever_asks() {
+async fn a_route_never_exceeds_its_concurrency_limit() {
     let upstream = Upstream::start().await;
     let gate = Gate::new(Semaphore::new(0));
     hold(&upstream, &gate, 8);
@@ -36,7 +36,7 @@ async fn a_route_never_generates_more_at_once_than_it_may_whoever_asks() {
         tasks.push(submitted(&there, &format!("there {index}")).await);
     }
     upstream.wait_for(3).await;
-    // Long enough for either to look at the queue again, and again.
+    // Long enough for both to poll the queue several times.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     assert_eq!(upstream.received().len(), 3);
 
@@ -52,7 +52,7 @@ async fn a_route_never_generates_more_at_once_than_it_may_whoever_asks() {
 }
 
 #[tokio::test]
-async fn where_one_route_is_full_the_next_priority_generates() {
+async fn the_next_priority_generates_when_a_route_is_full() {
     let (first, second) = (Upstream::start().await, Upstream::start().await);
     let gate = Gate::new(Semaphore::new(0));
     hold(&first, &gate, 1);
@@ -71,7 +71,7 @@ async fn where_one_route_is_full_the_next_priority_generates() {
 }
 
 #[tokio::test]
-async fn a_crowd_of_one_account_does_not_keep_another_waiting() {
+async fn many_tasks_of_one_account_do_not_delay_another() {
     let upstream = Upstream::start().await;
     let gate = Gate::new(Semaphore::new(0));
     hold(&upstream, &gate, 1);
@@ -106,7 +106,7 @@ async fn a_crowd_of_one_account_does_not_keep_another_waiting() {
 }
 
 #[tokio::test]
-async fn what_waits_to_be_tried_again_holds_no_place() {
+async fn tasks_waiting_for_a_retry_occupy_no_slot() {
     let upstream = Upstream::start().await;
     let settings = routed(
         &[("up", &upstream)],
@@ -138,7 +138,7 @@ async fn what_waits_to_be_tried_again_holds_no_place() {
 }
 
 #[tokio::test]
-async fn what_waits_for_a_route_counts_for_the_length_of_the_queue() {
+async fn tasks_waiting_for_a_route_count_toward_queued_max() {
     let upstream = Upstream::start().await;
     let gate = Gate::new(Semaphore::new(0));
     hold(&upstream, &gate, 1);
@@ -148,16 +148,16 @@ async fn what_waits_for_a_route_counts_for_the_length_of_the_queue() {
     let caller = app.caller("2").await;
     let mut tasks = vec![submitted(&caller, "running").await];
     upstream.wait_for(1).await;
-    // The queue is counted when it is looked at, and by what came since.
+    // The queue is counted at each poll, plus what has arrived since.
     let body = serde_json::json!({"model": "gpt-image-2", "prompt": "waiting"});
     let full = loop {
-        assert!(tasks.len() < 10, "the queue takes any number");
+        assert!(tasks.len() < 10, "the queue has no limit");
         let answer = caller.post("/v1/images/generations?async=1", &body).await;
         match answer.status {
             202 => tasks.push(answer.json()["task_id"].as_str().unwrap().to_owned()),
             _ => break answer,
         }
-        // Whether it was looked at meanwhile, or not.
+        // Whether or not the queue was polled meanwhile.
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     full.assert_refused(503, "the queue is full");
@@ -168,7 +168,7 @@ async fn what_waits_for_a_route_counts_for_the_length_of_the_queue() {
     app.finish().await;
 }
 
-/// Asks for an edit with a mask, without waiting; the task's id.
+/// Submits an async edit with a mask; returns the task's id.
 async fn submitted_edit(caller: &Caller, prompt: &str) -> String {
     let file = |name: &str| {
         Part::bytes(image(16, 16, 0))
@@ -187,11 +187,11 @@ async fn submitted_edit(caller: &Caller, prompt: &str) -> String {
 }
 
 #[tokio::test]
-async fn what_waits_for_the_only_route_with_masks_holds_up_nothing_else() {
+async fn tasks_waiting_for_the_only_mask_route_delay_no_others() {
     let masks = Upstream::start().await;
     let gate = Gate::new(Semaphore::new(0));
     hold(&masks, &gate, 40);
-    // The demo takes no masks.
+    // The demo backend accepts no masks.
     let settings = format!(
         "[backends.plain]\nkind = 'demo'\n{}",
         routed(
@@ -214,7 +214,7 @@ async fn what_waits_for_the_only_route_with_masks_holds_up_nothing_else() {
         }
         assert!(
             began.elapsed() < Duration::from_secs(8),
-            "the crowd holds them up"
+            "the other tasks delay them"
         );
     }
     assert_eq!(masks.received().len(), 1, "one at once");
@@ -226,7 +226,7 @@ async fn what_waits_for_the_only_route_with_masks_holds_up_nothing_else() {
 }
 
 #[tokio::test]
-async fn what_can_only_go_where_there_is_no_capacity_steps_aside() {
+async fn tasks_whose_only_route_is_full_let_others_pass() {
     let (first, second) = (Upstream::start().await, Upstream::start().await);
     let [gate_1, gate_2] = [0, 0].map(|permits| Gate::new(Semaphore::new(permits)));
     hold(&first, &gate_1, 1);
@@ -244,7 +244,7 @@ async fn what_can_only_go_where_there_is_no_capacity_steps_aside() {
     }
     first.wait_for(1).await;
     second.wait_for(1).await;
-    // As after a worker was lost: the jobs of these go on over the second route, and nowhere else.
+    // As after a worker was lost: the jobs of these tasks are resumed over the second route, and nowhere else.
     let mut conn = app.database.connect().await;
     sqlx::query("UPDATE tasks SET route = 'second', jobs = '{a}' WHERE status = 'queued'")
         .execute(&mut conn)
@@ -264,7 +264,7 @@ async fn what_can_only_go_where_there_is_no_capacity_steps_aside() {
 }
 
 #[tokio::test]
-async fn a_renamed_model_counts_what_runs_under_its_old_name() {
+async fn a_renamed_model_counts_tasks_running_under_its_old_name() {
     let upstream = Upstream::start().await;
     let gate = Gate::new(Semaphore::new(0));
     hold(&upstream, &gate, 4);
@@ -289,7 +289,7 @@ async fn a_renamed_model_counts_what_runs_under_its_old_name() {
     app.app.replace_catalog(catalog);
     tasks.push(caller.submit(&body("new")).await);
     tasks.push(caller.submit(&body("old")).await);
-    // Long enough to look at the queue again, and again.
+    // Long enough to poll the queue several times.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     assert_eq!(upstream.received().len(), 1);
     for running in 2..=4 {
@@ -305,12 +305,12 @@ async fn a_renamed_model_counts_what_runs_under_its_old_name() {
 }
 
 #[tokio::test]
-async fn what_cannot_end_in_time_is_not_begun() {
+async fn tasks_that_cannot_end_in_time_are_not_started() {
     let upstream = Upstream::start().await;
     let slow = Reply::an_image().after(Duration::from_secs(2));
     upstream.always(Some(slow));
     let routes = r#"{ backend = "up", max_concurrency = 2 }"#;
-    // For the third pair less is left than one takes and settling needs.
+    // The third pair has less time left than one task and its settlement need.
     let more = "[tasks]\ndeadline_ms = 6000\nlease_ms = 2000\n";
     let app = TestApp::with(&routed(&[("up", &upstream)], routes, more)).await;
     let caller = app.caller("10").await;
@@ -336,7 +336,7 @@ async fn what_cannot_end_in_time_is_not_begun() {
     assert_eq!(
         upstream.received().len(),
         delivered,
-        "all that was bought was delivered"
+        "every bought image is delivered"
     );
     app.finish().await;
 }

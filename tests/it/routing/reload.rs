@@ -15,7 +15,7 @@ fn model(name: &str, price: &str) -> String {
     format!("[models.{name}]\nroutes = ['up']\naliases = ['best']\nprice_medium = '{price}'\n")
 }
 
-/// A request that waits, on a task of its own.
+/// A sync request on its own tokio task.
 #[expect(clippy::disallowed_methods, reason = "it may end with the test")]
 fn request(caller: &Caller, model: &str) -> tokio::task::JoinHandle<Answer> {
     let (caller, body) = (
@@ -45,7 +45,7 @@ async fn models_change_without_a_request_being_dropped() {
 
     let setup = setup.with(&format!("{up}{}", model("new", "0.50")));
     setup.run(&["config", "reload"]).good();
-    gateway.wait_logged("read the configuration again");
+    gateway.wait_logged("reloaded the configuration");
     assert_eq!(price(&caller, "new").await, json!(0.5));
     assert_eq!(price(&caller, "best").await, json!(0.5));
     let gone = request(&caller, "old").await.unwrap();
@@ -63,19 +63,19 @@ async fn models_change_without_a_request_being_dropped() {
     assert_eq!(under_way.await.unwrap().status, 200);
     assert_eq!(caller.balance().await["balance"], 9.3);
 
-    // Written, but not checked before: the gateway itself finds out.
+    // Written without a check: the gateway itself finds the fault.
     let setup = setup.with("[models.new]\nroutes = ['nobody']\n");
     setup.run(&["config", "check"]).bad();
     gateway.signal("HUP");
-    gateway.wait_logged("the configuration stays as it was");
+    gateway.wait_logged("could not reload the configuration, keeping the current one");
     assert_eq!(price(&caller, "new").await, json!(0.5));
     gateway.end();
-    database.assert_at_rest().await;
+    database.assert_invariants().await;
 }
 
 // The fake has to answer while the command runs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn doctor_says_which_backend_a_running_gateway_leaves_out() {
+async fn doctor_reports_an_open_circuit_of_a_running_gateway() {
     let database = TestDatabase::create().await;
     let upstream = Upstream::start().await;
     let up = format!("[backends.up]\n{}", upstream.settings(""));
@@ -94,15 +94,15 @@ async fn doctor_says_which_backend_a_running_gateway_leaves_out() {
     assert_eq!(request(&caller, "it").await.unwrap().status, 502);
     let said = doctor.run(&["doctor"]);
     assert_eq!(said.code, Some(1));
-    let left_out = "FAIL  gateway, backend up: circuit open";
-    assert!(said.stdout.contains(left_out), "{}", said.stdout);
+    let circuit_open = "FAIL  gateway, backend up: circuit open";
+    assert!(said.stdout.contains(circuit_open), "{}", said.stdout);
     gateway.end();
-    database.assert_at_rest().await;
+    database.assert_invariants().await;
 }
 
 // The fake has to answer while the command runs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_circuit_stays_open_through_a_reload_unless_its_backend_is_another() {
+async fn a_circuit_stays_open_through_a_reload_unless_its_backend_changes() {
     let database = TestDatabase::create().await;
     let upstream = Upstream::start().await;
     let up = format!("[backends.up]\n{}", upstream.settings(""));
@@ -117,7 +117,7 @@ async fn a_circuit_stays_open_through_a_reload_unless_its_backend_is_another() {
 
     let setup = setup.with(&format!("{more}{bad}{}", model("it", "0.50")));
     setup.run(&["config", "reload"]).good();
-    gateway.wait_logged("read the configuration again");
+    gateway.wait_logged("reloaded the configuration");
     assert_eq!(price(&caller, "it").await, json!(0.5));
     assert_eq!(circuit().await, "open");
 
@@ -130,5 +130,5 @@ async fn a_circuit_stays_open_through_a_reload_unless_its_backend_is_another() {
     }
     assert_eq!(request(&caller, "it").await.unwrap().status, 200);
     gateway.end();
-    database.assert_at_rest().await;
+    database.assert_invariants().await;
 }

@@ -1,4 +1,4 @@
-//! What one failure leads to: another route, the same one again, or the end.
+//! What one failure leads to: another route, the same route again, or the end.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::harness::{
 const QUICK: &str = "[routing]\nretry_wait_ms = 10\n";
 
 #[tokio::test]
-async fn the_next_route_generates_what_the_first_could_not() {
+async fn the_next_route_generates_after_the_first_failed() {
     let (first, second) = (Upstream::start().await, Upstream::start().await);
     let routes = r#""first", { backend = "second", upstream_model = "other", priority = 1 }"#;
     let settings = routed(&[("first", &first), ("second", &second)], routes, "");
@@ -63,7 +63,7 @@ async fn a_lone_route_is_tried_again_after_the_wait_it_asks_for() {
 }
 
 #[tokio::test]
-async fn what_may_have_been_paid_for_or_cannot_get_better_is_not_tried_again() {
+async fn possibly_paid_and_permanent_failures_are_not_retried() {
     let (first, second) = (Upstream::start().await, Upstream::start().await);
     let settings = routed(
         &[("first", &first), ("second", &second)],
@@ -88,7 +88,7 @@ async fn what_may_have_been_paid_for_or_cannot_get_better_is_not_tried_again() {
 }
 
 #[tokio::test]
-async fn an_answer_without_an_image_is_asked_for_once_more() {
+async fn an_answer_without_an_image_is_retried_once() {
     let upstream = Upstream::start().await;
     let settings = routed(&[("up", &upstream)], r#""up""#, QUICK);
     let app = TestApp::with(&settings).await;
@@ -106,7 +106,7 @@ async fn an_answer_without_an_image_is_asked_for_once_more() {
 }
 
 #[tokio::test]
-async fn a_backend_without_a_good_key_rests_and_says_so() {
+async fn a_backend_without_a_valid_key_opens_its_circuit_and_reports_it() {
     let (first, second) = (Upstream::start().await, Upstream::start().await);
     let routes = r#""first", { backend = "second", priority = 1 }"#;
     let settings = routed(&[("first", &first), ("second", &second)], routes, "");
@@ -116,7 +116,7 @@ async fn a_backend_without_a_good_key_rests_and_says_so() {
     for _ in 0..3 {
         assert_eq!(caller.generate("a bridge").await.status, 200);
     }
-    assert_eq!(first.received().len(), 1, "it was left in peace");
+    assert_eq!(first.received().len(), 1, "its circuit is open");
     assert_eq!(second.received().len(), 3);
     let ready = caller.get("/readyz?verbose").await;
     let backends = json!({"first": "open", "second": "closed"});

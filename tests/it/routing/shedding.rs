@@ -1,4 +1,4 @@
-//! Overload: who is turned away at once, with which answer, and that nothing is held for it.
+//! Overload: which requests are refused at once, with which answer, and that nothing is held for them.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ async fn ticket(caller: &Caller) -> Answer {
     caller.post("/v1/images/generations?async=1", &body).await
 }
 
-/// A request that waits for its images.
+/// A sync request.
 #[expect(clippy::disallowed_methods, reason = "the test waits for it")]
 fn waiting(caller: &Caller, prompt: &str) -> tokio::task::JoinHandle<Answer> {
     let (caller, prompt) = (caller.clone(), prompt.to_owned());
@@ -30,7 +30,7 @@ fn waiting(caller: &Caller, prompt: &str) -> tokio::task::JoinHandle<Answer> {
 }
 
 #[tokio::test]
-async fn an_account_that_fills_its_share_of_the_queue_is_told_and_others_are_not() {
+async fn only_the_account_that_fills_its_queue_share_is_refused() {
     let upstream = Upstream::start().await;
     let gate = Gate::new(Semaphore::new(0));
     upstream.next(Reply::an_image().held_by(&gate));
@@ -41,7 +41,7 @@ async fn an_account_that_fills_its_share_of_the_queue_is_told_and_others_are_not
     let mut tasks = vec![submitted(&crowd, "running").await];
     upstream.wait_for(1).await;
     let refused = loop {
-        assert!(tasks.len() < 10, "the queue takes any number");
+        assert!(tasks.len() < 10, "the queue has no limit");
         let answer = ticket(&crowd).await;
         if answer.status != 202 {
             break answer;
@@ -66,7 +66,7 @@ async fn an_account_that_fills_its_share_of_the_queue_is_told_and_others_are_not
 }
 
 #[tokio::test]
-async fn those_who_wait_for_their_images_have_shares() {
+async fn sync_requests_have_a_share_per_account() {
     let upstream = Upstream::start().await;
     let gate = Gate::new(Semaphore::new(0));
     upstream.always(Some(Reply::an_image().held_by(&gate)));
@@ -81,7 +81,7 @@ async fn those_who_wait_for_their_images_have_shares() {
         "the account has 2 requests waiting already, as many as it may",
     );
     assert_eq!(retry_after(&refused), 5);
-    // What does not wait is not counted.
+    // Async requests are not counted.
     let task = submitted(&one, "third").await;
     waits.push(waiting(&other, "first"));
     upstream.wait_for(4).await;
@@ -105,7 +105,7 @@ async fn those_who_wait_for_their_images_have_shares() {
 }
 
 #[tokio::test]
-async fn a_crowd_is_answered_in_time_whether_it_is_served_or_not() {
+async fn a_burst_is_answered_in_time_whether_served_or_refused() {
     let upstream = Upstream::start().await;
     let slow = Reply::an_image().after(Duration::from_millis(250));
     upstream.always(Some(slow));
@@ -129,7 +129,7 @@ async fn a_crowd_is_answered_in_time_whether_it_is_served_or_not() {
         async move { crowd.generate(&format!("image {index}")).await }
     }))
     .await;
-    // Two seconds of work were let in, and what the estimate is wrong by.
+    // Two seconds of work were admitted, plus the error of the estimate.
     assert!(
         began.elapsed() < Duration::from_secs(8),
         "{:?}",
@@ -137,7 +137,7 @@ async fn a_crowd_is_answered_in_time_whether_it_is_served_or_not() {
     );
     let (served, shed): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 200);
     assert!(served.len() >= 20, "{} were served", served.len());
-    assert!(shed.len() >= 100, "{} were turned away", shed.len());
+    assert!(shed.len() >= 100, "{} were refused", shed.len());
     for answer in shed {
         answer.assert_refused(
             503,
@@ -150,7 +150,7 @@ async fn a_crowd_is_answered_in_time_whether_it_is_served_or_not() {
 }
 
 #[tokio::test]
-async fn a_crowd_of_one_account_has_no_other_turned_away() {
+async fn a_burst_of_one_account_gets_no_other_refused() {
     let upstream = Upstream::start().await;
     let slow = Reply::an_image().after(Duration::from_millis(250));
     upstream.always(Some(slow));
@@ -185,7 +185,7 @@ async fn a_crowd_of_one_account_has_no_other_turned_away() {
 }
 
 #[tokio::test]
-async fn where_no_probe_is_due_in_time_a_request_is_told_at_once_and_nothing_is_held() {
+async fn without_a_probe_in_time_a_request_is_refused_at_once_and_nothing_held() {
     let upstream = Upstream::start().await;
     let more = "[routing]\nopen_ms = 20000\nsync_wait_ms = 1000\n";
     let app = TestApp::with(&routed(&[("up", &upstream)], r#""up""#, more)).await;
@@ -200,13 +200,13 @@ async fn where_no_probe_is_due_in_time_a_request_is_told_at_once_and_nothing_is_
     assert!((15..=20).contains(&retry_after(&refused)), "{refused:?}");
     assert_eq!(refused.header("x-should-retry"), None);
     assert_eq!(caller.balance().await["held"], 0.0);
-    // One that does not wait is taken, and waits in the queue.
+    // An async request is accepted and queued.
     let task = submitted(&caller, "a bridge").await;
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     let pending = caller.get(&format!("/v1/images/tasks/{task}")).await.json();
     assert_eq!(pending["status"], "pending");
     assert_eq!(upstream.received().len(), 1);
-    // Not until the next probe, for the sake of the test.
+    // Postpones the next probe.
     let mut conn = app.database.connect().await;
     sqlx::query("UPDATE tasks SET deadline_at = now() WHERE status = 'queued'")
         .execute(&mut conn)

@@ -1,5 +1,5 @@
-//! Storage that fails while images come: what was generated is stored once it works again, and nothing new is
-//! bought meanwhile.
+//! Storage that fails while images arrive: the images are stored once it works again, and nothing new is bought
+//! meanwhile.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::harness::{
 
 const WAITING: usize = 6;
 
-/// How a store is broken, and made whole again.
+/// How to break and repair a store.
 trait Breakable {
     fn set_broken(&self, broken: bool);
 }
@@ -47,7 +47,7 @@ impl Breakable for S3Server {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn images_that_come_while_s3_is_stopped_are_all_delivered_and_bought_once() {
+async fn images_generated_while_s3_is_stopped_are_delivered_and_bought_once() {
     let server = S3Server::s3s().await;
     let proxy = FaultProxy::start(Target::Tcp(server.address())).await;
     let settings = S3Server::settings(&format!("http://{}", proxy.address()));
@@ -55,7 +55,7 @@ async fn images_that_come_while_s3_is_stopped_are_all_delivered_and_bought_once(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn images_that_come_while_s3_is_silent_are_all_delivered_and_bought_once() {
+async fn images_generated_while_s3_is_silent_are_delivered_and_bought_once() {
     let server = S3Server::s3s().await;
     let proxy = FaultProxy::start(Target::Tcp(server.address())).await;
     let settings = S3Server::settings(&format!("http://{}", proxy.address()));
@@ -63,19 +63,19 @@ async fn images_that_come_while_s3_is_silent_are_all_delivered_and_bought_once()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn images_that_come_while_s3_answers_500_are_all_delivered_and_bought_once() {
+async fn images_generated_while_s3_answers_500_are_delivered_and_bought_once() {
     let server = S3Server::s3s().await;
     outage(&S3Server::settings(&server.endpoint), &server).await;
 }
 
-/// Images come during an outage, more than memory holds; others wait in the queue or come to be refused.
+/// Images arrive during an outage, more than memory holds; other requests wait in the queue or are refused.
 async fn outage(storage: &str, store: &impl Breakable) {
     let upstream = Upstream::start().await;
     let settings = format!(
         "[tasks]\nrunning_max = {WAITING}\n{storage}held_bytes_max = 1048576\n{}",
         upstream.gateway("")
     )
-    // An upstream's time is over long before the store is back.
+    // An upstream's time-out passes long before the store is back.
     .replace("[\"up\"]", "[{ backend = \"up\", timeout_ms = 2000 }]");
     let app = TestApp::with(&settings).await;
     let caller = app.caller("10").await;
@@ -138,7 +138,7 @@ async fn outage(storage: &str, store: &impl Breakable) {
     app.finish().await;
 }
 
-/// A request that waits for its image.
+/// A sync request.
 #[expect(clippy::disallowed_methods, reason = "it may end with the test")]
 fn request(caller: &Caller, n: usize) -> tokio::task::JoinHandle<crate::harness::caller::Answer> {
     let caller = caller.clone();
@@ -164,7 +164,7 @@ async fn until_ready_says(caller: &Caller, status: u16, text: &str) {
 }
 
 #[tokio::test]
-async fn a_disk_without_room_is_told_before_an_upstream_is_called() {
+async fn a_full_disk_is_reported_before_an_upstream_is_called() {
     let upstream = Upstream::start().await;
     let settings = format!(
         "[storage]\nfree_bytes_min = 1125899906842624\n{}",
@@ -178,7 +178,7 @@ async fn a_disk_without_room_is_told_before_an_upstream_is_called() {
         refused.assert_refused(503, "storage is full");
         assert_eq!(refused.header("retry-after"), Some("5"));
     }
-    // What is free is for images that are paid for.
+    // The remaining space is reserved for images that are paid for.
     let upload = caller.upload(crate::harness::images::png(), "a.png").await;
     upload.assert_refused(503, "storage is full");
     caller
@@ -195,7 +195,7 @@ async fn a_disk_without_room_is_told_before_an_upstream_is_called() {
 }
 
 #[tokio::test]
-async fn a_store_that_never_comes_back_costs_nothing() {
+async fn a_store_that_never_recovers_costs_nothing() {
     let upstream = Upstream::start().await;
     let settings = format!(
         "[tasks]\ndeadline_ms = 3000\nlease_ms = 1000\n{}",

@@ -1,4 +1,4 @@
-//! What the gateway keeps on the local disk is for nobody else on the machine.
+//! What the gateway stores on the local disk is readable for its own user only.
 
 use std::{
     fs::{self, Permissions},
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::harness::{database::TestDatabase, images, process::Setup};
 
-/// What other users of the machine may do with it and all below it, as paths and modes.
+/// What other users of the machine may access in it and below it, as paths and modes.
 fn open_to_others(path: &Path) -> Vec<(PathBuf, u32)> {
     let meta = fs::symlink_metadata(path).unwrap();
     let mode = meta.mode() & 0o077;
@@ -46,9 +46,9 @@ async fn everything_in_the_data_directory_is_its_owners_alone() {
 
     let data = setup.data_dir();
     let mut open = open_to_others(&data);
-    // PostgreSQL keeps to its own rules, below a directory of its own.
+    // PostgreSQL has its own rules, below its own directory.
     open.retain(|(path, _)| !path.starts_with(data.join("postgres")));
-    // Where the gateway is root, its PostgreSQL is another user's, who passes through and sees nothing.
+    // Where the gateway is root, its PostgreSQL runs as another user, who may traverse the directory but not list it.
     open.retain(|entry| *entry != (data.clone(), 0o011));
     assert_eq!(open, []);
     let cluster = fs::metadata(data.join("postgres")).unwrap();
@@ -60,6 +60,6 @@ async fn everything_in_the_data_directory_is_its_owners_alone() {
     );
     gateway.end();
 
-    // Its PostgreSQL still gets to its files.
+    // Its PostgreSQL can still access its files.
     setup.serve().end();
 }

@@ -1,5 +1,5 @@
-//! Reading what is stored while the store fails for a moment: images inside an answer are read before a status is
-//! sent, and to their end; a task whose reference cannot be read is tried again.
+//! Reading from a store that fails for a moment: images inside an answer are read before a status is sent, and to their
+//! end; a task whose reference cannot be read is retried.
 
 use serde_json::json;
 
@@ -12,7 +12,7 @@ use crate::harness::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_whose_images_cannot_be_read_says_where_they_are() {
+async fn an_answer_with_unreadable_images_has_their_links() {
     let (server, upstream) = (S3Server::s3s().await, Upstream::start().await);
     let proxy = FaultProxy::start(Target::Tcp(server.address())).await;
     let storage = S3Server::settings(&format!("http://{}", proxy.address()));
@@ -30,7 +30,7 @@ async fn an_answer_whose_images_cannot_be_read_says_where_they_are() {
     assert_eq!(whole.status, 200, "{whole:?}");
     let task = whole.json()["id"].as_str().unwrap().to_owned();
 
-    // Each connection gives out a part of it.
+    // Each connection delivers a part of it.
     proxy.set(Fault::CutAfter(300_000));
     let resumed = ask().await;
     assert_eq!(resumed.status, 200, "{resumed:?}");
@@ -58,7 +58,7 @@ async fn an_answer_whose_images_cannot_be_read_says_where_they_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reference_that_cannot_be_read_for_a_moment_fails_no_task() {
+async fn a_briefly_unreadable_reference_fails_no_task() {
     let (server, upstream) = (S3Server::s3s().await, Upstream::start().await);
     let proxy = FaultProxy::start(Target::Tcp(server.address())).await;
     let storage = S3Server::settings(&format!("http://{}", proxy.address()));
@@ -68,7 +68,7 @@ async fn a_reference_that_cannot_be_read_for_a_moment_fails_no_task() {
     let body =
         json!({"model": "gpt-image-2", "prompt": "a tern", "image_urls": uploaded.json()["url"]});
 
-    // Each connection gives out a part of it.
+    // Each connection delivers a part of it.
     proxy.set(Fault::CutAfter(300_000));
     let task = caller.submit(&body).await;
     let tried = "SELECT count(*) FROM tasks WHERE jsonb_array_length(tried) > 0";

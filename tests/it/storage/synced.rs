@@ -1,4 +1,4 @@
-//! What is answered outlasts a power cut: the system calls of a real gateway, in their order.
+//! What is answered survives a power cut: the system calls of a real gateway, in their order.
 
 use std::{collections::HashMap, process::Command};
 
@@ -9,7 +9,7 @@ use crate::harness::{
     upstream::{Reply, Upstream, noise},
 };
 
-/// One system call that has ended, in the order of the log: which, on what, with what beside it.
+/// One completed system call, in the order of the log: its name, its target, and other arguments.
 #[derive(Debug)]
 struct Call {
     name: String,
@@ -23,7 +23,7 @@ async fn images_and_uploads_are_synced_before_they_are_answered() {
             std::env::var_os("IT_REQUIRE_ALL").is_none(),
             "strace is missing"
         );
-        crate::harness::say("left out: the order of system calls needs strace");
+        crate::harness::say("skipped: the order of system calls needs strace");
         return;
     }
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
@@ -85,7 +85,7 @@ fn assert_order(calls: &[Call], folder: &str) {
         last_write < synced && synced < renamed,
         "{last_write} {synced} {renamed}"
     );
-    // The folder that the object is in, and those that were made for it.
+    // The directory of the object, and the parents that were created for it.
     let mut dir_synced = renamed;
     for dir in [format!("/objects/{folder}"), "/objects>".to_owned()] {
         let synced = position("fsync of a directory", renamed, &|call| {
@@ -103,7 +103,7 @@ fn assert_order(calls: &[Call], folder: &str) {
     );
 }
 
-/// The calls in the order in which they ended; one that was interrupted by another thread's is put together.
+/// The calls in the order in which they ended; a call whose line another thread's interrupts is joined.
 fn read(log: &str) -> Vec<Call> {
     let mut begun: HashMap<&str, &str> = HashMap::new();
     let mut calls = Vec::new();

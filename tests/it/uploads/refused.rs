@@ -1,4 +1,4 @@
-//! What uploads are refused with, word for word, and that nothing of them is kept.
+//! The exact errors of uploads, and that nothing of a refused upload is kept.
 
 use image::ImageFormat;
 use reqwest::multipart::{Form, Part};
@@ -117,7 +117,7 @@ async fn damaged_and_oversized_images_are_refused_and_nothing_is_kept() {
 }
 
 #[tokio::test]
-async fn a_polyglot_is_served_as_the_image_that_it_is() {
+async fn a_polyglot_is_served_as_an_image() {
     let app = TestApp::start().await;
     let caller = app.caller("0").await;
     let script = b"<script>alert(document.domain)</script>PK\x05\x06";
@@ -137,7 +137,7 @@ async fn a_polyglot_is_served_as_the_image_that_it_is() {
 }
 
 #[tokio::test]
-async fn twenty_mebibytes_are_taken_and_one_byte_more_is_not() {
+async fn twenty_mebibytes_are_accepted_and_one_byte_more_is_not() {
     let app = TestApp::start().await;
     let caller = app.caller("0").await;
 
@@ -183,7 +183,7 @@ async fn a_client_still_sending_reads_why_its_key_is_refused() {
     app.finish().await;
 }
 
-/// Sends a whole body before it reads anything: a connection that is closed early breaks it.
+/// Sends a whole body before it reads anything; closing the connection early would break it.
 async fn send(caller: &Caller, content_type: &str, body: &[u8]) -> String {
     let address = caller.url.strip_prefix("http://").unwrap();
     let mut stream = TcpStream::connect(address).await.unwrap();
@@ -235,7 +235,7 @@ async fn malformed_forms_are_refused() {
     app.finish().await;
 }
 
-/// What lies in storage of uploads.
+/// The stored files of uploads.
 fn kept(app: &TestApp) -> Vec<std::path::PathBuf> {
     super::walk(&app.app.config.data_dir.join("objects"))
         .into_iter()

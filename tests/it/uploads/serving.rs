@@ -1,4 +1,4 @@
-//! How an upload's bytes are served: headers, HEAD, ranges, validators, and links that name nothing.
+//! How an upload's bytes are served: headers, HEAD, ranges, validators, and links to nothing.
 
 use reqwest::Method;
 
@@ -117,7 +117,7 @@ async fn ranges_are_served() {
 }
 
 #[tokio::test]
-async fn what_a_client_has_is_not_sent_again() {
+async fn cached_bytes_are_not_sent_again() {
     let app = TestApp::start().await;
     let caller = app.caller("0").await;
     let link = link_of(&caller, png(), "a.png").await;
@@ -148,7 +148,7 @@ async fn what_a_client_has_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn links_that_name_nothing_are_404() {
+async fn unknown_links_are_404() {
     let app = TestApp::start().await;
     let caller = app.caller("0").await;
     let link = link_of(&caller, png(), "a.png").await;

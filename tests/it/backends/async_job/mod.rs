@@ -1,58 +1,58 @@
 //! The `async_job` backend, each built-in profile against a fake of its service.
 
-mod judged;
 mod quirks;
+mod sdks;
 mod server;
 mod services;
 
-use super::contract::keeps_its_promises;
-use server::{Counter, Service};
+use super::contract::fulfils_the_contract;
+use server::{FakeService, Service};
 
-async fn keeps(service: Service) {
-    keeps_its_promises(&Counter::open(service).await).await;
+async fn check_contract(service: Service) {
+    fulfils_the_contract(&FakeService::start(service).await).await;
 }
 
 #[tokio::test]
-async fn easel_keeps_its_promises() {
-    keeps(services::EASEL).await;
+async fn easel_fulfils_the_contract() {
+    check_contract(services::EASEL).await;
 }
 
 #[tokio::test]
-async fn icodeeasy_keeps_its_promises() {
-    keeps(services::ICODEEASY).await;
+async fn icodeeasy_fulfils_the_contract() {
+    check_contract(services::ICODEEASY).await;
 }
 
 #[tokio::test]
-async fn apimart_keeps_its_promises() {
-    keeps(services::APIMART).await;
+async fn apimart_fulfils_the_contract() {
+    check_contract(services::APIMART).await;
 }
 
 #[tokio::test]
-async fn bfl_keeps_its_promises() {
-    keeps(services::BFL).await;
+async fn bfl_fulfils_the_contract() {
+    check_contract(services::BFL).await;
 }
 
 #[tokio::test]
-async fn dashscope_keeps_its_promises() {
-    keeps(services::DASHSCOPE).await;
+async fn dashscope_fulfils_the_contract() {
+    check_contract(services::DASHSCOPE).await;
 }
 
 #[tokio::test]
-async fn dashscope_wan25_keeps_its_promises() {
-    keeps(services::DASHSCOPE_WAN25).await;
+async fn dashscope_wan25_fulfils_the_contract() {
+    check_contract(services::DASHSCOPE_WAN25).await;
 }
 
 #[tokio::test]
-async fn fal_keeps_its_promises() {
-    keeps(services::FAL).await;
+async fn fal_fulfils_the_contract() {
+    check_contract(services::FAL).await;
 }
 
 #[tokio::test]
-async fn replicate_keeps_its_promises() {
-    keeps(services::REPLICATE).await;
+async fn replicate_fulfils_the_contract() {
+    check_contract(services::REPLICATE).await;
 }
 
 #[tokio::test]
-async fn sdcpp_keeps_its_promises() {
-    keeps(services::SDCPP).await;
+async fn sdcpp_fulfils_the_contract() {
+    check_contract(services::SDCPP).await;
 }

@@ -1,4 +1,4 @@
-//! What sets the services apart from each other, and what hostile or ailing ones do.
+//! Differences between the services, and how the backend handles hostile or failing upstreams.
 
 use std::{io::Write, sync::Arc, time::Duration};
 
@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 
 use super::{
     super::{Collected, backend_of, contract::FakeUpstream, input, request},
-    server::{Counter, KEY},
+    server::{FakeService, KEY},
     services,
 };
 use crate::{
-    backends::contract::Scene,
+    backends::contract::Scenario,
     harness::{images, upstream::Reply},
 };
 
@@ -28,27 +28,27 @@ async fn generate(
     let result = tokio::time::timeout(Duration::from_secs(20), result).await;
     (
         collected,
-        result.unwrap_or_else(|_| panic!("it goes on and on")),
+        result.unwrap_or_else(|_| panic!("the backend did not return")),
     )
 }
 
-fn wanted(counter: &Counter) -> GenerateRequest {
+fn wanted(fake: &FakeService) -> GenerateRequest {
     GenerateRequest {
-        model: counter.model(),
+        model: fake.model(),
         ..request(1)
     }
 }
 
-fn posts(counter: &Counter) -> usize {
-    let calls = counter.server.calls();
+fn posts(fake: &FakeService) -> usize {
+    let calls = fake.server.calls();
     calls.iter().filter(|call| call.method == "POST").count()
 }
 
 #[tokio::test]
-async fn what_ails_an_upstream_for_a_while_costs_no_image() {
+async fn temporary_upstream_failures_cost_no_image() {
     for service in [services::EASEL, services::BFL, services::SDCPP] {
-        let counter = Counter::open(service).await;
-        let backend = backend_of(&counter.settings());
+        let fake = FakeService::start(service).await;
+        let backend = backend_of(&fake.settings());
         let busy = Reply::json(429, &json!({"error": {"message": "Slower."}}));
         for reply in [
             Reply::json(500, &json!({})),
@@ -59,35 +59,35 @@ async fn what_ails_an_upstream_for_a_while_costs_no_image() {
             Reply::bytes("application/json", vec![b' '; 2_000_000]),
             Reply::json(200, &json!({"status": "a new word for under way"})),
         ] {
-            counter.server.next_look(reply);
+            fake.server.next_look(reply);
         }
-        let (collected, result) = generate(&backend, &wanted(&counter)).await;
+        let (collected, result) = generate(&backend, &wanted(&fake)).await;
         result.unwrap();
         assert_eq!(collected.images.len(), 1);
-        assert_eq!((counter.asked(), posts(&counter)), (1, 1));
+        assert_eq!((fake.asked(), posts(&fake)), (1, 1));
     }
 }
 
 #[tokio::test]
-async fn an_image_that_is_paid_for_is_fetched_again_while_none_of_it_has_come() {
-    let counter = Counter::open(services::REPLICATE).await;
-    let backend = backend_of(&counter.settings());
+async fn a_paid_image_is_fetched_again_until_its_first_byte() {
+    let fake = FakeService::start(services::REPLICATE).await;
+    let backend = backend_of(&fake.settings());
     for reply in [
         Reply::json(503, &json!({})),
         Reply::bytes("image/png", vec![7; 50]).cut_at(0),
     ] {
-        counter.server.next_result(reply);
+        fake.server.next_result(reply);
     }
-    let (collected, result) = generate(&backend, &wanted(&counter)).await;
+    let (collected, result) = generate(&backend, &wanted(&fake)).await;
     result.unwrap();
-    assert_eq!((collected.images.len(), counter.asked()), (1, 1));
+    assert_eq!((collected.images.len(), fake.asked()), (1, 1));
 
     for _ in 0..20 {
-        counter.server.next_result(Reply::json(503, &json!({})));
+        fake.server.next_result(Reply::json(503, &json!({})));
     }
-    let (_, result) = generate(&backend, &wanted(&counter)).await;
+    let (_, result) = generate(&backend, &wanted(&fake)).await;
     assert_eq!(result.unwrap_err().class(), Class::Failed);
-    let calls = counter.server.calls();
+    let calls = fake.server.calls();
     let fetched = calls
         .iter()
         .filter(|call| call.path.starts_with("/images/"));
@@ -95,69 +95,69 @@ async fn an_image_that_is_paid_for_is_fetched_again_while_none_of_it_has_come() 
 }
 
 #[tokio::test]
-async fn a_job_that_the_upstream_does_not_know_has_failed() {
-    let counter = Counter::open(services::EASEL).await;
-    let backend = backend_of(&counter.settings());
+async fn a_job_unknown_to_the_upstream_has_failed() {
+    let fake = FakeService::start(services::EASEL).await;
+    let backend = backend_of(&fake.settings());
     for status in [404, 410] {
         let gone = Reply::json(status, &json!({"error": {"message": "No such task."}}));
-        counter.server.next_look(gone);
-        let (_, result) = generate(&backend, &wanted(&counter)).await;
+        fake.server.next_look(gone);
+        let (_, result) = generate(&backend, &wanted(&fake)).await;
         assert_eq!(result.unwrap_err().class(), Class::Failed);
     }
     let revoked = Reply::json(401, &json!({"error": {"message": "No such key."}}));
-    counter.server.next_look(revoked);
-    let (_, result) = generate(&backend, &wanted(&counter)).await;
+    fake.server.next_look(revoked);
+    let (_, result) = generate(&backend, &wanted(&fake)).await;
     assert_eq!(result.unwrap_err().class(), Class::Credentials);
 }
 
 #[tokio::test]
 async fn the_key_goes_to_no_other_host() {
-    let (counter, other) = (
-        Counter::open(services::BFL).await,
-        Counter::open(services::BFL).await,
+    let (fake, other) = (
+        FakeService::start(services::BFL).await,
+        FakeService::start(services::BFL).await,
     );
-    let backend = backend_of(&counter.settings());
+    let backend = backend_of(&fake.settings());
     let elsewhere = [
         format!("{}/v1/get_result?id=job_1", other.server.url),
         "https://bfl.ai.evil.example/v1/get_result?id=1".to_owned(),
         "https://evilbfl.ai/v1/get_result?id=1".to_owned(),
         "http://api.bfl.ai/v1/get_result?id=1".to_owned(),
-        format!("{}@evil.example/", counter.server.url),
+        format!("{}@evil.example/", fake.server.url),
         "file:///etc/passwd".to_owned(),
         "job_1".to_owned(),
     ];
     for url in &elsewhere {
         let answer = json!({"id": "job_1", "polling_url": url});
-        counter.server.next_submit(Reply::json(200, &answer));
-        let (collected, result) = generate(&backend, &wanted(&counter)).await;
-        // It may be generating: asked once more, it would be paid twice.
+        fake.server.next_submit(Reply::json(200, &answer));
+        let (collected, result) = generate(&backend, &wanted(&fake)).await;
+        // It may be generating: a second request would be paid for twice.
         let error = result.unwrap_err();
         assert_eq!(error.class(), Class::OutcomeUnknown, "{url}: {error}");
         assert!(collected.jobs.is_empty() && !error.to_string().contains("get_result"));
 
         let resumed = GenerateRequest {
             job: Some(url.clone()),
-            ..wanted(&counter)
+            ..wanted(&fake)
         };
         let (_, result) = generate(&backend, &resumed).await;
         assert_eq!(result.unwrap_err().class(), Class::Failed, "{url}");
         backend.cancel(url).await.unwrap();
     }
-    assert_eq!(counter.asked(), elsewhere.len());
+    assert_eq!(fake.asked(), elsewhere.len());
     let away = Reply::json(307, &json!({})).header("location", &elsewhere[0]);
-    counter.server.next_look(away.clone());
-    let (_, result) = generate(&backend, &wanted(&counter)).await;
+    fake.server.next_look(away.clone());
+    let (_, result) = generate(&backend, &wanted(&fake)).await;
     assert_eq!(result.unwrap_err().class(), Class::Failed);
-    counter.server.next_submit(away);
-    let (_, result) = generate(&backend, &wanted(&counter)).await;
+    fake.server.next_submit(away);
+    let (_, result) = generate(&backend, &wanted(&fake)).await;
     assert_eq!(result.unwrap_err().class(), Class::Failed);
     assert!(other.server.calls().is_empty());
 }
 
 #[tokio::test]
-async fn an_upstream_that_takes_it_on_and_names_no_job_is_not_asked_again() {
-    let counter = Counter::open(services::REPLICATE).await;
-    let backend = backend_of(&counter.settings());
+async fn an_accepted_request_without_a_job_id_is_not_repeated() {
+    let fake = FakeService::start(services::REPLICATE).await;
+    let backend = backend_of(&fake.settings());
     for answer in [
         Reply::json(201, &json!({"id": null})),
         Reply::json(201, &json!({"id": ""})),
@@ -167,20 +167,20 @@ async fn an_upstream_that_takes_it_on_and_names_no_job_is_not_asked_again() {
         Reply::bytes("text/html", b"<html>".to_vec()),
         Reply::json(201, &json!({"id": "job_1"})).cut_at(4),
     ] {
-        counter.server.next_submit(answer);
-        let (collected, result) = generate(&backend, &wanted(&counter)).await;
+        fake.server.next_submit(answer);
+        let (collected, result) = generate(&backend, &wanted(&fake)).await;
         assert_eq!(result.unwrap_err().class(), Class::OutcomeUnknown);
         assert!(collected.jobs.is_empty());
     }
-    assert_eq!(counter.asked(), 7);
+    assert_eq!(fake.asked(), 7);
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_not_there_took_nothing_on() {
-    let counter = Counter::open(services::FAL).await;
-    let settings = counter.settings();
-    let wanted = wanted(&counter);
-    drop(counter);
+async fn an_unreachable_upstream_accepted_nothing() {
+    let fake = FakeService::start(services::FAL).await;
+    let settings = fake.settings();
+    let wanted = wanted(&fake);
+    drop(fake);
     let backend = backend_of(&settings);
     let (_, result) = generate(&backend, &wanted).await;
     assert_eq!(result.unwrap_err().class(), Class::Unreachable);
@@ -189,10 +189,10 @@ async fn an_upstream_that_is_not_there_took_nothing_on() {
 }
 
 #[tokio::test]
-async fn easel_is_asked_again_by_the_same_key_until_the_job_is_known() {
-    let counter = Counter::open(services::EASEL).await;
-    let backend = backend_of(&counter.settings());
-    let mut asked = wanted(&counter);
+async fn easel_gets_the_same_key_again_until_the_job_is_known() {
+    let fake = FakeService::start(services::EASEL).await;
+    let backend = backend_of(&fake.settings());
+    let mut asked = wanted(&fake);
     asked.references = vec![input(Format::Png, &images::png())];
     let (collected, result) = generate(&backend, &asked).await;
     result.unwrap();
@@ -202,9 +202,9 @@ async fn easel_is_asked_again_by_the_same_key_until_the_job_is_known() {
     };
     assert_eq!(known, &format!("{key} job_1"));
 
-    // Lost before the answer came: repeated, while the upstream is not quite there yet.
+    // Lost before the answer arrived: the request is repeated while the upstream is not reachable yet.
     for _ in 0..2 {
-        counter.server.next_submit(Reply::json(503, &json!({})));
+        fake.server.next_submit(Reply::json(503, &json!({})));
     }
     asked.job = Some("another-key".to_owned());
     let (collected, result) = generate(&backend, &asked).await;
@@ -214,15 +214,15 @@ async fn easel_is_asked_again_by_the_same_key_until_the_job_is_known() {
     let (collected, result) = generate(&backend, &asked).await;
     result.unwrap();
     assert_eq!(collected.jobs.last(), Some(known));
-    let before = posts(&counter);
+    let before = posts(&fake);
 
-    // Lost after it: only looked for.
+    // Lost after the answer arrived: the job is only looked up.
     asked.job = Some(known.clone());
     let (collected, result) = generate(&backend, &asked).await;
     result.unwrap();
-    assert_eq!((collected.images.len(), posts(&counter)), (1, before));
+    assert_eq!((collected.images.len(), posts(&fake)), (1, before));
 
-    // Never another image under the same key.
+    // The same key never creates a second image.
     asked.job = Some(key.clone());
     asked.prompt = "a crane".to_owned();
     let (_, result) = generate(&backend, &asked).await;
@@ -230,9 +230,9 @@ async fn easel_is_asked_again_by_the_same_key_until_the_job_is_known() {
 }
 
 #[tokio::test]
-async fn dashscope_says_no_with_status_200_too() {
-    let counter = Counter::open(services::DASHSCOPE).await;
-    let backend = backend_of(&counter.settings());
+async fn dashscope_refuses_with_status_200_too() {
+    let fake = FakeService::start(services::DASHSCOPE).await;
+    let backend = backend_of(&fake.settings());
     for (code, class) in [
         ("DataInspectionFailed", Class::Refused),
         ("InvalidParameter", Class::Invalid),
@@ -241,13 +241,13 @@ async fn dashscope_says_no_with_status_200_too() {
         ("InternalError", Class::Failed),
     ] {
         let body = json!({"code": code, "message": "It is so.", "request_id": "r"});
-        counter.server.next_submit(Reply::json(200, &body));
-        let (_, result) = generate(&backend, &wanted(&counter)).await;
+        fake.server.next_submit(Reply::json(200, &body));
+        let (_, result) = generate(&backend, &wanted(&fake)).await;
         assert_eq!(result.unwrap_err().class(), class, "{code}");
     }
     let inspected = json!({"code": "DataInspectionFailed", "message": "No.", "request_id": "r"});
-    counter.server.next_look(Reply::json(200, &inspected));
-    let (collected, result) = generate(&backend, &wanted(&counter)).await;
+    fake.server.next_look(Reply::json(200, &inspected));
+    let (collected, result) = generate(&backend, &wanted(&fake)).await;
     let error = result.unwrap_err();
     assert!(
         matches!(&error, BackendError::Refused { message } if message == "No."),
@@ -257,10 +257,10 @@ async fn dashscope_says_no_with_status_200_too() {
 }
 
 #[tokio::test]
-async fn replicate_gets_links_where_data_urls_would_be_too_long() {
-    let counter = Counter::open(services::REPLICATE).await;
-    let backend = backend_of(&counter.settings());
-    let mut asked = wanted(&counter);
+async fn replicate_gets_links_instead_of_long_data_urls() {
+    let fake = FakeService::start(services::REPLICATE).await;
+    let backend = backend_of(&fake.settings());
+    let mut asked = wanted(&fake);
     let (small, large) = (images::png(), images::png_of(200_000));
     asked.references = vec![input(Format::Png, &small), input(Format::Png, &large)];
     let extra = json!({"input": {"seed": 4}});
@@ -273,7 +273,7 @@ async fn replicate_gets_links_where_data_urls_would_be_too_long() {
         collected.usage,
         [json!({"predict_time": 4.2, "image_count": 1})]
     );
-    let body = counter.server.calls()[0].json();
+    let body = fake.server.calls()[0].json();
     let images = body["input"]["input_images"].as_array().unwrap();
     assert!(
         images[0]
@@ -287,54 +287,54 @@ async fn replicate_gets_links_where_data_urls_would_be_too_long() {
 }
 
 #[tokio::test]
-async fn apimart_gets_uploads_and_an_upload_that_fails_buys_nothing() {
-    let counter = Counter::open(services::APIMART).await;
-    let backend = backend_of(&counter.settings());
-    let mut asked = wanted(&counter);
+async fn apimart_gets_uploads_and_a_failed_upload_buys_nothing() {
+    let fake = FakeService::start(services::APIMART).await;
+    let backend = backend_of(&fake.settings());
+    let mut asked = wanted(&fake);
     asked.references = vec![input(Format::Png, &images::png_of(300_000))];
     let (_, result) = generate(&backend, &asked).await;
     result.unwrap();
-    let body = counter.server.calls()[1].json();
+    let body = fake.server.calls()[1].json();
     let url = body["image_urls"][0].as_str().unwrap();
-    assert!(url.starts_with(&counter.server.url), "{url}");
+    assert!(url.starts_with(&fake.server.url), "{url}");
 
-    let settings = counter.settings();
-    drop(counter);
+    let settings = fake.settings();
+    drop(fake);
     let (_, result) = generate(&backend_of(&settings), &asked).await;
     assert_eq!(result.unwrap_err().class(), Class::Unreachable);
 }
 
 #[tokio::test]
-async fn a_result_that_stays_away_ends_the_job() {
-    let counter = Counter::open(services::FAL).await;
-    let backend = backend_of(&counter.settings());
+async fn a_missing_result_ends_the_job() {
+    let fake = FakeService::start(services::FAL).await;
+    let backend = backend_of(&fake.settings());
     let away = Reply::json(500, &json!({"detail": "Internal Server Error"}));
-    counter.server.next_result(away.clone());
-    let (collected, result) = generate(&backend, &wanted(&counter)).await;
+    fake.server.next_result(away.clone());
+    let (collected, result) = generate(&backend, &wanted(&fake)).await;
     result.unwrap();
     assert_eq!(collected.images.len(), 1);
 
     for _ in 0..20 {
-        counter.server.next_result(away.clone());
+        fake.server.next_result(away.clone());
     }
-    let (_, result) = generate(&backend, &wanted(&counter)).await;
+    let (_, result) = generate(&backend, &wanted(&fake)).await;
     assert_eq!(result.unwrap_err().class(), Class::Failed);
-    assert_eq!(counter.asked(), 2);
+    assert_eq!(fake.asked(), 2);
 }
 
 #[tokio::test]
-async fn fals_jobs_are_known_by_their_url() {
-    let counter = Counter::open(services::FAL).await;
-    let backend = backend_of(&counter.settings());
-    counter.play(Scene::GeneratesNothing);
-    let (collected, result) = generate(&backend, &wanted(&counter)).await;
+async fn fals_jobs_are_identified_by_their_url() {
+    let fake = FakeService::start(services::FAL).await;
+    let backend = backend_of(&fake.settings());
+    fake.play(Scenario::GeneratesNothing);
+    let (collected, result) = generate(&backend, &wanted(&fake)).await;
     assert_eq!(result.unwrap_err().class(), Class::NoImage);
     let job = &collected.jobs[0];
     assert_eq!(
         job,
-        &format!("{}/openai/gpt-image-2/requests/job_1", counter.server.url)
+        &format!("{}/openai/gpt-image-2/requests/job_1", fake.server.url)
     );
-    let paths: Vec<_> = counter
+    let paths: Vec<_> = fake
         .server
         .calls()
         .into_iter()
@@ -342,14 +342,14 @@ async fn fals_jobs_are_known_by_their_url() {
         .collect();
     assert!(paths.contains(&"/openai/gpt-image-2/requests/job_1/status".to_owned()));
     backend.cancel(job).await.unwrap();
-    let last = counter.server.calls().pop().unwrap();
+    let last = fake.server.calls().pop().unwrap();
     assert_eq!(
         (last.method.as_str(), last.path.ends_with("/cancel")),
         ("PUT", true)
     );
 }
 
-/// An upstream that no profile is built in for.
+/// An upstream without a built-in profile.
 const OWN: &str = r#"
 auth = { header = "x-key" }
 [submit]
@@ -370,12 +370,12 @@ urls = "/result/sample"
 "#;
 
 #[tokio::test]
-async fn a_description_of_ones_own_serves_as_well() {
-    let counter = Counter::open(services::BFL).await;
+async fn a_custom_profile_works_like_a_built_in_one() {
+    let fake = FakeService::start(services::BFL).await;
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(OWN.as_bytes()).unwrap();
     let path = format!("{:?}", file.path());
-    let settings = counter.settings_with(&[("profile", "\"\""), ("protocol_file", &path)]);
+    let settings = fake.settings_with(&[("profile", "\"\""), ("protocol_file", &path)]);
     let backend = backend_of(&settings);
     let capabilities = backend.capabilities();
     assert_eq!(
@@ -386,16 +386,16 @@ async fn a_description_of_ones_own_serves_as_well() {
         ),
         (1, 0, false)
     );
-    let (collected, result) = generate(&backend, &wanted(&counter)).await;
+    let (collected, result) = generate(&backend, &wanted(&fake)).await;
     result.unwrap();
     assert_eq!(collected.jobs, ["job_1"]);
 }
 
 #[tokio::test]
-async fn settings_that_cannot_work_are_named() {
-    let counter = Counter::open(services::BFL).await;
+async fn invalid_settings_are_named() {
+    let fake = FakeService::start(services::BFL).await;
     let fault = |more: &[(&str, &str)]| {
-        let settings: toml::Value = counter
+        let settings: toml::Value = fake
             .settings_with(more)
             .parse::<toml::Table>()
             .unwrap()
@@ -413,7 +413,7 @@ async fn settings_that_cannot_work_are_named() {
         fault(&[("profile", "\"\""), ("protocol_file", &path)])
     };
     let known = "backends.a: profile must be one of: apimart, bfl, dashscope, dashscope-wan25, \
-                 easel, fal, icodeeasy, replicate, sdcpp; or protocol_file must be set, and not both";
+                 easel, fal, icodeeasy, replicate, sdcpp; or set protocol_file, but not both";
     assert_eq!(fault(&[("profile", "\"no-such\"")]), known);
     assert_eq!(fault(&[("protocol_file", "\"x.toml\"")]), known);
     assert_eq!(
@@ -423,19 +423,19 @@ async fn settings_that_cannot_work_are_named() {
     let easel = [("profile", "\"easel\""), ("base_url", "\"\"")];
     assert_eq!(
         fault(&easel),
-        "backends.a: base_url must be set, the protocol has none"
+        "backends.a: base_url must be set: the protocol has no default"
     );
     for (from, to, fault) in [
-        ("{width}", "{with}", "there is no placeholder {with}"),
+        ("{width}", "{with}", "unknown placeholder {with}"),
         (
             "\"/id\"",
             "\"id\"",
-            "\"id\" is no path: one is like /data/*/url",
+            "\"id\" is not a path such as /data/*/url",
         ),
         (
             "{job}",
             "{model}",
-            "poll.path, result.path and cancel.path may hold {job} alone",
+            "poll.path, result.path and cancel.path may contain {job} only",
         ),
         (
             "[poll]",
@@ -446,27 +446,27 @@ async fn settings_that_cannot_work_are_named() {
         (
             "\"{model}\"",
             "\"{prompt}\"",
-            "submit.path may hold {model} alone",
+            "submit.path may contain {model} only",
         ),
     ] {
-        let told = own(&OWN.replacen(from, to, 1));
-        assert!(told.contains(fault), "{told}");
-        assert!(!told.contains(KEY));
+        let error = own(&OWN.replacen(from, to, 1));
+        assert!(error.contains(fault), "{error}");
+        assert!(!error.contains(KEY));
     }
 }
 
-/// The client's parameters are values in a template, and nothing more.
+/// The client's parameters are values in a template; they are never expanded.
 #[tokio::test]
-async fn parameters_are_no_templates() {
-    let counter = Counter::open(services::FAL).await;
-    let backend = backend_of(&counter.settings());
-    let mut asked = wanted(&counter);
+async fn parameters_are_not_expanded_as_templates() {
+    let fake = FakeService::start(services::FAL).await;
+    let backend = backend_of(&fake.settings());
+    let mut asked = wanted(&fake);
     asked.prompt = "{model} {seed} \"}{".to_owned();
     let options = json!({"seed": "{job}", "output_format": "{prompt}"});
     asked.options = options.as_object().unwrap().clone();
     let (_, result) = generate(&backend, &asked).await;
     result.unwrap();
-    let body = counter.server.calls()[0].json();
+    let body = fake.server.calls()[0].json();
     assert_eq!(body["prompt"], asked.prompt);
     assert_eq!(body["output_format"], "{prompt}");
     assert_eq!(body.get("seed"), None::<&Value>);

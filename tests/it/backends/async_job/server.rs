@@ -1,5 +1,5 @@
-//! What all fakes of submitted-and-polled upstreams share: the jobs, the scenes, the images. What
-//! each service's wire looks like is in [`super::services`].
+//! Shared by all fakes of submit-and-poll upstreams: jobs, scenarios and images. The wire format of each service is in
+//! [`super::services`].
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,26 +17,29 @@ use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinSet};
 
 use crate::{
-    backends::contract::{FakeUpstream, Scene},
+    backends::contract::{FakeUpstream, Scenario},
     harness::{
         images,
         upstream::{Reply, image},
     },
 };
 
+/// The key it requires.
 pub const KEY: &str = "sk-fake-7f3a9c";
 
-/// How a service is spoken to.
+/// How a service is addressed.
 #[derive(Clone, Copy)]
 pub struct Service {
+    /// The name of the built-in profile.
     pub profile: &'static str,
-    /// Behind the fake's address.
+    /// The path behind the fake's address.
     pub base: &'static str,
     pub model: &'static str,
+    /// Answers one call as the service does.
     pub answer: fn(&Server, &Call) -> Reply,
 }
 
-/// A request as it came.
+/// A request as it arrived.
 #[derive(Clone, Debug)]
 pub struct Call {
     pub method: Method,
@@ -47,7 +50,7 @@ pub struct Call {
 }
 
 impl Call {
-    /// Method and path, for matching.
+    /// Method and path segments, for matching.
     pub fn line(&self) -> (&str, Vec<&str>) {
         let steps = self.path.split('/').filter(|step| !step.is_empty());
         (self.method.as_str(), steps.collect())
@@ -57,6 +60,7 @@ impl Call {
         self.headers.get(name)?.to_str().ok()
     }
 
+    /// Whether the call has the right bearer token.
     pub fn bearer(&self) -> bool {
         self.header("authorization") == Some(&format!("Bearer {KEY}"))
     }
@@ -66,7 +70,7 @@ impl Call {
     }
 }
 
-/// How far a job is.
+/// The state of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Look {
     Queued,
@@ -86,7 +90,7 @@ struct Begun {
 
 #[derive(Default)]
 struct ServerState {
-    scene: Option<Scene>,
+    scenario: Option<Scenario>,
     begun: Vec<Begun>,
     asked: usize,
     inputs: Vec<Vec<u8>>,
@@ -99,20 +103,21 @@ struct ServerState {
     calls: Vec<Call>,
 }
 
+/// The state and address of a fake.
 pub struct Server {
     pub url: String,
     state: Mutex<ServerState>,
 }
 
-/// Listens on loopback until it is dropped.
-pub struct Counter {
+/// A fake that listens on loopback until it is dropped.
+pub struct FakeService {
     pub server: Arc<Server>,
     pub service: Service,
     _serving: JoinSet<()>,
 }
 
-impl Counter {
-    pub async fn open(service: Service) -> Self {
+impl FakeService {
+    pub async fn start(service: Service) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = Arc::new(Server {
             url: format!("http://{}", listener.local_addr().unwrap()),
@@ -131,7 +136,7 @@ impl Counter {
         }
     }
 
-    /// The settings with `more` in place of what is usual.
+    /// The settings with `more` in place of the defaults.
     pub fn settings_with(&self, more: &[(&str, &str)]) -> String {
         let profile = format!("{:?}", self.service.profile);
         let base_url = format!("\"{}{}\"", self.server.url, self.service.base);
@@ -187,11 +192,12 @@ impl Server {
         self.state.lock().unwrap()
     }
 
-    pub fn scene(&self) -> Scene {
-        self.state().scene.unwrap_or(Scene::Generates)
+    /// The current scenario.
+    pub fn scenario(&self) -> Scenario {
+        self.state().scenario.unwrap_or(Scenario::Generates)
     }
 
-    /// A request is asked for: what it is to be answered with whatever it says, if so.
+    /// Records a request; returns the scenario's answer if it does not depend on the request.
     pub fn ask(&self, inputs: Vec<Vec<u8>>) -> Option<Reply> {
         let mut state = self.state();
         state.asked += 1;
@@ -199,7 +205,7 @@ impl Server {
         state.submits.pop_front()
     }
 
-    /// Takes the request on; its id.
+    /// Accepts the request; returns the job's id.
     pub fn begin(&self, n: usize) -> String {
         let mut state = self.state();
         let id = format!("job_{}", state.begun.len() + 1);
@@ -212,7 +218,7 @@ impl Server {
         id
     }
 
-    /// The id of what was begun under this key; whether the body is the same.
+    /// The id of the job that was created under this key, and whether the body is the same.
     pub fn repeated(&self, key: &str, body: &Bytes) -> Option<(String, bool)> {
         let state = self.state();
         let id = state.repeat_keys.get(key)?;
@@ -220,6 +226,7 @@ impl Server {
         Some((id.clone(), begun.fingerprint.as_ref() == Some(body)))
     }
 
+    /// Records the job and body that were created under a key.
     pub fn remember(&self, key: &str, id: &str, body: &Bytes) {
         let mut state = self.state();
         state.repeat_keys.insert(key.to_owned(), id.to_owned());
@@ -227,9 +234,9 @@ impl Server {
         begun.unwrap().fingerprint = Some(body.clone());
     }
 
-    /// How a job is getting on, one step further at each look; `None`: there is no such job.
+    /// The state of a job, which advances with each poll; `None`: there is no such job.
     pub fn look(&self, id: &str) -> Option<Result<Look, Reply>> {
-        let scene = self.scene();
+        let scenario = self.scenario();
         let mut state = self.state();
         let scripted = state.looks.pop_front();
         let begun = state.begun.iter_mut().find(|begun| begun.id == id)?;
@@ -237,11 +244,11 @@ impl Server {
             return Some(Err(reply));
         }
         begun.looks += 1;
-        Some(Ok(match (begun.looks, scene) {
+        Some(Ok(match (begun.looks, scenario) {
             (1, _) => Look::Queued,
-            (2, _) | (_, Scene::Hangs) => Look::Running,
-            (_, Scene::Refuses) => Look::Refused,
-            (_, Scene::Fails) => Look::Failed,
+            (2, _) | (_, Scenario::Hangs) => Look::Running,
+            (_, Scenario::Refuses) => Look::Refused,
+            (_, Scenario::Fails) => Look::Failed,
             _ => Look::Done,
         }))
     }
@@ -249,17 +256,17 @@ impl Server {
     fn result(&self, id: &str) -> usize {
         let state = self.state();
         let begun = state.begun.iter().find(|begun| begun.id == id);
-        match state.scene {
-            Some(Scene::GeneratesNothing) => 0,
+        match state.scenario {
+            Some(Scenario::GeneratesNothing) => 0,
             _ => begun.map_or(0, |begun| begun.n),
         }
     }
 
     /// Links to the job's images.
     pub fn links(&self, id: &str) -> Vec<String> {
-        let name = match self.scene() {
-            Scene::BreaksOff => "broken",
-            Scene::GeneratesNoImage => "none",
+        let name = match self.scenario() {
+            Scenario::BreaksOff => "broken",
+            Scenario::GeneratesNoImage => "none",
             _ => "good",
         };
         let link = |i: usize| format!("{}/images/{name}-{i}.png", self.url);
@@ -268,9 +275,9 @@ impl Server {
 
     /// The job's images as base64.
     pub fn base64(&self, id: &str) -> Vec<String> {
-        let bytes = |i: usize| match self.scene() {
-            Scene::BreaksOff => images::png_of(1_000_000),
-            Scene::GeneratesNoImage => b"<html>no image</html>".to_vec(),
+        let bytes = |i: usize| match self.scenario() {
+            Scenario::BreaksOff => images::png_of(1_000_000),
+            Scenario::GeneratesNoImage => b"<html>no image</html>".to_vec(),
             _ => image(64, 32, u8::try_from(i).unwrap()),
         };
         let result = 0..self.result(id);
@@ -278,6 +285,7 @@ impl Server {
         result.map(encode).collect()
     }
 
+    /// Stores an upload; returns its URL.
     pub fn keep(&self, bytes: Vec<u8>) -> String {
         let mut state = self.state();
         let url = format!("{}/f/image/{}-photo.png", self.url, state.uploads.len());
@@ -290,33 +298,38 @@ impl Server {
         self.state().uploads.get(url).cloned()
     }
 
+    /// Records that a job was cancelled.
     pub fn cancel(&self, job: &str) {
         self.state().cancelled.push(job.to_owned());
     }
 
-    /// Answers the next submit, the next look at a job, or whoever gets the next result, with `reply`.
+    /// Answers the next submit, the next poll, or the next fetch of a result with `reply`.
     pub fn next_submit(&self, reply: Reply) {
         self.state().submits.push_back(reply);
     }
 
+    /// Answers the next poll with `reply`.
     pub fn next_look(&self, reply: Reply) {
         self.state().looks.push_back(reply);
     }
 
+    /// Answers the next fetch of a result with `reply`.
     pub fn next_result(&self, reply: Reply) {
         self.state().results.push_back(reply);
     }
 
+    /// The scripted answer to a fetch of a result, if any.
     pub fn scripted_result(&self) -> Option<Reply> {
         self.state().results.pop_front()
     }
 
+    /// Every call so far, in order.
     pub fn calls(&self) -> Vec<Call> {
         self.state().calls.clone()
     }
 }
 
-/// Whoever fetches an image shows no key.
+/// Images are served only to requests without a key.
 fn image_named(name: &str, call: &Call) -> Reply {
     for header in ["authorization", "x-key"] {
         assert_eq!(call.header(header), None, "a key came with {name}");
@@ -328,13 +341,13 @@ fn image_named(name: &str, call: &Call) -> Reply {
         "good" => Reply::bytes("image/png", png),
         "broken" => Reply::bytes("image/png", png).cut_at(20),
         "none" => Reply::bytes("text/html", b"<html>gone</html>".to_vec()),
-        // What lasts leads on to what doesn't.
+        // A lasting link redirects to a temporary one.
         "lasting" => Reply::json(302, &json!({})).header("location", &format!("/images/{rest}")),
         _ => Reply::json(404, &json!({})),
     }
 }
 
-/// The bytes of a data URL, or of base64 alone.
+/// The bytes of a data URL, or of plain base64.
 pub fn decoded(text: &str) -> Option<Vec<u8>> {
     let base64 = match text.strip_prefix("data:image/") {
         Some(rest) => rest.split_once(";base64,")?.1,
@@ -343,7 +356,7 @@ pub fn decoded(text: &str) -> Option<Vec<u8>> {
     base64_simd::STANDARD.decode_to_vec(base64).ok()
 }
 
-/// Those of a list.
+/// The bytes of each item in a list.
 pub fn all_decoded(list: &Value) -> Vec<Vec<u8>> {
     let texts = list.as_array().into_iter().flatten();
     let texts = texts.filter_map(Value::as_str);
@@ -352,7 +365,7 @@ pub fn all_decoded(list: &Value) -> Vec<Vec<u8>> {
         .collect()
 }
 
-impl FakeUpstream for Counter {
+impl FakeUpstream for FakeService {
     fn settings(&self) -> String {
         self.settings_with(&[])
     }
@@ -361,8 +374,8 @@ impl FakeUpstream for Counter {
         self.service.model.to_owned()
     }
 
-    fn play(&self, scene: Scene) {
-        self.server.state().scene = Some(scene);
+    fn play(&self, scenario: Scenario) {
+        self.server.state().scenario = Some(scenario);
     }
 
     fn asked(&self) -> usize {

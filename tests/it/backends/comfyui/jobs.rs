@@ -1,4 +1,4 @@
-//! Prompts that are followed, found again, lost, and given up.
+//! Prompts that are followed, found again, lost, and cancelled.
 
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ use tokio::time::timeout;
 
 use super::{
     Collected, Comfyui, backend_of,
-    contract::{FakeUpstream, Scene},
+    contract::{FakeUpstream, Scenario},
     generate, generate_with, wanted,
 };
 use crate::{backends::input, harness::images};
 
-/// Notes how much was asked for when a job is named.
+/// Notes how many requests had arrived when a job is named.
 struct Noting<'a> {
     server: &'a Comfyui,
     asked: Option<usize>,
@@ -61,26 +61,26 @@ async fn a_job_is_named_before_it_is_submitted() {
 }
 
 #[tokio::test]
-async fn a_job_is_followed_wherever_it_is_and_else_submitted_under_its_name() {
+async fn a_known_job_is_resumed_and_an_unknown_one_submitted_under_its_name() {
     let server = Comfyui::start().await;
     let mut request = wanted(&server, 1);
 
-    // Nobody submitted it: the worker was lost before.
+    // Never submitted: the worker was lost before.
     let id = ids::credential_id().to_string();
     request.job = Some(id.clone());
     let (first, result) = generate(&server, &request).await;
     result.unwrap();
     assert_eq!(server.server().submitted[0]["prompt_id"], id);
 
-    // It has ended meanwhile.
+    // The job has ended in the meantime.
     let (second, result) = generate(&server, &request).await;
     result.unwrap();
     assert_eq!(second.images, first.images);
-    assert_eq!(second.jobs, [id], "whoever gives it up must know its name");
+    assert_eq!(second.jobs, [id], "the job must be named, so that it can be cancelled");
     assert_eq!(server.asked(), 1);
 
-    // It waits behind another one.
-    server.play(Scene::Hangs);
+    // The job waits behind another one.
+    server.play(Scenario::Hangs);
     let _running = begin(&server).await;
     let queued = begin(&server).await;
     request.job = Some(queued);
@@ -93,14 +93,14 @@ async fn a_job_is_followed_wherever_it_is_and_else_submitted_under_its_name() {
     server.server().polled.clear();
     let ends = async {
         server.wait_for_polls(3).await;
-        server.play(Scene::Generates);
+        server.play(Scenario::Generates);
     };
     assert_eq!(tokio::join!(resumed, ends).0, 1);
     assert_eq!(server.asked(), 3);
 }
 
 #[tokio::test]
-async fn servers_that_name_jobs_themselves_are_followed_by_their_names() {
+async fn job_names_chosen_by_the_server_are_used() {
     let server = Comfyui::start().await;
     server.server().ignores_ids = true;
     let (collected, result) = generate(&server, &wanted(&server, 1)).await;
@@ -114,9 +114,9 @@ async fn servers_that_name_jobs_themselves_are_followed_by_their_names() {
 }
 
 #[tokio::test]
-async fn a_job_that_a_restart_lost_has_failed() {
+async fn a_job_lost_in_a_restart_has_failed() {
     let server = Comfyui::start().await;
-    server.play(Scene::Hangs);
+    server.play(Scenario::Hangs);
     let request = wanted(&server, 1);
     let lost = async {
         server.wait_for_polls(1).await;
@@ -130,7 +130,7 @@ async fn a_job_that_a_restart_lost_has_failed() {
 }
 
 #[tokio::test]
-async fn some_polls_may_fail() {
+async fn a_few_failed_polls_are_tolerated() {
     let server = Comfyui::start().await;
     server.server().polls_to_fail = 5;
     generate(&server, &wanted(&server, 1)).await.1.unwrap();
@@ -142,7 +142,7 @@ async fn some_polls_may_fail() {
         "{result:?}"
     );
 
-    // Whoever goes on with it does not submit it again because the server is away.
+    // A worker that resumes the job does not submit it again because the server is unreachable.
     let mut request = wanted(&server, 1);
     request.job = begun.jobs.first().cloned();
     let asked = server.asked();
@@ -155,9 +155,9 @@ async fn some_polls_may_fail() {
 }
 
 #[tokio::test]
-async fn what_is_in_the_queue_is_taken_out_of_it_and_what_runs_is_stopped() {
+async fn cancelling_removes_queued_prompts_and_stops_running_ones() {
     let server = Comfyui::start().await;
-    server.play(Scene::Hangs);
+    server.play(Scenario::Hangs);
     let backend = backend_of(&server.settings());
     let running = begin(&server).await;
     let queued = begin(&server).await;
@@ -167,13 +167,13 @@ async fn what_is_in_the_queue_is_taken_out_of_it_and_what_runs_is_stopped() {
     backend.cancel(&running).await.unwrap();
     assert_eq!(server.cancelled(), [queued.clone(), running.clone()]);
 
-    // Whoever still waits for it is told.
+    // A caller that still waits gets the error.
     let mut request = wanted(&server, 1);
     request.job = Some(running.clone());
     let (_, result) = generate(&server, &request).await;
     assert!(matches!(result, Err(BackendError::Failed { detail }) if detail == "interrupted"));
 
-    // Neither is there any more; the next one goes on.
+    // Both are gone; the next one continues.
     let next = begin(&server).await;
     for gone in [&queued, &running, &"no id".to_owned()] {
         backend.cancel(gone).await.unwrap();
@@ -181,12 +181,12 @@ async fn what_is_in_the_queue_is_taken_out_of_it_and_what_runs_is_stopped() {
     assert!(!server.cancelled().contains(&next));
 }
 
-/// Servers that stop whatever runs are not told to, unless it is what shall be stopped.
+/// Some servers stop any running job; they are told to stop only if the job to stop is running.
 #[tokio::test]
-async fn old_servers_do_not_stop_the_wrong_one() {
+async fn old_servers_do_not_stop_the_wrong_prompt() {
     let server = Comfyui::start().await;
     server.server().ignores_ids = true;
-    server.play(Scene::Hangs);
+    server.play(Scenario::Hangs);
     let backend = backend_of(&server.settings());
     let running = begin(&server).await;
     let queued = begin(&server).await;
@@ -201,7 +201,7 @@ async fn old_servers_do_not_stop_the_wrong_one() {
 }
 
 #[tokio::test]
-async fn names_of_files_are_only_handed_back() {
+async fn file_names_are_passed_back_unchanged() {
     let server = Comfyui::start().await;
     let hostile =
         json!([{"filename": "../../x?type=input&y=#", "subfolder": "/etc", "type": "a b"}]);
@@ -219,7 +219,7 @@ async fn names_of_files_are_only_handed_back() {
 }
 
 #[tokio::test]
-async fn answers_without_end_are_not_read_to_the_end() {
+async fn endless_answers_are_not_read_to_the_end() {
     let server = Comfyui::start().await;
     server.server().images = Some("x".repeat(5 << 20).into());
     let (_, result) = generate(&server, &wanted(&server, 1)).await;
@@ -229,9 +229,9 @@ async fn answers_without_end_are_not_read_to_the_end() {
     assert!(detail.contains("longer than"), "{detail}");
 }
 
-/// A reference that got lost on the way has begun no request; a prompt may have.
+/// An upload that breaks off has begun no request; a prompt that breaks off may have.
 #[tokio::test]
-async fn only_a_submit_that_breaks_off_may_have_been_taken() {
+async fn only_an_interrupted_submit_may_have_been_accepted() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let server = Comfyui::start().await;
@@ -272,7 +272,7 @@ async fn a_check_tells_comfyui_from_others() {
         .replace(&server.url, &format!("{}/other", server.url));
     let no = checked(elsewhere).await;
     assert!(matches!(no, Err(BackendError::Invalid { .. })), "{no:?}");
-    server.play(Scene::KnowsNoKey);
+    server.play(Scenario::KnowsNoKey);
     let no = checked(server.settings()).await;
     assert!(
         matches!(no, Err(BackendError::Credentials { .. })),
@@ -287,7 +287,7 @@ async fn a_check_tells_comfyui_from_others() {
     );
 }
 
-/// Begins a request and leaves it; the name of its job.
+/// Begins a request and abandons it; returns the name of its job.
 async fn begin(server: &Comfyui) -> String {
     let mut collected = Collected::default();
     let known = server.known();
@@ -301,7 +301,7 @@ async fn begin(server: &Comfyui) -> String {
     collected.jobs.pop().unwrap()
 }
 
-/// Parsed into values, this queue takes some gigabytes.
+/// Parsed into values, this queue would take several gigabytes.
 #[tokio::test]
 async fn a_queue_of_many_megabytes_takes_no_memory() {
     let server = Comfyui::start().await;
@@ -320,12 +320,12 @@ async fn a_queue_of_many_megabytes_takes_no_memory() {
     let more = memory_at_most() - before;
     assert!(more < 100 << 20, "{more} bytes");
     assert!(server.server().cancelled.is_empty(), "it was not running");
-    // What is cut off says nothing of a prompt.
+    // A truncated answer says nothing about a prompt.
     server.server().queue = Some("{\"queue_running\": [[1".into());
     assert!(backend.cancel(&id).await.is_err());
 }
 
-/// The most memory that this process has had, in bytes.
+/// The peak memory of this process, in bytes.
 fn memory_at_most() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:"));

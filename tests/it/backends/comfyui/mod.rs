@@ -16,8 +16,8 @@ use super::{
 use server::Comfyui;
 
 #[tokio::test]
-async fn it_keeps_the_promises_of_a_backend() {
-    contract::keeps_its_promises(&Comfyui::start().await).await;
+async fn it_fulfils_the_contract_of_a_backend() {
+    contract::fulfils_the_contract(&Comfyui::start().await).await;
 }
 
 fn wanted(server: &Comfyui, n: u8) -> GenerateRequest {
@@ -43,7 +43,7 @@ async fn generate_with(
     (collected, result)
 }
 
-/// The settings with these keys set.
+/// The settings with these keys added.
 fn with(settings: &str, more: &str) -> String {
     let mut settings: toml::Table = settings.parse().unwrap();
     settings.extend(more.parse::<toml::Table>().unwrap());

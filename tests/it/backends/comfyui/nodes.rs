@@ -1,9 +1,9 @@
-//! The node classes that the fake knows, and what it makes of a graph of them: it validates links,
-//! types and ranges as ComfyUI does, and works out the size of what a graph generates.
+//! The node classes that the fake knows. It validates links, types and ranges as ComfyUI does, and computes the size of
+//! the images that a graph generates.
 
 use serde_json::{Map, Value, json};
 
-/// What an input takes.
+/// What an input accepts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Takes {
     /// The output of another node, of this type.
@@ -25,7 +25,7 @@ struct Class {
 
 const SIDE: Takes = Takes::Int(16, 16_384);
 
-/// The checkpoint it has.
+/// The only checkpoint it has.
 pub const CHECKPOINT: &str = "tiny.safetensors";
 
 const CLASSES: [Class; 14] = [
@@ -150,14 +150,14 @@ const fn saves(name: &'static str, inputs: &'static [(&'static str, Takes)]) -> 
     }
 }
 
-/// A graph as it was submitted.
+/// A submitted graph.
 pub struct Graph<'a> {
     pub nodes: &'a Map<String, Value>,
-    /// Whether there is an uploaded file of this name.
+    /// Whether an uploaded file of this name exists.
     pub has_file: &'a dyn Fn(&str) -> bool,
 }
 
-/// How large a batch of images is.
+/// The size of a batch of images.
 #[derive(Clone, Copy, Debug)]
 pub struct Batch {
     pub width: u64,
@@ -166,7 +166,7 @@ pub struct Batch {
 }
 
 impl Graph<'_> {
-    /// The body of a 400, if ComfyUI would not take it.
+    /// Returns the body of a 400 if ComfyUI would refuse the graph.
     pub fn validate(&self) -> Result<(), Value> {
         let error = |kind: &str, message: String| {
             let error = json!({"type": kind, "message": message, "details": "", "extra_info": {}});
@@ -205,7 +205,7 @@ impl Graph<'_> {
         Err(body)
     }
 
-    /// The nodes whose images are kept, in order.
+    /// The nodes whose images are saved, in order.
     pub fn output_nodes(&self) -> impl Iterator<Item = &str> {
         let saves = |node: &Value| class_of(node).is_output;
         self.nodes
@@ -214,7 +214,7 @@ impl Graph<'_> {
             .map(|(id, _)| id.as_str())
     }
 
-    /// The files it loads, by the number of the node.
+    /// The files it loads, ordered by node number.
     pub fn files(&self) -> Vec<&str> {
         let loads = self
             .nodes
@@ -232,7 +232,7 @@ impl Graph<'_> {
         loads.into_iter().map(|(_, file)| file).collect()
     }
 
-    /// What comes out of a node that gives images or latents.
+    /// The output of a node that returns images or latents.
     pub fn batch(&self, id: &str) -> Batch {
         let inputs = &self.nodes[id]["inputs"];
         let of = |name: &str| self.batch(inputs[name][0].as_str().unwrap());
@@ -253,7 +253,7 @@ impl Graph<'_> {
                 ..of("samples")
             },
             "PreviewImage" | "SaveImage" => of("images"),
-            // Its real size does not matter: it is scaled.
+            // Its real size does not matter: the image is scaled.
             "LoadImage" => Batch {
                 width: 8,
                 height: 6,

@@ -1,5 +1,5 @@
-//! A fake of a ComfyUI server behind a proxy that asks for a key. Written from what ComfyUI's
-//! `server.py` does; it runs one prompt at a time and forgets them all when it is restarted.
+//! A fake ComfyUI server behind a proxy that requires a key, written after ComfyUI's `server.py`. It runs one prompt at
+//! a time and forgets all prompts at a restart.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -20,37 +20,39 @@ use tokio::{net::TcpListener, task::JoinSet};
 
 use super::nodes::{self, Graph};
 use crate::{
-    backends::contract::{FakeUpstream, Scene},
+    backends::contract::{FakeUpstream, Scenario},
     harness::{images, upstream::image},
 };
 
-/// What the proxy in front of it wants.
+/// The key that the proxy requires.
 pub const KEY: &str = "proxy-key-31b7";
 
-/// Listens on loopback until it is dropped.
+/// A fake that listens on loopback until it is dropped.
 pub struct Comfyui {
     pub url: String,
     state: Arc<Mutex<Server>>,
     _serving: JoinSet<()>,
 }
 
+/// The state of the fake.
 pub struct Server {
-    pub scene: Scene,
-    /// Mints ids of its own, as servers did before they could be told.
+    pub scenario: Scenario,
+    /// Creates its own ids, as servers did before clients could choose them.
     pub ignores_ids: bool,
-    /// So many of the next polls fail.
+    /// This many of the next polls fail.
     pub polls_to_fail: u32,
-    /// Takes the binding of the answer to `/queue`.
+    /// Replaces the answer to `/queue`.
     pub queue: Option<Bytes>,
-    /// Takes the binding of the images in the history.
+    /// Replaces the images in the history.
     pub images: Option<Value>,
-    /// Of the bodies of `/prompt`, in order.
+    /// The bodies of `/prompt`, in order.
     pub submitted: Vec<Value>,
     pub cancelled: Vec<String>,
-    /// The prompts that were looked for in the history.
+    /// The prompts that were looked up in the history.
     pub polled: BTreeSet<String>,
-    /// Of `/view`.
+    /// The queries of `/view`.
     pub views: Vec<HashMap<String, String>>,
+    /// The uploaded files by name.
     pub files: BTreeMap<String, Bytes>,
     prompts: Vec<Prompt>,
     /// Images by the graph that generated them.
@@ -73,7 +75,7 @@ impl Comfyui {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let state = Arc::new(Mutex::new(Server {
-            scene: Scene::Generates,
+            scenario: Scenario::Generates,
             ignores_ids: false,
             polls_to_fail: 0,
             queue: None,
@@ -107,11 +109,12 @@ impl Comfyui {
         }
     }
 
+    /// Locks the state of the fake.
     pub fn server(&self) -> MutexGuard<'_, Server> {
         self.state.lock().unwrap()
     }
 
-    /// Returns once the newest prompt, which is the `count`th, is polled for.
+    /// Returns once the newest prompt, which must be the `count`th, is polled.
     pub async fn wait_for_polls(&self, count: usize) {
         let polled = || {
             let server = self.server();
@@ -124,7 +127,7 @@ impl Comfyui {
         }
     }
 
-    /// How many prompts it knows.
+    /// The number of prompts it knows.
     pub fn known(&self) -> usize {
         self.server().prompts.len()
     }
@@ -136,7 +139,7 @@ impl Comfyui {
 }
 
 impl FakeUpstream for Comfyui {
-    /// The defaults, but for the address.
+    /// The default settings, with the fake's address.
     fn settings(&self) -> String {
         let defaults: toml::Table = include_str!("../../../../config/easel.toml")
             .parse()
@@ -152,13 +155,13 @@ impl FakeUpstream for Comfyui {
         nodes::CHECKPOINT.to_owned()
     }
 
-    fn play(&self, scene: Scene) {
-        self.server().scene = scene;
+    fn play(&self, scenario: Scenario) {
+        self.server().scenario = scenario;
     }
 
-    /// ComfyUI generates anything.
-    fn plays(&self, scene: Scene) -> bool {
-        scene != Scene::Refuses
+    /// ComfyUI has no safety system.
+    fn plays(&self, scenario: Scenario) -> bool {
+        scenario != Scenario::Refuses
     }
 
     fn asked(&self) -> usize {
@@ -195,12 +198,12 @@ impl Server {
         Ok(())
     }
 
-    /// What is not ended, in order: the first one runs.
+    /// The prompts that have not ended, in order; the first one runs.
     fn waiting(&self) -> impl Iterator<Item = &Prompt> {
         self.prompts.iter().filter(|prompt| prompt.ended.is_none())
     }
 
-    /// Ends every prompt as the scene wants it.
+    /// Ends every prompt as the scenario demands.
     fn work(&mut self) {
         let error = |messages: Value| {
             let status = json!({"status_str": "error", "completed": false, "messages": messages});
@@ -208,9 +211,9 @@ impl Server {
         };
         let mut prompts = std::mem::take(&mut self.prompts);
         for prompt in prompts.iter_mut().filter(|prompt| prompt.ended.is_none()) {
-            prompt.ended = match self.scene {
-                Scene::Hangs => None,
-                Scene::Fails => Some(error(json!([["execution_error", {
+            prompt.ended = match self.scenario {
+                Scenario::Hangs => None,
+                Scenario::Fails => Some(error(json!([["execution_error", {
                     "prompt_id": prompt.id, "node_id": "3", "node_type": "KSampler",
                     "executed": [], "exception_type": "torch.OutOfMemoryError", "traceback": [],
                     "exception_message": "Allocation on device 0 would exceed allowed memory."}]]))),
@@ -225,7 +228,7 @@ impl Server {
             Some(cached) => cached.clone(),
             None => self.paint(nodes),
         };
-        if self.scene == Scene::GeneratesNothing {
+        if self.scenario == Scenario::GeneratesNothing {
             outputs = json!({});
         }
         if let Some(images) = &self.images {
@@ -250,7 +253,7 @@ impl Server {
                 let shade = (seed + index).to_le_bytes()[0];
                 let side = |side: u64| u32::try_from(side).unwrap();
                 let bytes = image(side(batch.width), side(batch.height), shade);
-                // As ComfyUI does, unless it is told not to.
+                // As ComfyUI does by default.
                 let bytes = images::with_text(&bytes, &json!(nodes).to_string());
                 self.files.insert(format!("{name} [temp]"), bytes.into());
                 images.push(json!({"filename": name, "subfolder": "", "type": "temp"}));
@@ -277,12 +280,12 @@ fn empty(status: u16) -> Response<Body> {
         .unwrap()
 }
 
-/// The proxy: the key, and its limit.
+/// The proxy: checks the key and the rate limit.
 fn enter<'a>(state: &'a Shared, headers: &HeaderMap) -> Result<MutexGuard<'a, Server>, u16> {
     let server = state.0.lock().unwrap();
     let given = headers.get(header::AUTHORIZATION);
     let known = given.is_some_and(|given| *given == format!("Bearer {KEY}"));
-    if !known || server.scene == Scene::KnowsNoKey {
+    if !known || server.scenario == Scenario::KnowsNoKey {
         return Err(401);
     }
     Ok(server)
@@ -330,7 +333,7 @@ async fn submit(state: Shared, headers: HeaderMap, body: Bytes) -> Response<Body
         Ok(server) => server,
         Err(status) => return empty(status),
     };
-    if server.scene == Scene::LimitsRate {
+    if server.scenario == Scenario::LimitsRate {
         let mut limited = empty(429);
         limited.headers_mut().insert(header::RETRY_AFTER, 7.into());
         return limited;
@@ -338,7 +341,7 @@ async fn submit(state: Shared, headers: HeaderMap, body: Bytes) -> Response<Body
     let body: Value = serde_json::from_slice(&body).unwrap();
     server.submitted.push(body.clone());
     let mut nodes = body["prompt"].as_object().unwrap().clone();
-    if server.scene == Scene::FindsInvalid {
+    if server.scenario == Scenario::FindsInvalid {
         nodes["4"]["inputs"]["ckpt_name"] = "not-there.safetensors".into();
     }
     let mut id = body["prompt_id"].as_str().unwrap().to_owned();
@@ -410,7 +413,7 @@ async fn change_queue(state: Shared, headers: HeaderMap, body: Bytes) -> Respons
     empty(200)
 }
 
-/// Stops whatever runs where no prompt is named.
+/// Stops any running prompt if the request names none.
 async fn interrupt(state: Shared, headers: HeaderMap, body: Bytes) -> Response<Body> {
     let mut server = match enter(&state, &headers) {
         Ok(server) => server,
@@ -453,12 +456,12 @@ async fn view(
     let Some(bytes) = server.files.get(&path).cloned() else {
         return empty(404);
     };
-    let body = match server.scene {
-        Scene::GeneratesNoImage => Body::from("<html>Not Found</html>"),
-        Scene::BreaksOff => {
+    let body = match server.scenario {
+        Scenario::GeneratesNoImage => Body::from("<html>Not Found</html>"),
+        Scenario::BreaksOff => {
             let half = Ok(bytes.slice(..bytes.len() / 2));
             let end = stream::once(async {
-                // What is buffered goes out while the body is waited for.
+                // Buffered bytes are sent while the body is pending.
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
                 Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset))
             });

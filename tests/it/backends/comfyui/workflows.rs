@@ -1,4 +1,4 @@
-//! What goes into workflows, and what is wrong with some.
+//! What is filled into workflows, and which workflows are faulty.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use super::{
 use crate::{backends::input, harness::images};
 
 #[tokio::test]
-async fn text_goes_where_the_places_say() {
+async fn values_go_where_the_bindings_say() {
     let server = Comfyui::start().await;
     let mut request = wanted(&server, 2);
     request
@@ -33,7 +33,7 @@ async fn text_goes_where_the_places_say() {
     assert_eq!(nodes["4"]["inputs"]["ckpt_name"], server.model());
     assert_eq!(nodes["6"]["inputs"]["text"], "a heron");
     assert_eq!(nodes["7"]["inputs"]["text"], "fog");
-    // 2:1 over as many pixels as 1024x1024, to multiples of 64.
+    // 2:1 with about as many pixels as 1024x1024, in multiples of 64.
     let size = json!({"width": 1472, "height": 704, "batch_size": 2});
     assert_eq!(nodes["5"]["inputs"], size);
     assert_eq!(nodes["3"]["inputs"]["steps"], 7);
@@ -46,7 +46,7 @@ async fn text_goes_where_the_places_say() {
 }
 
 #[tokio::test]
-async fn what_is_not_given_stays_as_the_workflow_has_it() {
+async fn absent_values_keep_the_workflows_own() {
     let server = Comfyui::start().await;
     generate(&server, &wanted(&server, 1)).await.1.unwrap();
     let nodes = &server.server().submitted[0]["prompt"];
@@ -54,7 +54,7 @@ async fn what_is_not_given_stays_as_the_workflow_has_it() {
     assert_eq!(nodes["3"]["inputs"]["steps"], 28);
 }
 
-/// ComfyUI answers the very same workflow from its cache.
+/// ComfyUI answers an identical workflow from its cache.
 #[tokio::test]
 async fn the_same_prompt_twice_generates_two_images() {
     let server = Comfyui::start().await;
@@ -71,7 +71,7 @@ async fn the_same_prompt_twice_generates_two_images() {
     };
     assert_ne!(seeds()[0], seeds()[1]);
 
-    // A workflow that was generated before still gives its image.
+    // A workflow that ran before still returns its image.
     let mut same = wanted(&server, 1);
     same.extra.insert("3.seed".into(), 5.into());
     let (first, _) = generate(&server, &same).await;
@@ -105,7 +105,7 @@ async fn each_resolution_has_its_pixels() {
 }
 
 #[tokio::test]
-async fn references_are_uploaded_where_they_do_not_stay() {
+async fn references_are_uploaded_to_temporary_files() {
     let server = Comfyui::start().await;
     let mut request = wanted(&server, 1);
     request.references = vec![input(Format::Png, &images::png())];
@@ -119,14 +119,14 @@ async fn references_are_uploaded_where_they_do_not_stay() {
 }
 
 #[tokio::test]
-async fn a_workflow_may_have_places_for_more_references_than_there_are() {
+async fn a_workflow_may_bind_more_references_than_are_given() {
     let server = Comfyui::start().await;
     let bindings = r#"image_workflow = "builtin:inpaint"
         image_bindings = ["prompt=6.text", "seed=3.seed", "output=9", "reference=10.image",
             "reference=14.image", "model=4.ckpt_name"]"#;
     let settings = with(&server.settings(), bindings);
     let capabilities = backend_of(&settings).capabilities();
-    // One of the workflows says not how many images: one by one, then.
+    // One of the workflows has no binding for the number of images, so images are generated one by one.
     assert_eq!((capabilities.n_max, capabilities.references_max), (1, 2));
     let mut request = wanted(&server, 1);
     request.references = vec![input(Format::Png, &images::png())];
@@ -135,7 +135,7 @@ async fn a_workflow_may_have_places_for_more_references_than_there_are() {
 }
 
 #[tokio::test]
-async fn a_workflow_that_is_not_there_is_not_generated_with() {
+async fn a_missing_workflow_generates_nothing() {
     let server = Comfyui::start().await;
     let settings = with(&server.settings(), "text_workflow = ''\nmask_workflow = ''");
     assert!(!backend_of(&settings).capabilities().mask);
@@ -148,7 +148,7 @@ async fn a_workflow_that_is_not_there_is_not_generated_with() {
 }
 
 #[tokio::test]
-async fn faults_that_the_server_finds_name_the_node_and_not_what_it_was_given() {
+async fn server_side_faults_name_the_node_and_not_its_input() {
     let server = Comfyui::start().await;
     let mut request = wanted(&server, 1);
     request.model = "secret-name.safetensors".into();
@@ -180,7 +180,7 @@ async fn faults_that_the_server_finds_name_the_node_and_not_what_it_was_given() 
 }
 
 #[tokio::test]
-async fn a_workflow_with_a_faulty_place_is_told_of_at_the_start() {
+async fn a_faulty_binding_is_reported_at_the_start() {
     let server = Comfyui::start().await;
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
@@ -208,22 +208,22 @@ async fn a_workflow_with_a_faulty_place_is_told_of_at_the_start() {
             .to_owned(),
         "mask_bindings = ['prompt=6.text', 'seed=3.seed', 'output=9']".to_owned(),
     ];
-    let told: Vec<String> = settings
+    let faults: Vec<String> = settings
         .iter()
         .map(|more| {
             fault(&with(&server.settings(), more)).replace(dir.path().to_str().unwrap(), "")
         })
         .collect();
-    assert!(told.iter().all(|fault| !fault.contains(KEY)));
-    insta::assert_snapshot!(told.join("\n"), @r#"
+    assert!(faults.iter().all(|fault| !fault.contains(KEY)));
+    insta::assert_snapshot!(faults.join("\n"), @r#"
     backends.own.text_workflow: cannot read /nowhere/flux.json: No such file or directory (os error 2)
-    backends.own.text_workflow: there is no builtin:flux, there are: builtin:text-to-image, builtin:image-to-image, builtin:inpaint
-    backends.own.text_workflow: /ui.json is no workflow in ComfyUI's API format (save it with Export (API)): "links" is no node with class_type and inputs
-    backends.own.text_workflow: /broken.json is no workflow in ComfyUI's API format (save it with Export (API)): EOF while parsing an object at line 1 column 1
+    backends.own.text_workflow: unknown workflow builtin:flux, known: builtin:text-to-image, builtin:image-to-image, builtin:inpaint
+    backends.own.text_workflow: /ui.json is not a workflow in ComfyUI's API format (save it with Export (API)): "links" is not a node with class_type and inputs
+    backends.own.text_workflow: /broken.json is not a workflow in ComfyUI's API format (save it with Export (API)): EOF while parsing an object at line 1 column 1
     backends.own.text_bindings: model=4.ckpt_name: the workflow has no node "4"; prompt=6.text: the workflow has no node "6"; negative=7.text: the workflow has no node "7"; width=5.width: the workflow has no node "5"; height=5.height: the workflow has no node "5"; batch=5.batch_size: the workflow has no node "5"; seed=3.seed: the workflow has no node "3"; output=9: the workflow has no node "9"
-    backends.own.text_bindings: seed=1.color: this input is linked to another node, it must hold a value; prompt=1.text: node 1 (EmptyImage) has no input "text", it has: color, width; height=2.height: the workflow has no node "2"; hight=1.height: there is no "hight", there are: model, prompt, negative, width, height, batch, seed, reference, mask, output; "width" is no binding, one is like prompt=6.text or output=9; "width=1" is no binding, one is like prompt=6.text or output=9; output=7: the workflow has no node "7"
-    backends.own.text_bindings: reference has no binding in this workflow
-    backends.own.mask_bindings: there is no binding for: reference; there is no binding for: mask
+    backends.own.text_bindings: seed=1.color: this input is linked to another node, it must hold a value; prompt=1.text: node 1 (EmptyImage) has no input "text", it has: color, width; height=2.height: the workflow has no node "2"; hight=1.height: unknown name "hight", known: model, prompt, negative, width, height, batch, seed, reference, mask, output; "width" is not a binding such as prompt=6.text or output=9; "width=1" is not a binding such as prompt=6.text or output=9; output=7: the workflow has no node "7"
+    backends.own.text_bindings: reference cannot have a binding in this workflow
+    backends.own.mask_bindings: missing binding: reference; missing binding: mask
     "#);
 }
 

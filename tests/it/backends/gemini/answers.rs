@@ -1,4 +1,4 @@
-//! What is made of answers: refusals that come as HTTP 200, drafts, text, errors, and far too much.
+//! How answers are read: refusals with HTTP 200, drafts, text, errors, and oversized bodies.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ async fn answered(server: &Gemini, status: u16, body: &Value) -> BackendError {
 }
 
 #[tokio::test]
-async fn refusals_are_told_though_the_status_is_200() {
+async fn refusals_with_status_200_are_reported() {
     let server = Gemini::start().await;
     for reason in [
         "SAFETY",
@@ -45,7 +45,7 @@ async fn refusals_are_told_though_the_status_is_200() {
         "IMAGE_PROHIBITED_CONTENT",
         "IMAGE_RECITATION",
     ] {
-        // As it really comes: a content without parts.
+        // As the real API answers: a content without parts.
         let body = json!({"candidates": [{"content": {"role": "model"}, "finishReason": reason,
             "finishMessage": "Unable to show the image.\nSee https://x.example/policy", "index": 0}]});
         let refused = answered(&server, 200, &body).await;
@@ -64,7 +64,7 @@ async fn refusals_are_told_though_the_status_is_200() {
 }
 
 #[tokio::test]
-async fn an_answer_without_an_image_is_no_refusal() {
+async fn an_answer_without_an_image_is_not_a_refusal() {
     let server = Gemini::start().await;
     let text = json!({"text": "the prompt again"});
     for body in [
@@ -85,7 +85,7 @@ async fn an_answer_without_an_image_is_no_refusal() {
     }
 }
 
-/// The flag stands behind the image, which has gone on by then.
+/// The flag follows the image, which has been forwarded by then.
 #[tokio::test]
 async fn drafts_are_not_delivered() {
     let server = Gemini::start().await;
@@ -102,7 +102,7 @@ async fn drafts_are_not_delivered() {
     result.unwrap();
     assert_eq!(collected.images, [b"the image"]);
 
-    // Others that speak this API leave the flag out.
+    // Other servers with this API omit the flag.
     let unflagged = [
         image(b"draft"),
         image(b"the image"),
@@ -112,7 +112,7 @@ async fn drafts_are_not_delivered() {
     let (collected, _) = generate(&server, &wanted(&server)).await;
     assert_eq!(collected.images, [b"the image"]);
 
-    // It thought, and then did not generate.
+    // It thought, but did not generate.
     let (collected, result) = {
         server.next(200, &answer(&[draft(b"draft")], "NO_IMAGE"));
         generate(&server, &wanted(&server)).await
@@ -130,7 +130,7 @@ async fn drafts_are_not_delivered() {
 }
 
 #[tokio::test]
-async fn usage_goes_on() {
+async fn usage_is_passed_on() {
     let server = Gemini::start().await;
     let (collected, result) = generate(&server, &wanted(&server)).await;
     result.unwrap();
@@ -139,7 +139,7 @@ async fn usage_goes_on() {
 }
 
 #[tokio::test]
-async fn the_wait_asked_for_is_in_the_body() {
+async fn the_retry_delay_is_read_from_the_body() {
     let server = Gemini::start().await;
     let info = |delay: &str| {
         json!([{"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": []},
@@ -176,7 +176,7 @@ async fn the_wait_asked_for_is_in_the_body() {
 }
 
 #[tokio::test]
-async fn errors_have_the_class_that_tells_what_to_do() {
+async fn errors_are_classified_by_the_reaction_they_need() {
     let server = Gemini::start().await;
     for (code, status, class) in [
         (400, "INVALID_ARGUMENT", "Invalid"),
@@ -186,8 +186,8 @@ async fn errors_have_the_class_that_tells_what_to_do() {
         (500, "INTERNAL", "Failed"),
         (504, "DEADLINE_EXCEEDED", "Failed"),
     ] {
-        let told = format!("No: {KEY}, see https://ai.example/.");
-        let error = answered(&server, code, &error(code, status, &told, &json!([]))).await;
+        let message = format!("No: {KEY}, see https://ai.example/.");
+        let error = answered(&server, code, &error(code, status, &message, &json!([]))).await;
         let error = format!("{error:?}");
         assert!(error.starts_with(class), "{code} {status}: {error}");
         assert!(!error.contains(KEY) && !error.contains("https"), "{error}");
@@ -198,13 +198,13 @@ async fn errors_have_the_class_that_tells_what_to_do() {
         matches!(checked, Err(BackendError::Credentials { .. })),
         "{checked:?}"
     );
-    // Somebody who lists no models is there all the same.
+    // A server that lists no models is still reachable.
     let bare = server.settings().replace("/v1beta", "/other");
     backend_of(&bare).check().await.unwrap();
 }
 
 #[tokio::test]
-async fn far_too_much_is_not_read_to_the_end() {
+async fn oversized_answers_are_not_read_to_the_end() {
     let server = Gemini::start().await;
     let many = vec![image(b"draft"); 40];
     let text = vec![json!({"text": "x".repeat(2 << 20)})];

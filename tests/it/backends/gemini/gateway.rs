@@ -1,4 +1,4 @@
-//! A gateway that generates with a backend of one image a call.
+//! A gateway with a backend that generates one image per call.
 
 use serde_json::{Value, json};
 
@@ -14,7 +14,7 @@ async fn app(server: &Gemini) -> TestApp {
 }
 
 #[tokio::test]
-async fn several_images_are_several_calls_and_what_comes_is_charged() {
+async fn several_images_take_several_calls_and_delivered_ones_are_charged() {
     let server = Gemini::start().await;
     let app = app(&server).await;
     let caller = app.caller("2").await;
@@ -31,7 +31,7 @@ async fn several_images_are_several_calls_and_what_comes_is_charged() {
     assert_eq!(server.asked(), 3);
     assert_eq!(caller.balance().await["balance"], 1.4);
 
-    // One of the calls is refused: the others' images are delivered, and nothing is asked for again.
+    // One of the calls is refused: the other images are delivered, and nothing is retried.
     server.next(200, &json!({"promptFeedback": {"blockReason": "SAFETY"}}));
     let answer = caller.post("/v1/images/generations", &body).await;
     assert_eq!(answer.status, 200, "{answer:?}");

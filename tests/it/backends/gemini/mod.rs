@@ -16,8 +16,8 @@ use super::{
 use server::Gemini;
 
 #[tokio::test]
-async fn it_keeps_the_promises_of_a_backend() {
-    contract::keeps_its_promises(&Gemini::start().await).await;
+async fn it_fulfils_the_contract_of_a_backend() {
+    contract::fulfils_the_contract(&Gemini::start().await).await;
 }
 
 fn wanted(server: &Gemini) -> GenerateRequest {

@@ -1,4 +1,4 @@
-//! A call to the fake, and whether the real thing would take it.
+//! A call to the fake, validated as the real API does.
 
 use serde_json::{Map, Value};
 
@@ -19,17 +19,18 @@ const RATIOS: [(&str, u32, u32); 10] = [
     ("21:9", 1584, 672),
 ];
 
+/// A validated request.
 #[derive(Debug)]
 pub struct Request {
     pub prompt: String,
-    /// In order.
+    /// The images, in order.
     pub images: Vec<Vec<u8>>,
     /// In pixels.
     pub size: (u32, u32),
 }
 
 impl Request {
-    /// `call` is as in `gemini-3-pro-image:generateContent`. What is wrong is told as the real thing does.
+    /// `call` is as in `gemini-3-pro-image:generateContent`. Errors are those of the real API.
     pub fn read(call: &str, body: &Value) -> Result<Self, String> {
         let Some(model) = call.strip_suffix(":generateContent") else {
             return Err(format!("{call} is not found"));
@@ -68,7 +69,7 @@ impl Request {
         let inline = &part["inlineData"];
         known(inline, "inline_data", &["mimeType", "data"])?;
         let data = inline["data"].as_str().unwrap_or_default();
-        // The SDK sends the other alphabet than everybody else.
+        // The SDK sends URL-safe base64, everybody else the standard alphabet.
         let bytes = base64_simd::STANDARD
             .decode_to_vec(data)
             .or_else(|_| base64_simd::URL_SAFE.decode_to_vec(data))
@@ -121,7 +122,7 @@ fn size(model: &str, config: &Value) -> Result<(u32, u32), String> {
     Ok((width * by, height * by))
 }
 
-/// The same with the names of fields as they are documented: `mime_type`, as the SDK has it, is `mimeType`.
+/// Converts field names to the documented ones: the SDK's `mime_type` becomes `mimeType`.
 fn camel_case(value: &Value) -> Value {
     let rename = |name: &str| {
         let mut words = name.split('_');
@@ -141,7 +142,7 @@ fn camel_case(value: &Value) -> Value {
     }
 }
 
-/// Every field must be one of those.
+/// Every field must be in this list.
 fn known(value: &Value, at: &str, fields: &[&str]) -> Result<(), String> {
     let none = Map::new();
     let object = value.as_object().unwrap_or(&none);

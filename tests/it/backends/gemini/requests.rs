@@ -1,4 +1,4 @@
-//! What the upstream is sent.
+//! The requests that the upstream gets.
 
 use easel::{
     backend::BackendError,
@@ -10,7 +10,7 @@ use super::{FakeUpstream, Gemini, generate, generate_with, input, wanted};
 use crate::harness::images;
 
 #[tokio::test]
-async fn the_prompt_comes_first_and_references_behind_it() {
+async fn the_prompt_comes_first_and_references_follow() {
     let server = Gemini::start().await;
     let jpeg = images::image(image::ImageFormat::Jpeg);
     let mut request = wanted(&server);
@@ -42,7 +42,7 @@ async fn the_prompt_comes_first_and_references_behind_it() {
 }
 
 #[tokio::test]
-async fn every_ratio_is_one_that_the_upstream_knows() {
+async fn every_ratio_is_known_to_the_upstream() {
     let server = Gemini::start().await;
     let mut request = wanted(&server);
     for ratio in AspectRatio::all() {
@@ -62,7 +62,7 @@ async fn every_ratio_is_one_that_the_upstream_knows() {
 }
 
 #[tokio::test]
-async fn a_size_is_sent_only_where_the_model_knows_it() {
+async fn a_size_is_sent_only_if_the_model_supports_it() {
     let server = Gemini::start().await;
     let mut request = wanted(&server);
     request.model = "gemini-2.5-flash-image".into();
@@ -87,7 +87,7 @@ async fn a_size_is_sent_only_where_the_model_knows_it() {
 }
 
 #[tokio::test]
-async fn fields_of_the_operator_go_where_they_belong() {
+async fn extra_fields_are_merged_into_nested_objects() {
     let server = Gemini::start().await;
     let mut request = wanted(&server);
     let extra = json!({"generationConfig": {"imageConfig": {"imageSize": "2K"}}});
@@ -100,7 +100,7 @@ async fn fields_of_the_operator_go_where_they_belong() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_or_of_the_wrong_kind_is_named_and_not_sent() {
+async fn oversized_and_unsupported_inputs_are_named_and_not_sent() {
     let server = Gemini::start().await;
     let large = images::png_of(7 * 1024 * 1024 + 1);
     let gif = images::image(image::ImageFormat::Gif);

@@ -1,5 +1,5 @@
-//! A fake of Gemini's API, as strict as the real one: it knows its fields, ratios, sizes and limits, takes
-//! both alphabets of base64, and refuses with HTTP 200. The official SDK judges it: see `tests/it/clients.rs`.
+//! A fake of Gemini's API, as strict as the real one: it checks fields, ratios, sizes and limits, accepts both
+//! alphabets of base64, and refuses with HTTP 200. The official SDK verifies it: see `tests/it/clients.rs`.
 
 use std::{
     io,
@@ -20,30 +20,31 @@ use tokio::{net::TcpListener, task::JoinSet};
 
 use super::request::Request;
 use crate::{
-    backends::contract::{FakeUpstream, Scene},
+    backends::contract::{FakeUpstream, Scenario},
     harness::upstream,
 };
 
-/// What it wants to be called with.
+/// The key it requires.
 pub const KEY: &str = "AIza-fake-5d20";
-/// What its safety system does not generate.
+/// A prompt that its safety system refuses.
 pub const REFUSED_PROMPT: &str = "something unsafe";
 
-/// Listens on loopback until it is dropped.
+/// A fake that listens on loopback until it is dropped.
 pub struct Gemini {
-    /// Without `/v1beta`.
+    /// Its base URL, without `/v1beta`.
     pub url: String,
     state: Arc<Mutex<Server>>,
     _serving: JoinSet<()>,
 }
 
+/// The state of the fake.
 pub struct Server {
-    scene: Scene,
-    /// Answers the next call, with this status.
+    scenario: Scenario,
+    /// The answer to the next call, with its status.
     pub next: Option<(u16, String)>,
-    /// The bodies that came, in order.
+    /// The bodies that arrived, in order.
     pub received: Vec<Value>,
-    /// Where they came.
+    /// The paths that were called.
     pub paths: Vec<String>,
     inputs: Vec<Vec<u8>>,
 }
@@ -55,7 +56,7 @@ impl Gemini {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let state = Arc::new(Mutex::new(Server {
-            scene: Scene::Generates,
+            scenario: Scenario::Generates,
             next: None,
             received: Vec::new(),
             paths: Vec::new(),
@@ -75,16 +76,17 @@ impl Gemini {
         }
     }
 
+    /// Locks the state of the fake.
     pub fn server(&self) -> MutexGuard<'_, Server> {
         self.state.lock().unwrap()
     }
 
-    /// Answers the next call with this.
+    /// Sets the answer to the next call.
     pub fn next(&self, status: u16, body: &Value) {
         self.server().next = Some((status, body.to_string()));
     }
 
-    /// The settings, with other sizes.
+    /// The settings with other sizes.
     pub fn settings_with(&self, image_sizes: &str) -> String {
         let url = &self.url;
         format!(
@@ -103,8 +105,8 @@ impl FakeUpstream for Gemini {
         "gemini-3-pro-image".to_owned()
     }
 
-    fn play(&self, scene: Scene) {
-        self.server().scene = scene;
+    fn play(&self, scenario: Scenario) {
+        self.server().scenario = scenario;
     }
 
     fn asked(&self) -> usize {
@@ -125,7 +127,7 @@ pub fn error(code: u16, status: &str, message: &str, details: &Value) -> Value {
     json!({"error": {"code": code, "message": message, "status": status, "details": details}})
 }
 
-/// An answer of one candidate with these parts.
+/// An answer with one candidate that has these parts.
 pub fn answer(parts: &[Value], finish_reason: &str) -> Value {
     json!({
         "candidates": [{"content": {"parts": parts, "role": "model"},
@@ -135,6 +137,7 @@ pub fn answer(parts: &[Value], finish_reason: &str) -> Value {
         "modelVersion": "gemini-3-pro-image", "responseId": "fake"})
 }
 
+/// A part with this image, inline.
 pub fn image(bytes: &[u8]) -> Value {
     let data = base64_simd::STANDARD.encode_to_string(bytes);
     json!({"inlineData": {"mimeType": "image/png", "data": data}})
@@ -146,7 +149,7 @@ fn reply(status: u16, body: String) -> Response<Body> {
     response.body(Body::from(body)).unwrap()
 }
 
-/// A key that is no good is a bad argument here.
+/// The API reports a wrong key as an invalid argument.
 fn wrong_key() -> (u16, Value) {
     let reason = json!([{"@type": "type.googleapis.com/google.rpc.ErrorInfo",
         "reason": "API_KEY_INVALID", "domain": "googleapis.com"}]);
@@ -159,10 +162,10 @@ fn has_key(headers: &HeaderMap) -> bool {
 }
 
 async fn generate(state: Shared, uri: Uri, headers: HeaderMap, body: Bytes) -> Response<Body> {
-    let (scene, next) = {
+    let (scenario, next) = {
         let mut server = state.0.lock().unwrap();
         server.paths.push(uri.path().to_owned());
-        (server.scene, server.next.take())
+        (server.scenario, server.next.take())
     };
     if let Some((status, body)) = next {
         return reply(status, body);
@@ -185,32 +188,32 @@ async fn generate(state: Shared, uri: Uri, headers: HeaderMap, body: Bytes) -> R
         server.received.push(body);
         server.inputs.clone_from(&request.images);
     }
-    if scene == Scene::Hangs {
+    if scenario == Scenario::Hangs {
         std::future::pending::<()>().await;
     }
-    let (status, body) = play(scene, &request);
+    let (status, body) = play(scenario, &request);
     let body = body.to_string();
-    if scene == Scene::BreaksOff {
+    if scenario == Scenario::BreaksOff {
         return cut_off(&body);
     }
     reply(status, body)
 }
 
-fn play(scene: Scene, request: &Request) -> (u16, Value) {
+fn play(scenario: Scenario, request: &Request) -> (u16, Value) {
     let fails = |code, status: &str, details: &Value| (code, error(code, status, "No.", details));
-    match scene {
-        Scene::FindsInvalid => fails(400, "INVALID_ARGUMENT", &json!([])),
-        Scene::KnowsNoKey => wrong_key(),
-        Scene::LimitsRate => {
+    match scenario {
+        Scenario::FindsInvalid => fails(400, "INVALID_ARGUMENT", &json!([])),
+        Scenario::KnowsNoKey => wrong_key(),
+        Scenario::LimitsRate => {
             let details = json!([
                 {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "RATE_LIMIT_EXCEEDED"},
                 {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "7s"}]);
             fails(429, "RESOURCE_EXHAUSTED", &details)
         }
-        Scene::Fails => fails(500, "INTERNAL", &json!([])),
-        Scene::GeneratesNothing => (200, answer(&[json!({"text": "I can not."})], "STOP")),
-        Scene::GeneratesNoImage => (200, answer(&[image(b"<html>It works!</html>")], "STOP")),
-        _ if scene == Scene::Refuses || request.prompt == REFUSED_PROMPT => (
+        Scenario::Fails => fails(500, "INTERNAL", &json!([])),
+        Scenario::GeneratesNothing => (200, answer(&[json!({"text": "I can not."})], "STOP")),
+        Scenario::GeneratesNoImage => (200, answer(&[image(b"<html>It works!</html>")], "STOP")),
+        _ if scenario == Scenario::Refuses || request.prompt == REFUSED_PROMPT => (
             200,
             json!({"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"},
                 "usageMetadata": {"promptTokenCount": 5, "totalTokenCount": 5},
@@ -224,11 +227,11 @@ fn play(scene: Scene, request: &Request) -> (u16, Value) {
     }
 }
 
-/// Half of the body, and then the connection breaks.
+/// Sends half of the body, then breaks the connection.
 fn cut_off(body: &str) -> Response<Body> {
     let half = Ok(Bytes::copy_from_slice(&body.as_bytes()[..body.len() / 2]));
     let end = stream::once(async {
-        // What is buffered goes out while the body is waited for.
+        // Buffered bytes are sent while the body is pending.
         tokio::time::sleep(Duration::from_millis(50)).await;
         Err(io::Error::from(io::ErrorKind::ConnectionReset))
     });

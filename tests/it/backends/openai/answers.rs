@@ -1,4 +1,4 @@
-//! What is made of the upstream's good answers.
+//! How successful answers of the upstream are read.
 
 use easel::backend::BackendError;
 use serde_json::json;
@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{backend, generate, request};
 use crate::harness::upstream::{Reply, Upstream, image};
 
-/// Bytes that no codec makes short.
+/// Bytes that do not compress.
 fn noise(length: usize) -> Vec<u8> {
     let mut state = 1_u32;
     let mut next = || {
@@ -17,7 +17,7 @@ fn noise(length: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn large_images_come_through_whole() {
+async fn large_images_arrive_complete() {
     let upstream = Upstream::start().await;
     let backend = backend(&upstream, "");
     let large = [noise(3_000_001), noise(1_500_002)];
@@ -28,7 +28,7 @@ async fn large_images_come_through_whole() {
 }
 
 #[tokio::test]
-async fn fewer_images_than_asked_for_are_fine_and_more_are_dropped() {
+async fn missing_images_are_tolerated_and_extra_ones_dropped() {
     let upstream = Upstream::start().await;
     let backend = backend(&upstream, "");
     let three = [noise(10), noise(70), noise(1000)];
@@ -58,7 +58,7 @@ async fn links_are_fetched_without_the_key() {
     let (images, result) = generate(&backend, &request(2)).await;
 
     result.unwrap();
-    // What came in the answer is there before what had to be fetched.
+    // Images inside the answer are delivered before those that must be fetched.
     assert_eq!(images, [b"data".to_vec(), image(64, 64, 0)]);
     let fetched = &upstream.received()[1];
     assert_eq!(fetched.path, "/files/image.png");
@@ -66,7 +66,7 @@ async fn links_are_fetched_without_the_key() {
 }
 
 #[tokio::test]
-async fn an_image_is_not_fetched_that_has_come_already() {
+async fn an_image_that_was_delivered_is_not_fetched_again() {
     let upstream = Upstream::start().await;
     let backend = backend(&upstream, "");
     let link = format!("{}/files/image.png", upstream.url);
@@ -81,7 +81,7 @@ async fn an_image_is_not_fetched_that_has_come_already() {
 }
 
 #[tokio::test]
-async fn a_link_may_lead_on_where_it_might_have_led_at_once() {
+async fn a_link_may_redirect_to_where_it_could_have_pointed() {
     let upstream = Upstream::start().await;
     let link = format!("{}/files/moved.png", upstream.url);
     upstream.next(Reply::links(&[&link]));
@@ -122,13 +122,13 @@ async fn links_elsewhere_are_not_followed() {
 }
 
 #[tokio::test]
-async fn a_link_that_fails_may_have_been_paid_for() {
+async fn a_failed_link_may_have_been_paid_for() {
     let upstream = Upstream::start().await;
     let backend = backend(&upstream, r#"download_hosts = ["localhost:1"]"#);
     let good = format!("{}/files/image.png", upstream.url);
     for bad in [
         format!("{}/files/broken.png", upstream.url),
-        // Nothing listens there.
+        // Nothing listens on this port.
         "https://localhost:1/image.png".to_owned(),
     ] {
         upstream.next(Reply::links(&[&good, &bad]));
@@ -145,7 +145,7 @@ async fn a_link_that_fails_may_have_been_paid_for() {
 }
 
 #[tokio::test]
-async fn an_answer_without_an_image_is_told_as_such() {
+async fn an_answer_without_an_image_is_reported_as_such() {
     let upstream = Upstream::start().await;
     let backend = backend(&upstream, "");
     for reply in [
@@ -175,7 +175,7 @@ async fn an_answer_without_an_image_is_told_as_such() {
 }
 
 #[tokio::test]
-async fn images_before_the_break_count() {
+async fn images_before_the_connection_broke_count() {
     let upstream = Upstream::start().await;
     let backend = backend(&upstream, "");
     let two = [noise(200_000), noise(200_000)];

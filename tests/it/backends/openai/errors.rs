@@ -1,4 +1,4 @@
-//! What is made of the upstream's errors.
+//! How errors of the upstream are classified.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ async fn error_for(upstream: &Upstream, reply: Reply) -> BackendError {
 }
 
 #[tokio::test]
-async fn errors_have_the_class_that_tells_what_to_do() {
+async fn errors_are_classified_by_the_reaction_they_need() {
     let upstream = Upstream::start().await;
     let of = |status, code, message| error_for(&upstream, Reply::error(status, code, message));
 
@@ -51,7 +51,7 @@ async fn errors_have_the_class_that_tells_what_to_do() {
 }
 
 #[tokio::test]
-async fn rate_limits_say_how_long() {
+async fn rate_limits_carry_the_retry_delay() {
     let upstream = Upstream::start().await;
     let reply = Reply::error(429, "rate_limit_exceeded", "Slow down.");
     let date = "Wed, 21 Oct 2026 07:28:00 GMT";
@@ -74,7 +74,7 @@ async fn rate_limits_say_how_long() {
 }
 
 #[tokio::test]
-async fn a_refused_prompt_and_a_wrong_key_are_told_apart() {
+async fn a_refused_prompt_and_a_wrong_key_are_distinguished() {
     let upstream = Upstream::start().await;
     let mut refused = request(1);
     refused.prompt = REFUSED_PROMPT.to_owned();
@@ -93,7 +93,7 @@ async fn a_refused_prompt_and_a_wrong_key_are_told_apart() {
 }
 
 #[tokio::test]
-async fn huge_and_foreign_error_bodies_do_no_harm() {
+async fn huge_and_foreign_error_bodies_are_harmless() {
     let upstream = Upstream::start().await;
     let page = Reply::bytes("text/html", vec![b'<'; 5_000_000]).status(502);
     let error = error_for(&upstream, page).await;
@@ -111,7 +111,7 @@ async fn huge_and_foreign_error_bodies_do_no_harm() {
 }
 
 #[tokio::test]
-async fn the_key_and_addresses_are_in_no_error() {
+async fn no_error_contains_the_key_or_an_address() {
     let upstream = Upstream::start().await;
     let said = format!("Incorrect key {KEY}, see https://upstream.example/keys or 10.0.0.1:80");
     for status in [400, 401, 429, 500] {
@@ -131,14 +131,14 @@ async fn the_key_and_addresses_are_in_no_error() {
 }
 
 fn assert_secretless(error: &BackendError) {
-    let told = format!("{error} {error:?}");
+    let text = format!("{error} {error:?}");
     for secret in [KEY, "http://", "https://", "10.0.0.1", "/v1/"] {
-        assert!(!told.contains(secret), "{secret} in: {told}");
+        assert!(!text.contains(secret), "{secret} in: {text}");
     }
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_not_there_took_nothing_on() {
+async fn an_unreachable_upstream_accepted_nothing() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
@@ -158,10 +158,10 @@ async fn an_upstream_that_is_not_there_took_nothing_on() {
 }
 
 #[tokio::test]
-async fn a_check_asks_for_the_models_and_generates_nothing() {
+async fn a_check_lists_the_models_and_generates_nothing() {
     let upstream = Upstream::start().await;
     backend(&upstream, "").check().await.unwrap();
-    // Somebody who lists no models is there all the same.
+    // A server that lists no models is still reachable.
     let bare = upstream.settings("").replace("/v1", "/other");
     backend_of(&bare).check().await.unwrap();
 

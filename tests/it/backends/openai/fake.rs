@@ -1,4 +1,4 @@
-//! The fake of OpenAI's API and its copies, on the stage of the contract.
+//! The fake of OpenAI's API and its copies, as an upstream of the contract.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 
 use crate::{
-    backends::contract::{FakeUpstream, Scene, keeps_its_promises},
+    backends::contract::{FakeUpstream, Scenario, fulfils_the_contract},
     harness::upstream::{Dialect, Received, Reply, Upstream},
 };
 
@@ -56,34 +56,34 @@ impl FakeUpstream for Copy {
         "gpt-image-2".to_owned()
     }
 
-    fn play(&self, scene: Scene) {
+    fn play(&self, scenario: Scenario) {
         let error = |status, code| self.dialect.error(status, code, "It is so.");
-        let reply = match scene {
-            Scene::Generates => None,
-            Scene::Refuses => Some(self.refuses()),
-            Scene::FindsInvalid => Some(self.finds_invalid()),
-            Scene::KnowsNoKey => Some(error(401, "invalid_api_key")),
-            Scene::LimitsRate => Some(error(429, "rate_limit_exceeded").header("retry-after", "7")),
-            Scene::Fails => Some(error(500, "server_error")),
-            Scene::Hangs => Some(Reply::images(&[]).held_by(&Arc::new(Semaphore::new(0)))),
-            Scene::BreaksOff => {
+        let reply = match scenario {
+            Scenario::Generates => None,
+            Scenario::Refuses => Some(self.refuses()),
+            Scenario::FindsInvalid => Some(self.finds_invalid()),
+            Scenario::KnowsNoKey => Some(error(401, "invalid_api_key")),
+            Scenario::LimitsRate => Some(error(429, "rate_limit_exceeded").header("retry-after", "7")),
+            Scenario::Fails => Some(error(500, "server_error")),
+            Scenario::Hangs => Some(Reply::images(&[]).held_by(&Arc::new(Semaphore::new(0)))),
+            Scenario::BreaksOff => {
                 let whole = Reply::images(&[vec![7; 100_000]]);
                 let half = whole.length() / 2;
                 Some(whole.cut_at(half))
             }
-            Scene::GeneratesNothing => Some(Reply::images(&[])),
-            Scene::GeneratesNoImage => Some(Reply::images(&[b"<html>It works!".to_vec()])),
+            Scenario::GeneratesNothing => Some(Reply::images(&[])),
+            Scenario::GeneratesNoImage => Some(Reply::images(&[b"<html>It works!".to_vec()])),
         };
         self.upstream.always(reply);
     }
 
-    fn plays(&self, scene: Scene) -> bool {
+    fn plays(&self, scenario: Scenario) -> bool {
         match self.dialect {
             Dialect::SdServer => !matches!(
-                scene,
-                Scene::Refuses | Scene::KnowsNoKey | Scene::LimitsRate
+                scenario,
+                Scenario::Refuses | Scenario::KnowsNoKey | Scenario::LimitsRate
             ),
-            Dialect::Localai => scene != Scene::Refuses,
+            Dialect::Localai => scenario != Scenario::Refuses,
             _ => true,
         }
     }
@@ -108,9 +108,9 @@ impl FakeUpstream for Copy {
 }
 
 #[tokio::test]
-async fn every_profile_keeps_the_promises_of_a_backend() {
+async fn every_profile_fulfils_the_contract_of_a_backend() {
     for dialect in Dialect::ALL {
         let upstream = Upstream::speaking(dialect).await;
-        keeps_its_promises(&Copy { upstream, dialect }).await;
+        fulfils_the_contract(&Copy { upstream, dialect }).await;
     }
 }

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use super::{Collected, backend_of, input, request};
 use crate::harness::upstream::Upstream;
 
-/// The backend for `upstream`, with more settings beside its address and key.
+/// A backend for `upstream`, with `more` added to its address and key.
 fn backend(upstream: &Upstream, more: &str) -> Arc<dyn Backend> {
     backend_of(&upstream.settings(more))
 }

@@ -1,4 +1,4 @@
-//! What the copies of OpenAI's API want otherwise.
+//! The differences between the copies of OpenAI's API.
 
 use easel::{
     backend::GenerateRequest,
@@ -12,7 +12,7 @@ use crate::harness::{
     upstream::{self, Dialect, Received, Upstream, image},
 };
 
-/// Generates it at the upstream, and gives the one call that came of it.
+/// Generates the request, and returns the single call that the upstream received.
 async fn generated_at(upstream: &Upstream, more: &str, request: &GenerateRequest) -> Received {
     let (images, result) = generate(&backend(upstream, more), request).await;
     result.unwrap();
@@ -45,7 +45,7 @@ async fn azures_deployments_are_in_the_path_and_the_key_in_its_own_header() {
 }
 
 #[tokio::test]
-async fn azures_newer_path_takes_the_deployment_for_the_model() {
+async fn azures_newer_path_expects_the_deployment_as_the_model() {
     let upstream = Upstream::speaking(Dialect::AzureV1).await;
     let received = generated_at(&upstream, "", &request(2)).await;
     assert_eq!(received.path, "/openai/v1/images/generations");
@@ -54,7 +54,7 @@ async fn azures_newer_path_takes_the_deployment_for_the_model() {
 }
 
 #[tokio::test]
-async fn models_with_three_sizes_are_asked_for_the_nearest() {
+async fn models_with_three_sizes_get_the_nearest_one() {
     let upstream = Upstream::start().await;
     let request = GenerateRequest {
         model: "gpt-image-1.5".into(),
@@ -69,7 +69,7 @@ async fn models_with_three_sizes_are_asked_for_the_nearest() {
 }
 
 #[tokio::test]
-async fn localai_gets_a_reference_as_text_and_is_asked_for_base64() {
+async fn localai_gets_references_as_text_and_answers_base64() {
     let upstream = Upstream::speaking(Dialect::Localai).await;
     let jpeg = images::image(image::ImageFormat::Jpeg);
     let request = GenerateRequest {
@@ -94,7 +94,7 @@ async fn localai_gets_a_reference_as_text_and_is_asked_for_base64() {
 }
 
 #[tokio::test]
-async fn sd_server_gets_no_settings_out_of_a_prompt() {
+async fn sd_server_gets_no_settings_from_a_prompt() {
     let upstream = Upstream::speaking(Dialect::SdServer).await;
     let request = GenerateRequest {
         prompt: "a <sd_cpp_sd_cpp_extra_argsextra_args>{}</sd_cpp_extra_args>heron".into(),
@@ -108,7 +108,7 @@ async fn sd_server_gets_no_settings_out_of_a_prompt() {
 }
 
 #[tokio::test]
-async fn what_an_operator_adds_lies_over_everything() {
+async fn the_operators_fields_override_all_others() {
     let upstream = Upstream::speaking(Dialect::Generic).await;
     let extra = json!({"response_format": "b64_json", "size": "64x64", "watermark": false});
     let request = GenerateRequest {
@@ -123,7 +123,7 @@ async fn what_an_operator_adds_lies_over_everything() {
 }
 
 #[tokio::test]
-async fn what_the_work_has_taken_is_passed_on() {
+async fn usage_of_the_upstream_is_passed_on() {
     let upstream = Upstream::start().await;
     let mut collected = Collected::default();
     let backend = backend_of(&upstream.settings(""));

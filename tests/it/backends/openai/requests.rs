@@ -1,4 +1,4 @@
-//! What the upstream is sent.
+//! The requests that the upstream gets.
 
 use std::{io, sync::Arc};
 
@@ -76,7 +76,7 @@ async fn one_reference_is_an_edit_with_one_image() {
 }
 
 #[tokio::test]
-async fn three_references_and_a_mask_come_behind_the_text() {
+async fn three_references_and_a_mask_follow_the_text() {
     let upstream = Upstream::start().await;
     let backend = backend(&upstream, "");
     let mut jpeg = b"\xff\xd8\xff\xe0".to_vec();
@@ -110,7 +110,7 @@ async fn three_references_and_a_mask_come_behind_the_text() {
 }
 
 #[tokio::test]
-async fn a_reference_that_can_not_be_read_is_not_the_upstreams_fault() {
+async fn an_unreadable_reference_is_not_the_upstreams_fault() {
     let upstream = Upstream::start().await;
     let backend = backend(&upstream, "");
     let unopened: Input = Input {

@@ -1,5 +1,5 @@
-//! A fake of a server with the web UI's API: as particular as the web UI about what it is sent, and as
-//! talkative as sd-server, which repeats all of it.
+//! A fake server with the web UI's API: as strict as the web UI about its input, and as verbose as sd-server, which
+//! repeats the whole input.
 
 use std::sync::{Arc, Mutex};
 
@@ -16,13 +16,14 @@ use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinSet};
 
 use crate::{
-    backends::contract::{FakeUpstream, Scene},
+    backends::contract::{FakeUpstream, Scenario},
     harness::upstream::image,
 };
 
-/// What it was started with.
+/// The credentials it was started with.
 const KEY: &str = "heron:nest:7f3a9c";
 
+/// The running fake.
 pub(super) struct WebUi {
     url: String,
     shared: Arc<Shared>,
@@ -30,9 +31,9 @@ pub(super) struct WebUi {
 }
 
 struct Shared {
-    scene: Mutex<Scene>,
+    scenario: Mutex<Scenario>,
     received: Mutex<Vec<(String, Value)>>,
-    /// Fewer images than asked for.
+    /// How many images to withhold from the answer.
     withheld: Mutex<u64>,
 }
 
@@ -41,7 +42,7 @@ impl WebUi {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let shared = Arc::new(Shared {
-            scene: Mutex::new(Scene::Generates),
+            scenario: Mutex::new(Scenario::Generates),
             received: Mutex::default(),
             withheld: Mutex::default(),
         });
@@ -60,7 +61,7 @@ impl WebUi {
         }
     }
 
-    /// The settings of a backend for it; `more` lies beside its address and key.
+    /// The settings of a backend for it; `more` is added to its address and key.
     pub(super) fn settings_with(&self, more: &str) -> String {
         let url = &self.url;
         format!(
@@ -69,11 +70,12 @@ impl WebUi {
         )
     }
 
-    /// Every request that was asked for: the path's last part, and the body.
+    /// Every request so far: the last segment of its path, and its body.
     pub(super) fn received(&self) -> Vec<(String, Value)> {
         self.shared.received.lock().unwrap().clone()
     }
 
+    /// Returns this many images fewer than requested.
     pub(super) fn withhold(&self, images: u64) {
         *self.shared.withheld.lock().unwrap() = images;
     }
@@ -88,12 +90,12 @@ impl FakeUpstream for WebUi {
         "herons_v2".to_owned()
     }
 
-    fn play(&self, scene: Scene) {
-        *self.shared.scene.lock().unwrap() = scene;
+    fn play(&self, scenario: Scenario) {
+        *self.shared.scenario.lock().unwrap() = scenario;
     }
 
-    fn plays(&self, scene: Scene) -> bool {
-        !matches!(scene, Scene::Refuses | Scene::LimitsRate)
+    fn plays(&self, scenario: Scenario) -> bool {
+        !matches!(scenario, Scenario::Refuses | Scenario::LimitsRate)
     }
 
     fn asked(&self) -> usize {
@@ -110,7 +112,7 @@ impl FakeUpstream for WebUi {
             .collect()
     }
 
-    /// White just where the one given is clear.
+    /// White exactly where the given mask is transparent.
     fn is_mask(&self, given: &[u8], came: &[u8]) -> bool {
         let given = image::load_from_memory(given).unwrap().into_rgba8();
         let came = image::load_from_memory(came).unwrap();
@@ -153,22 +155,22 @@ async fn generate(
     let body: Value = serde_json::from_slice(&body).unwrap();
     let path = uri.path().rsplit('/').next().unwrap().to_owned();
     shared.received.lock().unwrap().push((path, body.clone()));
-    let scene = *shared.scene.lock().unwrap();
+    let scenario = *shared.scenario.lock().unwrap();
     let error = |status, kind: &str, detail: &str| {
         let error = json!({"error": kind, "detail": detail, "body": "", "errors": ""});
         answer(status, &error)
     };
-    match scene {
-        Scene::KnowsNoKey => {
+    match scenario {
+        Scenario::KnowsNoKey => {
             return answer(401, &json!({"detail": "Incorrect username or password"}));
         }
-        Scene::FindsInvalid => return error(404, "HTTPException", "Sampler not found"),
-        Scene::Fails => return error(500, "OutOfMemoryError", ""),
-        Scene::Hangs => std::future::pending().await,
-        Scene::GeneratesNothing => return images(&[], &body),
-        Scene::GeneratesNoImage => return images(&[b"<html>It works!".to_vec()], &body),
-        Scene::BreaksOff => return cut_off(&vec![7; 100_000]),
-        Scene::Generates | Scene::Refuses | Scene::LimitsRate => {}
+        Scenario::FindsInvalid => return error(404, "HTTPException", "Sampler not found"),
+        Scenario::Fails => return error(500, "OutOfMemoryError", ""),
+        Scenario::Hangs => std::future::pending().await,
+        Scenario::GeneratesNothing => return images(&[], &body),
+        Scenario::GeneratesNoImage => return images(&[b"<html>It works!".to_vec()], &body),
+        Scenario::BreaksOff => return cut_off(&vec![7; 100_000]),
+        Scenario::Generates | Scenario::Refuses | Scenario::LimitsRate => {}
     }
     if !knows(&headers) {
         return answer(401, &json!({"detail": "Incorrect username or password"}));
@@ -209,7 +211,7 @@ fn images(images: &[Vec<u8>], parameters: &Value) -> Response<Body> {
 fn cut_off(image: &[u8]) -> Response<Body> {
     let begun = format!("{{\"images\":[\"{}", STANDARD.encode_to_string(image));
     let broken = stream::once(async {
-        // What is buffered goes out while the body is waited for.
+        // Buffered bytes are sent while the body is pending.
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset))
     });

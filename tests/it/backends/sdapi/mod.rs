@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 
 use super::{
     Collected, backend_of,
-    contract::{FakeUpstream, keeps_its_promises},
+    contract::{FakeUpstream, fulfils_the_contract},
     input, request,
 };
 use crate::harness::images;
 use fake::WebUi;
 
-/// Generates it, and gives the images and what the server was asked for.
+/// Generates the request, and returns the images and what the server received.
 async fn generated_at(
     server: &WebUi,
     more: &str,
@@ -45,12 +45,12 @@ fn size_of(image: &[u8]) -> (u32, u32) {
 }
 
 #[tokio::test]
-async fn it_keeps_the_promises_of_a_backend() {
-    keeps_its_promises(&WebUi::start().await).await;
+async fn it_fulfils_the_contract_of_a_backend() {
+    fulfils_the_contract(&WebUi::start().await).await;
 }
 
 #[tokio::test]
-async fn words_become_images_of_the_models_own_size_and_then_larger() {
+async fn images_are_generated_at_the_models_size_and_then_enlarged() {
     let server = WebUi::start().await;
     let mut wanted = large();
     wanted.n = 3;
@@ -75,7 +75,7 @@ async fn words_become_images_of_the_models_own_size_and_then_larger() {
 }
 
 #[tokio::test]
-async fn images_stay_as_the_model_generates_them_where_they_are_not_to_grow() {
+async fn images_keep_the_models_size_without_enlargement() {
     let server = WebUi::start().await;
     let off = server.settings().replace("\"hires\"", "\"off\"");
     let mut collected = Collected::default();
@@ -92,7 +92,7 @@ async fn images_stay_as_the_model_generates_them_where_they_are_not_to_grow() {
 }
 
 #[tokio::test]
-async fn a_reference_is_cut_not_bent_and_what_is_clear_in_the_mask_is_white() {
+async fn references_are_cropped_and_transparent_mask_areas_turn_white() {
     let server = WebUi::start().await;
     let mut wanted = large();
     wanted.references = vec![input(Format::Png, &images::png())];
@@ -114,7 +114,7 @@ async fn a_reference_is_cut_not_bent_and_what_is_clear_in_the_mask_is_white() {
         assert_eq!(pixel.0[0], if x < 4 { 255 } else { 0 });
     }
 
-    // One without an alpha channel is of their kind already.
+    // A mask without an alpha channel is already in their format.
     wanted.mask = Some(input(Format::Png, &images::png()));
     let (_, _, body) = generated_at(&server, "", &wanted).await;
     let mask = base64_simd::STANDARD
@@ -146,11 +146,11 @@ async fn a_broken_mask_is_the_clients_fault() {
 }
 
 #[tokio::test]
-async fn what_the_server_repeats_is_no_image_and_does_no_harm() {
+async fn input_that_the_server_repeats_is_harmless() {
     let server = WebUi::start().await;
     server.withhold(1);
     let mut wanted = request(2);
-    // More than the rest of an answer may have.
+    // Larger than the rest of an answer may be.
     wanted.references = vec![input(Format::Png, &images::png_of(3_000_000))];
 
     let (images, _, _) = generated_at(&server, "", &wanted).await;
@@ -160,7 +160,7 @@ async fn what_the_server_repeats_is_no_image_and_does_no_harm() {
 }
 
 #[tokio::test]
-async fn no_settings_come_out_of_a_prompt() {
+async fn no_settings_are_read_from_a_prompt() {
     let server = WebUi::start().await;
     let mut wanted = request(1);
     wanted.prompt = "a heron<sd_cpp_extra_args>{\"steps\":1000}</sd_cpp_extra_args>".into();

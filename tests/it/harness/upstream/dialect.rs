@@ -1,23 +1,24 @@
-//! Whose copy of OpenAI's API the fake plays: what each takes, refuses and answers in its own way.
+//! The dialects of OpenAI's API that the fake speaks: what each accepts, refuses and answers differently.
 
 use serde_json::{Value, json};
 
 use super::{KEY, REFUSED_PROMPT, Received, Reply};
 
+/// Which copy of OpenAI's API the fake imitates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Dialect {
     #[default]
     Openai,
-    /// Models are addressed by paths.
+    /// Addresses models by path.
     AzureDeployments,
     AzureV1,
-    /// Anybody's, that answers links unless asked for base64.
+    /// Any other copy, which answers with links unless asked for base64.
     Generic,
     SdServer,
     Localai,
 }
 
-/// Of OpenAI and Azure.
+/// The parameters that OpenAI and Azure know.
 const PARAMETERS: [&str; 14] = [
     "background",
     "image",
@@ -46,7 +47,7 @@ impl Dialect {
         Self::Localai,
     ];
 
-    /// What a backend's settings say of it, for a server at `url`.
+    /// A backend's settings for this dialect, for a server at `url`.
     pub(super) fn settings(self, url: &str) -> String {
         let (profile, base_url, more) = match self {
             Self::Openai => ("openai", format!("{url}/v1"), ""),
@@ -65,7 +66,7 @@ impl Dialect {
         )
     }
 
-    /// An error in its shape.
+    /// An error in the shape of this dialect.
     pub fn error(self, status: u16, code: &str, message: &str) -> Reply {
         match self {
             Self::SdServer => Reply::json(status, &json!({"error": message})),
@@ -77,7 +78,7 @@ impl Dialect {
         }
     }
 
-    /// What was asked for.
+    /// The images that were asked for.
     pub(super) fn result(self, received: &Received) -> Reply {
         let asked = received.fields.get("response_format");
         let links = match self {
@@ -92,6 +93,7 @@ impl Dialect {
         Reply::result(received)
     }
 
+    /// Refuses a call without the right key.
     pub(super) fn check_key(self, received: &Received) -> Result<(), Reply> {
         let knows = match self {
             Self::SdServer => true,
@@ -104,6 +106,7 @@ impl Dialect {
         Err(self.error(401, "invalid_api_key", "Incorrect API key provided."))
     }
 
+    /// Refuses a call that the real API would refuse.
     pub(super) fn check(self, received: &Received) -> Result<(), Reply> {
         self.check_key(received)?;
         self.check_path(received)?;
@@ -136,14 +139,14 @@ impl Dialect {
                 path.starts_with("/openai/deployments/") && query.starts_with("api-version=20")
             }
             Self::AzureV1 => path.starts_with("/openai/v1/"),
-            // The older ones have no edits: an image to start from goes along as text.
+            // Older servers have no edits: a reference is sent as text.
             Self::Localai => path == "/v1/images/generations",
             _ => path.starts_with("/v1/"),
         };
         if !knows {
             return Err(self.error(404, "404", "Resource not found"));
         }
-        // A deployment knows its model.
+        // A deployment implies its model.
         if self == Self::AzureDeployments && received.fields.contains_key("model") {
             return Err(unknown_parameter("model"));
         }

@@ -1,6 +1,6 @@
-//! A fake of an upstream with OpenAI's Images API. As strict as the real one where that matters: it
-//! wants its key, refuses parameters it does not know, and answers with base64 only. It can play the copies
-//! of that API as well: see [`Dialect`]. Any call can be answered otherwise: see [`Reply`].
+//! A fake upstream with OpenAI's Images API. It is as strict as the real one where that matters: it requires its key,
+//! refuses unknown parameters, and answers only with base64. It also speaks the dialects of copies of that API: see
+//! [`Dialect`]. Any call can get another answer: see [`Reply`].
 
 mod dialect;
 mod received;
@@ -27,14 +27,14 @@ pub use dialect::Dialect;
 pub use received::{File, Received};
 pub use reply::{Gate, Reply, image, noise};
 
-/// What it wants to be called with.
+/// The key it requires.
 pub const KEY: &str = "sk-fake-7f3a9c";
-/// What its safety system does not generate.
+/// A prompt that its safety system refuses.
 pub const REFUSED_PROMPT: &str = "something unsafe";
 
-/// Listens on loopback until it is dropped.
+/// A fake upstream that listens on loopback until it is dropped.
 pub struct Upstream {
-    /// Without `/v1`.
+    /// Its base URL, without `/v1`.
     pub url: String,
     state: Arc<Scripted>,
     _serving: JoinSet<()>,
@@ -44,16 +44,18 @@ pub struct Upstream {
 struct Scripted {
     dialect: Dialect,
     replies: Mutex<VecDeque<Reply>>,
-    /// To every request that has no reply of its own.
+    /// The answer to every request that has no reply of its own.
     standing: Mutex<Option<Reply>>,
     received: Mutex<Vec<Received>>,
 }
 
 impl Upstream {
+    /// Starts a fake of OpenAI itself.
     pub async fn start() -> Self {
         Self::speaking(Dialect::Openai).await
     }
 
+    /// Starts a fake that speaks a dialect.
     pub async fn speaking(dialect: Dialect) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -83,29 +85,28 @@ impl Upstream {
         }
     }
 
-    /// The backend's settings for it, as TOML below `[backends.NAME]`; `more` lies beside them.
+    /// The backend's settings for it, as TOML below `[backends.NAME]`; `more` is appended.
     pub fn settings(&self, more: &str) -> String {
         format!("{}\n{more}\n", self.state.dialect.settings(&self.url))
     }
 
-    /// Settings of a gateway whose only model generates with it; `model` lies beside the model's backend.
+    /// Settings of a gateway whose only model uses it; `model` is added to the model's settings.
     pub fn gateway(&self, model: &str) -> String {
         let backend = self.settings("");
         format!("[backends.up]\n{backend}[models.gpt-image-2]\nroutes = [\"up\"]\n{model}\n")
     }
 
-    /// Answers the next request without an answer of its own with `reply`. Those that nothing was said
-    /// about are generated.
+    /// Answers the next request that has no reply yet with `reply`. Without any reply, images are generated.
     pub fn next(&self, reply: Reply) {
         self.state.replies.lock().unwrap().push_back(reply);
     }
 
-    /// Answers every request so from now on, unless it is told otherwise for one. `None`: generates again.
+    /// Answers every request like this from now on, except those with a reply of their own. `None`: generates again.
     pub fn always(&self, reply: Option<Reply>) {
         *self.state.standing.lock().unwrap() = reply;
     }
 
-    /// Returns once so many calls came, answered or not.
+    /// Returns once this many calls have arrived, answered or not.
     pub async fn wait_for(&self, calls: usize) {
         let came = || self.state.received.lock().unwrap().len();
         for _ in 0..3_000 {
@@ -157,7 +158,7 @@ async fn models(State(state): State<Arc<Scripted>>, uri: Uri, headers: HeaderMap
     reply.send().await
 }
 
-/// What links in answers lead to. Wants no key.
+/// Serves the images that links in answers name. Requires no key.
 async fn file(State(state): State<Arc<Scripted>>, uri: Uri, headers: HeaderMap) -> Response {
     state.note(Received::read(&uri, headers, Bytes::new()).await);
     let reply = match uri.path() {

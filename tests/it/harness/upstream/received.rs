@@ -1,4 +1,4 @@
-//! A call to the fake.
+//! A call that the fake received.
 
 use axum::{
     body::Bytes,
@@ -6,16 +6,17 @@ use axum::{
 };
 use serde_json::{Map, Value};
 
+/// A call, parsed.
 #[derive(Clone, Debug)]
 pub struct Received {
     pub path: String,
     pub query: String,
     pub headers: HeaderMap,
-    /// A JSON body as it is; the text parts of a form, as strings.
+    /// The JSON body, or the text parts of a form as strings.
     pub fields: Map<String, Value>,
-    /// In the order they came in.
+    /// The files, in the order they arrived.
     pub files: Vec<File>,
-    /// The names of a form's parts, in the order they came in.
+    /// The names of a form's parts, in the order they arrived.
     pub parts: Vec<String>,
 }
 
@@ -29,6 +30,7 @@ pub struct File {
 }
 
 impl Received {
+    /// Reads a JSON body or a form.
     pub(super) async fn read(uri: &Uri, headers: HeaderMap, body: Bytes) -> Self {
         let mut received = Self {
             path: uri.path().to_owned(),
@@ -74,7 +76,7 @@ impl Received {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// A number, or a number's text as a form has it.
+    /// `n`, as a number or as a form's text.
     pub fn n(&self) -> Option<u64> {
         match self.fields.get("n") {
             None => Some(1),
@@ -83,7 +85,7 @@ impl Received {
         }
     }
 
-    /// In pixels; `auto` is 1024x1024.
+    /// `size` in pixels; `auto` is 1024x1024.
     pub fn size(&self) -> Option<(u32, u32)> {
         let size = self.fields.get("size").and_then(Value::as_str);
         if matches!(size, None | Some("auto")) {
@@ -94,13 +96,14 @@ impl Received {
         (width % 16 == 0 && height % 16 == 0).then_some((width, height))
     }
 
-    /// Where it was called.
+    /// The host it was called by.
     pub(super) fn host(&self) -> &str {
         self.header("host").unwrap_or_default()
     }
 }
 
 impl File {
+    /// Whether the bytes have the signature of their content type.
     pub(super) fn is_image(&self) -> bool {
         let bytes: &[u8] = &self.bytes;
         match self.content_type.as_str() {

@@ -1,4 +1,4 @@
-//! What the fake answers.
+//! The fake's replies.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 
 use super::Received;
 
-/// An answer to one call.
+/// The reply to one call.
 #[derive(Clone, Debug)]
 pub struct Reply {
     status: u16,
@@ -24,10 +24,10 @@ pub struct Reply {
     cut_at: Option<usize>,
 }
 
-/// Holds replies back; each permit that is added to it lets one go.
+/// Holds replies back; each added permit releases one.
 pub type Gate = Arc<Semaphore>;
 
-/// A PNG of just this size, in a shade of grey that tells one image from the next.
+/// A PNG of exactly this size; its shade of grey tells images apart.
 pub fn image(width: u32, height: u32, index: u8) -> Vec<u8> {
     let pixels = vec![index.wrapping_mul(24); (width * height) as usize];
     let mut png = Vec::new();
@@ -37,7 +37,7 @@ pub fn image(width: u32, height: u32, index: u8) -> Vec<u8> {
     png
 }
 
-/// A PNG that does not compress: some three bytes a pixel.
+/// A PNG that does not compress: about three bytes per pixel.
 pub fn noise(width: u32, height: u32) -> Vec<u8> {
     let mut pixels = vec![0; (width * height * 3) as usize];
     rand::fill(&mut pixels[..]);
@@ -49,7 +49,7 @@ pub fn noise(width: u32, height: u32) -> Vec<u8> {
 }
 
 impl Reply {
-    /// What was asked for.
+    /// The images that were asked for.
     pub fn result(received: &Received) -> Self {
         let (width, height) = received.size().unwrap_or((16, 16));
         let count = received.n().and_then(|n| u8::try_from(n).ok()).unwrap_or(1);
@@ -57,7 +57,7 @@ impl Reply {
         Self::images(&images)
     }
 
-    /// One small image, whatever was asked for.
+    /// One small image, regardless of the request.
     pub fn an_image() -> Self {
         Self::images(&[image(3, 2, 0)])
     }
@@ -96,6 +96,7 @@ impl Reply {
         )
     }
 
+    /// A JSON body.
     pub fn json(status: u16, body: &Value) -> Self {
         Self {
             status,
@@ -103,6 +104,7 @@ impl Reply {
         }
     }
 
+    /// A body of another content type.
     pub fn bytes(content_type: &str, body: Vec<u8>) -> Self {
         Self {
             status: 200,
@@ -114,40 +116,42 @@ impl Reply {
         }
     }
 
+    /// Replaces the status.
     pub fn status(mut self, status: u16) -> Self {
         self.status = status;
         self
     }
 
+    /// Adds a header.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Comes so much later.
+    /// Delays the reply by this long.
     pub fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
 
-    /// Comes once the gate lets it go.
+    /// Delays the reply until the gate releases it.
     pub fn held_by(mut self, gate: &Gate) -> Self {
         self.gate = Some(Arc::clone(gate));
         self
     }
 
-    /// Breaks off after so many bytes of the body.
+    /// Breaks the connection after this many bytes of the body.
     pub fn cut_at(mut self, bytes: usize) -> Self {
         self.cut_at = Some(bytes);
         self
     }
 
-    /// How many bytes the body has.
+    /// The length of the body in bytes.
     pub fn length(&self) -> usize {
         self.body.len()
     }
 
-    /// Names the parameter that an error is about.
+    /// Names the parameter that an error refers to.
     pub(super) fn about(mut self, param: &str) -> Self {
         let mut body: Value = serde_json::from_slice(&self.body).unwrap();
         body["error"]["param"] = param.into();
@@ -155,6 +159,7 @@ impl Reply {
         self
     }
 
+    /// Waits as scripted, then returns the response.
     pub async fn send(self) -> Response<Body> {
         tokio::time::sleep(self.delay).await;
         if let Some(gate) = &self.gate {
@@ -172,10 +177,10 @@ impl Reply {
     }
 }
 
-/// Sends `body`, and then breaks the connection.
+/// Sends `body`, then breaks the connection.
 fn cut_off(body: Bytes) -> Body {
     let end = stream::once(async {
-        // What is buffered goes out while the body is waited for.
+        // Buffered bytes are sent while the body is pending.
         tokio::time::sleep(Duration::from_millis(50)).await;
         Err(io::Error::from(io::ErrorKind::ConnectionReset))
     });

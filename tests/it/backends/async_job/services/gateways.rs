@@ -6,7 +6,7 @@ use super::{
     super::server::{Call, Look, Server, Service, all_decoded, decoded},
     n, unknown,
 };
-use crate::{backends::contract::Scene, harness::upstream::Reply};
+use crate::{backends::contract::Scenario, harness::upstream::Reply};
 
 pub const EASEL: Service = Service {
     profile: "easel",
@@ -35,19 +35,19 @@ fn error(status: u16, kind: &str, code: &str, message: &str) -> Reply {
     Reply::json(status, &json!({"error": error}))
 }
 
-/// What a scene answers a submit with, in the shape of all three.
+/// The scenario's immediate answer to a submit, in the shape that all three share.
 fn refused_at_once(server: &Server) -> Option<Reply> {
-    Some(match server.scene() {
-        Scene::KnowsNoKey => error(
+    Some(match server.scenario() {
+        Scenario::KnowsNoKey => error(
             401,
             "authentication_error",
             "invalid_api_key",
             "No such key.",
         ),
-        Scene::LimitsRate => {
+        Scenario::LimitsRate => {
             error(429, "rate_limit_error", "rate_limited", "Slower.").header("retry-after", "7")
         }
-        Scene::FindsInvalid => error(400, "invalid_request_error", "invalid_value", "No."),
+        Scenario::FindsInvalid => error(400, "invalid_request_error", "invalid_value", "No."),
         _ => return None,
     })
 }
@@ -157,7 +157,7 @@ fn task(server: &Server, id: &str, result: fn(&[String]) -> Value) -> Reply {
     Reply::json(200, &Value::Object(task))
 }
 
-/// Its results are one link, which lasts and leads on.
+/// Its results are one lasting link, which redirects.
 fn icodeeasy(server: &Server, call: &Call) -> Reply {
     match call.line() {
         ("GET", line) if line.len() < 4 => {
@@ -254,7 +254,7 @@ fn apimart_task(server: &Server, id: &str) -> Reply {
         Look::Refused => failed("content_policy_violation", "It is not allowed."),
         Look::Failed => failed("500", "generation failed"),
         Look::Done => {
-            // A text in older answers, a list in newer ones.
+            // Older answers have a string, newer ones a list.
             let links = server.links(id);
             let images: Vec<Value> = match links.as_slice() {
                 [one] => vec![json!({"url": one, "expires_at": 1_781_686_173})],
@@ -268,7 +268,7 @@ fn apimart_task(server: &Server, id: &str) -> Reply {
     Reply::json(200, &json!({"code": 200, "data": data}))
 }
 
-/// The one file of a form.
+/// The only file of a form.
 fn upload(server: &Server, call: &Call) -> Reply {
     assert!(call.bearer(), "{call:?}");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

@@ -6,7 +6,7 @@ use super::{
     super::server::{Call, KEY, Look, Server, Service, decoded},
     n, unknown,
 };
-use crate::{backends::contract::Scene, harness::upstream::Reply};
+use crate::{backends::contract::Scenario, harness::upstream::Reply};
 
 pub const BFL: Service = Service {
     profile: "bfl",
@@ -44,14 +44,14 @@ fn bfl(server: &Server, call: &Call) -> Reply {
             if let Some(reply) = server.ask(inputs.collect()) {
                 return reply;
             }
-            match server.scene() {
-                Scene::KnowsNoKey => {
+            match server.scenario() {
+                Scenario::KnowsNoKey => {
                     return detail(403, "Not authenticated - Invalid Authentication");
                 }
-                Scene::LimitsRate => {
+                Scenario::LimitsRate => {
                     return detail(429, "Too many tasks").header("retry-after", "7");
                 }
-                Scene::FindsInvalid => return bfl_invalid("prompt"),
+                Scenario::FindsInvalid => return bfl_invalid("prompt"),
                 _ => assert_eq!(call.header("x-key"), Some(KEY)),
             }
             assert_eq!(call.header("authorization"), None);
@@ -158,15 +158,15 @@ fn dashscope_submit(server: &Server, call: &Call, kind: &str) -> Reply {
     if let Some(reply) = server.ask(images.collect()) {
         return reply;
     }
-    match server.scene() {
-        Scene::KnowsNoKey => {
+    match server.scenario() {
+        Scenario::KnowsNoKey => {
             return error(401, "InvalidApiKey", "Invalid API-key provided.");
         }
-        Scene::LimitsRate => {
+        Scenario::LimitsRate => {
             let reply = error(429, "Throttling.RateQuota", "Requests rate limit exceeded");
             return reply.header("retry-after", "7");
         }
-        Scene::FindsInvalid => return error(400, "InvalidParameter", "n must be in 1..4"),
+        Scenario::FindsInvalid => return error(400, "InvalidParameter", "n must be in 1..4"),
         _ => assert!(call.bearer(), "{call:?}"),
     }
     if call.header("x-dashscope-async") != Some("enable") {
@@ -194,8 +194,8 @@ fn dashscope_task(server: &Server, id: &str, status: &str) -> Reply {
     let mut output = json!({"task_id": id, "task_status": status});
     let mut usage = Value::Null;
     if status == "FAILED" {
-        let (code, message) = match server.scene() {
-            Scene::Refuses => (
+        let (code, message) = match server.scenario() {
+            Scenario::Refuses => (
                 "DataInspectionFailed",
                 "Output data may contain inappropriate content.",
             ),

@@ -1,5 +1,5 @@
-//! The wires of the services that profiles are built in for: as strict as the real ones where that
-//! matters, so that a profile which says too much or too little fails.
+//! The wire formats of the services with built-in profiles. They are as strict as the real services where that matters,
+//! so that a profile which sends too much or too little fails.
 
 mod gateways;
 mod labs;
@@ -11,7 +11,7 @@ pub use queues::{FAL, REPLICATE, SDCPP};
 
 use serde_json::Value;
 
-/// Names in `fields` that the service does not know.
+/// A name in `fields` that the service does not know.
 fn unknown<'a>(fields: &'a Value, known: &[&str]) -> Option<&'a str> {
     let names = fields.as_object()?.keys();
     names.map(String::as_str).find(|name| !known.contains(name))

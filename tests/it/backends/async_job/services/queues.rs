@@ -6,7 +6,7 @@ use super::{
     super::server::{Call, KEY, Look, Server, Service, all_decoded, decoded},
     n, unknown,
 };
-use crate::{backends::contract::Scene, harness::upstream::Reply};
+use crate::{backends::contract::Scenario, harness::upstream::Reply};
 
 pub const FAL: Service = Service {
     profile: "fal",
@@ -45,12 +45,12 @@ fn fal(server: &Server, call: &Call) -> Reply {
             if let Some(reply) = server.ask(inputs.clone()) {
                 return reply;
             }
-            match server.scene() {
-                Scene::KnowsNoKey => return detail(401, json!("Invalid key")),
-                Scene::LimitsRate => {
+            match server.scenario() {
+                Scenario::KnowsNoKey => return detail(401, json!("Invalid key")),
+                Scenario::LimitsRate => {
                     return detail(429, json!("Too many requests")).header("retry-after", "7");
                 }
-                Scene::FindsInvalid => return fault("prompt", "Field required"),
+                Scenario::FindsInvalid => return fault("prompt", "Field required"),
                 _ => assert_eq!(call.header("authorization"), Some(&*format!("Key {KEY}"))),
             }
             let mut known = vec![
@@ -74,7 +74,7 @@ fn fal(server: &Server, call: &Call) -> Reply {
                 return fault("num_images", "Input should be less than or equal to 4");
             };
             let id = server.begin(n);
-            // Without what comes after the owner and the name.
+            // The path without what follows the owner and the name.
             let url = format!("{}/openai/gpt-image-2/requests/{id}", server.url);
             let body = json!({"request_id": id, "response_url": url, "queue_position": 0,
                 "status_url": format!("{url}/status"), "cancel_url": format!("{url}/cancel")});
@@ -123,7 +123,7 @@ fn fal_result(server: &Server, id: &str) -> Reply {
     if let Some(reply) = server.scripted_result() {
         return reply;
     }
-    if server.scene() == Scene::Refuses {
+    if server.scenario() == Scenario::Refuses {
         let fault = json!({"loc": ["body", "prompt"], "msg": "The content could not be processed.",
             "type": "content_policy_violation"});
         return Reply::json(422, &json!({"detail": [fault]}));
@@ -180,13 +180,13 @@ fn replicate_submit(server: &Server, call: &Call) -> Reply {
         return reply;
     }
     let invalid = |detail: &str| problem(422, "Input validation failed", detail);
-    match server.scene() {
-        Scene::KnowsNoKey => return problem(401, "Unauthenticated", "You did not pass a token"),
-        Scene::LimitsRate => {
+    match server.scenario() {
+        Scenario::KnowsNoKey => return problem(401, "Unauthenticated", "You did not pass a token"),
+        Scenario::LimitsRate => {
             let reply = problem(429, "Too many requests", "Request was throttled.");
             return reply.header("retry-after", "7");
         }
-        Scene::FindsInvalid => return invalid("- input: prompt is required\n"),
+        Scenario::FindsInvalid => return invalid("- input: prompt is required\n"),
         _ => assert!(call.bearer(), "{call:?}"),
     }
     let images = input["input_images"].as_array().into_iter().flatten();
@@ -206,14 +206,14 @@ fn replicate_submit(server: &Server, call: &Call) -> Reply {
 
 fn prediction(server: &Server, id: &str, status: &str) -> Value {
     let url = |rest: &str| format!("{}/v1/predictions/{id}{rest}", server.url);
-    let error = match (status, server.scene()) {
-        ("failed", Scene::Refuses) => json!(
+    let error = match (status, server.scenario()) {
+        ("failed", Scenario::Refuses) => json!(
             "The input or output was flagged as sensitive. Please try again with different inputs. (E005)"
         ),
         ("failed", _) => json!("CUDA out of memory"),
         _ => Value::Null,
     };
-    // Of one image some models give the link, others a list.
+    // For one image, some models return a link, others a list.
     let output = match (status, server.links(id).as_slice()) {
         ("succeeded", [one]) if id.ends_with(['1', '3', '5']) => json!(one),
         ("succeeded", several) => json!(several),
@@ -229,7 +229,7 @@ fn prediction(server: &Server, id: &str, status: &str) -> Value {
         "urls": {"get": url(""), "cancel": url("/cancel"), "stream": url("/stream")}})
 }
 
-/// It asks for no key, but a proxy before it may.
+/// It requires no key, but a proxy in front of it may.
 fn sdcpp(server: &Server, call: &Call) -> Reply {
     let error = |status: u16, text: &str| Reply::json(status, &json!({"error": text}));
     let (method, line) = call.line();
@@ -243,10 +243,10 @@ fn sdcpp(server: &Server, call: &Call) -> Reply {
                 return reply;
             }
             assert_eq!(call.header("authorization"), None);
-            match server.scene() {
-                Scene::KnowsNoKey => return error(401, "who are you?"),
-                Scene::LimitsRate => return error(429, "job queue is full"),
-                Scene::FindsInvalid => return error(400, "prompt required"),
+            match server.scenario() {
+                Scenario::KnowsNoKey => return error(401, "who are you?"),
+                Scenario::LimitsRate => return error(429, "job queue is full"),
+                Scenario::FindsInvalid => return error(400, "prompt required"),
                 _ => {}
             }
             let pixels = |name: &str| fields[name].as_u64().is_some_and(|px| px <= 4096);
@@ -286,8 +286,8 @@ fn sdcpp(server: &Server, call: &Call) -> Reply {
             }
             let reply = Reply::json(200, &body);
             let cut = reply.length() - 100;
-            match server.scene() {
-                Scene::BreaksOff if status == "completed" => reply.cut_at(cut),
+            match server.scenario() {
+                Scenario::BreaksOff if status == "completed" => reply.cut_at(cut),
                 _ => reply,
             }
         }
