@@ -1,9 +1,8 @@
-//! The shared state: pool, storage, backends, clock, settings, and the loops that accept and settle
-//! tasks.
+//! The shared state: pool, storage, backends, clock and settings.
 
-use std::sync::{Arc, PoisonError, RwLock, atomic::AtomicBool};
+use std::sync::{Arc, PoisonError, RwLock};
 
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::Notify;
 
 use crate::{
     accounts::Authenticator,
@@ -13,22 +12,19 @@ use crate::{
     config::Config,
     db,
     image::Limits,
-    images::{Claimed, admission::SyncWaiters, settle, submit},
     progress::Progress,
     references::Fetcher,
     shutdown::Shutdown,
     stall::StallWatch,
     storage::Storage,
     tasks::{
-        backlog::Backlog,
         poll::{self, Poller},
-        store::Terms,
         wait::Waiters,
     },
     uploads::Stock,
 };
 
-/// A running gateway without its HTTP server and worker. Cheap to clone.
+/// What all use cases share. Cheap to clone.
 #[derive(Clone)]
 pub struct App(Arc<Inner>);
 
@@ -45,16 +41,8 @@ pub struct Inner {
     pub authenticator: Authenticator,
     pub waiters: Waiters,
     pub poller: Poller,
-    pub submitter: submit::Submitter,
-    pub settler: settle::Settler,
-    /// Whether these loops and the worker make progress.
+    /// Whether the loops of this process make progress.
     pub progress: Progress,
-    /// The slots of this process's worker: a permit allows one running task.
-    pub slots: Arc<Semaphore>,
-    /// Whether queued tasks only wait for a slot here: new ones may not overtake them.
-    pub backlogged: AtomicBool,
-    pub backlog: Backlog,
-    pub sync_waiters: SyncWaiters,
     /// Memory for request bodies that are held whole.
     pub buffers: Buffers,
     /// The storage that each account's uploads occupy.
@@ -80,13 +68,13 @@ pub enum OpenError {
 }
 
 impl App {
-    /// Sets up the gateway over a migrated database. The receiver is for the worker.
+    /// Sets up the shared state over a migrated database.
     pub async fn open(
         config: Config,
         pool: db::Pool,
         clock: Clock,
         shutdown: Shutdown,
-    ) -> Result<(Self, mpsc::UnboundedReceiver<Claimed>), OpenError> {
+    ) -> Result<Self, OpenError> {
         let public_url = config.server.public_url();
         let storage = Storage::open(
             &config.storage,
@@ -98,36 +86,15 @@ impl App {
         let catalog = RwLock::new(Arc::new(Catalog::open(&config, None)?));
         let references = Fetcher::new(&config.references, config.uploads.bytes_max, &public_url)?;
         let waiters = Waiters::default();
-        let terms = Terms {
-            lease: config.tasks.lease(),
-            deadline: config.tasks.deadline(),
-        };
-        let zone = &config.billing.time_zone;
-        let (claimed, to_run) = mpsc::unbounded_channel();
         let progress = Progress::default();
-        let submitter = submit::start(submit::SubmitBatch {
-            pool: pool.clone(),
-            waiters: waiters.clone(),
-            progress: progress.clone(),
-            claimed,
-            terms,
-            time_zone: zone.clone(),
-        });
         let poller = poll::start(pool.clone(), progress.clone());
-        let settler = settle::start(settle::SettleBatch {
-            pool: pool.clone(),
-            waiters: waiters.clone(),
-            progress: progress.clone(),
-            time_zone: zone.clone(),
-        });
         let stock = Stock::new(config.uploads.account_bytes_max);
         let buffers = Buffers::new(
             config.server.buffer_bytes_max,
             config.server.account_buffer_bytes_max,
         );
-        let app = Self(Arc::new(Inner {
+        Ok(Self(Arc::new(Inner {
             authenticator: Authenticator::new(pool.clone()),
-            slots: Arc::new(Semaphore::new(config.tasks.running_max)),
             config,
             clock,
             pool,
@@ -135,21 +102,15 @@ impl App {
             catalog,
             reload: Notify::new(),
             references,
-            backlogged: AtomicBool::new(false),
-            backlog: Backlog::default(),
-            sync_waiters: SyncWaiters::default(),
             buffers,
             stock,
             public_url,
             waiters,
             poller,
-            submitter,
-            settler,
             progress,
             stalls: StallWatch::default(),
             shutdown,
-        }));
-        Ok((app, to_run))
+        })))
     }
 
     /// The current models and routes. Running work keeps the catalog that it began with.

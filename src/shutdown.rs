@@ -12,7 +12,7 @@ pub struct Shutdown {
     /// Work that must finish, even if its request is gone.
     pub tracker: TaskTracker,
     begun: CancellationToken,
-    doors_closed: CancellationToken,
+    accepting_stopped: CancellationToken,
 }
 
 impl Shutdown {
@@ -34,12 +34,12 @@ impl Shutdown {
 
     /// Stops accepting connections; call it when the tracked work has finished.
     pub fn stop_accepting(&self) {
-        self.doors_closed.cancel();
+        self.accepting_stopped.cancel();
     }
 
     /// Resolves when no more connections are accepted.
-    pub async fn doors_closed(&self) {
-        self.doors_closed.cancelled().await;
+    pub async fn accepting_stopped(&self) {
+        self.accepting_stopped.cancelled().await;
     }
 
     /// Starts work that runs for the life of the process and need not finish.

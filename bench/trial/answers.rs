@@ -26,8 +26,8 @@ impl Evidence {
         print_failures(&owed);
         let got: Vec<_> = owed.iter().filter(|one| is_delivered(one)).collect();
         let soon = got.iter().filter(|one| one.tries.len() <= 3).count();
-        let again = self.state.tasks.iter().filter(|task| task.attempts > 1);
-        let tasks = count("tasks", self.state.tasks.len(), Floor::None);
+        let again = self.ledger.tasks.iter().filter(|task| task.attempts > 1);
+        let tasks = count("tasks", self.ledger.tasks.len(), Floor::None);
         let floor = AtLeast(99.0);
         let success = percent(
             "success of what the upstream could give",
@@ -74,7 +74,7 @@ impl Evidence {
     }
 
     fn longest_task(&self) -> Figure {
-        let took = self.state.tasks.iter().map(|task| task.took_s);
+        let took = self.ledger.tasks.iter().map(|task| task.took_s);
         let what = "longest from acceptance to the end of a task";
         Figure::new(what, took.fold(0.0, f64::max), "s", within_deadline())
     }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     book::{Book, Call, Digest, Ending, Marker, Outcome, Purchase, Sample},
-    ledger::{ServerState, Task},
+    ledger::{Ledger, Task},
     stage::Stage,
     upstream,
 };
@@ -16,7 +16,7 @@ const ATTEMPTS_MAX: usize = 3;
 
 /// The records of clients, upstream, database and store, joined.
 pub(super) struct Evidence {
-    pub(super) state: ServerState,
+    pub(super) ledger: Ledger,
     pub(super) purchases: Vec<Purchase>,
     pub(super) samples: Vec<Sample>,
     calls: HashMap<Marker, Vec<Call>>,
@@ -27,16 +27,16 @@ pub(super) struct Evidence {
 impl Evidence {
     /// Reads the database and the store, and takes the records of the book.
     pub(super) async fn gather(stage: &Stage, book: &Book) -> anyhow::Result<Self> {
-        let state = ServerState::read(stage).await?;
+        let ledger = Ledger::read(stage).await?;
         let mut calls: HashMap<Marker, Vec<Call>> = HashMap::new();
         for call in book.calls().iter() {
             calls.entry(call.marker).or_default().push(call.clone());
         }
         let digest = |key: &String| stage.store.read(key).map(|bytes| upstream::digest(&bytes));
         let of_task = |task: &Task| (task.id, task.objects.iter().map(digest).collect());
-        let delivered = state.tasks.iter().map(of_task).collect();
+        let delivered = ledger.tasks.iter().map(of_task).collect();
         Ok(Self {
-            state,
+            ledger,
             purchases: book.purchases().clone(),
             samples: book.samples().clone(),
             calls,

@@ -32,7 +32,7 @@ pub(super) struct Task {
 }
 
 /// The tasks and sums in the database.
-pub(super) struct ServerState {
+pub(super) struct Ledger {
     pub(super) tasks: Vec<Task>,
     /// Each invariant, and how often it is violated.
     pub(super) faults: Vec<(&'static str, i64)>,
@@ -60,7 +60,7 @@ pub(super) async fn wait_until_quiet(stage: &Stage) -> anyhow::Result<()> {
 
 type Row = (Uuid, String, String, i16, i64, i64, Vec<String>, i16, f64);
 
-impl ServerState {
+impl Ledger {
     /// Reads the state past the proxies.
     pub(super) async fn read(stage: &Stage) -> anyhow::Result<Self> {
         let mut conn = stage.connect().await?;

@@ -15,9 +15,9 @@ use super::{
 impl Evidence {
     /// I1 to I5, and every client's own record.
     pub(super) fn money(&self) -> Vec<Figure> {
-        let tasks: HashMap<Uuid, &Task> = self.state.tasks.iter().map(|t| (t.id, t)).collect();
+        let tasks: HashMap<Uuid, &Task> = self.ledger.tasks.iter().map(|t| (t.id, t)).collect();
         let broken: Vec<_> = self
-            .state
+            .ledger
             .faults
             .iter()
             .filter(|(_, times)| *times > 0)
@@ -25,12 +25,12 @@ impl Evidence {
         let mut figures = vec![none("contradictions in the ledger", &broken)];
         figures.push(count(
             "tasks that never end",
-            usize::try_from(self.state.open).unwrap_or(1),
+            usize::try_from(self.ledger.open).unwrap_or(1),
             AtMost(0.0),
         ));
         figures.push(count(
             "held at rest, micro-CNY",
-            usize::try_from(self.state.held).unwrap_or(1),
+            usize::try_from(self.ledger.held).unwrap_or(1),
             AtMost(0.0),
         ));
         let named = || {
@@ -95,7 +95,7 @@ impl Evidence {
 
     fn bought_twice(&self) -> Vec<(Marker, usize)> {
         let mut bought: HashMap<Marker, usize> = HashMap::new();
-        for task in self.state.tasks.iter().filter(|task| task.captured > 0) {
+        for task in self.ledger.tasks.iter().filter(|task| task.captured > 0) {
             if let Some(marker) = task.marker {
                 *bought.entry(marker).or_default() += 1;
             }
@@ -105,7 +105,7 @@ impl Evidence {
 
     fn missing(&self) -> Vec<&Task> {
         let is_missing = |task: &&Task| self.delivered_of(task.id).contains(&None);
-        self.state.tasks.iter().filter(is_missing).collect()
+        self.ledger.tasks.iter().filter(is_missing).collect()
     }
 
     fn foreign_images(&self) -> Vec<&Task> {
@@ -119,7 +119,7 @@ impl Evidence {
             let mut delivered = self.delivered_of(task.id).iter().flatten();
             delivered.any(|image| !generated.contains(image))
         };
-        self.state.tasks.iter().filter(is_foreign).collect()
+        self.ledger.tasks.iter().filter(is_foreign).collect()
     }
 
     fn delivered_twice(&self) -> Vec<Digest> {

@@ -46,7 +46,10 @@ impl Evidence {
         for mismatch in &mismatches {
             println!("  {mismatch}");
         }
-        let longest = mismatches.iter().map(|mismatch| mismatch.lasted_s).fold(0.0, f64::max);
+        let longest = mismatches
+            .iter()
+            .map(|mismatch| mismatch.lasted_s)
+            .fold(0.0, f64::max);
         let what = "longest lie of readiness, if over 5 s";
         Figure::new(what, longest, "s", AtMost(MISMATCH_S_MAX)).note(&format!(
             "{} samples, {} such lies",

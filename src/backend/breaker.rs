@@ -114,7 +114,7 @@ impl Breaker {
             Some(_) => {
                 state.probes += 1;
                 state.probe = Some(state.probes);
-                state.open_until = Some(now + self.settings.rest());
+                state.open_until = Some(now + self.settings.open());
                 state.probe
             }
         };
@@ -154,7 +154,7 @@ impl Breaker {
         if is_probe || opens {
             state.streak = FailureStreak::default();
             state.probe = None;
-            let open_for = self.settings.rest();
+            let open_for = self.settings.open();
             if state.open_until.replace(now + open_for).is_none() {
                 let open_ms = u64::try_from(open_for.as_millis()).unwrap_or(u64::MAX);
                 tracing::warn!(

@@ -10,8 +10,6 @@ use super::{
 };
 use crate::config::{self, Config};
 
-pub use super::choice::{Ask, Pick};
-
 /// The current models, and the backends that generate them.
 pub struct Catalog {
     models: BTreeMap<String, Model>,

@@ -17,6 +17,7 @@ mod whole_input;
 
 pub use breaker::{Breaker, Circuit, Permit};
 pub use catalog::Catalog;
+pub use choice::{Ask, Pick};
 pub use pace::SETTLE_TIME;
 pub use registry::{Registry, RegistryError};
 

@@ -9,8 +9,7 @@ use super::{
 use crate::{
     backend::Registry,
     config::{Config, ConfigError, ConfigIssue, Sources},
-    tasks::store,
-    telemetry,
+    db, telemetry,
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -66,7 +65,7 @@ pub(super) fn check(sources: &Sources) -> anyhow::Result<ExitCode> {
 
 async fn reload(config: &Config) -> anyhow::Result<()> {
     let database = Database::open(config, Purpose::Command).await?;
-    store::notify_reload(&mut *database.pool.acquire().await?).await?;
+    db::notify_reload(&mut *database.pool.acquire().await?).await?;
     database.close().await?;
     output::print_line(
         "told all gateways on this database to reload; see their logs for the result",

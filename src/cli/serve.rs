@@ -18,7 +18,7 @@ use crate::{
     clock::Clock,
     config::{Config, Sources},
     http::{self, server},
-    images::sweep,
+    images::{Images, sweep},
     shutdown::Shutdown,
     worker::Worker,
 };
@@ -55,7 +55,7 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let shutdown = Shutdown::default();
-    let (app, to_run) = App::open(
+    let app = App::open(
         config.clone(),
         database.pool.clone(),
         Clock::default(),
@@ -67,11 +67,12 @@ async fn serve(
     // The last step that can fail: the first key is shown only once.
     let welcome = first_run::prepare(&config, database).await?;
     let _running = leave_traces(&config, &sources);
-    let worker = Worker::new(app.clone());
+    let (images, to_run) = Images::start(app.clone());
+    let worker = Worker::new(images.clone());
     let working = shutdown.spawn_background(worker.clone().run(to_run));
     let sweeping = shutdown.spawn_background(sweep::keep_sweeping(app.clone()));
     let reloading = shutdown.spawn_background(reload::keep_reloading(app.clone(), sources)?);
-    let router = http::router(app.clone());
+    let router = http::router(images);
     let serving = async { server::serve(listener, router, &config.server, &shutdown).await };
     welcome.print(&app.public_url);
     tracing::info!(server.listen = %address, "ready at {}", app.public_url);

@@ -113,13 +113,13 @@ impl References {
     pub fn idle_timeout(&self) -> Duration {
         Duration::from_millis(self.idle_timeout_ms)
     }
-    pub fn failure_step(&self) -> Duration {
+    pub fn failure_delay_step(&self) -> Duration {
         Duration::from_millis(self.failure_delay_step_ms)
     }
 }
 
 impl Routing {
-    pub fn rest(&self) -> Duration {
+    pub fn open(&self) -> Duration {
         Duration::from_millis(self.open_ms)
     }
     pub fn retry_wait(&self) -> Duration {

@@ -94,7 +94,7 @@ const FORMS: [(&str, &str); 7] = [
         "server.trusted_proxies",
         "networks or addresses, like 10.0.0.0/8 or 192.0.2.7",
     ),
-    ("storage.url", "a URL, file:///path or s3://bucket"),
+    ("storage.url", "a URL, file:///path or s3://bucket/prefix"),
     ("storage.endpoint", "a URL, like https://s3.example.com"),
     (
         "storage.public_endpoint",

@@ -296,7 +296,7 @@ fn every_fault_is_reported_at_once() {
     server.public_url: must be an http:// or https:// URL without user, password, query and fragment
     server.json_bytes_max: must be at most server.account_buffer_bytes_max, 67108864, is 500000000
     database.url: must be a postgres:// URL, like postgres://user:password@host/name
-    storage.url: must be file:///path or s3://bucket, without anything after it
+    storage.url: must be file:///path, s3://bucket or s3://bucket/prefix, of letters, digits and - . _ /
     storage.secret_access_key: is missing, though storage.access_key_id is set
     tasks.lease_ms: must be less than tasks.deadline_ms, 600000, is 600000
     billing.time_zone: must be a name of the tz database, like Asia/Shanghai or UTC

@@ -84,14 +84,16 @@ fn storage(config: &Config, found: &mut Found) {
     let sound = storage.url.as_ref().is_none_or(|url| match url.scheme() {
         "file" => url.to_file_path().is_ok(),
         "s3" => {
-            url.has_host() && matches!(url.path(), "" | "/") && url.port().is_none() && is_bare(url)
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-._/".contains(c);
+            let has_prefix = url.path().chars().all(plain) && !url.path().contains("//");
+            url.has_host() && has_prefix && url.port().is_none() && is_bare(url)
         }
         _ => false,
     });
     found.unless(
         sound,
         "storage.url",
-        "must be file:///path or s3://bucket, without anything after it",
+        "must be file:///path, s3://bucket or s3://bucket/prefix, of letters, digits and - . _ /",
     );
     let endpoints = [
         ("storage.endpoint", &storage.endpoint),

@@ -2,6 +2,7 @@
 
 mod listener;
 mod pool;
+mod reload;
 mod trouble;
 
 use sqlx::{
@@ -11,6 +12,7 @@ use sqlx::{
 
 pub use listener::{Heard, Listener, PRESENCE_LOCK};
 pub use pool::{Patience, Pool, acquire, begin, open};
+pub use reload::{RELOAD_CHANNEL, notify_reload};
 pub use trouble::{Trouble, is_timeout, trouble};
 
 static MIGRATIONS: Migrator = sqlx::migrate!();

@@ -19,7 +19,9 @@ use crate::{
     db::{Trouble, trouble},
     ids::TaskId,
     image::{InvalidImage, SizeError},
-    images::{admission::Overload, intake::IntakeError, submit::SubmitError},
+    images::{
+        admission::Overload, generate::GenerateError, intake::IntakeError, submit::SubmitError,
+    },
     storage::{self, StorageError},
     tasks::{Failure, FailureKind},
 };
@@ -271,6 +273,20 @@ impl From<SubmitError> for ApiError {
 /// A database restart or a contended lock usually takes seconds.
 const DATABASE_RETRY_S: u32 = 2;
 const UNKNOWN_END_RETRY_S: u32 = 5;
+
+impl From<GenerateError> for ApiError {
+    fn from(error: GenerateError) -> Self {
+        match error {
+            GenerateError::Overload(overload) => overload.into(),
+            GenerateError::Submit(error) => error.into(),
+            GenerateError::Database(error) => error.into(),
+            GenerateError::EndUnknown(task) => Self::unknown_end(task),
+            GenerateError::ShuttingDown | GenerateError::Closed(_) => {
+                Self::unavailable(&error.to_string(), 1)
+            }
+        }
+    }
+}
 
 impl From<Overload> for ApiError {
     fn from(overload: Overload) -> Self {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::{FromRequestParts, RawPathParams},
+    extract::{FromRef, FromRequestParts, RawPathParams},
     http::{HeaderMap, header, request::Parts},
 };
 use secrecy::SecretString;
@@ -30,10 +30,14 @@ pub(super) struct Segment(pub String);
 /// The query string; parameters that are not fields of `T` are ignored.
 pub(super) struct Query<T>(pub T);
 
-impl FromRequestParts<App> for Authenticated {
+impl<S: Send + Sync> FromRequestParts<S> for Authenticated
+where
+    App: FromRef<S>,
+{
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let app = App::from_ref(state);
         let Some(key) = presented_key(&parts.headers) else {
             return Err(ApiError::unauthorized(
                 "missing API key: send one as `Authorization: Bearer sk_…`",
@@ -48,11 +52,15 @@ impl FromRequestParts<App> for Authenticated {
     }
 }
 
-impl FromRequestParts<App> for Admitted {
+impl<S: Send + Sync> FromRequestParts<S> for Admitted
+where
+    App: FromRef<S>,
+{
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        let Authenticated(caller) = Authenticated::from_request_parts(parts, app).await?;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let app = App::from_ref(state);
+        let Authenticated(caller) = Authenticated::from_request_parts(parts, state).await?;
         if caller.requests_per_minute.is_some() {
             let wait = async {
                 let mut conn = db::acquire(&app.pool).await?;

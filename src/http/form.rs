@@ -164,8 +164,8 @@ impl Part {
             let (value, after) = parameter(after.trim_start());
             match name.trim().to_ascii_lowercase().as_str() {
                 "name" => self.name = value,
-                "filename" => self.file_name = Some(value),
-                // Preferred over `filename`, since it can encode every character.
+                "filename" => drop(self.file_name.get_or_insert(value)),
+                // Preferred over `filename`, before or after it, since it can encode every character.
                 "filename*" => self.file_name = Some(extended(&value).unwrap_or(value)),
                 _ => {}
             }
@@ -351,6 +351,11 @@ mod tests {
             ),
             (
                 "form-data; name=\"a\"; filename=\"x.png\"; filename*=UTF-8''%E7%8C%AB.png",
+                "a",
+                Some("猫.png"),
+            ),
+            (
+                "form-data; name=\"a\"; filename*=UTF-8''%E7%8C%AB.png; filename=\"x.png\"",
                 "a",
                 Some("猫.png"),
             ),

@@ -22,15 +22,15 @@ use std::sync::Arc;
 
 use axum::{
     Extension, Router,
-    extract::DefaultBodyLimit,
+    extract::{DefaultBodyLimit, FromRef},
     middleware,
     routing::{get, post},
 };
 
-use crate::app::App;
+use crate::{app::App, images::Images};
 
 /// Builds the router with all routes and middleware. The server and the tests both use it.
-pub fn router(app: App) -> Router {
+pub fn router(images: Images) -> Router {
     let mut routes = Router::new()
         .route("/healthz", get(health::live))
         .route(
@@ -59,14 +59,26 @@ pub fn router(app: App) -> Router {
             .route(&path("/images/edits"), post(images::generate))
             .route(&path("/images/edits/async"), post(images::generate_async));
     }
-    let failures = Arc::new(failures::Failures::new(&app.config.server));
+    let failures = Arc::new(failures::Failures::new(&images.config.server));
     routes
         // Each handler enforces its own body size limit.
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn(request::admit))
         .layer(middleware::from_fn_with_state(failures, failures::limit))
-        .layer(middleware::from_fn_with_state(app.clone(), error::render))
+        .layer(middleware::from_fn_with_state(
+            images.app.clone(),
+            error::render,
+        ))
         .layer(middleware::from_fn(request::drain))
-        .layer(middleware::from_fn_with_state(app.clone(), request::trace))
-        .with_state(app)
+        .layer(middleware::from_fn_with_state(
+            images.app.clone(),
+            request::trace,
+        ))
+        .with_state(images)
+}
+
+impl FromRef<Images> for App {
+    fn from_ref(images: &Images) -> Self {
+        images.app.clone()
+    }
 }

@@ -4,8 +4,9 @@
 use bytes::{Buf, Bytes};
 
 use super::{
-    Format, ImageInfo, InvalidImage, Limits, detect,
-    parse::{Action, FormatParser, Step, Then, parser},
+    Format, ImageInfo, InvalidImage, Limits, detect, gif, jpeg,
+    parse::{Action, FormatParser, Step, Then},
+    png, webp,
 };
 
 /// Source of the zero bytes for blanked fields.
@@ -116,6 +117,15 @@ impl Filter {
             Stage::Body(_, state) if state.is_over() => self.info().ok_or(InvalidImage::Damaged),
             Stage::Body(..) => Err(InvalidImage::Damaged),
         }
+    }
+}
+
+fn parser(format: Format, limits: Limits) -> Box<dyn FormatParser> {
+    match format {
+        Format::Jpeg => Box::new(jpeg::Parser::new(limits)),
+        Format::Png => Box::new(png::Parser::new(limits)),
+        Format::Webp => Box::new(webp::Parser::new(limits)),
+        Format::Gif => Box::new(gif::Parser::new(limits)),
     }
 }
 

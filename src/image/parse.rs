@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use super::{Format, ImageSize, InvalidImage, Limits, gif, jpeg, png, webp};
+use super::{ImageSize, InvalidImage};
 
 /// Parses one file of its format. It decides as if metadata must be removed.
 pub(super) trait FormatParser: Send + Sync {
@@ -55,15 +55,6 @@ pub(super) enum Action {
     Drop,
     /// Replace with zeros: the format has already declared the length.
     Blank,
-}
-
-pub(super) fn parser(format: Format, limits: Limits) -> Box<dyn FormatParser> {
-    match format {
-        Format::Jpeg => Box::new(jpeg::Parser::new(limits)),
-        Format::Png => Box::new(png::Parser::new(limits)),
-        Format::Webp => Box::new(webp::Parser::new(limits)),
-        Format::Gif => Box::new(gif::Parser::new(limits)),
-    }
 }
 
 /// The `N` bytes at `at`. A field that is too short counts as damaged.

@@ -3,19 +3,25 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use super::run::requirements;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::{dispatch, run::requirements, submit::Slot};
 use crate::{
     app::App,
     backend::{
         Catalog,
         catalog::{Model, Requirements, Route},
     },
+    config::Config,
     ids::AccountId,
-    tasks::{Request, store::Line},
+    tasks::{Request, backlog::Backlog, store::Line},
 };
 
 /// The longest `Retry-After` sent: clients don't honour longer ones.
@@ -137,57 +143,110 @@ impl Drop for SyncWaiter {
     }
 }
 
-/// Admits a request to the queue and counts it in the backlog, or returns why not.
-pub fn enqueue(
-    app: &App,
-    account: AccountId,
-    request: &Request,
-    mode: Mode,
-) -> Result<Line, Overload> {
-    let (tasks, backlog) = (&app.config.tasks, &app.backlog);
-    let own_max = tasks.account_queued_max;
-    if backlog.of_account(account) >= own_max {
-        return Err(Overload::AccountQueue { limit: own_max });
-    }
-    if backlog.total() >= tasks.queued_max {
-        return Err(Overload::Queue);
-    }
-    let line = Line {
-        account_id: account,
-        model: request.model.clone(),
-        requirements: requirements(request).column(),
-    };
-    let catalog = app.catalog();
-    if let Some(model) = catalog.model(&request.model) {
-        let outlook = Outlook::new(app, &catalog, model, &line);
-        let probe_due = outlook.probe_due;
-        if mode == Mode::Sync && probe_due > app.config.routing.sync_wait() {
-            return Err(Overload::Circuits { probe_due });
+/// Decides which tasks begin at once, which wait, and which are refused. One for each process.
+pub struct Admission {
+    /// The slots of this process's worker: a permit lets one task run.
+    slots: Arc<Semaphore>,
+    /// Whether tasks wait only for a slot here: new ones must not overtake them.
+    backlogged: AtomicBool,
+    /// The tasks in the queue of all processes, as of the last count.
+    pub backlog: Backlog,
+    waiting: SyncWaiters,
+}
+
+impl Admission {
+    /// Admits tasks to `running_max` slots.
+    pub fn new(running_max: usize) -> Self {
+        Self {
+            slots: Arc::new(Semaphore::new(running_max)),
+            backlogged: AtomicBool::new(false),
+            backlog: Backlog::default(),
+            waiting: SyncWaiters::default(),
         }
-        let patience = match mode {
-            Mode::Sync => tasks.deadline().min(tasks.sync_wait_max()),
-            Mode::Async => tasks.deadline(),
+    }
+
+    /// Counts a request that waits for its images until the result is dropped.
+    pub fn enter(&self, config: &Config, account: AccountId) -> Result<SyncWaiter, Overload> {
+        let own_max = config.tasks.account_sync_waiters_max;
+        let all_max = config.server.sync_waiters_max();
+        self.waiting.enter(account, own_max, all_max)
+    }
+
+    /// The slot and the route of a task that can begin at once: no task waits before it, its model has no limit
+    /// that the queue must enforce, and the circuit of a route is closed.
+    pub fn slot(&self, app: &App, request: &Request) -> Option<Slot> {
+        if app.shutdown.has_begun() {
+            return None;
+        }
+        let catalog = app.catalog();
+        let model = catalog.model(&request.model)?;
+        if model.is_limited() || self.is_backlogged() {
+            return None;
+        }
+        let permit = Arc::clone(&self.slots).try_acquire_owned().ok()?;
+        let route = dispatch::route_at_once(model, request)?;
+        Some(Slot { permit, route })
+    }
+
+    /// Up to `max` free slots, for tasks of the queue.
+    pub fn free_slots(&self, max: usize) -> Vec<OwnedSemaphorePermit> {
+        let free = || Arc::clone(&self.slots).try_acquire_owned().ok();
+        std::iter::from_fn(free).take(max).collect()
+    }
+
+    /// Whether tasks wait only for a slot of this process.
+    pub fn is_backlogged(&self) -> bool {
+        self.backlogged.load(Ordering::Relaxed)
+    }
+
+    /// Records whether tasks wait only for a slot of this process.
+    pub fn set_backlogged(&self, backlogged: bool) {
+        self.backlogged.store(backlogged, Ordering::Relaxed);
+    }
+
+    /// Admits a request to the queue and counts it in the backlog, or returns why not.
+    pub fn enqueue(
+        &self,
+        app: &App,
+        account: AccountId,
+        request: &Request,
+        mode: Mode,
+    ) -> Result<Line, Overload> {
+        let (tasks, backlog) = (&app.config.tasks, &self.backlog);
+        let own_max = tasks.account_queued_max;
+        if backlog.of_account(account) >= own_max {
+            return Err(Overload::AccountQueue { limit: own_max });
+        }
+        if backlog.total() >= tasks.queued_max {
+            return Err(Overload::Queue);
+        }
+        let line = Line {
+            account_id: account,
+            model: request.model.clone(),
+            requirements: requirements(request).column(),
         };
-        if let Some(too_long_by) = outlook.ready_in.checked_sub(patience)
-            && !too_long_by.is_zero()
-        {
-            return Err(Overload::Wait { too_long_by });
+        let catalog = app.catalog();
+        if let Some(model) = catalog.model(&request.model) {
+            let outlook = self.outlook(app, &catalog, model, &line);
+            let probe_due = outlook.probe_due;
+            if mode == Mode::Sync && probe_due > app.config.routing.sync_wait() {
+                return Err(Overload::Circuits { probe_due });
+            }
+            let patience = match mode {
+                Mode::Sync => tasks.deadline().min(tasks.sync_wait_max()),
+                Mode::Async => tasks.deadline(),
+            };
+            if let Some(too_long_by) = outlook.ready_in.checked_sub(patience)
+                && !too_long_by.is_zero()
+            {
+                return Err(Overload::Wait { too_long_by });
+            }
         }
+        backlog.add(&line);
+        Ok(line)
     }
-    backlog.add(&line);
-    Ok(line)
-}
 
-/// What a request queued now can expect.
-struct Outlook {
-    /// Time until the next circuit probe of any route; zero unless all circuits are open.
-    probe_due: Duration,
-    /// Estimated time until its images are ready; zero if unknown.
-    ready_in: Duration,
-}
-
-impl Outlook {
-    fn new(app: &App, catalog: &Catalog, model: &Model, line: &Line) -> Self {
+    fn outlook(&self, app: &App, catalog: &Catalog, model: &Model, line: &Line) -> Outlook {
         let requirements = Requirements::of_column(line.requirements);
         let takes = |route: &&Route| route.can(requirements);
         let routes: Vec<&Route> = model.routes().iter().filter(takes).collect();
@@ -196,7 +255,7 @@ impl Outlook {
         let typical = routes.iter().filter_map(|route| route.pace.typical()).min();
         // Without known durations, nothing is refused.
         let Some(typical) = typical else {
-            return Self {
+            return Outlook {
                 probe_due,
                 ready_in: Duration::ZERO,
             };
@@ -208,25 +267,33 @@ impl Outlook {
                 .is_some_and(|other| other.name == model.name);
             same && routes.iter().any(|route| route.can(requirements))
         };
-        let before = app.backlog.before(line.account_id, competes);
+        let before = self.backlog.before(line.account_id, competes);
         let for_routes = rounds(before, limit_of(&routes));
-        let for_slots = if app.slots.available_permits() == 0 {
+        let for_slots = if self.slots.available_permits() == 0 {
             // Other replicas have slots, too; the number of running tasks shows how many at least.
             let slots = u64::try_from(app.config.tasks.running_max).unwrap_or(u64::MAX);
-            let slots = slots.max(app.backlog.running());
+            let slots = slots.max(self.backlog.running());
             rounds(
-                app.backlog.before(line.account_id, |_, _| true),
+                self.backlog.before(line.account_id, |_, _| true),
                 Some(slots),
             )
         } else {
             0.0
         };
         let wait = typical.mul_f64(for_routes.max(for_slots).min(ROUNDS_MAX));
-        Self {
+        Outlook {
             probe_due,
             ready_in: probe_due.saturating_add(wait).saturating_add(typical),
         }
     }
+}
+
+/// What a request queued now can expect.
+struct Outlook {
+    /// Time until the next circuit probe of any route; zero unless all circuits are open.
+    probe_due: Duration,
+    /// Estimated time until its images are ready; zero if unknown.
+    ready_in: Duration,
 }
 
 /// More rounds than this exceed any deadline.

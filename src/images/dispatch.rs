@@ -9,8 +9,8 @@ use super::{retry, run::requirements};
 use crate::{
     app::App,
     backend::{
-        Catalog,
-        catalog::{Ask, Model, Pick, Requirements, Route},
+        Ask, Catalog, Pick,
+        catalog::{Model, Requirements, Route},
     },
     ids::TaskId,
     tasks::{

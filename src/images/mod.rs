@@ -5,6 +5,7 @@ pub mod admission;
 mod adopt;
 pub mod dispatch;
 pub mod expire;
+pub mod generate;
 mod inputs;
 pub mod intake;
 mod retry;
@@ -16,14 +17,68 @@ pub mod submit;
 pub mod sweep;
 pub mod usage;
 
-use tokio::sync::OwnedSemaphorePermit;
+use std::{ops::Deref, sync::Arc};
 
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use self::{admission::Admission, settle::Settler, submit::Submitter};
 use crate::{
+    app::App,
     config,
     image::Quality,
     money::Cny,
-    tasks::{Assignment, Image, Summary, Task},
+    tasks::{Assignment, Image, Summary, Task, store::Terms},
 };
+
+/// The use cases of generating images, over what all use cases share. Cheap to clone.
+#[derive(Clone)]
+pub struct Images {
+    pub app: App,
+    pub admission: Arc<Admission>,
+    submitter: Submitter,
+    pub settler: Settler,
+}
+
+impl Images {
+    /// Starts the loops that accept and settle tasks. The receiver is for the worker.
+    pub fn start(app: App) -> (Self, mpsc::UnboundedReceiver<Claimed>) {
+        let (claimed, to_run) = mpsc::unbounded_channel();
+        let time_zone = &app.config.billing.time_zone;
+        let submitter = submit::start(submit::SubmitBatch {
+            pool: app.pool.clone(),
+            waiters: app.waiters.clone(),
+            progress: app.progress.clone(),
+            claimed,
+            terms: Terms {
+                lease: app.config.tasks.lease(),
+                deadline: app.config.tasks.deadline(),
+            },
+            time_zone: time_zone.clone(),
+        });
+        let settler = settle::start(settle::SettleBatch {
+            pool: app.pool.clone(),
+            waiters: app.waiters.clone(),
+            progress: app.progress.clone(),
+            time_zone: time_zone.clone(),
+        });
+        let admission = Arc::new(Admission::new(app.config.tasks.running_max));
+        let images = Self {
+            app,
+            admission,
+            submitter,
+            settler,
+        };
+        (images, to_run)
+    }
+}
+
+impl Deref for Images {
+    type Target = App;
+
+    fn deref(&self) -> &App {
+        &self.app
+    }
+}
 
 /// A task that this process has claimed, with the slot it occupies.
 #[derive(Debug)]

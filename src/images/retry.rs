@@ -5,8 +5,8 @@ use std::{io, time::Duration};
 
 use crate::{
     backend::{
-        BackendError,
-        catalog::{Ask, Model, Requirements},
+        Ask, BackendError,
+        catalog::{Model, Requirements},
     },
     config::Routing,
     failure::Class,

@@ -109,20 +109,12 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
     let began = Instant::now();
     let left = deadline.saturating_duration_since(began);
     let Some(permit) = may_call(task, route, assignment, left) else {
-        return if adopted.is_empty() {
-            Ran::NotBegun
-        } else {
-            Ran::Ended(Ending::of(delivered(adopted)))
-        };
+        return not_called(adopted);
     };
     let limit = route.settings.timeout().min(left);
     let mut calls = calls(app, task, route, assignment, &inputs, &adopted);
-    let result = join_all(
-        calls
-            .iter_mut()
-            .map(|call| call.generate(app, route, limit)),
-    )
-    .await;
+    let generating = calls.iter_mut();
+    let results = join_all(generating.map(|call| call.generate(app, route, limit))).await;
     let took = began.elapsed();
     let mut attempt = Attempt {
         route: route.name.clone(),
@@ -134,7 +126,7 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
     let until = deadline.checked_sub(SETTLE_TIME).unwrap_or(deadline);
     let kept = join_all(calls.into_iter().map(|call| call.sink.into_kept(until))).await;
     let (mut images, mut usage) = (adopted, Vec::new());
-    let mut errors: Vec<BackendError> = result.into_iter().filter_map(Result::err).collect();
+    let mut errors: Vec<BackendError> = results.into_iter().filter_map(Result::err).collect();
     for kept in kept {
         attempt.jobs.extend(kept.job);
         images.extend(kept.images);
@@ -165,6 +157,15 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
             attempt: Some(attempt),
             usage,
         }),
+    }
+}
+
+/// A task of which no call may be made now. What an earlier attempt has stored is delivered.
+fn not_called(adopted: Adopted) -> Ran {
+    if adopted.is_empty() {
+        Ran::NotBegun
+    } else {
+        Ran::Ended(Ending::of(delivered(adopted)))
     }
 }
 

@@ -11,6 +11,8 @@ use std::{
 
 use tokio::sync::{oneshot, watch};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::user::RunAs;
 
 /// A running server. Dropping this asks it to stop.
@@ -88,21 +90,13 @@ pub(super) fn command(program: &Path, run_as: RunAs) -> Command {
     command
 }
 
-#[expect(unsafe_code, reason = "no safe way to ask the system; it cannot fail")]
-pub(super) fn is_root() -> bool {
-    // SAFETY: no arguments, no side effects.
-    unsafe { libc::geteuid() == 0 }
-}
-
-#[expect(
-    unsafe_code,
-    reason = "std can only kill, which a server would take as a crash"
-)]
+/// Asks a server for a fast shutdown: std can only kill, which a server takes as a crash.
 pub(super) fn interrupt(pid: u32) {
-    // 0 and negative numbers address process groups; 1 is never our server.
-    if let Ok(pid @ 2..) = libc::pid_t::try_from(pid) {
-        // SAFETY: sends a signal, touches no memory.
-        unsafe { libc::kill(pid, libc::SIGINT) };
+    // 0 and negative numbers are whole process groups; 1 is never a server of ours.
+    let pid = i32::try_from(pid).ok().filter(|pid| *pid > 1);
+    if let Some(pid) = pid.and_then(Pid::from_raw) {
+        // Fails only if the server has exited.
+        kill_process(pid, Signal::INT).ok();
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{error::PrivatePostgresError, layout::Layout, process};
+use super::{error::PrivatePostgresError, layout::Layout};
 
 /// How the server's processes drop root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub(super) struct User {
 impl RunAs {
     /// Keeps the owner of an existing cluster. A new cluster gets the chosen user.
     pub(super) fn choose(layout: &Layout) -> Result<Self, PrivatePostgresError> {
-        if !process::is_root() {
+        if !rustix::process::geteuid().is_root() {
             return Ok(Self::Myself);
         }
         let cluster = &layout.cluster;

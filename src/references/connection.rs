@@ -11,7 +11,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use hickory_resolver::net::NetError;
 use http_body_util::{BodyExt, Empty};
 use hyper::{
     Request, Response,
@@ -30,7 +29,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use url::{Position, Url};
 
-use super::{guard::AddressRefused, resolve::GuardedResolver};
+use super::{error::RequestFault, resolve::GuardedResolver};
 
 /// Limit for everything but the body: response head, framing and TLS.
 const OVERHEAD_BYTES_MAX: u64 = 1024 * 1024;
@@ -44,34 +43,6 @@ pub(super) struct Connector {
     pub(super) idle_timeout: Duration,
     /// Maximum bytes of a body.
     pub(super) bytes_max: u64,
-}
-
-/// Why a request failed.
-#[derive(Debug, thiserror::Error)]
-pub enum RequestFault {
-    #[error("could not resolve the host name")]
-    Name(#[from] NetError),
-    #[error("its address is refused")]
-    Address(#[from] AddressRefused),
-    #[error("its URL cannot be requested")]
-    Url,
-    #[error("no connection was made")]
-    Connect(#[source] io::Error),
-    #[error("invalid HTTP response")]
-    Http(#[from] hyper::Error),
-    #[error("no data for {} ms", .0.as_millis())]
-    Silent(Duration),
-}
-
-impl RequestFault {
-    /// Whether the failure is a timeout.
-    pub fn is_timeout(&self) -> bool {
-        match self {
-            Self::Silent(_) => true,
-            Self::Connect(error) => error.kind() == io::ErrorKind::TimedOut,
-            _ => false,
-        }
-    }
 }
 
 /// A response whose body is still arriving. Dropping it closes the connection.
@@ -90,7 +61,7 @@ impl Answer {
     pub(super) async fn piece(&mut self) -> Result<Option<Bytes>, RequestFault> {
         loop {
             let frame = timeout(self.idle_timeout, self.response.body_mut().frame()).await;
-            let frame = frame.map_err(|_elapsed| RequestFault::Silent(self.idle_timeout))?;
+            let frame = frame.map_err(|_elapsed| RequestFault::NoAnswer(self.idle_timeout))?;
             match frame.transpose()?.map(hyper::body::Frame::into_data) {
                 None => return Ok(None),
                 Some(Ok(piece)) => return Ok(Some(piece)),
@@ -117,7 +88,7 @@ impl Connector {
             let _ = connection.await;
         });
         let response = timeout(self.idle_timeout, sender.send_request(request)).await;
-        let response = response.map_err(|_elapsed| RequestFault::Silent(self.idle_timeout))?;
+        let response = response.map_err(|_elapsed| RequestFault::NoAnswer(self.idle_timeout))?;
         Ok(Answer {
             response: response?,
             idle_timeout: self.idle_timeout,

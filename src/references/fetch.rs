@@ -16,7 +16,8 @@ use url::Url;
 
 use super::{
     allowance::FetchBudget,
-    connection::{Answer, Connector, RequestFault},
+    connection::{Answer, Connector},
+    error::RequestFault,
     guard::{Guard, UrlError},
     resolve::GuardedResolver,
 };
@@ -175,7 +176,7 @@ impl Fetcher {
         let answer = match opened.unwrap_or(Err(FetchFault::Timeout(timeout))) {
             Ok(answer) => answer,
             Err(fault) => {
-                sleep_until(next_step(begin, self.config.failure_step())).await;
+                sleep_until(next_step(begin, self.config.failure_delay_step())).await;
                 return Err(FetchError::Failed(fault));
             }
         };

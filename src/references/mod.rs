@@ -3,11 +3,12 @@
 
 mod allowance;
 mod connection;
+mod error;
 mod fetch;
 mod guard;
 mod resolve;
 
 pub use allowance::FetchBudget;
-pub use connection::RequestFault;
+pub use error::RequestFault;
 pub use fetch::{BuildError, ExemptServer, FetchError, FetchFault, Fetched, Fetcher};
 pub use guard::{AddressRefused, Guard, UrlError};

@@ -14,7 +14,7 @@ use hickory_resolver::{
     net::{NetError, runtime::TokioRuntimeProvider},
 };
 
-use super::{connection::RequestFault, guard::Guard};
+use super::{error::RequestFault, guard::Guard};
 
 /// Limits connection attempts to a name with many addresses.
 const ADDRESSES_MAX: usize = 8;

@@ -138,7 +138,7 @@ impl Circuit {
     pub(super) async fn probe(&self, store: &Store) -> Result<(), StorageError> {
         let probed = timeout(PROBE_TIMEOUT, store.check()).await;
         let probed = probed.unwrap_or_else(|_| {
-            Err(StorageError::Silent {
+            Err(StorageError::NoAnswer {
                 store: store.describe(),
                 seconds: PROBE_TIMEOUT.as_secs(),
             })

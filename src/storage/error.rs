@@ -46,7 +46,7 @@ pub enum StorageError {
     },
     /// The store did not respond in time.
     #[error("{store} did not answer within {seconds} s")]
-    Silent { store: String, seconds: u64 },
+    NoAnswer { store: String, seconds: u64 },
     /// The object was deleted, or should exist but does not.
     #[error("object {key} does not exist")]
     Missing { key: Key },

@@ -20,7 +20,6 @@ use super::{
     held::Whole,
     key::Key,
     link::LinkSigner,
-    local_writer::LocalWriter,
     publish::{Durability, Publisher},
     staging::{StagedFile, absent_is_fine, blocking, remove_old},
 };
@@ -82,10 +81,6 @@ impl Local {
 
     pub(super) fn describe(&self) -> String {
         format!("file://{}", self.root.display())
-    }
-
-    pub(super) fn writer(self: &Arc<Self>, key: &Key) -> LocalWriter {
-        LocalWriter::new(self, self.path(key))
     }
 
     /// Stores a complete image.
@@ -219,7 +214,7 @@ impl Local {
             .map_err(StorageError::local("check the free space"))
     }
 
-    fn path(&self, key: &Key) -> PathBuf {
+    pub(super) fn path(&self, key: &Key) -> PathBuf {
         self.root.join(key.as_str())
     }
 }

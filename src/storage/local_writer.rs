@@ -5,7 +5,7 @@ use std::{io, mem, path::PathBuf, sync::Arc};
 
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::{StorageError, local::Local, staging::StagedFile};
+use super::{StorageError, key::Key, local::Local, staging::StagedFile};
 
 pub(super) struct LocalWriter {
     local: Arc<Local>,
@@ -32,10 +32,10 @@ struct Staged {
 const BATCH_BYTES: usize = 64 * 1024;
 
 impl LocalWriter {
-    pub(super) fn new(local: &Arc<Local>, target: PathBuf) -> Self {
+    pub(super) fn new(local: &Arc<Local>, key: &Key) -> Self {
         Self {
             local: Arc::clone(local),
-            target,
+            target: local.path(key),
             gathered: Vec::new(),
             staged: None,
             writing: None,

@@ -159,7 +159,7 @@ impl Storage {
     /// Starts an object. The key determines its content type.
     pub fn writer(&self, key: &Key) -> ObjectWriter {
         let sink = match &self.store {
-            Store::Local(local) => Sink::Local(local.writer(key)),
+            Store::Local(local) => Sink::Local(LocalWriter::new(local, key)),
             Store::S3(s3) => Sink::S3(Box::new(S3Writer::new(s3, key))),
         };
         ObjectWriter {

@@ -4,8 +4,8 @@ use std::{io, ops::Range, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::{
-    BackoffConfig, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutOptions, PutPayload,
-    RetryConfig,
+    Attribute, AttributeValue, Attributes, BackoffConfig, GetOptions, ObjectMeta, ObjectStore,
+    ObjectStoreExt, PutOptions, PutPayload, RetryConfig,
     aws::{AmazonS3, AmazonS3Builder},
     client::HttpClient,
     list::{PaginatedListOptions, PaginatedListStore},
@@ -21,7 +21,6 @@ use super::{
     held::{Capacity, Whole},
     key::Key,
     s3_requests::{Bucket, Direct, http_client},
-    s3_writer::attributes,
     staging::blocking,
 };
 use crate::{clock::Clock, config, ids::TaskId};
@@ -145,7 +144,7 @@ impl S3 {
         let put = self.store.put_opts(&path, payload, options);
         match timeout(limit, put).await {
             Ok(put) => put.map(drop).map_err(StorageError::s3("store an image")),
-            Err(_) => Err(StorageError::Silent {
+            Err(_) => Err(StorageError::NoAnswer {
                 store: self.describe(),
                 seconds: limit.as_secs(),
             }),
@@ -298,6 +297,19 @@ fn found<T>(result: object_store::Result<T>) -> object_store::Result<Option<T>> 
         Err(error) => Err(error),
     }
 }
+
+/// The headers that the store sends with an object.
+pub(super) fn attributes(key: &Key) -> Attributes {
+    let content_type = AttributeValue::from(key.content_type());
+    let mut attributes = Attributes::from_iter([(Attribute::ContentType, content_type)]);
+    if key.fence_and_seq().is_some() {
+        attributes.insert(Attribute::CacheControl, IMAGE_CACHE.into());
+    }
+    attributes
+}
+
+/// An image never changes, and anyone with its link may read it.
+const IMAGE_CACHE: &str = "public, max-age=31536000, immutable";
 
 #[cfg(test)]
 mod tests {

@@ -94,7 +94,7 @@ impl Bucket {
     async fn put(&self, path: &str, body: &str) -> Result<Answer, StorageError> {
         tokio::time::timeout(ANSWER_TIMEOUT, self.put_and_wait(path, body))
             .await
-            .map_err(|_elapsed| StorageError::Silent {
+            .map_err(|_elapsed| StorageError::NoAnswer {
                 store: self.description.clone(),
                 seconds: ANSWER_TIMEOUT.as_secs(),
             })?

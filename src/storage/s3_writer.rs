@@ -3,12 +3,16 @@
 use std::{mem, sync::Arc};
 
 use object_store::{
-    Attribute, AttributeValue, Attributes, ObjectStore, PutMultipartOptions, PutOptions,
-    PutPayload, WriteMultipart, path::Path,
+    Attributes, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, WriteMultipart,
+    path::Path,
 };
 use tokio::runtime::Handle;
 
-use super::{StorageError, key::Key, s3::S3};
+use super::{
+    StorageError,
+    key::Key,
+    s3::{S3, attributes},
+};
 
 pub(super) struct S3Writer {
     s3: Arc<S3>,
@@ -22,19 +26,6 @@ pub(super) struct S3Writer {
 /// The smallest part that S3 accepts. A writer holds at most two parts being sent and one filling.
 const PART_BYTES: usize = 5 * 1024 * 1024;
 const PARTS_SENT_AT_ONCE_MAX: usize = 2;
-
-/// The headers that the store sends with an object.
-pub(super) fn attributes(key: &Key) -> Attributes {
-    let content_type = AttributeValue::from(key.content_type());
-    let mut attributes = Attributes::from_iter([(Attribute::ContentType, content_type)]);
-    if key.fence_and_seq().is_some() {
-        attributes.insert(Attribute::CacheControl, IMAGE_CACHE.into());
-    }
-    attributes
-}
-
-/// An image never changes, and anyone with its link may read it.
-const IMAGE_CACHE: &str = "public, max-age=31536000, immutable";
 
 impl S3Writer {
     pub(super) fn new(s3: &Arc<S3>, key: &Key) -> Self {

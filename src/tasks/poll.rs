@@ -15,6 +15,9 @@ const BATCH_MAX: usize = 256;
 /// Looks up tasks, in batches. `None`: the task does not exist.
 pub type Poller = Batcher<TaskId, Result<Option<Arc<Summary>>, Arc<sqlx::Error>>>;
 
+/// A task, or why its row cannot be read.
+type Found = Result<Arc<Summary>, Arc<sqlx::Error>>;
+
 /// Starts the loop that looks up tasks.
 pub fn start(pool: db::Pool, progress: Progress) -> Poller {
     Batcher::start(BATCH_MAX, move |ids| {
@@ -24,7 +27,8 @@ pub fn start(pool: db::Pool, progress: Progress) -> Poller {
             match look_up(&pool, &ids).await {
                 Ok(tasks) => {
                     attempt.succeeded();
-                    ids.iter().map(|id| Ok(tasks.get(id).cloned())).collect()
+                    let found = |id| tasks.get(id).cloned().transpose();
+                    ids.iter().map(found).collect()
                 }
                 Err(error) => {
                     let error = Arc::new(error);
@@ -36,7 +40,7 @@ pub fn start(pool: db::Pool, progress: Progress) -> Poller {
 }
 
 /// Retries once if the connection turns out to be dead.
-async fn look_up(pool: &db::Pool, ids: &[TaskId]) -> sqlx::Result<HashMap<TaskId, Arc<Summary>>> {
+async fn look_up(pool: &db::Pool, ids: &[TaskId]) -> sqlx::Result<HashMap<TaskId, Found>> {
     let summaries = || async { store::summaries(&mut *pool.acquire().await?, ids).await };
     let tasks = match pool.within(pool.patience() / 2, summaries()).await {
         Err(error) if trouble(&error) == Trouble::Unreachable => {
@@ -44,6 +48,6 @@ async fn look_up(pool: &db::Pool, ids: &[TaskId]) -> sqlx::Result<HashMap<TaskId
         }
         first => first?,
     };
-    let tasks = tasks.into_iter();
-    Ok(tasks.map(|task| (task.id, Arc::new(task))).collect())
+    let found = |(id, task): (_, sqlx::Result<_>)| (id, task.map(Arc::new).map_err(Arc::new));
+    Ok(tasks.into_iter().map(found).collect())
 }

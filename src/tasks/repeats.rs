@@ -154,19 +154,6 @@ pub async fn join(conn: &mut PgConnection, joins: &[Join]) -> sqlx::Result<()> {
     .map(drop)
 }
 
-/// Records that the callers that waited in this process for some tasks have disconnected.
-pub async fn leave(conn: &mut PgConnection, ids: &[TaskId], process: i32) -> sqlx::Result<()> {
-    query!(
-        "UPDATE tasks SET waiter = 0 WHERE waiter = $2 AND id IN (
-             SELECT id FROM tasks WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE)",
-        ids,
-        process,
-    )
-    .execute(conn)
-    .await
-    .map(drop)
-}
-
 /// How many open tasks a key has.
 pub async fn open_of(conn: &mut PgConnection, key_id: KeyId) -> sqlx::Result<i64> {
     query_scalar!(

@@ -14,7 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Summary, repeats, store};
+use super::{Summary, store};
 use crate::{db, ids::TaskId};
 
 /// How often awaited tasks are looked up, notified or not.
@@ -144,8 +144,9 @@ impl Waiters {
             self.left.changed.notified().await;
             tokio::time::sleep(GATHER).await;
             let ids = self.left.take();
-            let noted =
-                async { repeats::leave(&mut *db::acquire(pool).await?, &ids, self.process).await };
+            let noted = async {
+                store::remove_waiter(&mut *db::acquire(pool).await?, &ids, self.process).await
+            };
             if let Err(error) = pool.in_time(noted).await {
                 tracing::warn!(
                     error = &error as &dyn Error,

@@ -53,7 +53,7 @@ impl Reachability {
 impl Worker {
     /// Renews the leases of running tasks, and cancels tasks whose lease was lost.
     pub(super) async fn renew(&self) {
-        let lease = self.app.config.tasks.lease();
+        let lease = self.images.config.tasks.lease();
         loop {
             tokio::time::sleep(lease / RENEWALS_A_LEASE).await;
             if let Err(error) = self.renew_once(lease).await {
@@ -68,8 +68,8 @@ impl Worker {
         if claims.is_empty() {
             return Ok(());
         }
-        let attempt = self.app.progress.begin(Loop::Renew);
-        let pool = &self.app.pool;
+        let attempt = self.images.progress.begin(Loop::Renew);
+        let pool = &self.images.pool;
         let renewed = async { store::renew(&mut *db::acquire(pool).await?, &claims, lease).await };
         let kept = pool.in_time(renewed).await?;
         attempt.succeeded();
@@ -85,9 +85,10 @@ impl Worker {
 
     /// Requeues tasks that other workers lost, or fails those without attempts left.
     pub(super) async fn rescue(&self) {
-        let interval = (self.app.config.tasks.lease() / RENEWALS_A_LEASE).min(RESCUE_INTERVAL_MAX);
+        let interval =
+            (self.images.config.tasks.lease() / RENEWALS_A_LEASE).min(RESCUE_INTERVAL_MAX);
         loop {
-            let attempt = self.app.progress.begin(Loop::Rescue);
+            let attempt = self.images.progress.begin(Loop::Rescue);
             match self.rescue_once().await {
                 Ok(()) => attempt.succeeded(),
                 Err(error) => {
@@ -105,7 +106,7 @@ impl Worker {
     /// Requeues only after this process renewed its own leases and reached the database for one full lease: by
     /// then, every live worker has renewed its leases too.
     async fn rescue_once(&self) -> sqlx::Result<()> {
-        let (app, lease) = (&self.app, self.app.config.tasks.lease());
+        let (app, lease) = (&self.images, self.images.config.tasks.lease());
         self.renew_once(lease).await?;
         let attempts_max = i16::try_from(app.config.tasks.attempts_max).unwrap_or(i16::MAX);
         let any_lost = async { store::is_any_lost(&mut *db::acquire(&app.pool).await?).await };
@@ -124,8 +125,8 @@ impl Worker {
     /// Expires tasks past their deadline.
     pub(super) async fn expire(&self) {
         loop {
-            let attempt = self.app.progress.begin(Loop::Expire);
-            match expire::end_expired(&self.app).await {
+            let attempt = self.images.progress.begin(Loop::Expire);
+            match expire::end_expired(&self.images).await {
                 Ok(_) => attempt.succeeded(),
                 Err(error) => tracing::warn!(
                     error = &error as &dyn Error,

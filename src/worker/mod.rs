@@ -10,7 +10,7 @@ use std::{
     future::Future,
     panic::AssertUnwindSafe,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -23,11 +23,10 @@ use tokio_util::sync::CancellationToken;
 
 use self::leases::Reachability;
 use crate::{
-    app::App,
     backend::catalog::Model,
     ids::TaskId,
     images::{
-        Claimed,
+        Claimed, Images,
         run::{self, Ending, Ran},
         settle::Finished,
     },
@@ -40,7 +39,7 @@ const LAST_ANSWERS: Duration = Duration::from_secs(2);
 /// Claims and runs tasks until shutdown begins. Then it finishes running tasks or returns them to the queue.
 #[derive(Clone)]
 pub struct Worker {
-    app: App,
+    images: Images,
     running: Arc<Mutex<HashMap<TaskId, Running>>>,
     /// Notified when a task may be queued or a slot becomes free.
     wake: Arc<Notify>,
@@ -74,9 +73,9 @@ impl Drop for UnderWay {
 
 impl Worker {
     /// Creates a worker without running tasks; [`Worker::run`] starts it.
-    pub fn new(app: App) -> Self {
+    pub fn new(images: Images) -> Self {
         Self {
-            app,
+            images,
             running: Arc::default(),
             wake: Arc::default(),
             reachability: Arc::default(),
@@ -86,7 +85,7 @@ impl Worker {
     /// Runs all loops of the worker. All except the claim loop continue during shutdown while tasks run or requests
     /// wait here: leases are still renewed, and waiting requests still learn of tasks that other replicas end.
     pub async fn run(self, to_run: mpsc::UnboundedReceiver<Claimed>) {
-        let app = &self.app;
+        let app = &self.images;
         tokio::join!(
             self.claim(),
             self.take_over(to_run),
@@ -104,7 +103,7 @@ impl Worker {
     /// they had never been claimed, and answers requests that still wait with 503.
     pub async fn drain(&self, serving: impl Future<Output = ()>, patience: Duration) {
         let mut serving = pin!(serving);
-        let shutdown = &self.app.shutdown;
+        let shutdown = &self.images.shutdown;
         let tasks = async {
             shutdown.tracker.wait().await;
             shutdown.stop_accepting();
@@ -114,7 +113,7 @@ impl Worker {
         // Needed even in time: a request that arrived during shutdown may have started its task last.
         self.release_claims().await;
         if !in_time {
-            self.app.waiters.dismiss();
+            self.images.waiters.dismiss();
             shutdown.stop_accepting();
             if timeout(LAST_ANSWERS, serving).await.is_err() {
                 tracing::warn!("some responses could not be sent in time");
@@ -130,7 +129,7 @@ impl Worker {
         for running in self.lock().values() {
             running.lost.cancel();
         }
-        let pool = &self.app.pool;
+        let pool = &self.images.pool;
         let requeued = async { store::release_claims(&mut *pool.acquire().await?, &claims).await };
         match pool.in_time(requeued).await {
             Ok(tasks) => tracing::info!(tasks, "requeued running tasks"),
@@ -158,10 +157,10 @@ impl Worker {
         let lost = CancellationToken::new();
         let under_way = self.enter(&task, lost.clone());
         let worker = self.clone();
-        let catalog = self.app.catalog();
+        let catalog = self.images.catalog();
         let model = catalog.model(&task.request.model);
         let was_limited = model.is_some_and(Model::is_limited);
-        self.app.shutdown.tracker.spawn(async move {
+        self.images.shutdown.tracker.spawn(async move {
             let id = task.id;
             tokio::select! {
                 biased;
@@ -171,14 +170,14 @@ impl Worker {
             drop(under_way);
             drop(slot);
             // With an empty queue, waking the claim loop would cost one query for every task that ends.
-            if was_limited || worker.app.backlogged.load(Ordering::Relaxed) {
+            if was_limited || worker.images.admission.is_backlogged() {
                 worker.wake.notify_one();
             }
         });
     }
 
     async fn work_on(&self, task: Task, assignment: Assignment) {
-        let ran = run::run(&self.app, &task, &assignment);
+        let ran = run::run(&self.images, &task, &assignment);
         match failed_if_it_panics(ran).await {
             Ran::Ended(ending) => self.settle(task, ending).await,
             Ran::Again { attempt, wait } => self.requeue(&task, &attempt, wait).await,
@@ -193,9 +192,9 @@ impl Worker {
             task: Arc::new(task),
             ending: Arc::new(ending),
         };
-        match self.app.settler.call(finished).await {
+        match self.images.settler.call(finished).await {
             Ok(Some(task)) => {
-                let duration_ms = (self.app.clock.now() - began).num_milliseconds();
+                let duration_ms = (self.images.clock.now() - began).num_milliseconds();
                 tracing::info!(task.id = %id, account.id = %task.account_id, task.status = ?task.status, duration_ms, "ended a task");
             }
             Ok(None) => {

@@ -1,12 +1,7 @@
 //! The worker's side of the queue: claims tasks as slots become free, requeues failed attempts, and listens
 //! for tasks that other processes queue or end.
 
-use std::{
-    error::Error,
-    ops::RangeInclusive,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{error::Error, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use super::Worker;
 use crate::{
@@ -39,9 +34,9 @@ impl Worker {
     /// Claims tasks from the queue until shutdown begins. A shutdown waits for a claim in progress: a task that
     /// was claimed must be started.
     pub(super) async fn claim(&self) {
-        let shutdown = &self.app.shutdown;
+        let shutdown = &self.images.shutdown;
         while !shutdown.has_begun() {
-            let attempt = self.app.progress.begin(Loop::Claim);
+            let attempt = self.images.progress.begin(Loop::Claim);
             let claimed = shutdown.tracker.track_future(self.claim_some()).await;
             if claimed.is_ok() {
                 attempt.succeeded();
@@ -68,7 +63,7 @@ impl Worker {
     }
 
     async fn claim_some(&self) -> sqlx::Result<Found> {
-        let app = &self.app;
+        let (app, admission) = (&self.images, &self.images.admission);
         if app.storage.usable().is_err() {
             // Do not pay an upstream for images that cannot be stored.
             return Ok(Found::Nothing);
@@ -76,27 +71,22 @@ impl Worker {
         let any_waiting =
             async { store::is_any_waiting(&mut *db::acquire(&app.pool).await?).await };
         if !app.pool.in_time(any_waiting).await? {
-            app.backlogged.store(false, Ordering::Relaxed);
-            app.backlog.clear();
+            admission.set_backlogged(false);
+            admission.backlog.clear();
             return Ok(Found::Nothing);
         }
-        let mut slots = Vec::new();
-        while slots.len() < CLAIMED_AT_ONCE_MAX
-            && let Ok(slot) = Arc::clone(&app.slots).try_acquire_owned()
-        {
-            slots.push(slot);
-        }
+        let slots = admission.free_slots(CLAIMED_AT_ONCE_MAX);
         if slots.is_empty() {
-            app.backlogged.store(true, Ordering::Relaxed);
+            admission.set_backlogged(true);
             return self.count().await;
         }
         let (tasks, more) = match dispatch::claim(app, slots.len()).await? {
             Dispatched::Busy => return Ok(Found::Busy),
             Dispatched::Tasks { tasks, more } => (tasks, more),
         };
-        app.backlogged.store(more, Ordering::Relaxed);
+        admission.set_backlogged(more);
         for ((task, assignment), slot) in tasks.into_iter().zip(slots) {
-            app.backlog.remove(&Line {
+            admission.backlog.remove(&Line {
                 model: task.request.model.clone(),
                 requirements: run::requirements(&task.request).column(),
                 account_id: task.account_id,
@@ -115,9 +105,9 @@ impl Worker {
 
     /// Counts the tasks left in the queue, which wait for a slot here, for capacity on a route, or for a retry time.
     async fn count(&self) -> sqlx::Result<Found> {
-        let most = self.app.config.tasks.queued_max.saturating_add(1);
+        let most = self.images.config.tasks.queued_max.saturating_add(1);
         let most = i64::try_from(most).unwrap_or(i64::MAX);
-        let (pool, backlog) = (&self.app.pool, &self.app.backlog);
+        let (pool, backlog) = (&self.images.pool, &self.images.admission.backlog);
         let counted = async { backlog.count(&mut *db::acquire(pool).await?, most).await };
         pool.in_time(counted).await?;
         Ok(Found::Nothing)
@@ -128,10 +118,10 @@ impl Worker {
         let (id, claim) = (task.id, (task.id, task.fence));
         let attempt = &attempt.clone().storable();
         let requeue = async {
-            let mut conn = db::acquire(&self.app.pool).await?;
+            let mut conn = db::acquire(&self.images.pool).await?;
             store::requeue(&mut conn, claim, attempt, wait).await
         };
-        match self.app.pool.in_time(requeue).await {
+        match self.images.pool.in_time(requeue).await {
             Ok(true) => {
                 let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
                 tracing::info!(task.id = %id, route = attempt.route, wait_ms, "requeued a task for another attempt");
@@ -149,10 +139,10 @@ impl Worker {
     /// Requeues a task as if it had never been claimed. If the update fails, the task's lease expires.
     pub(super) async fn release_claim(&self, task: &Task) {
         let requeued = async {
-            let mut conn = db::acquire(&self.app.pool).await?;
+            let mut conn = db::acquire(&self.images.pool).await?;
             store::release_claims(&mut conn, &[(task.id, task.fence)]).await
         };
-        match self.app.pool.in_time(requeued).await {
+        match self.images.pool.in_time(requeued).await {
             Ok(_) => tracing::debug!(task.id = %task.id, "requeued an unstarted task"),
             Err(error) => {
                 tracing::error!(task.id = %task.id, error = &error as &dyn Error, "could not requeue a task; its lease will expire");
@@ -161,8 +151,8 @@ impl Worker {
     }
 
     fn wake_after(&self, wait: Duration) {
-        let (wake, shutdown) = (Arc::clone(&self.wake), self.app.shutdown.clone());
-        self.app.shutdown.tracker.spawn(async move {
+        let (wake, shutdown) = (Arc::clone(&self.wake), self.images.shutdown.clone());
+        self.images.shutdown.tracker.spawn(async move {
             tokio::select! {
                 () = shutdown.begun() => {}
                 () = tokio::time::sleep(wait) => wake.notify_one(),
@@ -173,11 +163,11 @@ impl Worker {
     /// Listens for tasks that other processes queue or end, and for configuration reloads. Reconnects on errors.
     pub(super) async fn listen(&self) {
         let (app, channels) = (
-            &self.app,
+            &self.images,
             [
                 store::QUEUED_CHANNEL,
                 store::ENDED_CHANNEL,
-                store::RELOAD_CHANNEL,
+                db::RELOAD_CHANNEL,
             ],
         );
         loop {
@@ -201,7 +191,7 @@ impl Worker {
     /// Handles notifications until the connection is lost, and returns the error that ended it.
     async fn hear(&self, mut listener: Listener) -> sqlx::Error {
         loop {
-            let attempt = self.app.progress.begin(Loop::Listen);
+            let attempt = self.images.progress.begin(Loop::Listen);
             match listener.hear().await {
                 Ok(Heard::Notification(notification)) => {
                     self.notified(notification.channel(), notification.payload())
@@ -220,11 +210,11 @@ impl Worker {
     async fn notified(&self, channel: &str, payload: &str) {
         match channel {
             store::QUEUED_CHANNEL => self.wake.notify_one(),
-            store::RELOAD_CHANNEL => self.app.reload.notify_one(),
+            db::RELOAD_CHANNEL => self.images.reload.notify_one(),
             _ => {
                 let ids = payload.split(',').filter_map(|id| id.parse().ok());
                 let ids: Vec<TaskId> = ids.collect();
-                if let Err(error) = self.app.waiters.look_at(&self.app.pool, &ids).await {
+                if let Err(error) = self.images.waiters.look_at(&self.images.pool, &ids).await {
                     tracing::warn!(
                         error = &error as &dyn Error,
                         "could not look up ended tasks; the next poll will"

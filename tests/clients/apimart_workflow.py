@@ -1,6 +1,6 @@
 """The image-to-image workflow of an APIMart client: upload, create, poll, then fetch the result.
 
-    python3 apimart_workflow.py BASE_URL KEY [PICTURE]
+    python3 apimart_workflow.py BASE_URL KEY [IMAGE]
 
 Such clients know nothing but this: the upload answers with `url`; the creation, which asks for no
 asynchronous mode, answers with `id`; polling that id ends at `completed` with `url` or at `failed`.

@@ -185,7 +185,7 @@ fn the_check_reports_a_backend_without_a_key_once_among_all_faults() {
     for once in [
         "backends.far: api_key is missing, set it or api_key_file",
         "backends.near.profile: must be set, or protocol_file, and not both",
-        "backends.flow.text_workflow: there is no builtin:none",
+        "backends.flow.text_workflow: unknown workflow builtin:none",
         "tasks.lease_ms: must be from 1000",
     ] {
         assert_eq!(said.matches(once).count(), 1, "{once}: {said}");

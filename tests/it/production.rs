@@ -13,7 +13,7 @@ use crate::harness::{
 
 fn settings(store: &S3Server, upstream: &Upstream) -> String {
     format!(
-        "[storage]\nurl = \"s3://easel\"\nendpoint = \"{}\"\naccess_key_id = \"{ACCESS_KEY_ID}\"\n\
+        "[storage]\nurl = \"s3://easel/shared/bucket\"\nendpoint = \"{}\"\naccess_key_id = \"{ACCESS_KEY_ID}\"\n\
          secret_access_key = \"{SECRET_ACCESS_KEY}\"\n\
          [backends.real]\n{}\n[models.gpt-image-2]\nroutes = [\"real\"]\n",
         store.endpoint,

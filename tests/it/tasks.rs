@@ -225,11 +225,7 @@ async fn lists_are_read_page_by_page_newest_first() {
         let end = format!("{list}?limit=100&after={}", newest_first[4]);
         assert_eq!(page(&caller, &end).await, (Vec::new(), json!(false)));
         let exact = page(&caller, &format!("{list}?limit=5")).await;
-        assert_eq!(
-            exact.1,
-            json!(false),
-            "a full page may be the last"
-        );
+        assert_eq!(exact.1, json!(false), "a full page may be the last");
     }
     app.finish().await;
 }

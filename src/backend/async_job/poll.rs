@@ -122,7 +122,8 @@ impl AsyncJob {
         let is = |states: &[String]| states.iter().any(|state| state == said);
         let reported = || {
             let reported = error.find(&answer);
-            reported.map(|error| UpstreamError::of_value(error, self.endpoint.secret()))
+            reported
+                .map(|error| UpstreamError::of_value(error, self.endpoint.secret()))
                 .filter(|error| !error.is_empty())
         };
         if is(done) {

@@ -81,6 +81,7 @@ impl Pieces {
     /// Reads a JSON escape after its backslash. Many encoders write a slash as `\/`.
     fn escaped(&mut self) -> Option<u8> {
         Some(match self.byte()? {
+            b'b' => b'\x08',
             b'n' => b'\n',
             b'r' => b'\r',
             b't' => b'\t',
@@ -146,6 +147,7 @@ mod tests {
             "data:image/png;base64,AA=A",
             "data:image/png;base64,====A",
             r"data:image/png;base64,AAAA\u0141",
+            r"data:image/png;base64,AAA\b",
             "data:image/png,AAAA",
             "data:text/html;base64,AAAA",
             "data:",

@@ -229,7 +229,7 @@ pub(super) fn part_bytes_max(name: &str) -> Option<usize> {
     }
 }
 
-/// Whether a part of this name is an image or a mask: `image`, `image[]`, `image[0]`, `mask`.
+/// Whether a part of this name is an image or a mask: `image`, `image[]`, `image[0]`, `mask`, `mask[0]`.
 pub(super) fn takes_file(name: &str) -> bool {
     is_mask(name)
         || matches!(
@@ -240,7 +240,7 @@ pub(super) fn takes_file(name: &str) -> bool {
 
 /// Whether a part of this name is the mask.
 pub(super) fn is_mask(name: &str) -> bool {
-    matches!(name, "mask" | "mask[]")
+    base_name(name) == "mask"
 }
 
 /// The name without an index: `image` for `image[]` and `image[0]`.

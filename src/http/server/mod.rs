@@ -83,7 +83,7 @@ pub async fn serve(
     };
     loop {
         tokio::select! {
-            () = shutdown.doors_closed() => break,
+            () = shutdown.accepting_stopped() => break,
             accepted = listener.accept() => server.take(accepted).await,
         }
     }
@@ -182,7 +182,7 @@ impl Server {
                         step = Step::Draining;
                         overdue.set(connection.overdue(patience.while_draining()));
                     }
-                    () = shutdown.doors_closed(), if step != Step::Last => {
+                    () = shutdown.accepting_stopped(), if step != Step::Last => {
                         step = Step::Last;
                         overdue.set(connection.overdue(Patience::LAST));
                     }

@@ -1,53 +1,15 @@
 //! Reads tasks: mostly their summaries, without the request.
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, query, query_as, types::Json};
+use sqlx::{PgConnection, query, query_as};
 
-use super::{Row, ended};
+use super::row::{Parsed, Row, SummaryRow, readable};
 use crate::{
     ids::{AccountId, FileId, TaskId},
     image::{Quality, Resolution},
     money::Cny,
     tasks::{Failure, Image, Request, Status, Summary, Task},
 };
-
-/// The columns of a [`Summary`]. Never `request`: a page of prompts and references is megabytes.
-struct SummaryRow {
-    id: TaskId,
-    account_id: AccountId,
-    status: Status,
-    model: String,
-    quality: Quality,
-    resolution: Resolution,
-    ratio: String,
-    unit_price: Cny,
-    file_id: FileId,
-    created_at: DateTime<Utc>,
-    fence: i64,
-    ended_at: Option<DateTime<Utc>>,
-    cost: Option<Cny>,
-    images: Option<Json<Vec<Image>>>,
-    failure: Option<Json<Failure>>,
-}
-
-impl From<SummaryRow> for Summary {
-    fn from(row: SummaryRow) -> Self {
-        Self {
-            id: row.id,
-            account_id: row.account_id,
-            status: row.status,
-            model: row.model,
-            quality: row.quality,
-            resolution: row.resolution,
-            ratio: row.ratio.parse().unwrap_or_default(),
-            unit_price: row.unit_price,
-            file_id: row.file_id,
-            created_at: row.created_at,
-            fence: row.fence,
-            end: ended(row.ended_at, row.cost, row.images, row.failure),
-        }
-    }
-}
 
 /// Lists a page of an account's tasks, newest first.
 pub async fn list(
@@ -61,8 +23,8 @@ pub async fn list(
         r#"SELECT id, account_id, status AS "status: Status", model,
                quality AS "quality: Quality", resolution AS "resolution: Resolution", ratio,
                unit_price AS "unit_price: Cny", file_id, created_at, fence,
-               ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
-               failure AS "failure: Json<Failure>"
+               ended_at, cost AS "cost: Cny", images AS "images: Parsed<Vec<Image>>",
+               failure AS "failure: Parsed<Failure>"
            FROM tasks WHERE account_id = $1 AND ($2::uuid IS NULL OR id < $2)
            ORDER BY id DESC LIMIT $3"#,
         account_id,
@@ -71,7 +33,7 @@ pub async fn list(
     )
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(Summary::from).collect())
+    rows.into_iter().map(Summary::try_from).collect()
 }
 
 /// Lists a page of an account's ended tasks, newest first, with the names of their API keys.
@@ -87,8 +49,8 @@ pub async fn list_ended(
         r#"SELECT t.id, t.account_id, t.status AS "status: Status", t.model,
                t.quality AS "quality: Quality", t.resolution AS "resolution: Resolution", t.ratio,
                t.unit_price AS "unit_price: Cny", t.file_id, t.created_at, t.fence,
-               t.ended_at, t.cost AS "cost: Cny", t.images AS "images: Json<Vec<Image>>",
-               t.failure AS "failure: Json<Failure>",
+               t.ended_at, t.cost AS "cost: Cny", t.images AS "images: Parsed<Vec<Image>>",
+               t.failure AS "failure: Parsed<Failure>",
                k.name AS api_key
            FROM tasks t JOIN api_keys k ON k.id = t.api_key_id
            WHERE t.account_id = $1 AND t.status IN ('completed', 'failed')
@@ -104,8 +66,7 @@ pub async fn list_ended(
     )
     .fetch_all(conn)
     .await?;
-    Ok(rows
-        .into_iter()
+    rows.into_iter()
         .map(|row| {
             let task = SummaryRow {
                 id: row.id,
@@ -124,26 +85,30 @@ pub async fn list_ended(
                 images: row.images,
                 failure: row.failure,
             };
-            (task.into(), row.api_key)
+            Ok((task.try_into()?, row.api_key))
         })
-        .collect())
+        .collect()
 }
 
 /// Returns the summaries of those of these tasks that exist.
-pub async fn summaries(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<Vec<Summary>> {
+pub async fn summaries(
+    conn: &mut PgConnection,
+    ids: &[TaskId],
+) -> sqlx::Result<Vec<(TaskId, sqlx::Result<Summary>)>> {
     let rows = query_as!(
         SummaryRow,
         r#"SELECT id, account_id, status AS "status: Status", model,
                quality AS "quality: Quality", resolution AS "resolution: Resolution", ratio,
                unit_price AS "unit_price: Cny", file_id, created_at, fence,
-               ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
-               failure AS "failure: Json<Failure>"
+               ended_at, cost AS "cost: Cny", images AS "images: Parsed<Vec<Image>>",
+               failure AS "failure: Parsed<Failure>"
            FROM tasks WHERE id = ANY($1)"#,
         ids,
     )
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(Summary::from).collect())
+    let rows = rows.into_iter();
+    Ok(rows.map(|row| (row.id, row.try_into())).collect())
 }
 
 /// Returns those of these tasks that have ended.
@@ -153,14 +118,14 @@ pub async fn ended_among(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Resul
         r#"SELECT id, account_id, status AS "status: Status", model,
                quality AS "quality: Quality", resolution AS "resolution: Resolution", ratio,
                unit_price AS "unit_price: Cny", file_id, created_at, fence,
-               ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
-               failure AS "failure: Json<Failure>"
+               ended_at, cost AS "cost: Cny", images AS "images: Parsed<Vec<Image>>",
+               failure AS "failure: Parsed<Failure>"
            FROM tasks WHERE id = ANY($1) AND status IN ('completed', 'failed')"#,
         ids,
     )
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(Summary::from).collect())
+    Ok(readable(rows))
 }
 
 /// Returns the completed task with this file id.
@@ -170,29 +135,29 @@ pub async fn by_file_id(conn: &mut PgConnection, file_id: FileId) -> sqlx::Resul
         r#"SELECT id, account_id, status AS "status: Status", model,
                quality AS "quality: Quality", resolution AS "resolution: Resolution", ratio,
                unit_price AS "unit_price: Cny", file_id, created_at, fence,
-               ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
-               failure AS "failure: Json<Failure>"
+               ended_at, cost AS "cost: Cny", images AS "images: Parsed<Vec<Image>>",
+               failure AS "failure: Parsed<Failure>"
            FROM tasks WHERE file_id = $1 AND status = 'completed'"#,
         file_id,
     )
     .fetch_optional(conn)
     .await?;
-    Ok(row.map(Summary::from))
+    row.map(Summary::try_from).transpose()
 }
 
 /// Returns those of these tasks that exist, with their requests.
 pub async fn present(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<Vec<Task>> {
     let rows = query_as!(
         Row,
-        r#"SELECT id, account_id, api_key_id, status AS "status: Status", request AS "request: Json<Request>",
+        r#"SELECT id, account_id, api_key_id, status AS "status: Status", request AS "request: Parsed<Request>",
                unit_price AS "unit_price: Cny", file_id, created_at, attempts, fence,
                (extract(epoch FROM deadline_at - now()) * 1000)::bigint AS "left_ms!",
-               ended_at, cost AS "cost: Cny", images AS "images: Json<Vec<Image>>",
-               failure AS "failure: Json<Failure>"
+               ended_at, cost AS "cost: Cny", images AS "images: Parsed<Vec<Image>>",
+               failure AS "failure: Parsed<Failure>"
            FROM tasks WHERE id = ANY($1)"#,
         ids,
     )
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(Task::from).collect())
+    rows.into_iter().map(Task::try_from).collect()
 }

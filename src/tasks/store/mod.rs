@@ -1,29 +1,31 @@
 //! Tasks in the database: their rows and how they are inserted.
 
-mod dispatch;
 mod lookup;
+mod notify;
 mod queue;
+mod row;
+mod settlement;
 mod sweep;
+mod waiters;
 mod waiting;
 
-pub use dispatch::{
-    Claim, claim, is_any_waiting, lock_queue, note_job, notify_queued, notify_reload,
-    release_claims, requeue, requeue_lost, running,
-};
 pub use lookup::{by_file_id, ended_among, list, list_ended, present, summaries};
+pub use notify::{ENDED_CHANNEL, QUEUED_CHANNEL, notify_ended, notify_queued};
 pub use queue::{
-    Doomed, ENDED_CHANNEL, Ended, Ending, Overdue, QUEUED_CHANNEL, RELOAD_CHANNEL, end,
-    is_any_lost, notify_ended, overdue, renew,
+    Claim, claim, is_any_lost, is_any_waiting, lock_queue, note_job, release_claims, renew,
+    requeue, requeue_lost, running,
 };
+pub use settlement::{Doomed, Ended, Ending, Overdue, end, overdue};
 pub use sweep::{Unswept, mark_swept, unswept};
+pub use waiters::remove_waiter;
 pub use waiting::{Demand, Line, Waiting, count_queued, queued_classes, step_aside, waiting};
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, postgres::types::PgInterval, query_as, types::Json};
 
-use super::{End, Failure, Image, Outcome, Request, Status, Task};
+use self::row::{Parsed, Row};
+use super::{Failure, Image, Request, Status, Task};
 use crate::{
     ids::{AccountId, FileId, KeyId, TaskId},
     money::Cny,
@@ -70,62 +72,6 @@ pub struct Terms {
     pub deadline: Duration,
 }
 
-/// A row of `tasks` as the database returns it.
-struct Row {
-    id: TaskId,
-    account_id: AccountId,
-    api_key_id: KeyId,
-    status: Status,
-    request: Json<Request>,
-    unit_price: Cny,
-    file_id: FileId,
-    created_at: DateTime<Utc>,
-    attempts: i16,
-    fence: i64,
-    left_ms: i64,
-    ended_at: Option<DateTime<Utc>>,
-    cost: Option<Cny>,
-    images: Option<Json<Vec<Image>>>,
-    failure: Option<Json<Failure>>,
-}
-
-impl From<Row> for Task {
-    fn from(row: Row) -> Self {
-        Self {
-            id: row.id,
-            account_id: row.account_id,
-            api_key_id: row.api_key_id,
-            status: row.status,
-            request: row.request.0,
-            unit_price: row.unit_price,
-            file_id: row.file_id,
-            created_at: row.created_at,
-            attempts: row.attempts,
-            fence: row.fence,
-            left: Duration::from_millis(u64::try_from(row.left_ms).unwrap_or_default()),
-            end: ended(row.ended_at, row.cost, row.images, row.failure),
-        }
-    }
-}
-
-/// How a task ended, from its columns; `None` while it is open.
-fn ended(
-    at: Option<DateTime<Utc>>,
-    cost: Option<Cny>,
-    images: Option<Json<Vec<Image>>>,
-    failure: Option<Json<Failure>>,
-) -> Option<End> {
-    let outcome = match (images, failure) {
-        (Some(Json(images)), _) => Outcome::Completed(images),
-        (None, failure) => Outcome::Failed(failure?.0),
-    };
-    Some(End {
-        at: at?,
-        cost: cost?,
-        outcome,
-    })
-}
-
 /// Inserts tasks whose holds are granted and returns their rows.
 pub async fn insert(
     conn: &mut PgConnection,
@@ -148,11 +94,11 @@ pub async fn insert(
                $7::text[], $8::bytea[], $9::boolean[], $12::text[], $13::int[], $14::smallint[])
                AS new (id, account_id, api_key_id, request, unit_price, file_id,
                    idempotency_key, fingerprint, claimed, route, waiter, joined)
-           RETURNING t.id, t.account_id, t.api_key_id, t.status AS "status: Status", t.request AS "request: Json<Request>",
+           RETURNING t.id, t.account_id, t.api_key_id, t.status AS "status: Status", t.request AS "request: Parsed<Request>",
                t.unit_price AS "unit_price: Cny", t.file_id, t.created_at, t.attempts, t.fence,
                (extract(epoch FROM t.deadline_at - now()) * 1000)::bigint AS "left_ms!",
-               t.ended_at, t.cost AS "cost: Cny", t.images AS "images: Json<Vec<Image>>",
-               t.failure AS "failure: Json<Failure>""#,
+               t.ended_at, t.cost AS "cost: Cny", t.images AS "images: Parsed<Vec<Image>>",
+               t.failure AS "failure: Parsed<Failure>""#,
         &columns.ids,
         &columns.accounts,
         &columns.keys,
@@ -170,7 +116,7 @@ pub async fn insert(
     )
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(Task::from).collect())
+    rows.into_iter().map(Task::try_from).collect()
 }
 
 /// New tasks by column, for UNNEST.

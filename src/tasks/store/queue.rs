@@ -1,28 +1,169 @@
-//! Ends tasks and renews their leases. The database's clock decides, and a task changes only under
-//! the fence of its latest claim.
+//! Claims tasks from the queue, renews the leases of claims, and requeues tasks. Claims run one at a time across all
+//! replicas, so that no route exceeds its limit and accounts take turns. The database's clock decides.
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
-use serde_json::Value;
 use sqlx::{PgConnection, query, query_as, query_scalar, types::Json};
 
-use super::interval;
+use super::{
+    interval,
+    row::{Parsed, Row, readable},
+};
 use crate::{
-    ids::{AccountId, TaskId},
+    failure::Class,
+    ids::TaskId,
     money::Cny,
-    tasks::{Attempt, Failure, Image, Outcome},
+    tasks::{Attempt, Failure, Image, Request, Status, Task},
 };
 
-/// The NOTIFY channel for queued tasks.
-pub const QUEUED_CHANNEL: &str = "easel_queued";
-/// The NOTIFY channel for ended tasks.
-pub const ENDED_CHANNEL: &str = "easel_ended";
-/// The NOTIFY channel that asks all gateways to reload their configuration.
-pub const RELOAD_CHANNEL: &str = "easel_reload";
+/// The advisory lock that a claiming transaction holds.
+const QUEUE_LOCK: i64 = 0x6561_7365_6c51;
 
-/// How many ids fit into the 8000 bytes of a notification.
-const NOTIFIED_IDS_MAX: usize = 200;
+/// Whether any task could be claimed now.
+pub async fn is_any_waiting(conn: &mut PgConnection) -> sqlx::Result<bool> {
+    query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM tasks
+           WHERE status = 'queued' AND run_at <= now() AND deadline_at > now()) AS "any!""#
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// Takes the claim lock for this transaction. `false`: another transaction holds it.
+pub async fn lock_queue(conn: &mut PgConnection) -> sqlx::Result<bool> {
+    query_scalar!(
+        r#"SELECT pg_try_advisory_xact_lock($1) AS "locked!""#,
+        QUEUE_LOCK
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// How many tasks are running, by model and route, for these models.
+pub async fn running(
+    conn: &mut PgConnection,
+    models: &[String],
+) -> sqlx::Result<Vec<(String, String, i64)>> {
+    let rows = query!(
+        r#"SELECT model, route AS "route!", count(*) AS "running!" FROM tasks
+           WHERE status = 'running' AND route IS NOT NULL AND model = ANY($1)
+           GROUP BY model, route"#,
+        models,
+    )
+    .fetch_all(conn)
+    .await?;
+    let counts = rows.into_iter();
+    Ok(counts
+        .map(|row| (row.model, row.route, row.running))
+        .collect())
+}
+
+/// A task to claim, and its route if there is one. Jobs are resumed only over the same route.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    pub id: TaskId,
+    pub route: Option<String>,
+}
+
+/// Claims queued tasks under a new fence. One that cannot be read is left to its lease, and ends with its last attempt.
+pub async fn claim(
+    conn: &mut PgConnection,
+    claims: &[Claim],
+    lease: Duration,
+) -> sqlx::Result<Vec<Task>> {
+    let (ids, routes): (Vec<TaskId>, Vec<Option<&str>>) = claims
+        .iter()
+        .map(|claim| (claim.id, claim.route.as_deref()))
+        .unzip();
+    query!(
+        "INSERT INTO account_schedule (account_id, last_dispatched_at)
+         SELECT DISTINCT account_id, now() FROM tasks WHERE id = ANY($1)
+         ON CONFLICT (account_id) DO UPDATE SET last_dispatched_at = excluded.last_dispatched_at",
+        &ids,
+    )
+    .execute(&mut *conn)
+    .await?;
+    let rows = query_as!(
+        Row,
+        r#"UPDATE tasks AS t
+           SET status = 'running', lease_until = now() + $3, attempts = attempts + 1, fence = fence + 1,
+               route = next.route,
+               jobs = CASE WHEN t.route IS NOT DISTINCT FROM next.route THEN jobs ELSE '{}' END
+           FROM UNNEST($1::uuid[], $2::text[]) AS next (id, route)
+           WHERE t.id = next.id AND status = 'queued'
+           RETURNING t.id, t.account_id, t.api_key_id, t.status AS "status: Status", t.request AS "request: Parsed<Request>",
+               t.unit_price AS "unit_price: Cny", t.file_id, t.created_at, t.attempts, t.fence,
+               (extract(epoch FROM t.deadline_at - now()) * 1000)::bigint AS "left_ms!",
+               t.ended_at, t.cost AS "cost: Cny", t.images AS "images: Parsed<Vec<Image>>",
+               t.failure AS "failure: Parsed<Failure>""#,
+        &ids,
+        &routes as &[Option<&str>],
+        interval(lease),
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(readable(rows))
+}
+
+/// Stores the upstream's job handle of a call, counted from 0. `false`: the claim is no longer current.
+pub async fn note_job(
+    conn: &mut PgConnection,
+    (id, fence): (TaskId, i64),
+    call: u8,
+    job: &str,
+) -> sqlx::Result<bool> {
+    let done = query!(
+        "UPDATE tasks SET jobs[$3 + 1] = $4 WHERE id = $1 AND fence = $2 AND status = 'running'",
+        id,
+        fence,
+        i32::from(call),
+        job,
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Requeues a task after a failed attempt, to be retried after `wait` over any route. `false`: the
+/// claim is no longer current.
+pub async fn requeue(
+    conn: &mut PgConnection,
+    (id, fence): (TaskId, i64),
+    attempt: &Attempt,
+    wait: Duration,
+) -> sqlx::Result<bool> {
+    let done = query!(
+        "UPDATE tasks SET status = 'queued', lease_until = NULL, fence = fence + 1, run_at = now() + $4,
+             route = NULL, jobs = '{}', tried = tried || $3
+         WHERE id = $1 AND fence = $2 AND status = 'running'",
+        id,
+        fence,
+        Json(attempt) as Json<&Attempt>,
+        interval(wait),
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Requeues claimed tasks at shutdown, as if they had not been begun. Returns their number.
+pub async fn release_claims(
+    conn: &mut PgConnection,
+    claims: &[(TaskId, i64)],
+) -> sqlx::Result<u64> {
+    let (ids, fences): (Vec<_>, Vec<_>) = claims.iter().copied().unzip();
+    let done = query!(
+        "UPDATE tasks SET status = 'queued', lease_until = NULL, attempts = attempts - 1, fence = tasks.fence + 1,
+             route = CASE WHEN jobs = '{}' THEN NULL ELSE route END
+         FROM UNNEST($1::uuid[], $2::bigint[]) AS mine (id, fence)
+         WHERE tasks.id = mine.id AND tasks.fence = mine.fence AND status = 'running'",
+        &ids,
+        &fences,
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected())
+}
 
 /// Renews the leases of claimed tasks. Claims missing from the result are lost.
 pub async fn renew(
@@ -57,143 +198,28 @@ pub async fn is_any_lost(conn: &mut PgConnection) -> sqlx::Result<bool> {
     .await
 }
 
-/// Which open tasks to end outside their worker, without reading their requests.
-#[derive(Clone, Copy, Debug)]
-pub enum Overdue {
-    /// Past their deadline. A worker has `grace` to end its own task first.
-    Expired { grace: Duration },
-    /// Lost by their workers, with no attempt left.
-    Exhausted { attempts_max: i16 },
-}
-
-/// An open task to end.
-#[derive(Clone, Copy, Debug)]
-pub struct Doomed {
-    pub id: TaskId,
-    pub fence: i64,
-    pub account_id: AccountId,
-}
-
-/// Locks up to `limit` overdue tasks that no other transaction has locked, except those of some accounts.
-pub async fn overdue(
-    conn: &mut PgConnection,
-    which: Overdue,
-    except: &[AccountId],
-    limit: i64,
-) -> sqlx::Result<Vec<Doomed>> {
-    match which {
-        Overdue::Expired { grace } => {
-            query_as!(
-                Doomed,
-                "SELECT id, fence, account_id FROM tasks
-                 WHERE status IN ('queued', 'running') AND deadline_at <= now()
-                     AND (status = 'queued' OR lease_until < now() OR deadline_at <= now() - $3::interval)
-                     AND account_id <> ALL($1)
-                 ORDER BY deadline_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED",
-                except,
-                limit,
-                interval(grace),
-            )
-            .fetch_all(conn)
-            .await
-        }
-        Overdue::Exhausted { attempts_max } => {
-            query_as!(
-                Doomed,
-                "SELECT id, fence, account_id FROM tasks
-                 WHERE status = 'running' AND lease_until < now() AND attempts >= $3
-                     AND account_id <> ALL($1)
-                 LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED",
-                except,
-                limit,
-                attempts_max,
-            )
-            .fetch_all(conn)
-            .await
-        }
-    }
-}
-
-/// How to end a task, under the fence of its claim.
-#[derive(Clone, Copy, Debug)]
-pub struct Ending<'a> {
-    pub id: TaskId,
-    pub fence: i64,
-    pub outcome: &'a Outcome,
-    /// The last attempt, if one was made.
-    pub attempt: Option<&'a Attempt>,
-    /// The usage that the upstream reported.
-    pub usage: &'a [Value],
-}
-
-/// The result of an ended task, for the ledger.
-#[derive(Debug)]
-pub struct Ended {
-    pub id: TaskId,
-    pub account_id: AccountId,
-    /// The amount that was on hold.
-    pub held: Cny,
-    /// The amount to capture.
-    pub cost: Cny,
-    pub at: DateTime<Utc>,
-}
-
-/// Ends tasks. Tasks missing from the result had already ended or been claimed anew, and are
-/// unchanged.
-pub async fn end(conn: &mut PgConnection, endings: &[Ending<'_>]) -> sqlx::Result<Vec<Ended>> {
-    let (ids, fences): (Vec<_>, Vec<_>) = endings.iter().map(|e| (e.id, e.fence)).unzip();
-    let (images, failures): (Vec<_>, Vec<_>) = endings
-        .iter()
-        .map(|ending| match ending.outcome {
-            Outcome::Completed(images) => (Some(Json(images)), None),
-            Outcome::Failed(failure) => (None, Some(Json(failure))),
-        })
-        .unzip();
-    let attempts: Vec<_> = endings.iter().map(|e| e.attempt.map(Json)).collect();
-    let usages: Vec<_> = endings
-        .iter()
-        .map(|e| (!e.usage.is_empty()).then_some(Json(e.usage)))
-        .collect();
-    query_as!(
-        Ended,
-        r#"WITH ending AS (
-               SELECT * FROM UNNEST($1::uuid[], $2::bigint[], $3::jsonb[], $4::jsonb[], $5::jsonb[], $6::jsonb[])
-                   AS e (id, fence, images, failure, attempt, usage)
-           ), mine AS MATERIALIZED (
-               SELECT t.id FROM tasks t JOIN ending e ON t.id = e.id AND t.fence = e.fence
-               WHERE t.status IN ('queued', 'running') ORDER BY t.id FOR NO KEY UPDATE OF t
-           )
-           UPDATE tasks AS t
-           SET status = CASE WHEN e.images IS NULL THEN 'failed' ELSE 'completed' END,
-               cost = unit_price * COALESCE(jsonb_array_length(e.images), 0),
-               ended_at = now(), lease_until = NULL, images = e.images, failure = e.failure,
-               usage = e.usage, tried = CASE WHEN e.attempt IS NULL THEN tried ELSE tried || e.attempt END
-           FROM mine JOIN ending e USING (id)
-           WHERE t.id = mine.id
-           RETURNING t.id, t.account_id, t.unit_price * t.n AS "held!: Cny", t.cost AS "cost!: Cny",
-               t.ended_at AS "at!""#,
-        &ids,
-        &fences,
-        &images as &[Option<Json<&Vec<Image>>>],
-        &failures as &[Option<Json<&Failure>>],
-        &attempts as &[Option<Json<&Attempt>>],
-        &usages as &[Option<Json<&[Value]>>],
+/// Requeues tasks whose worker was lost, if attempts and time are left. Returns their number. A job
+/// with an upstream handle is resumed over the same route. The lost attempt is recorded as tried.
+pub async fn requeue_lost(conn: &mut PgConnection, attempts_max: i16) -> sqlx::Result<u64> {
+    let lost = Attempt {
+        route: String::new(),
+        jobs: Vec::new(),
+        duration_ms: 0,
+        class: Some(Class::Lost),
+    };
+    let done = query!(
+        "UPDATE tasks SET status = 'queued', lease_until = NULL, run_at = now(), fence = fence + 1,
+             route = CASE WHEN jobs = '{}' THEN NULL ELSE route END,
+             tried = CASE WHEN route IS NULL THEN tried
+                 ELSE tried || jsonb_set($2, '{route}', to_jsonb(route)) END
+         WHERE id IN (SELECT id FROM tasks
+                      WHERE status = 'running' AND lease_until < now()
+                          AND attempts < $1 AND deadline_at > now()
+                      FOR UPDATE SKIP LOCKED)",
+        attempts_max,
+        Json(lost) as Json<Attempt>,
     )
-    .fetch_all(conn)
-    .await
-}
-
-/// Notifies waiters in other processes of ended tasks when the transaction commits. A hint.
-pub async fn notify_ended(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<()> {
-    for chunk in ids.chunks(NOTIFIED_IDS_MAX) {
-        let payload = chunk
-            .iter()
-            .map(|id| id.simple().to_string())
-            .collect::<Vec<_>>()
-            .join(",");
-        query!("SELECT pg_notify($1, $2)", ENDED_CHANNEL, payload)
-            .execute(&mut *conn)
-            .await?;
-    }
-    Ok(())
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected())
 }

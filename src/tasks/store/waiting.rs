@@ -98,10 +98,10 @@ pub async fn waiting(
                    ORDER BY t.run_at, t.id LIMIT LEAST(class.capacity, $6)) AS next
            ), ranked AS (
                SELECT id, run_at, turn, last_dispatched_at, capacity, row_number() OVER (
-                   PARTITION BY pool ORDER BY turn, last_dispatched_at NULLS FIRST, run_at, id) AS place
+                   PARTITION BY pool ORDER BY turn, last_dispatched_at NULLS FIRST, run_at, id) AS rank
                FROM head
            ), chosen AS MATERIALIZED (
-               SELECT id, run_at, turn, last_dispatched_at FROM ranked WHERE place <= capacity
+               SELECT id, run_at, turn, last_dispatched_at FROM ranked WHERE rank <= capacity
                ORDER BY turn, last_dispatched_at NULLS FIRST, run_at, id LIMIT $6
            )
            SELECT t.id, t.model, t.requirements, t.route, t.jobs AS "jobs: Vec<Option<String>>",

@@ -32,13 +32,19 @@ async fn clients_get_a_retryable_error_within_five_seconds() {
         // A failure that was just found is remembered for a moment.
         let asked = Instant::now();
         while in_time(caller.get("/readyz")).await.status == 200 {
-            assert!(asked.elapsed() < super::ANSWERED_WITHIN, "still reports ready");
+            assert!(
+                asked.elapsed() < super::ANSWERED_WITHIN,
+                "still reports ready"
+            );
         }
 
         behind.proxy.set(Fault::None);
         let began = Instant::now();
         while caller.get("/readyz").await.status != 200 {
-            assert!(began.elapsed() < Duration::from_secs(8), "not ready again in time");
+            assert!(
+                began.elapsed() < Duration::from_secs(8),
+                "not ready again in time"
+            );
         }
         assert_eq!(caller.get("/v1/balance").await.status, 200);
     }
@@ -68,14 +74,20 @@ async fn a_database_without_free_connections_counts_as_unreachable() {
     }
     let asked = Instant::now();
     while in_time(caller.get("/readyz")).await.status == 200 {
-        assert!(asked.elapsed() < super::ANSWERED_WITHIN, "still reports ready");
+        assert!(
+            asked.elapsed() < super::ANSWERED_WITHIN,
+            "still reports ready"
+        );
     }
     database
         .run(&format!("ALTER ROLE {role} CONNECTION LIMIT -1"))
         .await;
     let began = Instant::now();
     while caller.get("/readyz").await.status != 200 {
-        assert!(began.elapsed() < Duration::from_secs(8), "not ready again in time");
+        assert!(
+            began.elapsed() < Duration::from_secs(8),
+            "not ready again in time"
+        );
     }
     assert_eq!(caller.generate("after").await.status, 200);
     assert_eq!(caller.balance().await["balance"], 0.6);

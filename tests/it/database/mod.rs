@@ -7,6 +7,7 @@ mod joined;
 mod locked;
 mod refused;
 mod silent;
+mod unreadable;
 
 use std::time::{Duration, Instant};
 

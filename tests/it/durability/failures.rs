@@ -20,7 +20,11 @@ async fn assert_failure(caller: &Caller, upstream: &Upstream, reply: &Reply, exp
     upstream.next(reply.clone());
     let answer = caller.generate("a bridge").await;
     assert_eq!(answer.status, status, "{expected:?}: {answer:?}");
-    assert_eq!(answer.header("x-should-retry"), Some("false"), "{expected:?}");
+    assert_eq!(
+        answer.header("x-should-retry"),
+        Some("false"),
+        "{expected:?}"
+    );
     let body = json!({"error": {"message": message, "type": kind, "code": code, "param": null, "provider": "easel"}});
     assert_eq!(answer.json(), body, "{expected:?}");
 

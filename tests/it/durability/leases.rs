@@ -170,7 +170,7 @@ async fn a_full_queue_accepts_no_more() {
     hold(&upstream, &gate);
     let first = accepted(&caller, "first").await;
     upstream.wait_for(1).await;
-    while app.app.backlog.total() > 0 {
+    while app.app.admission.backlog.total() > 0 {
         tokio::task::yield_now().await;
     }
     let second = accepted(&caller, "second").await;

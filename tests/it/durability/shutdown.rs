@@ -147,7 +147,7 @@ async fn a_second_signal_ends_it_at_once() {
         "{:?}",
         began.elapsed()
     );
-    assert!(gateway.stderr().contains("ending at once"));
+    assert!(gateway.stderr().contains("exiting at once"));
     // It is requeued when its lease runs out.
     let running = "SELECT count(*) FROM tasks WHERE status = 'running'";
     assert_eq!(database.number(running).await, 1);

@@ -19,7 +19,7 @@ use easel::{
     clock::Clock,
     config::{Config, Sources},
     http::{self, server},
-    images::sweep,
+    images::{Images, sweep},
     money::Cny,
     shutdown::Shutdown,
     worker::Worker,
@@ -36,7 +36,7 @@ use fault_proxy::FaultProxy;
 /// A gateway that listens on loopback, in this process.
 pub struct TestApp {
     /// The gateway's components, in this process.
-    pub app: App,
+    pub app: Images,
     /// Its base URL.
     pub url: String,
     pub database: Arc<TestDatabase>,
@@ -94,9 +94,8 @@ impl TestApp {
         let config = config(&dir, settings, &[("server.listen", &address.to_string())]);
         let shutdown = Shutdown::default();
         let pool = easel::db::open(options, &config.database).await.unwrap();
-        let (app, to_run) = App::open(config, pool, Clock::default(), shutdown.clone())
-            .await
-            .unwrap();
+        let app = App::open(config, pool, Clock::default(), shutdown.clone());
+        let (app, to_run) = Images::start(app.await.unwrap());
         let worker = Worker::new(app.clone());
         let working = shutdown.spawn_background(worker.clone().run(to_run));
         let router = http::router(app.clone());

@@ -272,7 +272,11 @@ impl Process {
                 self.stderr.finish();
                 return status;
             }
-            assert!(began.elapsed() < PATIENCE, "it is still running: {}", self.stderr());
+            assert!(
+                began.elapsed() < PATIENCE,
+                "it is still running: {}",
+                self.stderr()
+            );
             thread::sleep(POLL);
         }
     }

@@ -125,7 +125,12 @@ async fn of_two_endings_in_one_batch_only_that_of_the_latest_claim_counts() {
         assert_eq!(summary.images().len(), 3);
     }
     let mut conn = engine.pool.acquire().await.unwrap();
-    let task = store::summaries(&mut conn, &ids).await.unwrap().remove(0);
+    let task = store::summaries(&mut conn, &ids)
+        .await
+        .unwrap()
+        .remove(0)
+        .1
+        .unwrap();
     assert_eq!(task.images().len(), 3);
     assert_sound(&engine).await;
 }

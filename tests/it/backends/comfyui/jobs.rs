@@ -76,7 +76,11 @@ async fn a_known_job_is_resumed_and_an_unknown_one_submitted_under_its_name() {
     let (second, result) = generate(&server, &request).await;
     result.unwrap();
     assert_eq!(second.images, first.images);
-    assert_eq!(second.jobs, [id], "the job must be named, so that it can be cancelled");
+    assert_eq!(
+        second.jobs,
+        [id],
+        "the job must be named, so that it can be cancelled"
+    );
     assert_eq!(server.asked(), 1);
 
     // The job waits behind another one.

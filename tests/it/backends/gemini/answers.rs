@@ -96,8 +96,8 @@ async fn drafts_are_not_delivered() {
     };
     let thinks = json!({"text": "first", "thought": true});
     let large = vec![b'd'; 300_000];
-    let drafts = [thinks, draft(&large), draft(b"second"), image(b"the image")];
-    server.next(200, &answer(&drafts, "STOP"));
+    let candidates = [thinks, draft(&large), draft(b"second"), image(b"the image")];
+    server.next(200, &answer(&candidates, "STOP"));
     let (collected, result) = generate(&server, &wanted(&server)).await;
     result.unwrap();
     assert_eq!(collected.images, [b"the image"]);

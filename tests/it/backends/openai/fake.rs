@@ -63,7 +63,9 @@ impl FakeUpstream for Copy {
             Scenario::Refuses => Some(self.refuses()),
             Scenario::FindsInvalid => Some(self.finds_invalid()),
             Scenario::KnowsNoKey => Some(error(401, "invalid_api_key")),
-            Scenario::LimitsRate => Some(error(429, "rate_limit_exceeded").header("retry-after", "7")),
+            Scenario::LimitsRate => {
+                Some(error(429, "rate_limit_exceeded").header("retry-after", "7"))
+            }
             Scenario::Fails => Some(error(500, "server_error")),
             Scenario::Hangs => Some(Reply::images(&[]).held_by(&Arc::new(Semaphore::new(0)))),
             Scenario::BreaksOff => {

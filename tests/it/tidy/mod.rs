@@ -1,76 +1,15 @@
 //! Enforces the architecture: floors, sizes, the places of SQL, and forbidden words.
 
+mod imports;
+mod words;
+
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
 
-/// A module imports only from floors below its own. Siblings don't import each other, except on the ground floor and on
-/// floor 2, where `images` and `app` are one.
-const FLOORS: [&[&str]; 5] = [
-    &[
-        "config",
-        "db",
-        "failure",
-        "progress",
-        "private_files",
-        "private_postgres",
-        "ids",
-        "money",
-        "image",
-        "clock",
-        "telemetry",
-        "shutdown",
-        "stall",
-        "batch",
-        "buffers",
-        "tls",
-    ],
-    &[
-        "accounts",
-        "tasks",
-        "billing",
-        "uploads",
-        "references",
-        "backend",
-        "storage",
-    ],
-    &["images", "app"],
-    &["http", "worker"],
-    &["cli"],
-];
 const LINES_MAX: usize = 400;
 const LINES_OF_NINE_IN_TEN: usize = 300;
-
-#[test]
-fn modules_import_only_from_floors_below() {
-    let floors: BTreeMap<&str, usize> = FLOORS
-        .iter()
-        .enumerate()
-        .flat_map(|(floor, modules)| modules.iter().map(move |module| (*module, floor)))
-        .collect();
-    for (path, text) in sources("src") {
-        let module = module_of(&path);
-        if matches!(module.as_str(), "lib" | "main") {
-            continue;
-        }
-        let own = *floors
-            .get(module.as_str())
-            .unwrap_or_else(|| panic!("{module} has no floor"));
-        for imported in imports(&text) {
-            let Some(&floor) = floors.get(imported.as_str()) else {
-                continue;
-            };
-            let shares_floor = floor == own && matches!(own, 0 | 2);
-            assert!(
-                imported == module || floor < own || shares_floor,
-                "{} (floor {own}) imports {imported} (floor {floor})",
-                path.display()
-            );
-        }
-    }
-}
 
 #[test]
 fn files_start_with_a_header_and_stay_small() {
@@ -88,12 +27,7 @@ fn files_start_with_a_header_and_stay_small() {
             "{} does not say what it is for",
             path.display()
         );
-        let lines = text
-            .split("#[cfg(test)]")
-            .next()
-            .unwrap_or_default()
-            .lines()
-            .count();
+        let lines = without_tests(&text).lines().count();
         assert!(
             lines <= LINES_MAX,
             "{} has {lines} lines without its tests",
@@ -177,6 +111,22 @@ fn types_are_named_as_the_glossary_says() {
     }
 }
 
+/// The text without its module of unit tests, wherever that stands.
+fn without_tests(text: &str) -> String {
+    let mut kept = String::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if line == "#[cfg(test)]" {
+            let is_inline = lines.next().is_some_and(|item| item.ends_with('{'));
+            while is_inline && lines.next().is_some_and(|line| line != "}") {}
+        } else {
+            kept.push_str(line);
+            kept.push('\n');
+        }
+    }
+    kept
+}
+
 fn sources(dir: &str) -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
@@ -194,60 +144,4 @@ fn sources(dir: &str) -> Vec<(PathBuf, String)> {
     }
     assert!(!found.is_empty(), "no sources in {dir}");
     found
-}
-
-/// The top-level module that a file belongs to.
-fn module_of(path: &Path) -> String {
-    let first = path
-        .components()
-        .nth(1)
-        .unwrap()
-        .as_os_str()
-        .to_str()
-        .unwrap();
-    first.trim_end_matches(".rs").to_owned()
-}
-
-/// The top-level modules that a file names after `crate::`, in `use` trees and in paths.
-fn imports(text: &str) -> Vec<String> {
-    let code: String = text
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("//"))
-        .collect::<Vec<_>>()
-        .join("\n");
-    let mut found = Vec::new();
-    for (start, _) in code.match_indices("crate::") {
-        let rest = &code[start + "crate::".len()..];
-        if let Some(tree) = rest.strip_prefix('{') {
-            found.extend(heads(tree));
-        } else {
-            found.push(identifier(rest));
-        }
-    }
-    found
-}
-
-/// The first identifiers of the branches of a `use` tree.
-fn heads(tree: &str) -> Vec<String> {
-    let (mut depth, mut begins, mut found) = (1, true, Vec::new());
-    for (index, char) in tree.char_indices() {
-        match char {
-            '{' => depth += 1,
-            '}' if depth == 1 => break,
-            '}' => depth -= 1,
-            ',' if depth == 1 => begins = true,
-            char if begins && depth == 1 && (char.is_alphabetic() || char == '_') => {
-                found.push(identifier(&tree[index..]));
-                begins = false;
-            }
-            _ => {}
-        }
-    }
-    found
-}
-
-fn identifier(text: &str) -> String {
-    text.chars()
-        .take_while(|char| char.is_alphanumeric() || *char == '_')
-        .collect()
 }

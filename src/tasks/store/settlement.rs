@@ -1,0 +1,140 @@
+//! Ends tasks, under the fence of their latest claim.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use sqlx::{PgConnection, query_as, types::Json};
+
+use super::interval;
+use crate::{
+    ids::{AccountId, TaskId},
+    money::Cny,
+    tasks::{Attempt, Failure, Image, Outcome},
+};
+
+/// Which open tasks to end outside their worker, without reading their requests.
+#[derive(Clone, Copy, Debug)]
+pub enum Overdue {
+    /// Past their deadline. A worker has `grace` to end its own task first.
+    Expired { grace: Duration },
+    /// Lost by their workers, with no attempt left.
+    Exhausted { attempts_max: i16 },
+}
+
+/// An open task to end.
+#[derive(Clone, Copy, Debug)]
+pub struct Doomed {
+    pub id: TaskId,
+    pub fence: i64,
+    pub account_id: AccountId,
+}
+
+/// Locks up to `limit` overdue tasks that no other transaction has locked, except those of some accounts.
+pub async fn overdue(
+    conn: &mut PgConnection,
+    which: Overdue,
+    except: &[AccountId],
+    limit: i64,
+) -> sqlx::Result<Vec<Doomed>> {
+    match which {
+        Overdue::Expired { grace } => {
+            query_as!(
+                Doomed,
+                "SELECT id, fence, account_id FROM tasks
+                 WHERE status IN ('queued', 'running') AND deadline_at <= now()
+                     AND (status = 'queued' OR lease_until < now() OR deadline_at <= now() - $3::interval)
+                     AND account_id <> ALL($1)
+                 ORDER BY deadline_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED",
+                except,
+                limit,
+                interval(grace),
+            )
+            .fetch_all(conn)
+            .await
+        }
+        Overdue::Exhausted { attempts_max } => {
+            query_as!(
+                Doomed,
+                "SELECT id, fence, account_id FROM tasks
+                 WHERE status = 'running' AND lease_until < now() AND attempts >= $3
+                     AND account_id <> ALL($1)
+                 LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED",
+                except,
+                limit,
+                attempts_max,
+            )
+            .fetch_all(conn)
+            .await
+        }
+    }
+}
+
+/// How to end a task, under the fence of its claim.
+#[derive(Clone, Copy, Debug)]
+pub struct Ending<'a> {
+    pub id: TaskId,
+    pub fence: i64,
+    pub outcome: &'a Outcome,
+    /// The last attempt, if one was made.
+    pub attempt: Option<&'a Attempt>,
+    /// The usage that the upstream reported.
+    pub usage: &'a [Value],
+}
+
+/// The result of an ended task, for the ledger.
+#[derive(Debug)]
+pub struct Ended {
+    pub id: TaskId,
+    pub account_id: AccountId,
+    /// The amount that was on hold.
+    pub held: Cny,
+    /// The amount to capture.
+    pub cost: Cny,
+    pub at: DateTime<Utc>,
+}
+
+/// Ends tasks. Tasks missing from the result had already ended or been claimed anew, and are
+/// unchanged.
+pub async fn end(conn: &mut PgConnection, endings: &[Ending<'_>]) -> sqlx::Result<Vec<Ended>> {
+    let (ids, fences): (Vec<_>, Vec<_>) = endings.iter().map(|e| (e.id, e.fence)).unzip();
+    let (images, failures): (Vec<_>, Vec<_>) = endings
+        .iter()
+        .map(|ending| match ending.outcome {
+            Outcome::Completed(images) => (Some(Json(images)), None),
+            Outcome::Failed(failure) => (None, Some(Json(failure))),
+        })
+        .unzip();
+    let attempts: Vec<_> = endings.iter().map(|e| e.attempt.map(Json)).collect();
+    let usages: Vec<_> = endings
+        .iter()
+        .map(|e| (!e.usage.is_empty()).then_some(Json(e.usage)))
+        .collect();
+    query_as!(
+        Ended,
+        r#"WITH ending AS (
+               SELECT * FROM UNNEST($1::uuid[], $2::bigint[], $3::jsonb[], $4::jsonb[], $5::jsonb[], $6::jsonb[])
+                   AS e (id, fence, images, failure, attempt, usage)
+           ), mine AS MATERIALIZED (
+               SELECT t.id FROM tasks t JOIN ending e ON t.id = e.id AND t.fence = e.fence
+               WHERE t.status IN ('queued', 'running') ORDER BY t.id FOR NO KEY UPDATE OF t
+           )
+           UPDATE tasks AS t
+           SET status = CASE WHEN e.images IS NULL THEN 'failed' ELSE 'completed' END,
+               cost = unit_price * COALESCE(jsonb_array_length(e.images), 0),
+               ended_at = now(), lease_until = NULL, images = e.images, failure = e.failure,
+               usage = e.usage, tried = CASE WHEN e.attempt IS NULL THEN tried ELSE tried || e.attempt END
+           FROM mine JOIN ending e USING (id)
+           WHERE t.id = mine.id
+           RETURNING t.id, t.account_id, t.unit_price * t.n AS "held!: Cny", t.cost AS "cost!: Cny",
+               t.ended_at AS "at!""#,
+        &ids,
+        &fences,
+        &images as &[Option<Json<&Vec<Image>>>],
+        &failures as &[Option<Json<&Failure>>],
+        &attempts as &[Option<Json<&Attempt>>],
+        &usages as &[Option<Json<&[Value]>>],
+    )
+    .fetch_all(conn)
+    .await
+}

@@ -1,0 +1,22 @@
+//! The process in which the caller of a task waits.
+
+use sqlx::{PgConnection, query};
+
+use crate::ids::TaskId;
+
+/// Records that the callers that waited in this process for some tasks have disconnected.
+pub async fn remove_waiter(
+    conn: &mut PgConnection,
+    ids: &[TaskId],
+    process: i32,
+) -> sqlx::Result<()> {
+    query!(
+        "UPDATE tasks SET waiter = 0 WHERE waiter = $2 AND id IN (
+             SELECT id FROM tasks WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE)",
+        ids,
+        process,
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
