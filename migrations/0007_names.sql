@@ -9,3 +9,9 @@ ALTER TABLE tasks RENAME COLUMN needs TO requirements;
 
 UPDATE tasks SET tried = replace(tried::text, '"class": "silent"', '"class": "outcome_unknown"')::jsonb
 WHERE tried::text LIKE '%"class": "silent"%';
+
+COMMENT ON COLUMN tasks.request IS 'the request, as tasks::Request serializes it';
+COMMENT ON COLUMN tasks.route IS 'the route of a running task; a queued task keeps it if its jobs are to be resumed there';
+COMMENT ON COLUMN tasks.jobs IS 'the upstream''s handles of its jobs, one for each call of the task';
+COMMENT ON COLUMN tasks.tried IS 'the ended attempts, as tasks::Attempt serializes them';
+COMMENT ON COLUMN tasks.requirements IS 'the number of its references, plus 100 with a mask';

@@ -9,45 +9,68 @@ use crate::harness::database::{TestDatabase, queue_head};
 
 static ALL: Migrator = sqlx::migrate!();
 
-/// As the first version wrote it: an account with a hold for each of its open tasks.
-const FIRST_VERSION: &str = r#"
-    INSERT INTO accounts (id, name, balance, held)
-    VALUES ('018f0000-0000-7000-8000-00000000000a', 'studio', 1000000, 400000);
-    INSERT INTO api_keys (id, account_id, name, hash, hint)
-    VALUES ('018f0000-0000-7000-8000-00000000000b', '018f0000-0000-7000-8000-00000000000a', 'first', 'x', 'sk');
-    INSERT INTO tasks (id, account_id, api_key_id, status, request, n, unit_price, fingerprint, file_id,
-        deadline_at, attempts, fence, lease_until, upstream_id)
-    SELECT id, '018f0000-0000-7000-8000-00000000000a', '018f0000-0000-7000-8000-00000000000b', status,
-        '{"model": "gpt-image-2", "prompt": "a bridge", "n": 1, "ratio": "1:1", "resolution": "1k",
-          "size": {"width": 1024, "height": 1024}, "quality": "medium"}',
-        1, 200000, 'f', gen_random_uuid(), now() + interval '1 hour', attempts, attempts, lease_until, 'job-1'
-    FROM (VALUES
-        ('018f0000-0000-7000-8000-000000000001'::uuid, 'queued', 0, NULL::timestamptz),
-        ('018f0000-0000-7000-8000-000000000002', 'running', 1, now() - interval '1 minute')
-    ) AS t (id, status, attempts, lease_until);
-"#;
+/// What each version wrote, in order: one for each migration.
+const ROWS: [&str; 7] = [
+    // An account with a hold for each of its open tasks.
+    r#"INSERT INTO accounts (id, name, balance, held)
+       VALUES ('018f0000-0000-7000-8000-00000000000a', 'studio', 2000000, 1200000);
+       INSERT INTO api_keys (id, account_id, name, hash, hint)
+       VALUES ('018f0000-0000-7000-8000-00000000000b', '018f0000-0000-7000-8000-00000000000a', 'first', 'x', 'sk');
+       CREATE FUNCTION sample(task_id text, more jsonb) RETURNS void LANGUAGE sql AS $$
+           INSERT INTO tasks (id, account_id, api_key_id, status, request, n, unit_price, fingerprint, file_id, deadline_at)
+           VALUES (task_id::uuid, '018f0000-0000-7000-8000-00000000000a', '018f0000-0000-7000-8000-00000000000b',
+               'queued', '{"model": "gpt-image-2", "prompt": "a bridge", "n": 1, "ratio": "1:1", "resolution": "1k",
+                   "size": {"width": 1024, "height": 1024}, "quality": "medium"}' || more,
+               1, 200000, 'f', gen_random_uuid(), now() + interval '1 hour')
+       $$;
+       SELECT sample('018f0000-0000-7000-8000-000000000001', '{}');
+       SELECT sample('018f0000-0000-7000-8000-000000000002', '{}');
+       UPDATE tasks SET status = 'running', attempts = 1, fence = 1, lease_until = now() - interval '1 minute',
+           upstream_id = 'job-1' WHERE id = '018f0000-0000-7000-8000-000000000002'"#,
+    // A task that was tried, with a job to resume, and the account's turn.
+    r#"SELECT sample('018f0000-0000-7000-8000-000000000003', '{}');
+       UPDATE tasks SET route = 'demo', jobs = '{job-2}', attempts = 1, fence = 2,
+           tried = '[{"route": "demo", "class": "silent", "jobs": [], "duration_ms": 5}]'
+           WHERE id = '018f0000-0000-7000-8000-000000000003';
+       INSERT INTO turns VALUES ('018f0000-0000-7000-8000-00000000000a', now())"#,
+    "SELECT sample('018f0000-0000-7000-8000-000000000004', '{}');
+     UPDATE tasks SET waiter = 7, joined = 1 WHERE id = '018f0000-0000-7000-8000-000000000004'",
+    r#"SELECT sample('018f0000-0000-7000-8000-000000000005',
+           '{"references": [{"foreign": "https://images.example/1.png"}], "mask": {"foreign": "https://images.example/2.png"}}')"#,
+    r#"SELECT sample('018f0000-0000-7000-8000-000000000006', '{}');
+       UPDATE tasks SET status = 'failed', ended_at = now(), cost = 0, swept_at = now(),
+           failure = '{"kind": "internal", "message": "it failed"}'
+           WHERE id = '018f0000-0000-7000-8000-000000000006'"#,
+    "INSERT INTO uploads (id, account_id, object, format, bytes, file_name, created_at, expires_at)
+     VALUES (gen_random_uuid(), '018f0000-0000-7000-8000-00000000000a', 'uploads/1', 'png', 7, 'a.png', now(), now())",
+    r#"SELECT sample('018f0000-0000-7000-8000-000000000007', '{}');
+       UPDATE tasks SET tried = '[{"route": "demo", "class": "outcome_unknown", "jobs": [], "duration_ms": 5}]'
+           WHERE id = '018f0000-0000-7000-8000-000000000007';
+       DROP FUNCTION sample"#,
+];
 
+/// A new migration comes with rows of its version in [`ROWS`].
 #[tokio::test]
-async fn tasks_of_the_first_version_are_resumed() {
+async fn the_data_of_every_version_stays_usable() {
     let database = TestDatabase::empty().await;
     let pool = PgPool::connect_with(database.options()).await.unwrap();
-    let first = Migrator {
-        migrations: Cow::Owned(ALL.iter().take(1).cloned().collect()),
-        ..Migrator::DEFAULT
-    };
-    first.run(&pool).await.unwrap();
-    pool.execute(FIRST_VERSION).await.unwrap();
-
+    assert_eq!(ALL.iter().count(), ROWS.len(), "each migration has rows");
+    for (index, rows) in ROWS.into_iter().enumerate() {
+        let version = Migrator {
+            migrations: Cow::Owned(ALL.iter().take(index + 1).cloned().collect()),
+            ..Migrator::DEFAULT
+        };
+        version.run(&pool).await.unwrap();
+        pool.execute(rows).await.unwrap();
+    }
     db::migrate(&pool).await.unwrap();
 
     let mut tx = pool.begin().await.unwrap();
     assert_eq!(store::requeue_lost(&mut tx, 3).await.unwrap(), 1);
     let waiting = queue_head(&mut tx, 10).await;
-    assert_eq!(waiting.len(), 2);
-    for task in &waiting {
-        assert_eq!(task.model, "gpt-image-2");
-        assert!(task.assignment.route.is_none() && task.assignment.tried.is_empty());
-    }
+    let tried: usize = waiting.iter().map(|task| task.assignment.tried.len()).sum();
+    assert_eq!((waiting.len(), tried), (6, 2));
+    assert!(waiting.iter().any(|task| task.requirements == 101));
     let claim = |task: &store::Waiting| store::Claim {
         id: task.id,
         route: Some("demo".to_owned()),
@@ -55,6 +78,9 @@ async fn tasks_of_the_first_version_are_resumed() {
     let claims: Vec<_> = waiting.iter().map(claim).collect();
     let lease = std::time::Duration::from_mins(1);
     let claimed = store::claim(&mut tx, &claims, lease).await.unwrap();
-    assert_eq!(claimed.len(), 2);
+    assert_eq!(claimed.len(), 6);
+    let ids: Vec<_> = ["018f0000-0000-7000-8000-000000000006".parse().unwrap()].into();
+    let failed = store::ended_among(&mut tx, &ids).await.unwrap();
+    assert!(failed[0].end.is_some());
     tx.commit().await.unwrap();
 }
