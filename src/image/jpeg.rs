@@ -109,7 +109,8 @@ impl Parser {
             None => Step::Drop { body, then },
             Some(orientation) => {
                 self.orientation = Some(orientation);
-                let field = orientation_segment(orientation);
+                // A fill byte has passed already as the first byte of the marker.
+                let field = orientation_segment(orientation).slice(1 - self.code_at..);
                 Step::Replace { field, body, then }
             }
         }
