@@ -216,6 +216,13 @@ impl Protocol {
         {
             submit.check()?;
         }
+        // A job is cancelled by its handle alone, which must therefore read the same for both.
+        let is_repeatable = |submit: &Submit| submit.repeat_header.is_some();
+        let edit = self.edit.as_ref().map(is_repeatable);
+        is(
+            edit.is_none_or(|edit| edit == is_repeatable(&self.submit)),
+            "submit and edit must both have a repeat_header, or neither",
+        )?;
         let cancel = self.cancel.as_ref();
         let paths = [
             Some(&self.poll.path),

@@ -444,6 +444,11 @@ async fn invalid_settings_are_named() {
         ),
         ("[\"Ready\"]", "[]", "poll.done must name a state"),
         (
+            "[poll]",
+            "[edit]\npath = 'edit'\nrepeat_header = 'x-repeat'\njob = '/id'\n[edit.body]\nprompt = '{prompt}'\n[poll]",
+            "submit and edit must both have a repeat_header, or neither",
+        ),
+        (
             "\"{model}\"",
             "\"{prompt}\"",
             "submit.path may contain {model} only",
