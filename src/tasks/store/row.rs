@@ -185,7 +185,15 @@ impl<T> Parsed<T> {
 impl<T: DeserializeOwned> Decode<'_, Postgres> for Parsed<T> {
     fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
         let json = <Json<T> as Decode<Postgres>>::decode(value);
-        Ok(Self(json.map(|json| json.0)))
+        Ok(Self(json.map(|json| json.0).map_err(without_values)))
+    }
+}
+
+/// serde quotes values in its errors, and these may be a prompt, which belongs in no log.
+fn without_values(error: BoxDynError) -> BoxDynError {
+    match error.downcast_ref::<serde_json::Error>() {
+        Some(json) => format!("{:?} error at column {}", json.classify(), json.column()).into(),
+        None => error,
     }
 }
 
@@ -202,5 +210,18 @@ impl<T> Type<Postgres> for Parsed<T> {
 impl<T> fmt::Debug for Parsed<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Parsed").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_quotes_no_value() {
+        let error = serde_json::from_str::<u8>("\"a secret bridge\"").unwrap_err();
+        assert!(error.to_string().contains("bridge"));
+        let reason = without_values(Box::new(error)).to_string();
+        assert_eq!(reason, "Data error at column 17");
     }
 }
