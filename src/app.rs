@@ -18,6 +18,7 @@ use crate::{
     stall::StallWatch,
     storage::Storage,
     tasks::{
+        inquiry::Inquiries,
         poll::{self, Poller},
         wait::Waiters,
     },
@@ -40,6 +41,7 @@ pub struct Inner {
     pub references: Fetcher,
     pub authenticator: Authenticator,
     pub waiters: Waiters,
+    pub inquiries: Inquiries,
     pub poller: Poller,
     /// Whether the loops of this process make progress.
     pub progress: Progress,
@@ -106,6 +108,7 @@ impl App {
             stock,
             public_url,
             waiters,
+            inquiries: Inquiries::default(),
             poller,
             progress,
             stalls: StallWatch::default(),

@@ -8,8 +8,12 @@ use std::{
 
 /// A loop without a success for this long has stalled.
 const STALLED_AFTER: Duration = Duration::from_secs(5);
-/// A loop that has not tried again for this long is idle, and its last failure no longer counts.
+/// A loop that has not tried again for this long is idle, and its last failure no longer counts. Longer than the
+/// longest pause of a periodic loop.
 const IDLE_AFTER: Duration = Duration::from_secs(4);
+/// The same for a loop that works on request. A gateway that is not ready gets no requests, so nothing but time can
+/// show that it works again.
+const UNASKED_AFTER: Duration = Duration::from_secs(2);
 
 /// The loops that must make progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,17 +36,40 @@ pub enum Loop {
     Listen,
 }
 
-/// What `/readyz` reports about each loop, in the same order.
-const LOOPS: [&str; 8] = [
-    "what accepts tasks makes no progress",
-    "what settles tasks makes no progress",
-    "what looks up tasks makes no progress",
-    "what claims tasks makes no progress",
-    "what renews leases makes no progress",
-    "what looks for lost tasks makes no progress",
-    "what ends expired tasks makes no progress",
-    "what listens for notifications makes no progress",
+/// All loops, in the order of their states.
+const LOOPS: [Loop; 8] = [
+    Loop::Submit,
+    Loop::Settle,
+    Loop::Poll,
+    Loop::Claim,
+    Loop::Renew,
+    Loop::Rescue,
+    Loop::Expire,
+    Loop::Listen,
 ];
+
+impl Loop {
+    /// What `/readyz` reports when the loop has stalled.
+    fn report(self) -> &'static str {
+        match self {
+            Self::Submit => "what accepts tasks makes no progress",
+            Self::Settle => "what settles tasks makes no progress",
+            Self::Poll => "what looks up tasks makes no progress",
+            Self::Claim => "what claims tasks makes no progress",
+            Self::Renew => "what renews leases makes no progress",
+            Self::Rescue => "what looks for lost tasks makes no progress",
+            Self::Expire => "what ends expired tasks makes no progress",
+            Self::Listen => "what listens for notifications makes no progress",
+        }
+    }
+
+    fn idle_after(self) -> Duration {
+        match self {
+            Self::Submit | Self::Poll => UNASKED_AFTER,
+            _ => IDLE_AFTER,
+        }
+    }
+}
 
 /// The progress of all loops. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -64,8 +91,8 @@ pub struct Attempt {
 }
 
 impl State {
-    fn begin(&mut self, now: Instant) {
-        let goes_on = self.ended_lately(now);
+    fn begin(&mut self, now: Instant, idle_after: Duration) {
+        let goes_on = self.ended_lately(now, idle_after);
         self.trying_since = self.trying_since.filter(|_| goes_on).or(Some(now));
         self.is_at_work = true;
     }
@@ -75,14 +102,14 @@ impl State {
         self.last_end = Some(now);
     }
 
-    fn has_stalled(&self, now: Instant) -> bool {
-        let tries = self.is_at_work || self.ended_lately(now);
+    fn has_stalled(&self, now: Instant, idle_after: Duration) -> bool {
+        let tries = self.is_at_work || self.ended_lately(now, idle_after);
         let is_long = |since| now.duration_since(since) > STALLED_AFTER;
         tries && self.trying_since.is_some_and(is_long)
     }
 
-    fn ended_lately(&self, now: Instant) -> bool {
-        let lately = |end| now.duration_since(end) < IDLE_AFTER;
+    fn ended_lately(&self, now: Instant, idle_after: Duration) -> bool {
+        let lately = |end| now.duration_since(end) < idle_after;
         self.last_end.is_some_and(lately)
     }
 }
@@ -90,7 +117,8 @@ impl State {
 impl Progress {
     /// Records that a loop has work and begins an attempt.
     pub fn begin(&self, which: Loop) -> Attempt {
-        self.change(which, |state| state.begin(Instant::now()));
+        let idle_after = which.idle_after();
+        self.change(which, |state| state.begin(Instant::now(), idle_after));
         Attempt {
             progress: self.clone(),
             which,
@@ -100,11 +128,10 @@ impl Progress {
     /// What to report about the first stalled loop, if any.
     pub fn stalled(&self) -> Option<&'static str> {
         let now = Instant::now();
-        let stalled = |state: &Mutex<State>| lock(state).has_stalled(now);
         let mut states = self.0.iter().zip(LOOPS);
-        states
-            .find(|(state, _)| stalled(state))
-            .map(|(_, what)| what)
+        let stalled =
+            states.find(|(state, which)| lock(state).has_stalled(now, which.idle_after()));
+        stalled.map(|(_, which)| which.report())
     }
 
     fn change(&self, which: Loop, change: impl FnOnce(&mut State)) {
@@ -142,18 +169,18 @@ mod tests {
         let began = Instant::now();
         let at = |seconds| began + Duration::from_secs(seconds);
         let mut state = State::default();
-        state.begin(began);
-        assert!(!state.has_stalled(at(4)));
-        assert!(state.has_stalled(at(6)), "it hangs");
+        state.begin(began, IDLE_AFTER);
+        assert!(!state.has_stalled(at(4), IDLE_AFTER));
+        assert!(state.has_stalled(at(6), IDLE_AFTER), "it hangs");
         state.trying_since = None;
         state.end(at(6));
-        assert!(!state.has_stalled(at(6)), "it has succeeded");
+        assert!(!state.has_stalled(at(6), IDLE_AFTER), "it has succeeded");
 
         for seconds in (10..=16).step_by(2) {
-            state.begin(at(seconds));
+            state.begin(at(seconds), IDLE_AFTER);
             state.end(at(seconds + 1));
         }
-        assert!(state.has_stalled(at(17)), "it fails");
+        assert!(state.has_stalled(at(17), IDLE_AFTER), "it fails");
     }
 
     #[test]
@@ -161,11 +188,14 @@ mod tests {
         let began = Instant::now();
         let at = |seconds| began + Duration::from_secs(seconds);
         let mut state = State::default();
-        state.begin(began);
+        state.begin(began, IDLE_AFTER);
         state.end(at(3));
-        assert!(!state.has_stalled(at(60)));
-        state.begin(at(60));
-        assert!(!state.has_stalled(at(61)), "a new beginning");
+        assert!(!state.has_stalled(at(60), IDLE_AFTER));
+        state.begin(at(60), IDLE_AFTER);
+        assert!(!state.has_stalled(at(61), IDLE_AFTER), "a new beginning");
+        state.end(at(66));
+        assert!(state.has_stalled(at(69), IDLE_AFTER), "it may pause");
+        assert!(!state.has_stalled(at(69), UNASKED_AFTER), "no work");
     }
 
     #[test]

@@ -65,7 +65,7 @@ pub(super) fn check(sources: &Sources) -> anyhow::Result<ExitCode> {
 
 async fn reload(config: &Config) -> anyhow::Result<()> {
     let database = Database::open(config, Purpose::Command).await?;
-    db::notify_reload(&mut *database.pool.acquire().await?).await?;
+    db::notify(&mut *database.pool.acquire().await?, db::RELOAD_CHANNEL, "").await?;
     database.close().await?;
     output::print_line(
         "told all gateways on this database to reload; see their logs for the result",

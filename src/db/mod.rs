@@ -1,8 +1,8 @@
 //! The database: connection setup, time limits, and migrations.
 
 mod listener;
+mod notify;
 mod pool;
-mod reload;
 mod trouble;
 
 use sqlx::{
@@ -11,8 +11,9 @@ use sqlx::{
 };
 
 pub use listener::{Heard, Listener, PRESENCE_LOCK};
+pub use notify::{RELOAD_CHANNEL, notify};
 pub use pool::{Patience, Pool, acquire, begin, open};
-pub use reload::{RELOAD_CHANNEL, notify_reload};
+
 pub use trouble::{Trouble, is_timeout, trouble};
 
 static MIGRATIONS: Migrator = sqlx::migrate!();

@@ -263,6 +263,7 @@ impl From<SubmitError> for ApiError {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
                     .code("idempotency_key_reused")
             }
+            SubmitError::Abandoned => Self::unavailable(&error.to_string(), DATABASE_RETRY_S),
             SubmitError::Database(cause) => {
                 Self::of_the_database("the task could not be stored", &cause)
             }

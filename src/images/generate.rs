@@ -11,10 +11,14 @@ use super::{
 };
 use crate::{
     accounts::Caller,
-    batch,
-    ids::{self, TaskId},
+    batch, db,
+    ids::{self, KeyId, TaskId},
     money::Cny,
-    tasks::{Request, Summary, wait::Waited},
+    tasks::{
+        Request, Summary,
+        repeats::{self, Same},
+        wait::Waited,
+    },
 };
 
 /// A task ends at its deadline; reports of its end may take this much longer.
@@ -100,6 +104,13 @@ impl Images {
             unit_price,
             repeat,
         } = generation;
+        let gone = match repeat {
+            Repeat::No | Repeat::Key(_) => Vec::new(),
+            Repeat::Retry(number) => {
+                let gone = self.gone(id, caller.key_id, &request, number).await;
+                gone.map_err(|error| SubmitError::Database(Arc::new(error)))?
+            }
+        };
         let slot = self.admission.slot(self, &request);
         let queued = match &slot {
             Some(_) => None,
@@ -110,11 +121,13 @@ impl Images {
         };
         let submission = Submission {
             id,
+            waiter: self.waiters.waiter_of(id),
             caller,
             request,
             inputs,
             unit_price,
             repeat,
+            gone,
             slot,
         };
         let submitted = self.submitter.call(submission).await?;
@@ -122,5 +135,30 @@ impl Images {
             self.admission.backlog.remove(&line);
         }
         Ok(submitted?)
+    }
+
+    /// The tasks that a retry may join although the database says that their callers wait in other processes.
+    /// These are only asked if the retry would find no other task.
+    async fn gone(
+        &self,
+        id: TaskId,
+        key: KeyId,
+        request: &Request,
+        number: u16,
+    ) -> sqlx::Result<Vec<TaskId>> {
+        let fingerprint = repeats::fingerprint(request);
+        let same = async {
+            let mut conn = db::acquire(&self.pool).await?;
+            repeats::same(&mut conn, &[key], &[fingerprint]).await
+        };
+        let mut same = self.pool.in_time(same).await?;
+        same.retain(|same| same.joined < repeats::number(number));
+        let waits = self.waiters.has(id);
+        let lost = |same: &Same| same.waiter.is_some() == waits && !same.is_awaited(&self.waiters);
+        if same.iter().any(lost) {
+            return Ok(Vec::new());
+        }
+        let here = self.waiters.process();
+        self.inquiries.gone(&self.pool, &same, here).await
     }
 }

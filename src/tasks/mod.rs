@@ -1,6 +1,7 @@
 //! A task: one accepted request, from its commit to its single end. Its data and its states.
 
 pub mod backlog;
+pub mod inquiry;
 pub mod poll;
 pub mod repeats;
 pub mod storable;

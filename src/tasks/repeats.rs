@@ -25,6 +25,11 @@ pub fn fingerprint(request: &Request) -> Vec<u8> {
     Sha256::digest(text)[..16].to_vec()
 }
 
+/// The number of a retry, as the database stores it.
+pub fn number(retry: u16) -> i16 {
+    i16::try_from(retry).unwrap_or(i16::MAX)
+}
+
 /// The task that an idempotency key of the last 24 hours belongs to.
 #[derive(Clone, Debug)]
 pub struct Named {
@@ -83,7 +88,7 @@ impl Same {
             None | Some(0) => false,
             // For this process's own tasks, memory is more current than the database.
             Some(process) if process == waiters.process() => {
-                !self.is_open || waiters.has(self.task_id)
+                !waiters.has_left(self.task_id) && (!self.is_open || waiters.has(self.task_id))
             }
             Some(_) => self.is_there,
         }

@@ -3,8 +3,9 @@
 //! notification was lost. Records callers that stopped waiting, so that a retry can join the task.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     error::Error,
+    mem,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -38,8 +39,15 @@ pub struct Waiters {
 /// Tasks whose last waiter in this process has stopped waiting, until that is recorded.
 #[derive(Default)]
 struct Left {
-    ids: Mutex<Vec<TaskId>>,
+    ids: Mutex<LeftIds>,
     changed: Notify,
+}
+
+#[derive(Default)]
+struct LeftIds {
+    pending: HashSet<TaskId>,
+    /// Being recorded at this moment.
+    recording: HashSet<TaskId>,
 }
 
 /// How a wait ended.
@@ -103,6 +111,11 @@ impl Waiters {
         self.lock().contains_key(&id)
     }
 
+    /// Whether the caller of a task has left this process, which may not be recorded yet.
+    pub fn has_left(&self, id: TaskId) -> bool {
+        !self.has(id) && self.left.contains(id)
+    }
+
     /// Identifies this process in the database.
     pub fn process(&self) -> i32 {
         self.process
@@ -143,18 +156,19 @@ impl Waiters {
         loop {
             self.left.changed.notified().await;
             tokio::time::sleep(GATHER).await;
-            let ids = self.left.take();
+            let ids = self.left.begin_recording();
             let noted = async {
                 store::remove_waiter(&mut *db::acquire(pool).await?, &ids, self.process).await
             };
-            if let Err(error) = pool.in_time(noted).await {
-                tracing::warn!(
-                    error = &error as &dyn Error,
-                    "could not record yet which callers stopped waiting"
-                );
-                tokio::time::sleep(RETRY).await;
-                for id in ids {
-                    self.left.add(id);
+            match pool.in_time(noted).await {
+                Ok(()) => self.left.recorded(),
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn Error,
+                        "could not record yet which callers stopped waiting"
+                    );
+                    tokio::time::sleep(RETRY).await;
+                    self.left.record_again();
                 }
             }
         }
@@ -181,15 +195,37 @@ impl Waiters {
 
 impl Left {
     fn add(&self, id: TaskId) {
-        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
-        if ids.len() < LEFT_MAX {
-            ids.push(id);
+        let mut ids = self.lock();
+        if ids.pending.len() < LEFT_MAX {
+            ids.pending.insert(id);
         }
         self.changed.notify_one();
     }
 
-    fn take(&self) -> Vec<TaskId> {
-        std::mem::take(&mut *self.ids.lock().unwrap_or_else(PoisonError::into_inner))
+    fn contains(&self, id: TaskId) -> bool {
+        let ids = self.lock();
+        ids.pending.contains(&id) || ids.recording.contains(&id)
+    }
+
+    fn begin_recording(&self) -> Vec<TaskId> {
+        let mut ids = self.lock();
+        ids.recording = mem::take(&mut ids.pending);
+        ids.recording.iter().copied().collect()
+    }
+
+    fn recorded(&self) {
+        self.lock().recording.clear();
+    }
+
+    fn record_again(&self) {
+        let mut ids = self.lock();
+        let recording = mem::take(&mut ids.recording);
+        ids.pending.extend(recording);
+        self.changed.notify_one();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, LeftIds> {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

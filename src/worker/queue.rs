@@ -14,7 +14,7 @@ use crate::{
     },
     progress::Loop,
     tasks::{
-        Attempt, Task,
+        Attempt, Task, inquiry,
         store::{self, Line},
     },
 };
@@ -167,6 +167,8 @@ impl Worker {
             [
                 store::QUEUED_CHANNEL,
                 store::ENDED_CHANNEL,
+                store::ASKED_CHANNEL,
+                store::REPLIED_CHANNEL,
                 db::RELOAD_CHANNEL,
             ],
         );
@@ -208,19 +210,30 @@ impl Worker {
     }
 
     async fn notified(&self, channel: &str, payload: &str) {
-        match channel {
-            store::QUEUED_CHANNEL => self.wake.notify_one(),
-            db::RELOAD_CHANNEL => self.images.reload.notify_one(),
+        let app = &self.images;
+        let handled = match channel {
+            store::QUEUED_CHANNEL => {
+                self.wake.notify_one();
+                Ok(())
+            }
+            db::RELOAD_CHANNEL => {
+                app.reload.notify_one();
+                Ok(())
+            }
+            store::ASKED_CHANNEL => inquiry::reply(&app.pool, &app.waiters, payload).await,
+            store::REPLIED_CHANNEL => app.inquiries.replied(payload),
             _ => {
                 let ids = payload.split(',').filter_map(|id| id.parse().ok());
                 let ids: Vec<TaskId> = ids.collect();
-                if let Err(error) = self.images.waiters.look_at(&self.images.pool, &ids).await {
-                    tracing::warn!(
-                        error = &error as &dyn Error,
-                        "could not look up ended tasks; the next poll will"
-                    );
-                }
+                app.waiters.look_at(&app.pool, &ids).await
             }
+        };
+        if let Err(error) = handled {
+            tracing::warn!(
+                error = &error as &dyn Error,
+                notification.channel = channel,
+                "could not act on a notification"
+            );
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Known, Repeat, Slot, Submission, SubmitError};
+use super::{Known, RETRIED_AFTER, Repeat, Slot, Submission, SubmitError};
 use crate::{
     billing::Payers,
     ids::{self, TaskId},
@@ -10,6 +10,7 @@ use crate::{
     tasks::{
         repeats,
         store::{NewTask, Start},
+        wait::Waiters,
     },
 };
 
@@ -18,6 +19,7 @@ pub(super) struct Candidate {
     pub(super) task: NewTask,
     pub(super) inputs: StoredInputs,
     pub(super) repeat: Repeat,
+    pub(super) gone: Vec<TaskId>,
     /// `None`: no limit.
     pub(super) concurrent_requests: Option<u32>,
     pub(super) slot: Option<Slot>,
@@ -40,11 +42,13 @@ impl Candidate {
     pub(super) fn new(submission: Submission) -> Self {
         let Submission {
             id,
+            waiter,
             caller,
             request,
             inputs,
             unit_price,
             repeat,
+            gone,
             slot,
         } = submission;
         let start = slot.as_ref().map_or(Start::Queued, |slot| Start::Claimed {
@@ -63,9 +67,9 @@ impl Candidate {
             unit_price,
             file_id: ids::credential_id(),
             start,
-            waiter: None,
+            waiter,
             joined: match repeat {
-                Repeat::Retry(number) => i16::try_from(number).unwrap_or(i16::MAX),
+                Repeat::Retry(number) => repeats::number(number),
                 Repeat::No | Repeat::Key(_) => 0,
             },
         };
@@ -73,6 +77,7 @@ impl Candidate {
             task,
             inputs,
             repeat,
+            gone,
             concurrent_requests: caller.concurrent_requests,
             slot,
             asked: Instant::now(),
@@ -81,15 +86,24 @@ impl Candidate {
     }
 
     /// Decides: joins an earlier request, holds the price, or refuses.
-    pub(super) fn decide(&mut self, payers: &mut Payers, known: &mut Known) {
-        self.decision = match known.earlier(&self.task, &self.repeat) {
+    pub(super) fn decide(&mut self, payers: &mut Payers, known: &mut Known, waiters: &Waiters) {
+        self.decision = match known.earlier(self) {
             Some(Ok(task_id)) => Decision::Joined(task_id),
             Some(Err(error)) => Decision::Refused(error),
+            None if self.is_abandoned(waiters) => Decision::Refused(SubmitError::Abandoned),
             None => match self.hold(payers, known) {
                 Ok(()) => Decision::Granted,
                 Err(error) => Decision::Refused(error),
             },
         };
+    }
+
+    /// Whether its caller has left and may have retried at another process, which did not find this request yet.
+    fn is_abandoned(&self, waiters: &Waiters) -> bool {
+        self.task.waiter.is_some()
+            && self.task.idempotency_key.is_none()
+            && self.asked.elapsed() >= RETRIED_AFTER
+            && !waiters.has(self.task.id)
     }
 
     fn hold(&self, payers: &mut Payers, known: &mut Known) -> Result<(), SubmitError> {

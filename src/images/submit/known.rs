@@ -78,12 +78,9 @@ impl Known {
     }
 
     /// The earlier task that this one repeats, if any; an error if its idempotency key is taken.
-    pub(super) fn earlier(
-        &mut self,
-        task: &NewTask,
-        repeat: &Repeat,
-    ) -> Option<Result<TaskId, SubmitError>> {
-        match repeat {
+    pub(super) fn earlier(&mut self, candidate: &Candidate) -> Option<Result<TaskId, SubmitError>> {
+        let task = &candidate.task;
+        match &candidate.repeat {
             Repeat::No => None,
             Repeat::Key(name) => {
                 let (id, fingerprint) = self.named.get(&(task.api_key_id, name.clone()))?;
@@ -94,19 +91,20 @@ impl Known {
                     Err(SubmitError::KeyReused)
                 })
             }
-            Repeat::Retry(_) => self.lost(task).map(Ok),
+            Repeat::Retry(_) => self.lost(task, &candidate.gone).map(Ok),
         }
     }
 
     /// The task that a retry's caller has most likely lost: nobody waits for it, and no other retry
     /// of this number has joined it. Two retries in one batch never join the same task.
-    fn lost(&mut self, task: &NewTask) -> Option<TaskId> {
+    fn lost(&mut self, task: &NewTask, gone: &[TaskId]) -> Option<TaskId> {
         let number = task.joined;
         let waiter = self.waiters.waiter_of(task.id);
         let request = (task.api_key_id, task.fingerprint.clone());
         let of_the_same_kind = |same: &Same| same.waiter.is_some() == waiter.is_some();
         let found = (self.same.get_mut(&request)?.iter_mut())
-            .filter(|same| same.joined < number && !same.is_awaited(&self.waiters))
+            .filter(|same| same.joined < number)
+            .filter(|same| gone.contains(&same.task_id) || !same.is_awaited(&self.waiters))
             .max_by_key(|same| (of_the_same_kind(same), same.is_open, same.task_id))?;
         found.joined = number;
         let join = Join {

@@ -35,12 +35,17 @@ use crate::{
 const BATCH_MAX: usize = 256;
 /// How many accounts with a line of their own are handled at a time: each takes a connection.
 const ALONE_MAX: usize = 4;
+/// A request that took at least this long to accept may have been retried elsewhere. Clients retry after half a
+/// second at the earliest.
+const RETRIED_AFTER: Duration = Duration::from_millis(500);
 
 /// A request that is ready to be accepted.
 #[derive(Debug)]
 pub struct Submission {
-    /// The id of the task, if it is a new one. Its waiter has already subscribed to it.
+    /// The id of the task, if it is a new one.
     pub id: TaskId,
+    /// The process in which its caller waits for it; `None`: the caller polls.
+    pub waiter: Option<i32>,
     pub caller: Arc<Caller>,
     pub request: Request,
     /// The request's objects in storage: kept if it becomes a task.
@@ -48,6 +53,8 @@ pub struct Submission {
     /// The price of one image.
     pub unit_price: Cny,
     pub repeat: Repeat,
+    /// For a retry: equal tasks that other processes say, or seem, to have lost the callers of.
+    pub gone: Vec<TaskId>,
     /// The slot in which this process can begin the task at once, if any.
     pub slot: Option<Slot>,
 }
@@ -92,6 +99,9 @@ pub enum SubmitError {
     /// Its idempotency key belongs to a different request.
     #[error("this Idempotency-Key was used for another request")]
     KeyReused,
+    /// Its caller left before it was accepted.
+    #[error("the client disconnected before the request was accepted")]
+    Abandoned,
     /// The database failed. If the connection broke during the commit, the task may exist nevertheless.
     #[error("the task could not be stored")]
     Database(#[source] Arc<sqlx::Error>),
@@ -260,7 +270,7 @@ impl SubmitBatch {
         }
         let mut known = Known::read(&mut tx, candidates, &self.waiters).await?;
         for candidate in candidates.iter_mut() {
-            candidate.decide(&mut payers, &mut known);
+            candidate.decide(&mut payers, &mut known, &self.waiters);
         }
         let granted: Vec<&mut Candidate> = candidates
             .iter_mut()
@@ -280,7 +290,7 @@ impl SubmitBatch {
         // A retry may already have joined one of the new tasks.
         repeats::join(&mut tx, &known.joins).await?;
         if new_tasks.iter().any(|task| task.start == Start::Queued) {
-            store::notify_queued(&mut tx).await?;
+            db::notify(&mut tx, store::QUEUED_CHANNEL, "").await?;
         }
         tx.commit().await?;
         Ok(tasks)

@@ -10,7 +10,7 @@ mod waiters;
 mod waiting;
 
 pub use lookup::{by_file_id, ended_among, list, list_ended, present, summaries};
-pub use notify::{ENDED_CHANNEL, QUEUED_CHANNEL, notify_ended, notify_queued};
+pub use notify::{ASKED_CHANNEL, ENDED_CHANNEL, QUEUED_CHANNEL, REPLIED_CHANNEL, notify_ended};
 pub use queue::{
     Claim, claim, is_any_lost, is_any_waiting, lock_queue, note_job, release_claims, renew,
     requeue, requeue_lost, running,

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::json;
 
-use super::{expired, hold, listening_pid, waiting};
+use super::{Behind, expired, hold, listening_pid, waiting};
 use crate::harness::{
     TestApp,
     caller::{Answer, Caller},
@@ -113,15 +113,66 @@ async fn a_task_with_a_waiting_caller_is_not_joined() {
     let gate = hold(&upstream);
     let waits = waiting(&here, "a cup");
     upstream.wait_for(1).await;
-    // Both replicas know that its caller is still there.
+    // Both replicas know that its caller is still there, the other one because it asks.
     let first = retry(&here, 1).await;
-    let second = retry(&there, 1).await;
+    let second = super::in_time(retry(&there, 1)).await;
     gate.add_permits(1);
     let answers = [waits.await.unwrap(), first, second];
     assert_eq!(ids(&answers).len(), 3);
     assert_eq!(upstream.received().len(), 3);
     replica.finish().await;
     app.finish().await;
+}
+
+/// The replica that the caller has left cannot record that: its connections to the database have gone silent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_of_a_replica_that_lost_its_database_gets_its_image_at_another() {
+    let behind = Behind::start("").await;
+    let replica = behind.app.replica(&behind.upstream.gateway("")).await;
+    let here = behind.caller("1").await;
+    let there = here.at(&replica.url);
+    let gate = hold(&behind.upstream);
+    let call = waiting(&here, "a cup");
+    behind.upstream.wait_for(1).await;
+
+    behind.proxy.freeze();
+    call.abort();
+    let release = async {
+        tokio::time::sleep(4 * BACKOFF).await;
+        gate.add_permits(1);
+    };
+    let (answer, ()) = tokio::join!(retry(&there, 1), release);
+
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(behind.upstream.received().len(), 1, "none was bought twice");
+    assert_eq!(there.balance().await["balance"], 0.8);
+    replica.finish().await;
+    behind.app.finish().await;
+}
+
+/// The replica that the caller has left could not store its request yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_could_not_be_accepted_before_its_caller_left_is_dropped() {
+    let behind = Behind::start("").await;
+    let replica = behind.app.replica(&behind.upstream.gateway("")).await;
+    let here = behind.caller("1").await;
+    let there = here.at(&replica.url);
+    assert_eq!(here.generate("a bridge").await.status, 200);
+
+    behind.proxy.freeze();
+    let call = waiting(&here, "a cup");
+    tokio::time::sleep(BACKOFF).await;
+    call.abort();
+    tokio::time::sleep(BACKOFF).await;
+    let answer = retry(&there, 1).await;
+    // Comes after the first call, whose turn is over when this one is answered.
+    let later = here.generate("a tower").await;
+
+    assert_eq!((answer.status, later.status), (200, 200));
+    assert_eq!(behind.upstream.received().len(), 3, "none was bought twice");
+    assert_eq!(there.balance().await["balance"], 0.4);
+    replica.finish().await;
+    behind.app.finish().await;
 }
 
 /// Its callers retry at another replica before its tasks are found to be lost.

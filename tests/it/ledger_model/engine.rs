@@ -169,11 +169,13 @@ pub fn submission(caller: &Arc<Caller>, prompt: &str, n: u8, price: Cny) -> Subm
     };
     Submission {
         id: ids::row_id(),
+        waiter: None,
         caller: Arc::clone(caller),
         request,
         inputs: StoredInputs::default(),
         unit_price: price,
         repeat: Repeat::No,
+        gone: Vec::new(),
         slot: None,
     }
 }

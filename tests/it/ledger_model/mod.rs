@@ -180,7 +180,7 @@ impl Ledger {
             Err(SubmitError::Refused(Refusal::Key)) => Answer::NoKey,
             Err(SubmitError::Refused(Refusal::Balance { .. })) => Answer::NoBalance,
             Err(SubmitError::Refused(Refusal::Quota { .. })) => Answer::NoQuota,
-            Err(error @ SubmitError::Database(_)) => panic!("{error:?}"),
+            Err(error @ (SubmitError::Abandoned | SubmitError::Database(_))) => panic!("{error:?}"),
         }
     }
 
