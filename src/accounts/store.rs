@@ -61,6 +61,7 @@ pub struct ApiKey {
 }
 
 /// Inserts an account. `None` if the name is taken.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn insert(
     conn: &mut PgConnection,
     name: &str,
@@ -78,6 +79,7 @@ pub async fn insert(
 }
 
 /// Whether any account exists.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn any(conn: &mut PgConnection) -> sqlx::Result<bool> {
     query_scalar!(r#"SELECT EXISTS (SELECT FROM accounts) AS "any!""#)
         .fetch_one(conn)
@@ -85,6 +87,7 @@ pub async fn any(conn: &mut PgConnection) -> sqlx::Result<bool> {
 }
 
 /// Returns the id of the account with this name.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn id_of(conn: &mut PgConnection, name: &str) -> sqlx::Result<Option<AccountId>> {
     query_scalar!("SELECT id FROM accounts WHERE name = $1", name)
         .fetch_optional(conn)
@@ -92,6 +95,7 @@ pub async fn id_of(conn: &mut PgConnection, name: &str) -> sqlx::Result<Option<A
 }
 
 /// Lists all accounts by name. `time_zone` determines when the current month began.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn list(conn: &mut PgConnection, time_zone: &str) -> sqlx::Result<Vec<Account>> {
     query_as!(
         Account,
@@ -107,6 +111,7 @@ pub async fn list(conn: &mut PgConnection, time_zone: &str) -> sqlx::Result<Vec<
 }
 
 /// Returns one account. `time_zone` determines when the current month began.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn get(
     conn: &mut PgConnection,
     id: AccountId,
@@ -127,6 +132,7 @@ pub async fn get(
 }
 
 /// The amount that a new hold could take, read without a lock: a later hold may find less.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn available(conn: &mut PgConnection, id: AccountId) -> sqlx::Result<Option<Cny>> {
     query_scalar!(
         r#"SELECT balance - held AS "available!: Cny" FROM accounts WHERE id = $1"#,
@@ -144,6 +150,7 @@ pub enum AccountStatus {
 }
 
 /// Enables or disables an account. `None` if it does not exist.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn set_status(
     conn: &mut PgConnection,
     name: &str,
@@ -163,6 +170,7 @@ pub async fn set_status(
 }
 
 /// Inserts a key for an account.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn insert_key(
     conn: &mut PgConnection,
     account_id: AccountId,
@@ -189,6 +197,7 @@ pub async fn insert_key(
 }
 
 /// Lists keys by account and age, optionally of one account only.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn list_keys(
     conn: &mut PgConnection,
     account: Option<&str>,
@@ -207,6 +216,7 @@ pub async fn list_keys(
 }
 
 /// Revokes a key. `None` if it does not exist. Revoking twice is no error and keeps the first time.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn revoke_key(conn: &mut PgConnection, id: KeyId) -> sqlx::Result<Option<()>> {
     let touched = query!(
         "UPDATE api_keys SET revoked_at = COALESCE(revoked_at, now()) WHERE id = $1",
@@ -219,6 +229,7 @@ pub async fn revoke_key(conn: &mut PgConnection, id: KeyId) -> sqlx::Result<Opti
 }
 
 /// Returns the key with this hash, revoked or not.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn key_id_of(conn: &mut PgConnection, hash: &KeyHash) -> sqlx::Result<Option<KeyId>> {
     query_scalar!("SELECT id FROM api_keys WHERE hash = $1", &hash[..])
         .fetch_optional(conn)
@@ -226,6 +237,7 @@ pub async fn key_id_of(conn: &mut PgConnection, hash: &KeyHash) -> sqlx::Result<
 }
 
 /// Returns the caller of a key, if the key and its account may be used.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn caller(conn: &mut PgConnection, hash: &KeyHash) -> sqlx::Result<Option<Caller>> {
     let row = query!(
         r#"SELECT k.id, k.account_id, k.requests_per_minute, k.concurrent_requests,
@@ -248,6 +260,7 @@ pub async fn caller(conn: &mut PgConnection, hash: &KeyHash) -> sqlx::Result<Opt
 
 /// Counts a request against its key's rate limit, across all replicas (GCRA): a key may spend a minute's
 /// worth at once, then regains one request per 1/limit minute. Returns the seconds to wait if exceeded.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn count_request(conn: &mut PgConnection, key_id: KeyId) -> sqlx::Result<Option<u32>> {
     let counted = query!(
         "UPDATE api_keys

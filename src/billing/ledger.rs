@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, query, query_scalar};
 
 use super::payer::{Payer, Payers};
@@ -11,7 +12,7 @@ use crate::{
     money::Cny,
 };
 
-/// How a hold ends: `captured` is spent, the rest is released.
+/// How the hold of a task that has ended is settled: `captured` is spent, the rest is released.
 #[derive(Clone, Copy, Debug)]
 pub struct Settlement {
     pub task_id: TaskId,
@@ -20,11 +21,14 @@ pub struct Settlement {
     pub held: Cny,
     /// Zero releases the whole hold.
     pub captured: Cny,
+    /// When the task ended.
+    pub at: DateTime<Utc>,
 }
 
 /// Locks the accounts of some keys until the transaction ends, and reads what they can pay. Omits
 /// keys that are revoked or expired or whose account is disabled; this takes effect from the commit
 /// that revoked or disabled them.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn lock(
     conn: &mut PgConnection,
     keys: &[KeyId],
@@ -64,6 +68,7 @@ pub async fn lock(
 }
 
 /// Writes the holds that [`Payers::hold`] granted.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn hold(conn: &mut PgConnection, payers: Payers) -> sqlx::Result<()> {
     let mut sums = BTreeMap::<AccountId, Cny>::new();
     let (mut tasks, mut accounts, mut amounts) = (Vec::new(), Vec::new(), Vec::new());
@@ -107,6 +112,7 @@ pub async fn hold(conn: &mut PgConnection, payers: Payers) -> sqlx::Result<()> {
 ///
 /// An account's month never goes back: a transaction that began before midnight may have waited for
 /// one that began after it, and must not overwrite what that one spent.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn settle(
     conn: &mut PgConnection,
     settlements: &[Settlement],
@@ -183,6 +189,7 @@ async fn lock_accounts<T>(
 }
 
 /// Locks, without waiting, those accounts that no other transaction has locked, and returns them.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn lock_free(
     conn: &mut PgConnection,
     accounts: &[AccountId],
@@ -197,6 +204,7 @@ pub async fn lock_free(
 
 /// Adds to a balance. A negative amount withdraws, but never held money: that violates
 /// `accounts_held_check`. Returns the new balance, or `None` if the account does not exist.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn top_up(
     conn: &mut PgConnection,
     account_id: AccountId,
@@ -219,6 +227,7 @@ pub async fn top_up(
 
 /// Checks the ledger's invariants. Returns each invariant with its number of violations, which must
 /// be zero at any time, also while tasks run.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn faults(conn: &mut PgConnection) -> sqlx::Result<Vec<(&'static str, i64)>> {
     let mut faults = account_faults(conn).await?.to_vec();
     faults.extend(task_faults(conn).await?);

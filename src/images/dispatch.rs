@@ -14,8 +14,8 @@ use crate::{
     },
     ids::TaskId,
     tasks::{
-        Assignment, Request, Task,
-        store::{self, Claim, Demand, Waiting},
+        Assignment, Claim, Request,
+        store::{self, Demand, Waiting},
     },
 };
 
@@ -26,8 +26,7 @@ pub enum Dispatched {
     Busy,
     /// Tasks that were claimed for this process; may be empty.
     Tasks {
-        /// The claimed tasks, each with its route.
-        tasks: Vec<(Task, Assignment)>,
+        claims: Vec<Claim>,
         /// Whether more claimable tasks may be waiting.
         more: bool,
     },
@@ -69,27 +68,18 @@ async fn claim_some(app: &App, limit: usize) -> sqlx::Result<Dispatched> {
     if assignments.is_empty() {
         tx.commit().await?;
         return Ok(if aside.is_empty() {
-            let tasks = Vec::new();
-            Dispatched::Tasks { tasks, more: false }
+            Dispatched::Tasks {
+                claims: Vec::new(),
+                more: false,
+            }
         } else {
             Dispatched::Busy
         });
     }
     let more = more || !aside.is_empty();
-    let claims: Vec<Claim> = assignments
-        .iter()
-        .map(|(id, assignment)| Claim {
-            id: *id,
-            route: assignment.route.clone(),
-        })
-        .collect();
-    let tasks = store::claim(&mut tx, &claims, app.config.tasks.lease()).await?;
+    let claims = store::claim(&mut tx, assignments, app.config.tasks.lease()).await?;
     tx.commit().await?;
-    let tasks: Vec<(Task, Assignment)> = tasks
-        .into_iter()
-        .filter_map(|task| assignments.remove(&task.id).map(|with| (task, with)))
-        .collect();
-    Ok(Dispatched::Tasks { tasks, more })
+    Ok(Dispatched::Tasks { claims, more })
 }
 
 /// Chooses the route of a new task if no route of its model is limited: then nothing has to be

@@ -3,15 +3,15 @@
 
 use std::{collections::HashSet, error::Error, time::Duration};
 
-use super::{retry::failed, run::PAST_DEADLINE};
+use super::{retry::failed, run::PAST_DEADLINE, settle};
 use crate::{
     app::App,
-    billing::ledger::{self, Settlement},
+    billing::ledger,
     db::{self, Patience},
     ids::{AccountId, TaskId},
     tasks::{
-        FailureKind, Outcome,
-        store::{self, Doomed, Ending, Overdue},
+        Ending, FailureKind, Outcome,
+        store::{self, Overdue},
     },
 };
 
@@ -22,23 +22,24 @@ const GRACE: Duration = Duration::from_secs(3);
 /// Ends all tasks past their deadline, whether or not a worker has them. Returns their number.
 pub async fn end_expired(app: &App) -> sqlx::Result<usize> {
     let outcome = Outcome::Failed(failed(FailureKind::Deadline, PAST_DEADLINE));
-    end_all(app, Overdue::Expired { grace: GRACE }, &outcome).await
+    let ending = Ending::of(outcome);
+    end_all(app, Overdue::Expired { grace: GRACE }, &ending).await
 }
 
 /// Ends all tasks that lost their worker on their last attempt. Returns their number.
 pub async fn end_exhausted(app: &App) -> sqlx::Result<usize> {
     let attempts_max = i16::try_from(app.config.tasks.attempts_max).unwrap_or(i16::MAX);
     let message = "the task was begun several times and never ended";
-    let outcome = Outcome::Failed(failed(FailureKind::Internal, message));
-    end_all(app, Overdue::Exhausted { attempts_max }, &outcome).await
+    let ending = Ending::of(Outcome::Failed(failed(FailureKind::Internal, message)));
+    end_all(app, Overdue::Exhausted { attempts_max }, &ending).await
 }
 
-async fn end_all(app: &App, which: Overdue, outcome: &Outcome) -> sqlx::Result<usize> {
+async fn end_all(app: &App, which: Overdue, ending: &Ending) -> sqlx::Result<usize> {
     let mut all = 0;
     // Accounts that other transactions have locked are skipped until the next call.
     let mut held: HashSet<AccountId> = HashSet::new();
     loop {
-        let some = end_some(app, which, outcome, &mut held);
+        let some = end_some(app, which, ending, &mut held);
         let Some(ended) = app.pool.in_time(some).await? else {
             break;
         };
@@ -60,38 +61,33 @@ async fn end_all(app: &App, which: Overdue, outcome: &Outcome) -> sqlx::Result<u
 async fn end_some(
     app: &App,
     which: Overdue,
-    outcome: &Outcome,
+    ending: &Ending,
     held: &mut HashSet<AccountId>,
 ) -> sqlx::Result<Option<Vec<TaskId>>> {
     let mut tx = db::begin(&app.pool, Patience::Little).await?;
     let except: Vec<AccountId> = held.iter().copied().collect();
-    let mut doomed: Vec<Doomed> = store::overdue(&mut tx, which, &except, BATCH_MAX).await?;
-    if doomed.is_empty() {
+    let mut overdue = store::overdue(&mut tx, which, &except, BATCH_MAX).await?;
+    if overdue.is_empty() {
         tx.rollback().await?;
         return Ok(None);
     }
-    let accounts: HashSet<AccountId> = doomed.iter().map(|doomed| doomed.account_id).collect();
+    let accounts: HashSet<AccountId> = overdue.iter().map(|task| task.account_id).collect();
     let accounts: Vec<AccountId> = accounts.into_iter().collect();
     let free: HashSet<AccountId> = ledger::lock_free(&mut tx, &accounts)
         .await?
         .into_iter()
         .collect();
     held.extend(accounts.iter().filter(|account| !free.contains(account)));
-    doomed.retain(|doomed| free.contains(&doomed.account_id));
-    let endings: Vec<Ending<'_>> = doomed
+    overdue.retain(|task| free.contains(&task.account_id));
+    let endings: Vec<_> = overdue
         .iter()
-        .map(|doomed| Ending {
-            id: doomed.id,
-            fence: doomed.fence,
-            outcome,
-            attempt: None,
-            usage: &[],
-        })
+        .map(|task| ((task.id, task.fence), ending))
         .collect();
-    let ended = store::end(&mut tx, &endings).await?;
-    let settlements: Vec<Settlement> = ended.iter().map(Settlement::from).collect();
-    ledger::settle(&mut tx, &settlements, &app.config.billing.time_zone).await?;
-    let ids: Vec<TaskId> = ended.iter().map(|ended| ended.id).collect();
+    let settlements = settle::end(&mut tx, &endings, &app.config.billing.time_zone).await?;
+    let ids: Vec<TaskId> = settlements
+        .iter()
+        .map(|settlement| settlement.task_id)
+        .collect();
     store::notify_ended(&mut tx, &ids).await?;
     tx.commit().await?;
     Ok(Some(ids))

@@ -27,7 +27,7 @@ use crate::{
     config,
     image::Quality,
     money::Cny,
-    tasks::{Assignment, Image, Summary, Task, store::Terms},
+    tasks::{Claim, Image, Summary, store::Terms},
 };
 
 /// The use cases of generating images, over what all use cases share. Cheap to clone.
@@ -83,9 +83,7 @@ impl Deref for Images {
 /// A task that this process has claimed, with the slot it occupies.
 #[derive(Debug)]
 pub struct Claimed {
-    pub task: Task,
-    /// The route that generates it.
-    pub assignment: Assignment,
+    pub claim: Claim,
     /// Frees the slot when dropped.
     pub slot: OwnedSemaphorePermit,
 }

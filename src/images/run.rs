@@ -20,7 +20,7 @@ use crate::{
         catalog::{Model, Requirements, Route},
     },
     failure::Class,
-    tasks::{Assignment, Attempt, FailureKind, Image, Outcome, Request, Task, storable},
+    tasks::{Assignment, Attempt, Claim, Ending, FailureKind, Image, Outcome, Request, Task},
 };
 
 /// For telling an upstream that nobody waits for a job any more.
@@ -37,50 +37,6 @@ pub enum Ran {
     NotBegun,
 }
 
-/// How a task ends, with what the upstreams reported.
-#[derive(Debug)]
-pub struct Ending {
-    pub outcome: Outcome,
-    /// `None`: no upstream was called.
-    pub attempt: Option<Attempt>,
-    /// The usage that the upstream reported, one value per call.
-    pub usage: Vec<Value>,
-}
-
-impl Ending {
-    fn without_call(kind: FailureKind, message: &str) -> Self {
-        Self::of(Outcome::Failed(failed(kind, message)))
-    }
-
-    /// Removes what the database cannot store; much of it comes from an upstream.
-    #[must_use]
-    pub fn storable(mut self) -> Self {
-        self.usage.iter_mut().for_each(storable::value);
-        Self {
-            outcome: self.outcome.storable(),
-            attempt: self.attempt.map(Attempt::storable),
-            usage: self.usage,
-        }
-    }
-
-    /// An ending without an attempt.
-    pub fn of(outcome: Outcome) -> Self {
-        Self {
-            outcome,
-            attempt: None,
-            usage: Vec::new(),
-        }
-    }
-
-    /// Delivers the adopted images even if the rest cannot be generated.
-    fn unless_delivered(self, adopted: Adopted) -> Self {
-        if adopted.is_empty() {
-            return self;
-        }
-        Self::of(delivered(adopted))
-    }
-}
-
 /// What a task requires of a route.
 pub fn requirements(request: &Request) -> Requirements {
     Requirements {
@@ -91,28 +47,29 @@ pub fn requirements(request: &Request) -> Requirements {
 
 /// Generates a task over its assigned route, within its deadline. Images delivered before a failure
 /// count, and then nothing is retried.
-pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
+pub async fn run(app: &App, claim: &Claim) -> Ran {
+    let Claim { task, assignment } = claim;
     let deadline = Instant::now() + task.left;
     let adopted = adopt::adopt(app, task).await;
     if adopted.len() == usize::from(task.request.n) {
         return Ran::Ended(Ending::of(delivered(adopted)));
     }
     let catalog = app.catalog();
-    let (model, route) = match find(&catalog, task, assignment) {
+    let (model, route) = match find(&catalog, claim) {
         Ok(found) => found,
-        Err(ending) => return Ran::Ended(ending.unless_delivered(adopted)),
+        Err(ending) => return Ran::Ended(unless_delivered(ending, adopted)),
     };
     let inputs = match open_inputs(app, task).await {
         Ok(inputs) => inputs,
-        Err(ending) => return Ran::Ended(ending.unless_delivered(adopted)),
+        Err(ending) => return Ran::Ended(unless_delivered(ending, adopted)),
     };
     let began = Instant::now();
     let left = deadline.saturating_duration_since(began);
-    let Some(permit) = may_call(task, route, assignment, left) else {
+    let Some(permit) = may_call(claim, route, left) else {
         return not_called(adopted);
     };
     let limit = route.settings.timeout().min(left);
-    let mut calls = calls(app, task, route, assignment, &inputs, &adopted);
+    let mut calls = calls(app, claim, route, &inputs, &adopted);
     let generating = calls.iter_mut();
     let results = join_all(generating.map(|call| call.generate(app, route, limit))).await;
     let took = began.elapsed();
@@ -160,6 +117,18 @@ pub async fn run(app: &App, task: &Task, assignment: &Assignment) -> Ran {
     }
 }
 
+fn without_call(kind: FailureKind, message: &str) -> Ending {
+    Ending::of(Outcome::Failed(failed(kind, message)))
+}
+
+/// Delivers the adopted images even if the rest cannot be generated.
+fn unless_delivered(ending: Ending, adopted: Adopted) -> Ending {
+    if adopted.is_empty() {
+        return ending;
+    }
+    Ending::of(delivered(adopted))
+}
+
 /// A task of which no call may be made now. What an earlier attempt has stored is delivered.
 fn not_called(adopted: Adopted) -> Ran {
     if adopted.is_empty() {
@@ -173,18 +142,18 @@ async fn open_inputs(app: &App, task: &Task) -> Result<Inputs, Ending> {
     match timeout(task.left, inputs::open_all(app, task)).await {
         Ok(Ok(inputs)) => Ok(inputs),
         Ok(Err(failure)) => Err(Ending::of(Outcome::Failed(failure))),
-        Err(_) => Err(Ending::without_call(FailureKind::Deadline, PAST_DEADLINE)),
+        Err(_) => Err(without_call(FailureKind::Deadline, PAST_DEADLINE)),
     }
 }
 
 /// Acquires the circuit's permit, if a call can end in time or resumes a job.
-fn may_call(task: &Task, route: &Route, assignment: &Assignment, left: Duration) -> Option<Permit> {
-    let is_resumed = !assignment.jobs.is_empty();
+fn may_call(claim: &Claim, route: &Route, left: Duration) -> Option<Permit> {
+    let is_resumed = !claim.assignment.jobs.is_empty();
     let ends_in_time = left >= route.pace.least() || is_resumed;
     if left.is_zero() || !ends_in_time {
         return None;
     }
-    route.breaker.try_acquire(task.account_id)
+    route.breaker.try_acquire(claim.task.account_id)
 }
 
 /// How the calls of an attempt went, taken together.
@@ -217,16 +186,15 @@ pub(super) const PAST_DEADLINE: &str = "the task ran past its deadline";
 
 fn find<'a>(
     catalog: &'a Catalog,
-    task: &Task,
-    assignment: &Assignment,
+    Claim { task, assignment }: &Claim,
 ) -> Result<(&'a Model, &'a Route), Ending> {
-    let gone = || Ending::without_call(FailureKind::Internal, "the model is no longer configured");
+    let gone = || without_call(FailureKind::Internal, "the model is no longer configured");
     let model = catalog.model(&task.request.model).ok_or_else(gone)?;
     let route = assignment.route.as_deref();
     let route = route.and_then(|route| model.route(route)).ok_or_else(|| {
         tracing::warn!(task.id = %task.id, model = model.name, "no route can be used for the task");
         let message = "no upstream of this model can be used at present";
-        Ending::without_call(FailureKind::Upstream, message)
+        without_call(FailureKind::Upstream, message)
     })?;
     Ok((model, route))
 }
@@ -272,9 +240,8 @@ struct Call<'a> {
 /// earlier worker's job, for all of that job's images.
 fn calls<'a>(
     app: &'a App,
-    task: &'a Task,
+    Claim { task, assignment }: &'a Claim,
     route: &Route,
-    assignment: &Assignment,
     inputs: &Inputs,
     adopted: &Adopted,
 ) -> Vec<Call<'a>> {

@@ -6,18 +6,13 @@ use std::{cmp::Reverse, collections::HashMap, error::Error, slice, sync::Arc, ti
 use sqlx::PgConnection;
 use tokio::sync::Semaphore;
 
-use super::run::Ending;
 use crate::{
     batch::{Batcher, Line, Worked},
     billing::ledger::{self, Settlement},
     db::{self, Trouble, trouble},
     ids::TaskId,
     progress::{Loop, Progress},
-    tasks::{
-        End, Outcome, Status, Summary, Task,
-        store::{self, Ended},
-        wait::Waiters,
-    },
+    tasks::{End, Ending, Summary, Task, store, wait::Waiters},
 };
 
 const BATCH_MAX: usize = 256;
@@ -62,14 +57,6 @@ pub fn start(settle: SettleBatch) -> Settler {
 
 type EndedTasks = HashMap<TaskId, Arc<Summary>>;
 
-/// How much of an ending is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Detail {
-    Full,
-    /// Only the outcome, without the upstream's usage and attempt details.
-    Outcome,
-}
-
 impl SettleBatch {
     async fn settle(
         &self,
@@ -102,7 +89,7 @@ impl SettleBatch {
         let mut tries = 1;
         loop {
             let attempt = self.progress.begin(Loop::Settle);
-            let error = match self.try_to_end(batch, Line::Shared, Detail::Full).await {
+            let error = match self.try_to_end(batch, Line::Shared).await {
                 Ok(ended) => {
                     attempt.succeeded();
                     return Some(ended);
@@ -125,11 +112,10 @@ impl SettleBatch {
     /// Ends tasks of one account. If the database refuses the batch, each task is ended alone, so
     /// that none blocks the others; a task refused alone is left to the end of its lease.
     async fn end_alone(&self, batch: &[Finished], alone: &Semaphore) -> EndedTasks {
-        let mut detail = Detail::Full;
         loop {
             let tried = async {
                 let _turn = alone.acquire().await;
-                self.try_to_end(batch, Line::Own, detail).await
+                self.try_to_end(batch, Line::Own).await
             };
             let error = match tried.await {
                 Ok(ended) => return ended,
@@ -140,29 +126,28 @@ impl SettleBatch {
                 Trouble::Unreachable => db::is_timeout(&error),
                 Trouble::Refused | Trouble::Other => true,
             };
-            if is_of_one && batch.len() > 1 {
-                let mut ended = HashMap::new();
-                for finished in batch {
-                    let alone = self.end_alone(slice::from_ref(finished), alone);
-                    ended.extend(Box::pin(alone).await);
+            match batch {
+                [_, _, ..] if is_of_one => {
+                    let mut ended = HashMap::new();
+                    for finished in batch {
+                        let alone = self.end_alone(slice::from_ref(finished), alone);
+                        ended.extend(Box::pin(alone).await);
+                    }
+                    return ended;
                 }
-                return ended;
-            }
-            match (trouble(&error), detail) {
-                (Trouble::Refused, Detail::Full) => detail = Detail::Outcome,
-                (Trouble::Refused, Detail::Outcome) => return HashMap::new(),
+                [finished] if trouble(&error) == Trouble::Refused => {
+                    let Some(outcome) = finished.outcome_only() else {
+                        return HashMap::new();
+                    };
+                    return Box::pin(self.end_alone(&[outcome], alone)).await;
+                }
                 _ => tokio::time::sleep(RETRY).await,
             }
         }
     }
 
-    async fn try_to_end(
-        &self,
-        batch: &[Finished],
-        line: Line,
-        detail: Detail,
-    ) -> sqlx::Result<EndedTasks> {
-        let ended = self.transact(batch, line, detail);
+    async fn try_to_end(&self, batch: &[Finished], line: Line) -> sqlx::Result<EndedTasks> {
+        let ended = self.transact(batch, line);
         let ended = self.pool.in_time(ended).await;
         if let Err(error) = &ended {
             tracing::warn!(
@@ -174,56 +159,53 @@ impl SettleBatch {
         ended
     }
 
-    async fn transact(
-        &self,
-        batch: &[Finished],
-        line: Line,
-        detail: Detail,
-    ) -> sqlx::Result<EndedTasks> {
-        let endings: Vec<store::Ending<'_>> = batch
+    async fn transact(&self, batch: &[Finished], line: Line) -> sqlx::Result<EndedTasks> {
+        let claim = |finished: &Finished| (finished.task.id, finished.task.fence);
+        let endings: Vec<_> = batch
             .iter()
-            .map(|finished| store::Ending {
-                id: finished.task.id,
-                fence: finished.task.fence,
-                outcome: &finished.ending.outcome,
-                attempt: (finished.ending.attempt.as_ref()).filter(|_| detail == Detail::Full),
-                usage: match detail {
-                    Detail::Full => &finished.ending.usage,
-                    Detail::Outcome => &[],
-                },
-            })
+            .map(|finished| (claim(finished), &*finished.ending))
             .collect();
         let mut tx = db::begin(&self.pool, line.into()).await?;
-        let ended = store::end(&mut tx, &endings).await?;
-        let settlements: Vec<Settlement> = ended.iter().map(Settlement::from).collect();
-        ledger::settle(&mut tx, &settlements, &self.time_zone).await?;
+        let settlements = end(&mut tx, &endings, &self.time_zone).await?;
         // Waiters in this process are woken directly.
-        let elsewhere: Vec<TaskId> = ended
+        let elsewhere: Vec<TaskId> = settlements
             .iter()
-            .map(|ended| ended.id)
+            .map(|settlement| settlement.task_id)
             .filter(|id| !self.waiters.has(*id))
             .collect();
         store::notify_ended(&mut tx, &elsewhere).await?;
         // Includes tasks that an earlier try ended, if its commit succeeded although it seemed to fail.
-        let mut tasks = ended_before(&mut tx, batch, &ended).await?;
+        let mut tasks = ended_before(&mut tx, batch, &settlements).await?;
         tx.commit().await?;
 
-        let ended: HashMap<TaskId, Ended> = ended.into_iter().map(|e| (e.id, e)).collect();
+        let settlements: HashMap<TaskId, Settlement> =
+            settlements.into_iter().map(|s| (s.task_id, s)).collect();
         for finished in batch {
-            if let Some(ended) = ended.get(&finished.task.id) {
-                tasks.insert(ended.id, Arc::new(finished.ended(ended)));
+            if let Some(settlement) = settlements.get(&finished.task.id) {
+                tasks.insert(finished.task.id, Arc::new(finished.ended(settlement)));
             }
         }
         Ok(tasks)
     }
 }
 
+/// Ends tasks and settles their holds, in the caller's transaction.
+pub(super) async fn end(
+    conn: &mut PgConnection,
+    endings: &[((TaskId, i64), &Ending)],
+    time_zone: &str,
+) -> sqlx::Result<Vec<Settlement>> {
+    let settlements = store::end(conn, endings).await?;
+    ledger::settle(conn, &settlements, time_zone).await?;
+    Ok(settlements)
+}
+
 async fn ended_before(
     conn: &mut PgConnection,
     batch: &[Finished],
-    ended: &[Ended],
+    settlements: &[Settlement],
 ) -> sqlx::Result<EndedTasks> {
-    if ended.len() == batch.len() {
+    if settlements.len() == batch.len() {
         return Ok(HashMap::new());
     }
     let fences: HashMap<TaskId, i64> = batch
@@ -238,30 +220,23 @@ async fn ended_before(
     Ok(mine.map(|task| (task.id, Arc::new(task))).collect())
 }
 
-impl From<&Ended> for Settlement {
-    fn from(ended: &Ended) -> Self {
-        Self {
-            task_id: ended.id,
-            account_id: ended.account_id,
-            held: ended.held,
-            captured: ended.cost,
-        }
-    }
-}
-
 impl Finished {
     /// The task as the database now has it, without a query.
-    fn ended(&self, ended: &Ended) -> Summary {
-        let outcome = self.ending.outcome.clone();
-        let status = match outcome {
-            Outcome::Completed(_) => Status::Completed,
-            Outcome::Failed(_) => Status::Failed,
-        };
-        let end = End {
-            at: ended.at,
-            cost: ended.cost,
-            outcome,
-        };
-        self.task.ended(status, end)
+    fn ended(&self, settlement: &Settlement) -> Summary {
+        self.task.ended(End {
+            at: settlement.at,
+            cost: settlement.captured,
+            outcome: self.ending.outcome.clone(),
+        })
+    }
+
+    /// The same without the upstream's usage and attempt, which the database may refuse. `None`: there are none.
+    fn outcome_only(&self) -> Option<Self> {
+        let ending = &self.ending;
+        let has_details = ending.attempt.is_some() || !ending.usage.is_empty();
+        has_details.then(|| Self {
+            task: Arc::clone(&self.task),
+            ending: Arc::new(Ending::of(ending.outcome.clone())),
+        })
     }
 }

@@ -95,8 +95,6 @@ pub struct Task {
     pub fence: i64,
     /// Time until the deadline when the row was read, by the database's clock.
     pub left: Duration,
-    /// How it ended; `None` while it is open.
-    pub end: Option<End>,
 }
 
 /// What clients see of a task: its row without the request.
@@ -118,6 +116,13 @@ pub struct Summary {
     pub fence: i64,
     /// How it ended; `None` while it is open.
     pub end: Option<End>,
+}
+
+/// A task that this process has claimed, and how it is to be generated.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    pub task: Task,
+    pub assignment: Assignment,
 }
 
 /// How a claimed task is to be generated.
@@ -144,6 +149,16 @@ pub struct Attempt {
     /// Why it failed; `None`: images were delivered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<Class>,
+}
+
+/// How to end a task, with what the upstreams reported.
+#[derive(Clone, Debug)]
+pub struct Ending {
+    pub outcome: Outcome,
+    /// The last attempt; `None`: no upstream was called.
+    pub attempt: Option<Attempt>,
+    /// The usage that the upstream reported, one value per call.
+    pub usage: Vec<Value>,
 }
 
 /// How and when a task ended.
@@ -207,11 +222,11 @@ impl Task {
     }
 
     /// What clients see of the task once it has ended.
-    pub fn ended(&self, status: Status, end: End) -> Summary {
+    pub fn ended(&self, end: End) -> Summary {
         Summary {
             id: self.id,
             account_id: self.account_id,
-            status,
+            status: end.outcome.status(),
             model: self.request.model.clone(),
             quality: self.request.quality,
             resolution: self.request.resolution,
@@ -221,6 +236,27 @@ impl Task {
             created_at: self.created_at,
             fence: self.fence,
             end: Some(end),
+        }
+    }
+}
+
+impl Ending {
+    /// An ending without an attempt.
+    pub fn of(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            attempt: None,
+            usage: Vec::new(),
+        }
+    }
+}
+
+impl Outcome {
+    /// The state of a task that ended so.
+    pub fn status(&self) -> Status {
+        match self {
+            Self::Completed(_) => Status::Completed,
+            Self::Failed(_) => Status::Failed,
         }
     }
 }

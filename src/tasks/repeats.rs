@@ -40,6 +40,7 @@ pub struct Named {
 }
 
 /// Finds the tasks that idempotency keys were first used for.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn named(
     conn: &mut PgConnection,
     keys: &[KeyId],
@@ -96,6 +97,7 @@ impl Same {
 }
 
 /// Finds the tasks that equal these requests and that a retry may join.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn same(
     conn: &mut PgConnection,
     keys: &[KeyId],
@@ -139,6 +141,7 @@ pub struct Join {
 }
 
 /// Records which tasks retries have joined.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn join(conn: &mut PgConnection, joins: &[Join]) -> sqlx::Result<()> {
     if joins.is_empty() {
         return Ok(());
@@ -160,6 +163,7 @@ pub async fn join(conn: &mut PgConnection, joins: &[Join]) -> sqlx::Result<()> {
 }
 
 /// How many open tasks a key has.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn open_of(conn: &mut PgConnection, key_id: KeyId) -> sqlx::Result<i64> {
     query_scalar!(
         r#"SELECT (SELECT count(*) FROM tasks WHERE status = 'running' AND api_key_id = $1)

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Attempt, Failure, Outcome};
+use super::{Attempt, Ending, Failure, Outcome};
 
 const REPLACEMENT: &str = "\u{fffd}";
 
@@ -13,7 +13,7 @@ fn text(text: &mut String) {
 }
 
 /// Replaces NULs everywhere in a value, including field names.
-pub fn value(of: &mut Value) {
+fn value(of: &mut Value) {
     match of {
         Value::String(string) => text(string),
         Value::Array(values) => values.iter_mut().for_each(value),
@@ -39,10 +39,23 @@ impl Attempt {
     }
 }
 
+impl Ending {
+    /// Replaces NULs in everything that an upstream sent.
+    #[must_use]
+    pub fn storable(mut self) -> Self {
+        self.usage.iter_mut().for_each(value);
+        Self {
+            outcome: self.outcome.storable(),
+            attempt: self.attempt.map(Attempt::storable),
+            usage: self.usage,
+        }
+    }
+}
+
 impl Outcome {
     /// Replaces NULs in the failure's message.
     #[must_use]
-    pub fn storable(mut self) -> Self {
+    fn storable(mut self) -> Self {
         if let Self::Failed(Failure { message, .. }) = &mut self {
             text(message);
         }

@@ -7,6 +7,7 @@ use super::Upload;
 use crate::ids::{AccountId, UploadId};
 
 /// Inserts an upload.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn insert(conn: &mut PgConnection, upload: &Upload) -> sqlx::Result<()> {
     query!(
         "INSERT INTO uploads (id, account_id, name, object, format, bytes, file_name, created_at, expires_at)
@@ -27,6 +28,7 @@ pub async fn insert(conn: &mut PgConnection, upload: &Upload) -> sqlx::Result<()
 }
 
 /// Returns the upload with this URL name, expired or not.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn get(conn: &mut PgConnection, name: &str) -> sqlx::Result<Option<Upload>> {
     if name.contains('\0') {
         return Ok(None); // PostgreSQL has no such text and would report an error
@@ -44,6 +46,7 @@ pub async fn get(conn: &mut PgConnection, name: &str) -> sqlx::Result<Option<Upl
 
 /// Lists uploads that expired before a time and still have bytes, the longest expired first. Two
 /// replicas may get the same ones: deleting twice is harmless.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn expired(
     conn: &mut PgConnection,
     before: DateTime<Utc>,
@@ -63,6 +66,7 @@ pub async fn expired(
 }
 
 /// The total bytes of an account's uploads that are not deleted.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn stored_bytes(conn: &mut PgConnection, account_id: AccountId) -> sqlx::Result<i64> {
     query_scalar!(
         r#"SELECT COALESCE(sum(bytes), 0)::bigint AS "bytes!"
@@ -74,6 +78,7 @@ pub async fn stored_bytes(conn: &mut PgConnection, account_id: AccountId) -> sql
 }
 
 /// Deletes the rows of uploads that were not kept.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn delete(conn: &mut PgConnection, ids: &[UploadId]) -> sqlx::Result<u64> {
     let done = query!("DELETE FROM uploads WHERE id = ANY($1)", ids)
         .execute(conn)
@@ -82,6 +87,7 @@ pub async fn delete(conn: &mut PgConnection, ids: &[UploadId]) -> sqlx::Result<u
 }
 
 /// Records that the bytes of uploads are deleted. Returns how many were not marked before.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn mark_deleted(conn: &mut PgConnection, ids: &[UploadId]) -> sqlx::Result<u64> {
     let done = query!(
         "UPDATE uploads SET deleted_at = now() WHERE id = ANY($1) AND deleted_at IS NULL",

@@ -27,10 +27,10 @@ use crate::{
     ids::TaskId,
     images::{
         Claimed, Images,
-        run::{self, Ending, Ran},
+        run::{self, Ran},
         settle::Finished,
     },
-    tasks::{Assignment, Failure, FailureKind, Outcome, Task, store},
+    tasks::{Claim, Ending, Failure, FailureKind, Outcome, Task, store},
 };
 
 /// Time at the end of a shutdown to send the 503 responses of requests that are still waiting.
@@ -149,23 +149,20 @@ impl Worker {
 
     /// Spawns the generation and settlement of a task. Only the loss of its lease stops it.
     fn begin(&self, claimed: Claimed) {
-        let Claimed {
-            task,
-            assignment,
-            slot,
-        } = claimed;
+        let Claimed { claim, slot } = claimed;
+        let task = &claim.task;
         let lost = CancellationToken::new();
-        let under_way = self.enter(&task, lost.clone());
+        let under_way = self.enter(task, lost.clone());
         let worker = self.clone();
         let catalog = self.images.catalog();
         let model = catalog.model(&task.request.model);
         let was_limited = model.is_some_and(Model::is_limited);
         self.images.shutdown.tracker.spawn(async move {
-            let id = task.id;
+            let id = claim.task.id;
             tokio::select! {
                 biased;
                 () = lost.cancelled() => tracing::warn!(task.id = %id, "stopped a task: its lease was lost or released"),
-                () = worker.work_on(task, assignment) => {}
+                () = worker.work_on(claim) => {}
             }
             drop(under_way);
             drop(slot);
@@ -176,9 +173,10 @@ impl Worker {
         });
     }
 
-    async fn work_on(&self, task: Task, assignment: Assignment) {
-        let ran = run::run(&self.images, &task, &assignment);
-        match failed_if_it_panics(ran).await {
+    async fn work_on(&self, claim: Claim) {
+        let ran = failed_if_it_panics(run::run(&self.images, &claim)).await;
+        let task = claim.task;
+        match ran {
             Ran::Ended(ending) => self.settle(task, ending).await,
             Ran::Again { attempt, wait } => self.requeue(&task, &attempt, wait).await,
             Ran::NotBegun => self.release_claim(&task).await,

@@ -80,22 +80,19 @@ impl Worker {
             admission.set_backlogged(true);
             return self.count().await;
         }
-        let (tasks, more) = match dispatch::claim(app, slots.len()).await? {
+        let (claims, more) = match dispatch::claim(app, slots.len()).await? {
             Dispatched::Busy => return Ok(Found::Busy),
-            Dispatched::Tasks { tasks, more } => (tasks, more),
+            Dispatched::Tasks { claims, more } => (claims, more),
         };
         admission.set_backlogged(more);
-        for ((task, assignment), slot) in tasks.into_iter().zip(slots) {
+        for (claim, slot) in claims.into_iter().zip(slots) {
+            let task = &claim.task;
             admission.backlog.remove(&Line {
                 model: task.request.model.clone(),
                 requirements: run::requirements(&task.request).column(),
                 account_id: task.account_id,
             });
-            self.begin(Claimed {
-                task,
-                assignment,
-                slot,
-            });
+            self.begin(Claimed { claim, slot });
         }
         if more {
             return Ok(Found::More);

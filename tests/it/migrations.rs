@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use easel::{db, tasks::store};
 use sqlx::{Executor, PgPool, migrate::Migrator};
 
-use crate::harness::database::{TestDatabase, queue_head};
+use crate::harness::database::{TestDatabase, over_route, queue_head};
 
 static ALL: Migrator = sqlx::migrate!();
 
@@ -71,13 +71,9 @@ async fn the_data_of_every_version_stays_usable() {
     let tried: usize = waiting.iter().map(|task| task.assignment.tried.len()).sum();
     assert_eq!((waiting.len(), tried), (6, 2));
     assert!(waiting.iter().any(|task| task.requirements == 101));
-    let claim = |task: &store::Waiting| store::Claim {
-        id: task.id,
-        route: Some("demo".to_owned()),
-    };
-    let claims: Vec<_> = waiting.iter().map(claim).collect();
+    let assignments = over_route(waiting, "demo");
     let lease = std::time::Duration::from_mins(1);
-    let claimed = store::claim(&mut tx, &claims, lease).await.unwrap();
+    let claimed = store::claim(&mut tx, assignments, lease).await.unwrap();
     assert_eq!(claimed.len(), 6);
     let ids: Vec<_> = ["018f0000-0000-7000-8000-000000000006".parse().unwrap()].into();
     let failed = store::ended_among(&mut tx, &ids).await.unwrap();

@@ -25,7 +25,7 @@ use crate::{
     money::Cny,
     progress::{Loop, Progress},
     tasks::{
-        Assignment, Request, Status, Task, repeats,
+        Assignment, Claim, Request, Status, Task, repeats,
         store::{self, NewTask, Start, Terms},
         wait::Waiters,
     },
@@ -331,8 +331,7 @@ impl SubmitBatch {
                 ..Assignment::default()
             };
             let claimed = Claimed {
-                task,
-                assignment,
+                claim: Claim { task, assignment },
                 slot: permit,
             };
             // If the worker has stopped receiving, the lease runs out and the task is requeued.

@@ -12,10 +12,10 @@ mod waiting;
 pub use lookup::{by_file_id, ended_among, list, list_ended, present, summaries};
 pub use notify::{ASKED_CHANNEL, ENDED_CHANNEL, QUEUED_CHANNEL, REPLIED_CHANNEL, notify_ended};
 pub use queue::{
-    Claim, claim, is_any_lost, is_any_waiting, lock_queue, note_job, release_claims, renew,
-    requeue, requeue_lost, running,
+    claim, is_any_lost, is_any_waiting, lock_queue, note_job, release_claims, renew, requeue,
+    requeue_lost, running,
 };
-pub use settlement::{Doomed, Ended, Ending, Overdue, end, overdue};
+pub use settlement::{Overdue, OverdueTask, end, overdue};
 pub use sweep::{Unswept, mark_swept, unswept};
 pub use waiters::remove_waiter;
 pub use waiting::{Demand, Line, Waiting, count_queued, queued_classes, step_aside, waiting};
@@ -25,7 +25,7 @@ use std::time::Duration;
 use sqlx::{PgConnection, postgres::types::PgInterval, query_as, types::Json};
 
 use self::row::{Parsed, Row};
-use super::{Failure, Image, Request, Status, Task};
+use super::{Request, Status, Task};
 use crate::{
     ids::{AccountId, FileId, KeyId, TaskId},
     money::Cny,
@@ -73,6 +73,7 @@ pub struct Terms {
 }
 
 /// Inserts tasks whose holds are granted and returns their rows.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn insert(
     conn: &mut PgConnection,
     tasks: &[&NewTask],
@@ -96,9 +97,7 @@ pub async fn insert(
                    idempotency_key, fingerprint, claimed, route, waiter, joined)
            RETURNING t.id, t.account_id, t.api_key_id, t.status AS "status: Status", t.request AS "request: Parsed<Request>",
                t.unit_price AS "unit_price: Cny", t.file_id, t.created_at, t.attempts, t.fence,
-               (extract(epoch FROM t.deadline_at - now()) * 1000)::bigint AS "left_ms!",
-               t.ended_at, t.cost AS "cost: Cny", t.images AS "images: Parsed<Vec<Image>>",
-               t.failure AS "failure: Parsed<Failure>""#,
+               (extract(epoch FROM t.deadline_at - now()) * 1000)::bigint AS "left_ms!""#,
         &columns.ids,
         &columns.accounts,
         &columns.keys,

@@ -1,7 +1,7 @@
 //! Claims tasks from the queue, renews the leases of claims, and requeues tasks. Claims run one at a time across all
 //! replicas, so that no route exceeds its limit and accounts take turns. The database's clock decides.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use sqlx::{PgConnection, query, query_as, query_scalar, types::Json};
 
@@ -13,13 +13,14 @@ use crate::{
     failure::Class,
     ids::TaskId,
     money::Cny,
-    tasks::{Attempt, Failure, Image, Request, Status, Task},
+    tasks::{Assignment, Attempt, Claim, Request, Status, Task},
 };
 
 /// The advisory lock that a claiming transaction holds.
 const QUEUE_LOCK: i64 = 0x6561_7365_6c51;
 
 /// Whether any task could be claimed now.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn is_any_waiting(conn: &mut PgConnection) -> sqlx::Result<bool> {
     query_scalar!(
         r#"SELECT EXISTS (SELECT FROM tasks
@@ -30,6 +31,7 @@ pub async fn is_any_waiting(conn: &mut PgConnection) -> sqlx::Result<bool> {
 }
 
 /// Takes the claim lock for this transaction. `false`: another transaction holds it.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn lock_queue(conn: &mut PgConnection) -> sqlx::Result<bool> {
     query_scalar!(
         r#"SELECT pg_try_advisory_xact_lock($1) AS "locked!""#,
@@ -40,6 +42,7 @@ pub async fn lock_queue(conn: &mut PgConnection) -> sqlx::Result<bool> {
 }
 
 /// How many tasks are running, by model and route, for these models.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn running(
     conn: &mut PgConnection,
     models: &[String],
@@ -58,22 +61,17 @@ pub async fn running(
         .collect())
 }
 
-/// A task to claim, and its route if there is one. Jobs are resumed only over the same route.
-#[derive(Clone, Debug)]
-pub struct Claim {
-    pub id: TaskId,
-    pub route: Option<String>,
-}
-
-/// Claims queued tasks under a new fence. One that cannot be read is left to its lease, and ends with its last attempt.
+/// Claims queued tasks under a new fence. Jobs are resumed only over the same route. A task that cannot be read is left
+/// to its lease, and ends with its last attempt.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn claim(
     conn: &mut PgConnection,
-    claims: &[Claim],
+    mut assignments: HashMap<TaskId, Assignment>,
     lease: Duration,
-) -> sqlx::Result<Vec<Task>> {
-    let (ids, routes): (Vec<TaskId>, Vec<Option<&str>>) = claims
+) -> sqlx::Result<Vec<Claim>> {
+    let (ids, routes): (Vec<TaskId>, Vec<Option<&str>>) = assignments
         .iter()
-        .map(|claim| (claim.id, claim.route.as_deref()))
+        .map(|(id, assignment)| (*id, assignment.route.as_deref()))
         .unzip();
     query!(
         "INSERT INTO account_schedule (account_id, last_dispatched_at)
@@ -93,19 +91,22 @@ pub async fn claim(
            WHERE t.id = next.id AND status = 'queued'
            RETURNING t.id, t.account_id, t.api_key_id, t.status AS "status: Status", t.request AS "request: Parsed<Request>",
                t.unit_price AS "unit_price: Cny", t.file_id, t.created_at, t.attempts, t.fence,
-               (extract(epoch FROM t.deadline_at - now()) * 1000)::bigint AS "left_ms!",
-               t.ended_at, t.cost AS "cost: Cny", t.images AS "images: Parsed<Vec<Image>>",
-               t.failure AS "failure: Parsed<Failure>""#,
+               (extract(epoch FROM t.deadline_at - now()) * 1000)::bigint AS "left_ms!""#,
         &ids,
         &routes as &[Option<&str>],
         interval(lease),
     )
     .fetch_all(conn)
     .await?;
-    Ok(readable(rows))
+    let claim = |task: Task| {
+        let assignment = assignments.remove(&task.id)?;
+        Some(Claim { task, assignment })
+    };
+    Ok(readable(rows, Task::try_from).filter_map(claim).collect())
 }
 
 /// Stores the upstream's job handle of a call, counted from 0. `false`: the claim is no longer current.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn note_job(
     conn: &mut PgConnection,
     (id, fence): (TaskId, i64),
@@ -126,6 +127,7 @@ pub async fn note_job(
 
 /// Requeues a task after a failed attempt, to be retried after `wait` over any route. `false`: the
 /// claim is no longer current.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn requeue(
     conn: &mut PgConnection,
     (id, fence): (TaskId, i64),
@@ -147,6 +149,7 @@ pub async fn requeue(
 }
 
 /// Requeues claimed tasks at shutdown, as if they had not been begun. Returns their number.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn release_claims(
     conn: &mut PgConnection,
     claims: &[(TaskId, i64)],
@@ -166,6 +169,7 @@ pub async fn release_claims(
 }
 
 /// Renews the leases of claimed tasks. Claims missing from the result are lost.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn renew(
     conn: &mut PgConnection,
     claims: &[(TaskId, i64)],
@@ -190,6 +194,7 @@ pub async fn renew(
 }
 
 /// Whether the lease of any task has expired.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn is_any_lost(conn: &mut PgConnection) -> sqlx::Result<bool> {
     query_scalar!(
         r#"SELECT EXISTS (SELECT FROM tasks WHERE status = 'running' AND lease_until < now()) AS "any!""#
@@ -200,6 +205,7 @@ pub async fn is_any_lost(conn: &mut PgConnection) -> sqlx::Result<bool> {
 
 /// Requeues tasks whose worker was lost, if attempts and time are left. Returns their number. A job
 /// with an upstream handle is resumed over the same route. The lost attempt is recorded as tried.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn requeue_lost(conn: &mut PgConnection, attempts_max: i16) -> sqlx::Result<u64> {
     let lost = Attempt {
         route: String::new(),

@@ -5,17 +5,16 @@ use std::{error::Error, fmt, time::Duration};
 use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 use sqlx::{
-    Decode, Postgres, Type,
+    Decode, Postgres, Row as _, Type,
     error::BoxDynError,
-    postgres::{PgTypeInfo, PgValueRef},
+    postgres::{PgRow, PgTypeInfo, PgValueRef},
     types::Json,
 };
 
 use crate::{
     ids::{AccountId, FileId, KeyId, TaskId},
-    image::{Quality, Resolution},
     money::Cny,
-    tasks::{End, Failure, Image, Outcome, Request, Status, Summary, Task},
+    tasks::{End, Outcome, Request, Status, Summary, Task},
 };
 
 /// The columns of a [`Task`].
@@ -31,30 +30,13 @@ pub(super) struct Row {
     pub(super) attempts: i16,
     pub(super) fence: i64,
     pub(super) left_ms: i64,
-    pub(super) ended_at: Option<DateTime<Utc>>,
-    pub(super) cost: Option<Cny>,
-    pub(super) images: Option<Parsed<Vec<Image>>>,
-    pub(super) failure: Option<Parsed<Failure>>,
 }
 
-/// The columns of a [`Summary`]. Never `request`: a page of prompts and references is megabytes.
-pub(super) struct SummaryRow {
-    pub(super) id: TaskId,
-    pub(super) account_id: AccountId,
-    pub(super) status: Status,
-    pub(super) model: String,
-    pub(super) quality: Quality,
-    pub(super) resolution: Resolution,
-    pub(super) ratio: String,
-    pub(super) unit_price: Cny,
-    pub(super) file_id: FileId,
-    pub(super) created_at: DateTime<Utc>,
-    pub(super) fence: i64,
-    pub(super) ended_at: Option<DateTime<Utc>>,
-    pub(super) cost: Option<Cny>,
-    pub(super) images: Option<Parsed<Vec<Image>>>,
-    pub(super) failure: Option<Parsed<Failure>>,
-}
+/// The columns of a [`Summary`], for a query of `tasks t`. Never `request`: a page of prompts and references is
+/// megabytes.
+pub(super) const SUMMARY: &str =
+    "t.id, t.account_id, t.status, t.model, t.quality, t.resolution, t.ratio,
+    t.unit_price, t.file_id, t.created_at, t.fence, t.ended_at, t.cost, t.images, t.failure";
 
 /// A JSON column, or why it could not be read.
 pub(super) struct Parsed<T>(Result<T, BoxDynError>);
@@ -70,20 +52,18 @@ struct Unreadable {
 }
 
 /// The tasks of rows that can be read. The others are logged and left out, so that they stop none of these.
-pub(super) fn readable<R, T>(rows: Vec<R>) -> Vec<T>
-where
-    T: TryFrom<R, Error = sqlx::Error>,
-{
-    let tasks = rows.into_iter().filter_map(|row| {
-        let log = |error: &sqlx::Error| {
-            tracing::error!(
-                error = error as &dyn Error,
-                "left a task out: its row cannot be read"
-            );
-        };
-        T::try_from(row).inspect_err(log).ok()
-    });
-    tasks.collect()
+pub(super) fn readable<R, T>(
+    rows: Vec<R>,
+    read: impl Fn(R) -> sqlx::Result<T>,
+) -> impl Iterator<Item = T> {
+    let log = |error: &sqlx::Error| {
+        tracing::error!(
+            error = error as &dyn Error,
+            "left a task out: its row cannot be read"
+        );
+    };
+    rows.into_iter()
+        .filter_map(move |row| read(row).inspect_err(log).ok())
 }
 
 impl TryFrom<Row> for Task {
@@ -101,75 +81,80 @@ impl TryFrom<Row> for Task {
             created_at: row.created_at,
             attempts: row.attempts,
             fence: row.fence,
-            // Negative past the deadline.
-            left: Duration::from_millis(u64::try_from(row.left_ms).unwrap_or(0)),
-            end: end(
-                row.id,
-                row.status,
-                row.ended_at,
-                row.cost,
-                row.images,
-                row.failure,
-            )?,
+            left: time_left(row.left_ms),
         })
     }
 }
 
-impl TryFrom<SummaryRow> for Summary {
-    type Error = sqlx::Error;
-
-    fn try_from(row: SummaryRow) -> sqlx::Result<Self> {
-        let ratio = row.ratio.parse();
-        Ok(Self {
-            id: row.id,
-            account_id: row.account_id,
-            status: row.status,
-            model: row.model,
-            quality: row.quality,
-            resolution: row.resolution,
-            ratio: ratio.map_err(|error| unreadable(row.id, "ratio", Some(Box::new(error))))?,
-            unit_price: row.unit_price,
-            file_id: row.file_id,
-            created_at: row.created_at,
-            fence: row.fence,
-            end: end(
-                row.id,
-                row.status,
-                row.ended_at,
-                row.cost,
-                row.images,
-                row.failure,
-            )?,
-        })
-    }
+/// The time until a deadline. Zero once it has passed.
+pub(super) fn time_left(ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(ms).unwrap_or(0))
 }
 
-/// How a task ended; `None` while it is open.
-fn end(
-    id: TaskId,
-    status: Status,
-    at: Option<DateTime<Utc>>,
-    cost: Option<Cny>,
-    images: Option<Parsed<Vec<Image>>>,
-    failure: Option<Parsed<Failure>>,
-) -> sqlx::Result<Option<End>> {
-    let missing = |column| unreadable(id, column, None);
-    let outcome = match status {
-        Status::Queued | Status::Running => return Ok(None),
-        Status::Completed => {
-            let images = images.ok_or_else(|| missing("images"))?;
-            Outcome::Completed(images.of(id, "images")?)
-        }
-        Status::Failed => {
-            let failure = failure.ok_or_else(|| missing("failure"))?;
-            Outcome::Failed(failure.of(id, "failure")?)
-        }
+/// Reads a row of [`SUMMARY`].
+pub(super) fn summary(row: PgRow) -> sqlx::Result<Summary> {
+    let row = SummaryRow {
+        id: row.try_get("id")?,
+        row,
     };
-    Ok(Some(End {
-        at: at.ok_or_else(|| missing("ended_at"))?,
-        cost: cost.ok_or_else(|| missing("cost"))?,
-        outcome,
-    }))
+    let status = row.column("status")?;
+    let ratio: &str = row.column("ratio")?;
+    let ratio = ratio.parse();
+    Ok(Summary {
+        id: row.id,
+        account_id: row.column("account_id")?,
+        status,
+        model: row.column("model")?,
+        quality: row.column("quality")?,
+        resolution: row.column("resolution")?,
+        ratio: ratio.map_err(|error| unreadable(row.id, "ratio", Some(Box::new(error))))?,
+        unit_price: row.column("unit_price")?,
+        file_id: row.column("file_id")?,
+        created_at: row.column("created_at")?,
+        fence: row.column("fence")?,
+        end: row.end(status)?,
+    })
+}
+
+struct SummaryRow {
+    id: TaskId,
+    row: PgRow,
+}
+
+impl SummaryRow {
+    fn column<'r, T>(&'r self, column: &str) -> sqlx::Result<T>
+    where
+        T: Decode<'r, Postgres> + Type<Postgres>,
+    {
+        self.row.try_get(column)
+    }
+
+    fn json<T: DeserializeOwned>(&self, column: &'static str) -> sqlx::Result<T> {
+        self.ended::<Parsed<T>>(column)?.of(self.id, column)
+    }
+
+    /// A column that every task has once it has ended so.
+    fn ended<'r, T>(&'r self, column: &'static str) -> sqlx::Result<T>
+    where
+        T: Decode<'r, Postgres> + Type<Postgres>,
+    {
+        let value: Option<T> = self.column(column)?;
+        value.ok_or_else(|| unreadable(self.id, column, None))
+    }
+
+    /// How the task ended; `None` while it is open.
+    fn end(&self, status: Status) -> sqlx::Result<Option<End>> {
+        let outcome = match status {
+            Status::Queued | Status::Running => return Ok(None),
+            Status::Completed => Outcome::Completed(self.json("images")?),
+            Status::Failed => Outcome::Failed(self.json("failure")?),
+        };
+        Ok(Some(End {
+            at: self.ended("ended_at")?,
+            cost: self.ended("cost")?,
+            outcome,
+        }))
+    }
 }
 
 fn unreadable(id: TaskId, column: &'static str, source: Option<BoxDynError>) -> sqlx::Error {
@@ -177,7 +162,7 @@ fn unreadable(id: TaskId, column: &'static str, source: Option<BoxDynError>) -> 
 }
 
 impl<T> Parsed<T> {
-    fn of(self, id: TaskId, column: &'static str) -> sqlx::Result<T> {
+    pub(super) fn of(self, id: TaskId, column: &'static str) -> sqlx::Result<T> {
         self.0.map_err(|error| unreadable(id, column, Some(error)))
     }
 }

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::{PgConnection, query_as, types::Json};
 
 use super::interval;
 use crate::{
+    billing::ledger::Settlement,
     ids::{AccountId, TaskId},
     money::Cny,
-    tasks::{Attempt, Failure, Image, Outcome},
+    tasks::{Attempt, Ending, Failure, Image, Outcome},
 };
 
 /// Which open tasks to end outside their worker, without reading their requests.
@@ -22,25 +22,26 @@ pub enum Overdue {
     Exhausted { attempts_max: i16 },
 }
 
-/// An open task to end.
+/// An open task that is overdue.
 #[derive(Clone, Copy, Debug)]
-pub struct Doomed {
+pub struct OverdueTask {
     pub id: TaskId,
     pub fence: i64,
     pub account_id: AccountId,
 }
 
 /// Locks up to `limit` overdue tasks that no other transaction has locked, except those of some accounts.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn overdue(
     conn: &mut PgConnection,
     which: Overdue,
     except: &[AccountId],
     limit: i64,
-) -> sqlx::Result<Vec<Doomed>> {
+) -> sqlx::Result<Vec<OverdueTask>> {
     match which {
         Overdue::Expired { grace } => {
             query_as!(
-                Doomed,
+                OverdueTask,
                 "SELECT id, fence, account_id FROM tasks
                  WHERE status IN ('queued', 'running') AND deadline_at <= now()
                      AND (status = 'queued' OR lease_until < now() OR deadline_at <= now() - $3::interval)
@@ -55,7 +56,7 @@ pub async fn overdue(
         }
         Overdue::Exhausted { attempts_max } => {
             query_as!(
-                Doomed,
+                OverdueTask,
                 "SELECT id, fence, account_id FROM tasks
                  WHERE status = 'running' AND lease_until < now() AND attempts >= $3
                      AND account_id <> ALL($1)
@@ -70,48 +71,27 @@ pub async fn overdue(
     }
 }
 
-/// How to end a task, under the fence of its claim.
-#[derive(Clone, Copy, Debug)]
-pub struct Ending<'a> {
-    pub id: TaskId,
-    pub fence: i64,
-    pub outcome: &'a Outcome,
-    /// The last attempt, if one was made.
-    pub attempt: Option<&'a Attempt>,
-    /// The usage that the upstream reported.
-    pub usage: &'a [Value],
-}
-
-/// The result of an ended task, for the ledger.
-#[derive(Debug)]
-pub struct Ended {
-    pub id: TaskId,
-    pub account_id: AccountId,
-    /// The amount that was on hold.
-    pub held: Cny,
-    /// The amount to capture.
-    pub cost: Cny,
-    pub at: DateTime<Utc>,
-}
-
-/// Ends tasks. Tasks missing from the result had already ended or been claimed anew, and are
-/// unchanged.
-pub async fn end(conn: &mut PgConnection, endings: &[Ending<'_>]) -> sqlx::Result<Vec<Ended>> {
-    let (ids, fences): (Vec<_>, Vec<_>) = endings.iter().map(|e| (e.id, e.fence)).unzip();
-    let (images, failures): (Vec<_>, Vec<_>) = endings
-        .iter()
-        .map(|ending| match ending.outcome {
+/// Ends tasks, each under the fence of its claim. Tasks missing from the result had already ended or been claimed anew,
+/// and are unchanged.
+#[tracing::instrument(level = "debug", skip_all)]
+pub async fn end(
+    conn: &mut PgConnection,
+    endings: &[((TaskId, i64), &Ending)],
+) -> sqlx::Result<Vec<Settlement>> {
+    let (ids, fences): (Vec<_>, Vec<_>) = endings.iter().map(|(claim, _)| *claim).unzip();
+    let endings = || endings.iter().map(|(_, ending)| *ending);
+    let (images, failures): (Vec<_>, Vec<_>) = endings()
+        .map(|ending| match &ending.outcome {
             Outcome::Completed(images) => (Some(Json(images)), None),
             Outcome::Failed(failure) => (None, Some(Json(failure))),
         })
         .unzip();
-    let attempts: Vec<_> = endings.iter().map(|e| e.attempt.map(Json)).collect();
-    let usages: Vec<_> = endings
-        .iter()
-        .map(|e| (!e.usage.is_empty()).then_some(Json(e.usage)))
+    let attempts: Vec<_> = endings().map(|e| e.attempt.as_ref().map(Json)).collect();
+    let usages: Vec<_> = endings()
+        .map(|e| (!e.usage.is_empty()).then_some(Json(e.usage.as_slice())))
         .collect();
     query_as!(
-        Ended,
+        Settlement,
         r#"WITH ending AS (
                SELECT * FROM UNNEST($1::uuid[], $2::bigint[], $3::jsonb[], $4::jsonb[], $5::jsonb[], $6::jsonb[])
                    AS e (id, fence, images, failure, attempt, usage)
@@ -126,8 +106,8 @@ pub async fn end(conn: &mut PgConnection, endings: &[Ending<'_>]) -> sqlx::Resul
                usage = e.usage, tried = CASE WHEN e.attempt IS NULL THEN tried ELSE tried || e.attempt END
            FROM mine JOIN ending e USING (id)
            WHERE t.id = mine.id
-           RETURNING t.id, t.account_id, t.unit_price * t.n AS "held!: Cny", t.cost AS "cost!: Cny",
-               t.ended_at AS "at!""#,
+           RETURNING t.id AS task_id, t.account_id, t.unit_price * t.n AS "held!: Cny",
+               t.cost AS "captured!: Cny", t.ended_at AS "at!""#,
         &ids,
         &fences,
         &images as &[Option<Json<&Vec<Image>>>],

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use sqlx::{PgConnection, query, types::Json};
+use sqlx::{PgConnection, query};
 
-use super::interval;
+use super::{
+    interval,
+    row::{Parsed, readable},
+};
 use crate::{ids::TaskId, tasks::Image};
 
 /// An ended task and the images to keep.
@@ -16,13 +19,14 @@ pub struct Unswept {
 
 /// Returns ended tasks that were begun more than once or failed because of us, and whose deadline
 /// passed at least `grace` ago, so that no worker works on them any more.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn unswept(
     conn: &mut PgConnection,
     grace: Duration,
     limit: i64,
 ) -> sqlx::Result<Vec<Unswept>> {
     let rows = query!(
-        r#"SELECT id, images AS "images: Json<Vec<Image>>" FROM tasks
+        r#"SELECT id, images AS "images: Parsed<Vec<Image>>" FROM tasks
            WHERE ended_at IS NOT NULL AND swept_at IS NULL
                AND (fence > 1 OR failure ->> 'kind' IN ('internal', 'deadline'))
                AND deadline_at < now() - $1::interval
@@ -32,14 +36,19 @@ pub async fn unswept(
     )
     .fetch_all(conn)
     .await?;
-    let unswept = rows.into_iter().map(|row| Unswept {
-        id: row.id,
-        images: row.images.map(|images| images.0).unwrap_or_default(),
+    let unswept = readable(rows, |row| {
+        let images = row.images.map(|images| images.of(row.id, "images"));
+        Ok(Unswept {
+            id: row.id,
+            // A failed task has none.
+            images: images.transpose()?.unwrap_or_default(),
+        })
     });
     Ok(unswept.collect())
 }
 
 /// Records that these tasks have no images left to delete.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn mark_swept(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<u64> {
     let done = query!("UPDATE tasks SET swept_at = now() WHERE id = ANY($1)", ids)
         .execute(conn)

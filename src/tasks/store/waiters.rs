@@ -5,6 +5,7 @@ use sqlx::{PgConnection, query};
 use crate::ids::TaskId;
 
 /// Records that the callers that waited in this process for some tasks have disconnected.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn remove_waiter(
     conn: &mut PgConnection,
     ids: &[TaskId],

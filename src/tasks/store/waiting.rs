@@ -1,17 +1,21 @@
 //! Reads the queue: which tasks come next, and how many there are. The queue has one line per
 //! model, requirements and account.
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
-use sqlx::{PgConnection, query, query_scalar, types::Json};
+use sqlx::{PgConnection, query, query_scalar};
 
-use super::interval;
+use super::{
+    interval,
+    row::{Parsed, time_left},
+};
 use crate::{
     ids::{AccountId, TaskId},
     tasks::{Assignment, Attempt},
 };
 
 /// The distinct models and requirements of the queued tasks.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn queued_classes(conn: &mut PgConnection) -> sqlx::Result<Vec<(String, i16)>> {
     let rows = query!(
         r#"WITH RECURSIVE class AS (
@@ -58,6 +62,7 @@ pub struct Waiting {
 
 /// Returns the next tasks of these classes, at most `limit`. Accounts take turns: an account waits longer
 /// the more of its tasks are running or come earlier, and then the more recently it was served.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn waiting(
     conn: &mut PgConnection,
     demands: &[Demand],
@@ -105,7 +110,7 @@ pub async fn waiting(
                ORDER BY turn, last_dispatched_at NULLS FIRST, run_at, id LIMIT $6
            )
            SELECT t.id, t.model, t.requirements, t.route, t.jobs AS "jobs: Vec<Option<String>>",
-               t.tried AS "tried: Json<Vec<Attempt>>",
+               t.tried AS "tried: Parsed<Vec<Attempt>>",
                (extract(epoch FROM t.deadline_at - now()) * 1000)::bigint AS "left_ms!"
            FROM chosen JOIN tasks t ON t.id = chosen.id
            ORDER BY turn, last_dispatched_at NULLS FIRST, chosen.run_at, t.id"#,
@@ -122,11 +127,18 @@ pub async fn waiting(
         id: row.id,
         model: row.model,
         requirements: row.requirements,
-        left: Duration::from_millis(u64::try_from(row.left_ms).unwrap_or_default()),
+        left: time_left(row.left_ms),
         assignment: Assignment {
             route: row.route,
             jobs: row.jobs,
-            tried: row.tried.0,
+            // A task left out would block the line behind it.
+            tried: row.tried.of(row.id, "tried").unwrap_or_else(|error| {
+                tracing::error!(
+                    error = &error as &dyn Error,
+                    "a task begins anew: its attempts cannot be read"
+                );
+                Vec::new()
+            }),
         },
     });
     Ok(waiting.collect())
@@ -161,6 +173,7 @@ impl DemandColumns {
 }
 
 /// Delays some queued tasks, so that others may pass: they wait for a route that the others do not need.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn step_aside(
     conn: &mut PgConnection,
     ids: &[TaskId],
@@ -185,6 +198,7 @@ pub struct Line {
 }
 
 /// Counts the queued tasks of each line, at most `at_most` tasks in all; and the running tasks.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn count_queued(
     conn: &mut PgConnection,
     at_most: i64,

@@ -1,6 +1,6 @@
 //! Leases that run out, deadlines that pass, clients that hang up.
 
-use easel::{images::run::Ending, tasks::Outcome};
+use easel::tasks::{Ending, Outcome};
 use serde_json::json;
 
 use super::{accepted, gate, generated_by, hold, left, submit, waiting};

@@ -1,8 +1,14 @@
 //! One private PostgreSQL for the whole run. Each test gets its own database, copied from a migrated template.
 
-use std::{fs, path::Path, sync::OnceLock, time::Duration};
+use std::{collections::HashMap, fs, path::Path, sync::OnceLock, time::Duration};
 
-use easel::{billing::ledger, db, private_postgres::PrivatePostgres, tasks::store};
+use easel::{
+    billing::ledger,
+    db,
+    ids::TaskId,
+    private_postgres::PrivatePostgres,
+    tasks::{Assignment, store},
+};
 use sqlx::{
     AssertSqlSafe, Connection, Executor, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgSslMode},
@@ -212,4 +218,19 @@ pub async fn queue_head(conn: &mut PgConnection, limit: i64) -> Vec<store::Waiti
     };
     let demands: Vec<_> = (0..).zip(queued).map(demand).collect();
     store::waiting(conn, &demands, limit).await.unwrap()
+}
+
+/// Assigns all of these tasks to one route.
+pub fn over_route(waiting: Vec<store::Waiting>, route: &str) -> HashMap<TaskId, Assignment> {
+    let assign = |waiting: store::Waiting| {
+        let route = Some(route.to_owned());
+        (
+            waiting.id,
+            Assignment {
+                route,
+                ..waiting.assignment
+            },
+        )
+    };
+    waiting.into_iter().map(assign).collect()
 }

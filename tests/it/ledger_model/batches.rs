@@ -4,7 +4,7 @@ use easel::{
     billing::ledger,
     images::submit::{Repeat, Submission, SubmitError, Submitted},
     money::Cny,
-    tasks::{Outcome, Task, store},
+    tasks::{Outcome, Status, Task, store},
 };
 use serde_json::json;
 
@@ -92,7 +92,7 @@ async fn a_failed_settlement_affects_no_other() {
 
     // Its hold remains, and it ends like a task whose worker is lost.
     let lost = self::tasks(&engine, &ids[1..2]).await.remove(0);
-    assert!(lost.end.is_none());
+    assert_eq!(lost.status, Status::Running);
     assert!(engine.settle(vec![(lost, outcome(0))]).await[0].is_some());
     let (balance, held): (i64, i64) = sqlx::query_as("SELECT balance, held FROM accounts")
         .fetch_one(&engine.pool)

@@ -9,7 +9,6 @@ use easel::{
     image::{AspectRatio, Format, Quality, Resolution},
     images::{
         Claimed,
-        run::Ending,
         settle::{self, Finished, Settler},
         stored_inputs::StoredInputs,
         submit::{self, Repeat, Slot, Submission, SubmitError, Submitted, Submitter},
@@ -17,7 +16,7 @@ use easel::{
     money::Cny,
     progress::Progress,
     tasks::{
-        Failure, FailureKind, Image, Outcome, Request, Summary, Task,
+        Ending, Failure, FailureKind, Image, Outcome, Request, Summary, Task,
         store::{self, Terms},
         wait::Waiters,
     },
@@ -28,7 +27,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::harness::{
     self,
-    database::{TestDatabase, queue_head},
+    database::{TestDatabase, over_route, queue_head},
 };
 
 pub const TIME_ZONE: &str = "Asia/Shanghai";
@@ -120,15 +119,11 @@ impl Engine {
         let mut tx = self.pool.begin().await.unwrap();
         assert!(store::lock_queue(&mut tx).await.unwrap());
         let waiting = queue_head(&mut tx, limit).await;
-        let claim = |waiting: store::Waiting| store::Claim {
-            id: waiting.id,
-            route: Some("demo".to_owned()),
-        };
-        let claims: Vec<store::Claim> = waiting.into_iter().map(claim).collect();
+        let assignments = over_route(waiting, "demo");
         let lease = std::time::Duration::from_mins(10);
-        let tasks = store::claim(&mut tx, &claims, lease).await.unwrap();
+        let claims = store::claim(&mut tx, assignments, lease).await.unwrap();
         tx.commit().await.unwrap();
-        tasks
+        claims.into_iter().map(|claim| claim.task).collect()
     }
 
     /// Submits all in one batch. On a single-threaded runtime, all are waiting before the first is processed.

@@ -233,10 +233,10 @@ impl Ledger {
         let exhausted = store::Overdue::Exhausted {
             attempts_max: ATTEMPTS_MAX,
         };
-        let doomed = store::overdue(&mut conn, exhausted, &[], 1000)
+        let overdue = store::overdue(&mut conn, exhausted, &[], 1000)
             .await
             .unwrap();
-        let ids: Vec<TaskId> = doomed.iter().map(|doomed| doomed.id).collect();
+        let ids: Vec<TaskId> = overdue.iter().map(|task| task.id).collect();
         let exhausted = store::present(&mut conn, &ids).await.unwrap();
         drop(conn);
         let batch = exhausted.into_iter().map(|task| (task, outcome(0)));

@@ -1,5 +1,6 @@
 //! Monthly quotas: exact, also across the end of a month.
 
+use chrono::Utc;
 use easel::{
     accounts::store::KeyLimits,
     billing::ledger::{self, Settlement},
@@ -89,6 +90,7 @@ async fn a_late_settlement_does_not_turn_the_month_back() {
         account_id: caller.account_id,
         held: cny("0.20"),
         captured: cny("0.20"),
+        at: Utc::now(),
     };
     ledger::settle(&mut conn, &[late], "Asia/Shanghai")
         .await
