@@ -21,7 +21,7 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use hyper::body::{Frame, SizeHint};
-use tracing::Instrument;
+use tracing::{Instrument, field::Empty};
 
 use super::{error::ApiError, server::Connection};
 use crate::{app::App, ids};
@@ -66,7 +66,7 @@ pub(super) async fn trace(State(app): State<App>, request: Request, next: Next) 
         .as_ref()
         .and_then(|id| id.to_str().ok())
         .unwrap_or_default();
-    let span = tracing::info_span!("request", request.id = shown, http.route = route, %method);
+    let span = tracing::info_span!("request", request.id = shown, http.route = route, %method, task.id = Empty);
     let began = Instant::now();
     let answered = std::panic::AssertUnwindSafe(next.run(request)).catch_unwind();
     let mut response = answered

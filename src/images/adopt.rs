@@ -22,14 +22,13 @@ pub(super) async fn adopt(app: &App, task: &Task) -> Adopted {
     }
     let adopted = find(app, task).await.unwrap_or_else(|error| {
         tracing::warn!(
-            task.id = %task.id,
             error = &error as &dyn Error,
             "images of earlier attempts could not be listed"
         );
         Adopted::new()
     });
     if !adopted.is_empty() {
-        tracing::info!(task.id = %task.id, images = adopted.len(), "adopted images of a lost attempt");
+        tracing::info!(images = adopted.len(), "adopted images of a lost attempt");
     }
     adopted
 }

@@ -131,6 +131,9 @@ impl Images {
             slot,
         };
         let submitted = self.submitter.call(submission).await?;
+        if let Ok(Submitted::New(id) | Submitted::Joined(id)) = &submitted {
+            tracing::Span::current().record("task.id", tracing::field::display(id));
+        }
         if let (Some(line), false) = (queued, matches!(submitted, Ok(Submitted::New(_)))) {
             self.admission.backlog.remove(&line);
         }

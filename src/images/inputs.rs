@@ -53,7 +53,10 @@ async fn input(
     let stored = match reference {
         Reference::Stored(stored) => stored.clone(),
         Reference::Foreign(url) => fetch(app, task, url, allowance).await.map_err(|error| {
-            tracing::info!(task.id = %task.id, error = &error as &dyn Error, "a reference could not be fetched");
+            tracing::info!(
+                error = &error as &dyn Error,
+                "a reference could not be fetched"
+            );
             failure(&name, &error)
         })?,
     };

@@ -47,6 +47,7 @@ pub fn requirements(request: &Request) -> Requirements {
 
 /// Generates a task over its assigned route, within its deadline. Images delivered before a failure
 /// count, and then nothing is retried.
+#[tracing::instrument(name = "attempt", skip_all, fields(fence = claim.task.fence, route = claim.assignment.route))]
 pub async fn run(app: &App, claim: &Claim) -> Ran {
     let Claim { task, assignment } = claim;
     let deadline = Instant::now() + task.left;
@@ -192,7 +193,7 @@ fn find<'a>(
     let model = catalog.model(&task.request.model).ok_or_else(gone)?;
     let route = assignment.route.as_deref();
     let route = route.and_then(|route| model.route(route)).ok_or_else(|| {
-        tracing::warn!(task.id = %task.id, model = model.name, "no route can be used for the task");
+        tracing::warn!(model = model.name, "no route can be used for the task");
         let message = "no upstream of this model can be used at present";
         without_call(FailureKind::Upstream, message)
     })?;
@@ -293,6 +294,7 @@ fn generate_request(request: &Request, route: &Route, inputs: &Inputs) -> Genera
 }
 
 impl Call<'_> {
+    #[tracing::instrument(name = "upstream_call", skip_all, fields(images = self.request.n))]
     async fn generate(
         &mut self,
         app: &App,
@@ -311,7 +313,11 @@ impl Call<'_> {
                 })
             });
         if let Err(error) = &result {
-            tracing::warn!(task.id = %self.task.id, route = route.name, class = ?error.class(), error = error as &dyn Error, "an upstream call failed");
+            tracing::warn!(
+                class = ?error.class(),
+                error = error as &dyn Error,
+                "an upstream call failed"
+            );
         }
         result
     }

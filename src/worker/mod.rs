@@ -20,6 +20,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use self::leases::Reachability;
 use crate::{
@@ -157,11 +158,11 @@ impl Worker {
         let catalog = self.images.catalog();
         let model = catalog.model(&task.request.model);
         let was_limited = model.is_some_and(Model::is_limited);
-        self.images.shutdown.tracker.spawn(async move {
-            let id = claim.task.id;
+        let span = tracing::info_span!("task", task.id = %task.id, account.id = %task.account_id);
+        let run = async move {
             tokio::select! {
                 biased;
-                () = lost.cancelled() => tracing::warn!(task.id = %id, "stopped a task: its lease was lost or released"),
+                () = lost.cancelled() => tracing::warn!("stopped a task: its lease was lost or released"),
                 () = worker.work_on(claim) => {}
             }
             drop(under_way);
@@ -170,7 +171,8 @@ impl Worker {
             if was_limited || worker.images.admission.is_backlogged() {
                 worker.wake.notify_one();
             }
-        });
+        };
+        self.images.shutdown.tracker.spawn(run.instrument(span));
     }
 
     async fn work_on(&self, claim: Claim) {
@@ -185,7 +187,7 @@ impl Worker {
 
     async fn settle(&self, task: Task, ending: Ending) {
         let ending = ending.storable();
-        let (id, began) = (task.id, task.created_at);
+        let began = task.created_at;
         let finished = Finished {
             task: Arc::new(task),
             ending: Arc::new(ending),
@@ -193,13 +195,16 @@ impl Worker {
         match self.images.settler.call(finished).await {
             Ok(Some(task)) => {
                 let duration_ms = (self.images.clock.now() - began).num_milliseconds();
-                tracing::info!(task.id = %id, account.id = %task.account_id, task.status = ?task.status, duration_ms, "ended a task");
+                tracing::info!(task.status = ?task.status, duration_ms, "ended a task");
             }
             Ok(None) => {
-                tracing::warn!(task.id = %id, "did not settle a task: another worker has ended or claimed it");
+                tracing::warn!("did not settle a task: another worker has ended or claimed it");
             }
             Err(closed) => {
-                tracing::error!(task.id = %id, error = &closed as &dyn Error, "could not settle a task; its lease will expire");
+                tracing::error!(
+                    error = &closed as &dyn Error,
+                    "could not settle a task; its lease will expire"
+                );
             }
         }
     }

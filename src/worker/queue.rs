@@ -112,7 +112,7 @@ impl Worker {
 
     /// Requeues a task to be claimed again after `wait`. If the update fails, the task's lease expires.
     pub(super) async fn requeue(&self, task: &Task, attempt: &Attempt, wait: Duration) {
-        let (id, claim) = (task.id, (task.id, task.fence));
+        let claim = (task.id, task.fence);
         let attempt = &attempt.clone().storable();
         let requeue = async {
             let mut conn = db::acquire(&self.images.pool).await?;
@@ -121,14 +121,23 @@ impl Worker {
         match self.images.pool.in_time(requeue).await {
             Ok(true) => {
                 let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-                tracing::info!(task.id = %id, route = attempt.route, wait_ms, "requeued a task for another attempt");
+                tracing::info!(
+                    route = attempt.route,
+                    wait_ms,
+                    "requeued a task for another attempt"
+                );
                 self.wake_after(wait);
             }
             Ok(false) => {
-                tracing::warn!(task.id = %id, "did not requeue a failed task: another worker has claimed or ended it");
+                tracing::warn!(
+                    "did not requeue a failed task: another worker has claimed or ended it"
+                );
             }
             Err(error) => {
-                tracing::error!(task.id = %id, error = &error as &dyn Error, "could not requeue a task; its lease will expire");
+                tracing::error!(
+                    error = &error as &dyn Error,
+                    "could not requeue a task; its lease will expire"
+                );
             }
         }
     }
@@ -140,9 +149,12 @@ impl Worker {
             store::release_claims(&mut conn, &[(task.id, task.fence)]).await
         };
         match self.images.pool.in_time(requeued).await {
-            Ok(_) => tracing::debug!(task.id = %task.id, "requeued an unstarted task"),
+            Ok(_) => tracing::debug!("requeued an unstarted task"),
             Err(error) => {
-                tracing::error!(task.id = %task.id, error = &error as &dyn Error, "could not requeue a task; its lease will expire");
+                tracing::error!(
+                    error = &error as &dyn Error,
+                    "could not requeue a task; its lease will expire"
+                );
             }
         }
     }
