@@ -56,7 +56,7 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
         Fut: Future<Output = Vec<R>> + Send + 'static,
     {
         let work = Arc::new(work);
-        let account_of = |_: &T| AccountId::nil();
+        let account_of = |_: &T| AccountId::from(uuid::Uuid::nil());
         Self::start_with_lines(size_max, account_of, move |items, _| {
             let work = Arc::clone(&work);
             async move { Ok(work(items).await) }

@@ -68,9 +68,9 @@ pub async fn insert(
     monthly_quota: Option<Cny>,
 ) -> sqlx::Result<Option<AccountId>> {
     query_scalar!(
-        "INSERT INTO accounts (id, name, monthly_quota) VALUES ($1, $2, $3)
-         ON CONFLICT ON CONSTRAINT accounts_name_key DO NOTHING RETURNING id",
-        ids::row_id(),
+        r#"INSERT INTO accounts (id, name, monthly_quota) VALUES ($1, $2, $3)
+           ON CONFLICT ON CONSTRAINT accounts_name_key DO NOTHING RETURNING id AS "id: AccountId""#,
+        ids::row_id() as AccountId,
         name,
         monthly_quota.map(Cny::micros),
     )
@@ -89,9 +89,12 @@ pub async fn any(conn: &mut PgConnection) -> sqlx::Result<bool> {
 /// Returns the id of the account with this name.
 #[tracing::instrument(level = "debug", skip_all)]
 pub async fn id_of(conn: &mut PgConnection, name: &str) -> sqlx::Result<Option<AccountId>> {
-    query_scalar!("SELECT id FROM accounts WHERE name = $1", name)
-        .fetch_optional(conn)
-        .await
+    query_scalar!(
+        r#"SELECT id AS "id: AccountId" FROM accounts WHERE name = $1"#,
+        name
+    )
+    .fetch_optional(conn)
+    .await
 }
 
 /// Lists all accounts by name. `time_zone` determines when the current month began.
@@ -124,7 +127,7 @@ pub async fn get(
                    THEN month_spend ELSE 0 END AS "month_spend!: Cny",
                monthly_quota AS "monthly_quota: Cny", created_at, disabled_at
            FROM accounts WHERE id = $1"#,
-        id,
+        id as _,
         time_zone,
     )
     .fetch_optional(conn)
@@ -136,7 +139,7 @@ pub async fn get(
 pub async fn available(conn: &mut PgConnection, id: AccountId) -> sqlx::Result<Option<Cny>> {
     query_scalar!(
         r#"SELECT balance - held AS "available!: Cny" FROM accounts WHERE id = $1"#,
-        id
+        id as _
     )
     .fetch_optional(conn)
     .await
@@ -179,11 +182,11 @@ pub async fn insert_key(
     limits: &KeyLimits,
 ) -> sqlx::Result<KeyId> {
     query_scalar!(
-        "INSERT INTO api_keys (id, account_id, name, hash, hint, requests_per_minute,
-             concurrent_requests, expires_at, inline_images)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING id",
-        ids::row_id(),
-        account_id,
+        r#"INSERT INTO api_keys (id, account_id, name, hash, hint, requests_per_minute,
+               concurrent_requests, expires_at, inline_images)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING id AS "id: KeyId""#,
+        ids::row_id() as KeyId,
+        account_id as _,
         name,
         &key.hash[..],
         key.hint,
@@ -220,7 +223,7 @@ pub async fn list_keys(
 pub async fn revoke_key(conn: &mut PgConnection, id: KeyId) -> sqlx::Result<Option<()>> {
     let touched = query!(
         "UPDATE api_keys SET revoked_at = COALESCE(revoked_at, now()) WHERE id = $1",
-        id
+        id as _
     )
     .execute(conn)
     .await?
@@ -231,9 +234,12 @@ pub async fn revoke_key(conn: &mut PgConnection, id: KeyId) -> sqlx::Result<Opti
 /// Returns the key with this hash, revoked or not.
 #[tracing::instrument(level = "debug", skip_all)]
 pub async fn key_id_of(conn: &mut PgConnection, hash: &KeyHash) -> sqlx::Result<Option<KeyId>> {
-    query_scalar!("SELECT id FROM api_keys WHERE hash = $1", &hash[..])
-        .fetch_optional(conn)
-        .await
+    query_scalar!(
+        r#"SELECT id AS "id: KeyId" FROM api_keys WHERE hash = $1"#,
+        &hash[..]
+    )
+    .fetch_optional(conn)
+    .await
 }
 
 /// Returns the caller of a key, if the key and its account may be used.
@@ -250,8 +256,8 @@ pub async fn caller(conn: &mut PgConnection, hash: &KeyHash) -> sqlx::Result<Opt
     .fetch_optional(conn)
     .await?;
     Ok(row.map(|row| Caller {
-        account_id: row.account_id,
-        key_id: row.id,
+        account_id: row.account_id.into(),
+        key_id: row.id.into(),
         requests_per_minute: row.requests_per_minute.map(i32::cast_unsigned),
         concurrent_requests: row.concurrent_requests.map(i32::cast_unsigned),
         inline_images: row.inline_images,
@@ -267,7 +273,7 @@ pub async fn count_request(conn: &mut PgConnection, key_id: KeyId) -> sqlx::Resu
          SET next_request_at = GREATEST(next_request_at, now()) + interval '1 minute' / requests_per_minute
          WHERE id = $1 AND (requests_per_minute IS NULL
              OR next_request_at <= now() + interval '1 minute' - interval '1 minute' / requests_per_minute)",
-        key_id,
+        key_id as _,
     )
     .execute(&mut *conn)
     .await?
@@ -279,7 +285,7 @@ pub async fn count_request(conn: &mut PgConnection, key_id: KeyId) -> sqlx::Resu
         r#"SELECT ceil(extract(epoch FROM next_request_at - now() - interval '1 minute'
                + interval '1 minute' / requests_per_minute))::int AS "wait!"
            FROM api_keys WHERE id = $1"#,
-        key_id,
+        key_id as _,
     )
     .fetch_one(conn)
     .await?;

@@ -35,7 +35,7 @@ pub async fn lock(
     time_zone: &str,
 ) -> sqlx::Result<Payers> {
     let rows = query!(
-        r#"SELECT k.id AS key_id, a.id AS account_id, a.balance AS "balance: Cny",
+        r#"SELECT k.id AS "key_id: KeyId", a.id AS "account_id: AccountId", a.balance AS "balance: Cny",
                a.held AS "held: Cny", a.monthly_quota AS "monthly_quota: Cny",
                CASE WHEN a.month >= date_trunc('month', now() AT TIME ZONE $2)::date
                    THEN a.month_spend ELSE 0 END AS "month_spend!: Cny"
@@ -44,7 +44,7 @@ pub async fn lock(
                AND (k.expires_at IS NULL OR k.expires_at > now())
            ORDER BY a.id, k.id
            FOR NO KEY UPDATE OF a FOR SHARE OF k"#,
-        keys,
+        keys as _,
         time_zone,
     )
     .fetch_all(conn)
@@ -96,10 +96,10 @@ pub async fn hold(conn: &mut PgConnection, payers: Payers) -> sqlx::Result<()> {
                RETURNING 1
            )
            SELECT count(*) AS "count!" FROM updated"#,
-        &payer_ids,
+        &payer_ids as _,
         &payer_sums,
-        &accounts,
-        &tasks,
+        &accounts as _,
+        &tasks as _,
         &amounts,
     )
     .fetch_one(conn)
@@ -156,11 +156,11 @@ pub async fn settle(
                RETURNING 1
            )
            SELECT count(*) AS "count!" FROM updated"#,
-        &ids,
+        &ids as _,
         &held_sums,
         &captured_sums,
-        &accounts,
-        &tasks,
+        &accounts as _,
+        &tasks as _,
         &held,
         &captured,
         time_zone,
@@ -181,7 +181,7 @@ async fn lock_accounts<T>(
     let ids: Vec<_> = sums.keys().copied().collect();
     query!(
         "SELECT id FROM accounts WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE",
-        &ids
+        &ids as _
     )
     .fetch_all(conn)
     .await
@@ -195,8 +195,9 @@ pub async fn lock_free(
     accounts: &[AccountId],
 ) -> sqlx::Result<Vec<AccountId>> {
     query_scalar!(
-        "SELECT id FROM accounts WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED",
-        accounts,
+        r#"SELECT id AS "id: AccountId" FROM accounts WHERE id = ANY($1)
+           ORDER BY id FOR NO KEY UPDATE SKIP LOCKED"#,
+        accounts as _,
     )
     .fetch_all(conn)
     .await
@@ -218,7 +219,7 @@ pub async fn top_up(
                SELECT id, 'top_up', $2, 0 FROM updated
            )
            SELECT balance AS "balance: Cny" FROM updated"#,
-        account_id,
+        account_id as _,
         amount.micros(),
     )
     .fetch_optional(conn)

@@ -6,9 +6,9 @@ use axum::{
     response::Response,
 };
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use super::error::ApiError;
+use crate::ids::TaskId;
 
 const LIMIT_DEFAULT: u8 = 20;
 const LIMIT_MAX: u8 = 100;
@@ -51,8 +51,8 @@ impl Page {
             })
     }
 
-    /// The id that the page starts after; 400 if it is not a UUID.
-    pub(super) fn after(&self, what: &str) -> Result<Option<Uuid>, ApiError> {
+    /// The id of the task that the page starts after; 400 if it is not a UUID.
+    pub(super) fn after(&self, what: &str) -> Result<Option<TaskId>, ApiError> {
         let invalid = |_| ApiError::field("after", format!("after must be the id of a {what}"));
         self.after
             .as_deref()

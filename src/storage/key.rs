@@ -48,7 +48,7 @@ impl Key {
 
     /// The folder of a task's images, and the prefix of their names in it.
     pub(super) fn prefix_of(task: TaskId) -> (String, String) {
-        let folder = task.as_u128() & 0xfff;
+        let folder = task.uuid().as_u128() & 0xfff;
         (format!("images/{folder:03x}"), format!("{task}-"))
     }
 
@@ -93,7 +93,11 @@ impl Key {
         match (parts.next()?, parts.next()?, parts.next()?) {
             ("uploads", day, id) => {
                 let day = NaiveDate::parse_from_str(day, "%Y%m%d").ok()?;
-                Some(Self::upload_on(day, Uuid::try_parse(id).ok()?, format))
+                Some(Self::upload_on(
+                    day,
+                    Uuid::try_parse(id).ok()?.into(),
+                    format,
+                ))
             }
             ("images", _, name) => {
                 let (name, seq) = name.rsplit_once('-')?;
@@ -101,7 +105,7 @@ impl Key {
                 let (task, fence) = name.split_at_checked(Hyphenated::LENGTH)?;
                 let fence = fence.strip_prefix('-')?.parse().ok()?;
                 let task = Uuid::try_parse(task).ok()?;
-                Some(Self::image(task, fence, seq.parse().ok()?, format))
+                Some(Self::image(task.into(), fence, seq.parse().ok()?, format))
             }
             _ => None,
         }
@@ -152,10 +156,10 @@ mod tests {
     #[test]
     fn keys_have_their_shapes_and_parse_again() {
         let day = DateTime::from_timestamp(1_781_599_773, 0).unwrap();
-        let upload = Key::upload(day, id(), Format::Jpeg);
+        let upload = Key::upload(day, id().into(), Format::Jpeg);
         assert_eq!(upload.to_string(), format!("uploads/20260616/{ID}.jpg"));
         assert_eq!(upload.content_type(), "image/jpeg");
-        let image = Key::image(id(), 12, 3, Format::Webp);
+        let image = Key::image(id().into(), 12, 3, Format::Webp);
         assert_eq!(image.to_string(), format!("images/9ab/{ID}-12-3.webp"));
         assert_eq!(image.fence_and_seq(), Some((12, 3)));
         assert_eq!(upload.fence_and_seq(), None);

@@ -195,7 +195,7 @@ mod tests {
     }
 
     fn key() -> Key {
-        Key::image(Uuid::from_u128(0xabc), 1, 0, Format::Png)
+        Key::image(Uuid::from_u128(0xabc).into(), 1, 0, Format::Png)
     }
 
     fn path(link: &Link) -> &str {

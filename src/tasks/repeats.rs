@@ -54,7 +54,7 @@ pub async fn named(
                ON t.api_key_id = asked.api_key_id AND t.idempotency_key = asked.name
            WHERE t.created_at > now() - interval '24 hours'
            ORDER BY t.api_key_id, t.idempotency_key, t.id DESC"#,
-        keys,
+        keys as _,
         names,
     )
     .fetch_all(conn)
@@ -121,7 +121,7 @@ pub async fn same(
                        OR (t.status = 'completed' AND t.ended_at > now() - interval '10 minutes'))
                ORDER BY t.joined, COALESCE(t.waiter, 0) <> 0, t.id DESC LIMIT $4
            ) same"#,
-        keys,
+        keys as _,
         fingerprints,
         db::PRESENCE_LOCK,
         SAME_MAX,
@@ -153,7 +153,7 @@ pub async fn join(conn: &mut PgConnection, joins: &[Join]) -> sqlx::Result<()> {
         "UPDATE tasks SET joined = j.number, waiter = j.waiter
          FROM UNNEST($1::uuid[], $2::smallint[], $3::int[]) AS j (id, number, waiter)
          WHERE tasks.id = j.id",
-        &ids,
+        &ids as _,
         &numbers,
         &waiters as &[Option<i32>],
     )
@@ -168,7 +168,7 @@ pub async fn open_of(conn: &mut PgConnection, key_id: KeyId) -> sqlx::Result<i64
     query_scalar!(
         r#"SELECT (SELECT count(*) FROM tasks WHERE status = 'running' AND api_key_id = $1)
                 + (SELECT count(*) FROM tasks WHERE status = 'queued' AND api_key_id = $1) AS "count!""#,
-        key_id,
+        key_id as _,
     )
     .fetch_one(conn)
     .await

@@ -12,8 +12,8 @@ pub async fn insert(conn: &mut PgConnection, upload: &Upload) -> sqlx::Result<()
     query!(
         "INSERT INTO uploads (id, account_id, name, object, format, bytes, file_name, created_at, expires_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-        upload.id,
-        upload.account_id,
+        upload.id as _,
+        upload.account_id as _,
         upload.name,
         upload.object,
         upload.format as _,
@@ -71,7 +71,7 @@ pub async fn stored_bytes(conn: &mut PgConnection, account_id: AccountId) -> sql
     query_scalar!(
         r#"SELECT COALESCE(sum(bytes), 0)::bigint AS "bytes!"
            FROM uploads WHERE account_id = $1 AND deleted_at IS NULL"#,
-        account_id,
+        account_id as _,
     )
     .fetch_one(conn)
     .await
@@ -80,7 +80,7 @@ pub async fn stored_bytes(conn: &mut PgConnection, account_id: AccountId) -> sql
 /// Deletes the rows of uploads that were not kept.
 #[tracing::instrument(level = "debug", skip_all)]
 pub async fn delete(conn: &mut PgConnection, ids: &[UploadId]) -> sqlx::Result<u64> {
-    let done = query!("DELETE FROM uploads WHERE id = ANY($1)", ids)
+    let done = query!("DELETE FROM uploads WHERE id = ANY($1)", ids as _)
         .execute(conn)
         .await?;
     Ok(done.rows_affected())
@@ -91,7 +91,7 @@ pub async fn delete(conn: &mut PgConnection, ids: &[UploadId]) -> sqlx::Result<u
 pub async fn mark_deleted(conn: &mut PgConnection, ids: &[UploadId]) -> sqlx::Result<u64> {
     let done = query!(
         "UPDATE uploads SET deleted_at = now() WHERE id = ANY($1) AND deleted_at IS NULL",
-        ids
+        ids as _
     )
     .execute(conn)
     .await?;

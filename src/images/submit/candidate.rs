@@ -65,7 +65,7 @@ impl Candidate {
             },
             request,
             unit_price,
-            file_id: ids::credential_id(),
+            file_id: ids::credential_id().into(),
             start,
             waiter,
             joined: match repeat {

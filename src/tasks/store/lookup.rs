@@ -106,7 +106,7 @@ pub async fn present(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<Ve
                unit_price AS "unit_price: Cny", file_id, created_at, attempts, fence,
                (extract(epoch FROM deadline_at - now()) * 1000)::bigint AS "left_ms!"
            FROM tasks WHERE id = ANY($1)"#,
-        ids,
+        ids as _,
     )
     .fetch_all(conn)
     .await?;

@@ -21,7 +21,7 @@ pub async fn notify_ended(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Resu
     for chunk in ids.chunks(NOTIFIED_IDS_MAX) {
         let payload = chunk
             .iter()
-            .map(|id| id.simple().to_string())
+            .map(|id| id.uuid().simple().to_string())
             .collect::<Vec<_>>()
             .join(",");
         db::notify(conn, ENDED_CHANNEL, &payload).await?;

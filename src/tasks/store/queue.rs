@@ -77,7 +77,7 @@ pub async fn claim(
         "INSERT INTO account_schedule (account_id, last_dispatched_at)
          SELECT DISTINCT account_id, now() FROM tasks WHERE id = ANY($1)
          ON CONFLICT (account_id) DO UPDATE SET last_dispatched_at = excluded.last_dispatched_at",
-        &ids,
+        &ids as _,
     )
     .execute(&mut *conn)
     .await?;
@@ -92,7 +92,7 @@ pub async fn claim(
            RETURNING t.id, t.account_id, t.api_key_id, t.status AS "status: Status", t.request AS "request: Parsed<Request>",
                t.unit_price AS "unit_price: Cny", t.file_id, t.created_at, t.attempts, t.fence,
                (extract(epoch FROM t.deadline_at - now()) * 1000)::bigint AS "left_ms!""#,
-        &ids,
+        &ids as _,
         &routes as &[Option<&str>],
         interval(lease),
     )
@@ -115,7 +115,7 @@ pub async fn note_job(
 ) -> sqlx::Result<bool> {
     let done = query!(
         "UPDATE tasks SET jobs[$3 + 1] = $4 WHERE id = $1 AND fence = $2 AND status = 'running'",
-        id,
+        id as _,
         fence,
         i32::from(call),
         job,
@@ -138,7 +138,7 @@ pub async fn requeue(
         "UPDATE tasks SET status = 'queued', lease_until = NULL, fence = fence + 1, run_at = now() + $4,
              route = NULL, jobs = '{}', tried = tried || $3
          WHERE id = $1 AND fence = $2 AND status = 'running'",
-        id,
+        id as _,
         fence,
         Json(attempt) as Json<&Attempt>,
         interval(wait),
@@ -160,7 +160,7 @@ pub async fn release_claims(
              route = CASE WHEN jobs = '{}' THEN NULL ELSE route END
          FROM UNNEST($1::uuid[], $2::bigint[]) AS mine (id, fence)
          WHERE tasks.id = mine.id AND tasks.fence = mine.fence AND status = 'running'",
-        &ids,
+        &ids as _,
         &fences,
     )
     .execute(conn)
@@ -178,14 +178,14 @@ pub async fn renew(
     let (ids, fences): (Vec<_>, Vec<_>) = claims.iter().copied().unzip();
     // Locks in id order, as transactions that end some of these tasks do.
     query_scalar!(
-        "WITH mine AS MATERIALIZED (
+        r#"WITH mine AS MATERIALIZED (
              SELECT t.id FROM tasks t JOIN UNNEST($1::uuid[], $2::bigint[]) AS m (id, fence)
                  ON t.id = m.id AND t.fence = m.fence
              WHERE t.status = 'running' ORDER BY t.id FOR NO KEY UPDATE OF t
          )
          UPDATE tasks SET lease_until = now() + $3 FROM mine WHERE tasks.id = mine.id
-         RETURNING tasks.id",
-        &ids,
+         RETURNING tasks.id AS "id: TaskId""#,
+        &ids as _,
         &fences,
         interval(lease),
     )

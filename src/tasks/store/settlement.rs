@@ -47,7 +47,7 @@ pub async fn overdue(
                      AND (status = 'queued' OR lease_until < now() OR deadline_at <= now() - $3::interval)
                      AND account_id <> ALL($1)
                  ORDER BY deadline_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED",
-                except,
+                except as _,
                 limit,
                 interval(grace),
             )
@@ -61,7 +61,7 @@ pub async fn overdue(
                  WHERE status = 'running' AND lease_until < now() AND attempts >= $3
                      AND account_id <> ALL($1)
                  LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED",
-                except,
+                except as _,
                 limit,
                 attempts_max,
             )
@@ -108,7 +108,7 @@ pub async fn end(
            WHERE t.id = mine.id
            RETURNING t.id AS task_id, t.account_id, t.unit_price * t.n AS "held!: Cny",
                t.cost AS "captured!: Cny", t.ended_at AS "at!""#,
-        &ids,
+        &ids as _,
         &fences,
         &images as &[Option<Json<&Vec<Image>>>],
         &failures as &[Option<Json<&Failure>>],

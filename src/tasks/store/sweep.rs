@@ -37,9 +37,9 @@ pub async fn unswept(
     .fetch_all(conn)
     .await?;
     let unswept = readable(rows, |row| {
-        let images = row.images.map(|images| images.of(row.id, "images"));
+        let images = row.images.map(|images| images.of(row.id.into(), "images"));
         Ok(Unswept {
-            id: row.id,
+            id: row.id.into(),
             // A failed task has none.
             images: images.transpose()?.unwrap_or_default(),
         })
@@ -50,8 +50,11 @@ pub async fn unswept(
 /// Records that these tasks have no images left to delete.
 #[tracing::instrument(level = "debug", skip_all)]
 pub async fn mark_swept(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<u64> {
-    let done = query!("UPDATE tasks SET swept_at = now() WHERE id = ANY($1)", ids)
-        .execute(conn)
-        .await?;
+    let done = query!(
+        "UPDATE tasks SET swept_at = now() WHERE id = ANY($1)",
+        ids as _
+    )
+    .execute(conn)
+    .await?;
     Ok(done.rows_affected())
 }

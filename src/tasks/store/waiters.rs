@@ -14,7 +14,7 @@ pub async fn remove_waiter(
     query!(
         "UPDATE tasks SET waiter = 0 WHERE waiter = $2 AND id IN (
              SELECT id FROM tasks WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE)",
-        ids,
+        ids as _,
         process,
     )
     .execute(conn)

@@ -124,7 +124,7 @@ pub async fn waiting(
     .fetch_all(conn)
     .await?;
     let waiting = rows.into_iter().map(|row| Waiting {
-        id: row.id,
+        id: row.id.into(),
         model: row.model,
         requirements: row.requirements,
         left: time_left(row.left_ms),
@@ -132,13 +132,16 @@ pub async fn waiting(
             route: row.route,
             jobs: row.jobs,
             // A task left out would block the line behind it.
-            tried: row.tried.of(row.id, "tried").unwrap_or_else(|error| {
-                tracing::error!(
-                    error = &error as &dyn Error,
-                    "a task begins anew: its attempts cannot be read"
-                );
-                Vec::new()
-            }),
+            tried: row
+                .tried
+                .of(row.id.into(), "tried")
+                .unwrap_or_else(|error| {
+                    tracing::error!(
+                        error = &error as &dyn Error,
+                        "a task begins anew: its attempts cannot be read"
+                    );
+                    Vec::new()
+                }),
         },
     });
     Ok(waiting.collect())
@@ -181,7 +184,7 @@ pub async fn step_aside(
 ) -> sqlx::Result<()> {
     query!(
         "UPDATE tasks SET run_at = now() + $2 WHERE id = ANY($1) AND status = 'queued'",
-        ids,
+        ids as _,
         interval(wait),
     )
     .execute(conn)
