@@ -1,7 +1,5 @@
 //! Errors: one body for all of them, the right status, and nothing confidential.
 
-mod keys;
-
 use insta::assert_json_snapshot;
 use reqwest::Method;
 use serde_json::json;

@@ -1,10 +1,12 @@
-//! A database that goes silent, disappears, is blocked by locks, or refuses its input: what clients get, and that
+//! The database: its migrations, and what clients get while it is silent, away, blocked by locks or refuses its input:
 //! nothing is lost or bought twice.
 
 mod away;
+mod cancelled_begin;
 mod expired;
 mod joined;
 mod locked;
+mod migrations;
 mod refused;
 mod silent;
 mod unreadable;

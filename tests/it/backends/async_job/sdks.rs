@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     backends::contract::{FakeUpstream, Scenario},
-    clients,
+    end_to_end::clients,
 };
 
 const SCENARIOS: [(Scenario, &str); 6] = [

@@ -1,5 +1,5 @@
 //! A fake of Gemini's API, as strict as the real one: it checks fields, ratios, sizes and limits, accepts both
-//! alphabets of base64, and refuses with HTTP 200. The official SDK verifies it: see `tests/it/clients.rs`.
+//! alphabets of base64, and refuses with HTTP 200. The official SDK verifies it: see `tests/it/end_to_end/clients.rs`.
 
 use std::{
     io,

@@ -1,6 +1,7 @@
 //! Money as clients see it: never a fen too much or too little, however many requests arrive at once.
 
 mod keys;
+mod ledger_checks;
 mod months;
 
 use std::time::Duration;
