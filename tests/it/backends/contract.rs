@@ -14,9 +14,10 @@ use super::{Collected, backend_of, input, request};
 use crate::harness::images;
 
 /// How the fake treats all requests from now on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scenario {
     /// It generates. Where jobs are polled, jobs begun earlier end now, too.
+    #[default]
     Generates,
     /// Its safety system refuses, in the upstream's own format.
     Refuses,
@@ -57,8 +58,10 @@ pub trait FakeUpstream {
     fn is_mask(&self, given: &[u8], came: &[u8]) -> bool {
         given == came
     }
-    /// The jobs that it was told to cancel.
-    fn cancelled(&self) -> Vec<String>;
+    /// The jobs that it was told to cancel, if it has jobs.
+    fn cancelled(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 const HANG: Duration = Duration::from_millis(400);

@@ -96,7 +96,7 @@ async fn of_two_hundred_at_once_exactly_the_affordable_ones_succeed() {
         (&balance["balance"], &balance["held"]),
         (&json!(0.0), &json!(0.0))
     );
-    assert_eq!(upstream.received().len(), 5);
+    assert_eq!(upstream.calls().len(), 5);
     replica.finish().await;
     app.finish().await;
 }

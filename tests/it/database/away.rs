@@ -125,7 +125,7 @@ async fn running_tasks_are_not_bought_again_after_an_outage() {
         let answer = request.await.unwrap();
         assert_eq!(answer.status, 200, "{answer:?}");
     }
-    assert_eq!(behind.upstream.received().len(), 6);
+    assert_eq!(behind.upstream.calls().len(), 6);
     let attempts = "SELECT max(attempts)::bigint FROM tasks";
     assert_eq!(behind.app.database.number(attempts).await, 1);
     other.finish().await;

@@ -44,7 +44,7 @@ fn ids(answers: &[Answer]) -> BTreeSet<String> {
 /// Makes calls that are held back, and drops them once the upstream generates.
 async fn lost_calls(upstream: &Upstream, callers: &[&Caller]) -> Vec<Gate> {
     let gates: Vec<Gate> = callers.iter().map(|_| hold(upstream)).collect();
-    let before = upstream.received().len();
+    let before = upstream.calls().len();
     let calls: Vec<_> = callers.iter().map(|at| waiting(at, "a cup")).collect();
     upstream.wait_for(before + callers.len()).await;
     for call in &calls {
@@ -73,12 +73,12 @@ async fn four_retried_calls_get_four_images() {
     let (answers, ()) = tokio::join!(retries, release);
 
     assert_eq!(ids(&answers).len(), CALLS);
-    assert_eq!(upstream.received().len(), CALLS, "none was bought twice");
+    assert_eq!(upstream.calls().len(), CALLS, "none was bought twice");
     assert_eq!(here.balance().await["balance"], 1.2);
     // What was delivered to them is given to no other request.
     let fifth = retry(&here, 1).await;
     assert!(!ids(&answers).contains(fifth.json()["id"].as_str().unwrap()));
-    assert_eq!(upstream.received().len(), CALLS + 1);
+    assert_eq!(upstream.calls().len(), CALLS + 1);
     replica.finish().await;
     app.finish().await;
 }
@@ -99,7 +99,7 @@ async fn a_call_retried_repeatedly_gets_one_image() {
     gates[0].add_permits(1);
     let answer = retry(&caller, 3).await;
     assert_eq!(answer.status, 200, "{answer:?}");
-    assert_eq!(upstream.received().len(), 1);
+    assert_eq!(upstream.calls().len(), 1);
     app.finish().await;
 }
 
@@ -119,7 +119,7 @@ async fn a_task_with_a_waiting_caller_is_not_joined() {
     gate.add_permits(1);
     let answers = [waits.await.unwrap(), first, second];
     assert_eq!(ids(&answers).len(), 3);
-    assert_eq!(upstream.received().len(), 3);
+    assert_eq!(upstream.calls().len(), 3);
     replica.finish().await;
     app.finish().await;
 }
@@ -144,7 +144,7 @@ async fn a_caller_of_a_replica_that_lost_its_database_gets_its_image_at_another(
     let (answer, ()) = tokio::join!(retry(&there, 1), release);
 
     assert_eq!(answer.status, 200, "{answer:?}");
-    assert_eq!(behind.upstream.received().len(), 1, "none was bought twice");
+    assert_eq!(behind.upstream.calls().len(), 1, "none was bought twice");
     assert_eq!(there.balance().await["balance"], 0.8);
     replica.finish().await;
     behind.app.finish().await;
@@ -169,7 +169,7 @@ async fn a_request_that_could_not_be_accepted_before_its_caller_left_is_dropped(
     let later = here.generate("a tower").await;
 
     assert_eq!((answer.status, later.status), (200, 200));
-    assert_eq!(behind.upstream.received().len(), 3, "none was bought twice");
+    assert_eq!(behind.upstream.calls().len(), 3, "none was bought twice");
     assert_eq!(there.balance().await["balance"], 0.4);
     replica.finish().await;
     behind.app.finish().await;

@@ -34,7 +34,7 @@ async fn requests_continue_over_new_connections() {
         assert_eq!(answer.status, 200, "{answer:?}");
     }
     assert_eq!(caller.get("/readyz").await.status, 200);
-    assert_eq!(behind.upstream.received().len(), 31);
+    assert_eq!(behind.upstream.calls().len(), 31);
     behind.app.finish().await;
 }
 
@@ -51,7 +51,7 @@ async fn running_tasks_are_settled_and_reported_meanwhile() {
 
     let answer = in_time(async { request.await.unwrap() }).await;
     assert_eq!(answer.status, 200, "{answer:?}");
-    assert_eq!(behind.upstream.received().len(), 1);
+    assert_eq!(behind.upstream.calls().len(), 1);
     assert_eq!(caller.balance().await["balance"], 0.8);
     behind.app.finish().await;
 }
@@ -88,7 +88,7 @@ async fn a_commit_whose_answer_is_lost_is_one_task_and_one_hold() {
             .await,
         1
     );
-    assert_eq!(behind.upstream.received().len(), 1);
+    assert_eq!(behind.upstream.calls().len(), 1);
     assert_eq!(caller.balance().await["balance"], 0.8);
     behind.app.finish().await;
 }

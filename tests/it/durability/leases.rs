@@ -129,7 +129,7 @@ async fn a_deadline_ends_a_task_that_never_started() {
     assert_eq!(task["cost"], 0.0);
     gate.add_permits(1);
     assert_eq!(caller.wait_for(&first).await["status"], "completed");
-    assert_eq!(upstream.received().len(), 1);
+    assert_eq!(upstream.calls().len(), 1);
     assert_eq!(left(&caller).await, 0.8);
     app.finish().await;
 }

@@ -11,7 +11,7 @@ use crate::harness::{
     caller::Caller,
     database::TestDatabase,
     process::{Process, Setup},
-    upstream::{Gate, Received, Reply, Upstream, image},
+    upstream::{Call, Gate, Reply, Upstream, image},
 };
 
 const WAITS_TO_SETTLE: &str =
@@ -70,7 +70,7 @@ async fn a_worker_killed_between_storing_and_settling_has_its_images_adopted() {
     let task = caller.wait_for(&id).await;
     assert_eq!(task["status"], "completed");
     assert_eq!(bytes_of(&caller, &task["url"]).await, image(3, 2, 0));
-    assert_eq!(upstream.received().len(), 1, "bought twice");
+    assert_eq!(upstream.calls().len(), 1, "bought twice");
     assert_eq!(stored_images(&setup.data_dir()).len(), 1);
     assert_eq!(left(&caller).await, 0.8);
     gateway.end();
@@ -98,9 +98,9 @@ async fn only_images_that_were_not_stored_are_bought_again() {
     let caller = caller.at(&gateway.url());
     let task = caller.wait_for(&id).await;
     assert_eq!(task["status"], "completed");
-    let received = upstream.received();
+    let calls = upstream.calls();
     assert_eq!(
-        received.iter().map(Received::n).collect::<Vec<_>>(),
+        calls.iter().map(Call::n).collect::<Vec<_>>(),
         [Some(3), Some(1)]
     );
     for (index, shade) in (1..=3).enumerate() {

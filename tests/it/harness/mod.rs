@@ -3,8 +3,10 @@
 
 pub mod caller;
 pub mod database;
+pub mod fake_server;
 pub mod fault_proxy;
 pub mod images;
+pub mod loopback;
 pub mod process;
 pub mod redact;
 pub mod s3;

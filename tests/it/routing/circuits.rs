@@ -66,7 +66,7 @@ async fn tasks_stay_queued_while_the_circuits_of_all_their_routes_are_open() {
     for task in tasks {
         assert_eq!(caller.wait_for(&task).await["status"], "completed");
     }
-    assert_eq!(upstream.received().len(), 22);
+    assert_eq!(upstream.calls().len(), 22);
     assert_eq!(circuit(&app, "up"), Circuit::Closed);
     app.finish().await;
 }
@@ -176,7 +176,7 @@ async fn during_a_probe_other_tasks_wait_without_an_attempt() {
     assert_eq!(ready["backends"], json!({"up": "probing"}));
     // Longer than between two polls of the queue, shorter than until another probe.
     tokio::time::sleep(Duration::from_millis(1_200)).await;
-    assert_eq!(upstream.received().len(), 2, "one at a time");
+    assert_eq!(upstream.calls().len(), 2, "one at a time");
     gate.add_permits(1);
     for task in tasks {
         assert_eq!(caller.wait_for(&task).await["status"], "completed");

@@ -38,7 +38,7 @@ async fn a_route_never_exceeds_its_concurrency_limit() {
     upstream.wait_for(3).await;
     // Long enough for both to poll the queue several times.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
-    assert_eq!(upstream.received().len(), 3);
+    assert_eq!(upstream.calls().len(), 3);
 
     gate.add_permits(1);
     upstream.wait_for(4).await;
@@ -46,7 +46,7 @@ async fn a_route_never_exceeds_its_concurrency_limit() {
     for task in tasks {
         assert_eq!(caller.wait_for(&task).await["status"], "completed");
     }
-    assert_eq!(upstream.received().len(), 8);
+    assert_eq!(upstream.calls().len(), 8);
     other.finish().await;
     app.finish().await;
 }
@@ -64,7 +64,7 @@ async fn the_next_priority_generates_when_a_route_is_full() {
     let held = submitted(&caller, "first").await;
     first.wait_for(1).await;
     assert_eq!(caller.generate("second").await.status, 200);
-    assert_eq!(second.received().len(), 1);
+    assert_eq!(second.calls().len(), 1);
     gate.add_permits(1);
     assert_eq!(caller.wait_for(&held).await["status"], "completed");
     app.finish().await;
@@ -92,7 +92,7 @@ async fn many_tasks_of_one_account_do_not_delay_another() {
         assert_eq!(caller.wait_for(&task).await["status"], "completed");
     }
     let result: Vec<String> = upstream
-        .received()
+        .calls()
         .iter()
         .map(|call| call.fields["prompt"].as_str().unwrap().to_owned())
         .collect();
@@ -217,7 +217,7 @@ async fn tasks_waiting_for_the_only_mask_route_delay_no_others() {
             "the other tasks delay them"
         );
     }
-    assert_eq!(masks.received().len(), 1, "one at once");
+    assert_eq!(masks.calls().len(), 1, "one at once");
     gate.add_permits(40);
     for task in edits {
         assert_eq!(crowd.wait_for(&task).await["status"], "completed");
@@ -254,7 +254,7 @@ async fn tasks_whose_only_route_is_full_let_others_pass() {
     let began = Instant::now();
     assert_eq!(caller.generate("free to go").await.status, 200);
     assert!(began.elapsed() < Duration::from_secs(10));
-    assert_eq!(second.received().len(), 1);
+    assert_eq!(second.calls().len(), 1);
     gate_2.add_permits(1);
     for task in tasks {
         assert_eq!(caller.wait_for(&task).await["status"], "completed");
@@ -291,11 +291,11 @@ async fn a_renamed_model_counts_tasks_running_under_its_old_name() {
     tasks.push(caller.submit(&body("old")).await);
     // Long enough to poll the queue several times.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
-    assert_eq!(upstream.received().len(), 1);
+    assert_eq!(upstream.calls().len(), 1);
     for running in 2..=4 {
         gate.add_permits(1);
         upstream.wait_for(running).await;
-        assert_eq!(upstream.received().len(), running);
+        assert_eq!(upstream.calls().len(), running);
     }
     gate.add_permits(1);
     for task in tasks {
@@ -334,7 +334,7 @@ async fn tasks_that_cannot_end_in_time_are_not_started() {
     }
     assert!(delivered >= 2, "{delivered} were delivered");
     assert_eq!(
-        upstream.received().len(),
+        upstream.calls().len(),
         delivered,
         "every bought image is delivered"
     );

@@ -145,7 +145,7 @@ async fn a_burst_is_answered_in_time_whether_served_or_refused() {
         );
         assert!((1..=60).contains(&retry_after(answer)));
     }
-    assert_eq!(upstream.received().len(), served.len() + 1);
+    assert_eq!(upstream.calls().len(), served.len() + 1);
     app.finish().await;
 }
 
@@ -205,7 +205,7 @@ async fn without_a_probe_in_time_a_request_is_refused_at_once_and_nothing_held()
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     let pending = caller.get(&format!("/v1/images/tasks/{task}")).await.json();
     assert_eq!(pending["status"], "pending");
-    assert_eq!(upstream.received().len(), 1);
+    assert_eq!(upstream.calls().len(), 1);
     // Postpones the next probe.
     let mut conn = app.database.connect().await;
     sqlx::query("UPDATE tasks SET deadline_at = now() WHERE status = 'queued'")

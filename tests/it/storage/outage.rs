@@ -9,8 +9,9 @@ use crate::harness::{
     TestApp,
     caller::Caller,
     fault_proxy::{Fault, FaultProxy, Target},
+    images,
     s3::S3Server,
-    upstream::{Gate, Reply, Upstream, noise},
+    upstream::{Gate, Reply, Upstream},
 };
 
 const WAITING: usize = 6;
@@ -80,7 +81,7 @@ async fn outage(storage: &str, store: &impl Breakable) {
     let app = TestApp::with(&settings).await;
     let caller = app.caller("10").await;
     let gate = Gate::new(tokio::sync::Semaphore::new(0));
-    let images: Vec<Vec<u8>> = (0..WAITING).map(|_| noise(400, 400)).collect();
+    let images: Vec<Vec<u8>> = (0..WAITING).map(|_| images::noise(400, 400)).collect();
     for image in &images {
         upstream.next(Reply::images(std::slice::from_ref(image)).held_by(&gate));
     }
@@ -104,7 +105,7 @@ async fn outage(storage: &str, store: &impl Breakable) {
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    assert_eq!(upstream.received().len(), WAITING, "bought meanwhile");
+    assert_eq!(upstream.calls().len(), WAITING, "bought meanwhile");
     let status = caller
         .get(&format!("/v1/images/tasks/{queued}"))
         .await
@@ -130,7 +131,7 @@ async fn outage(storage: &str, store: &impl Breakable) {
     };
     assert!(sorted(stored) == sorted(images), "other images");
     assert_eq!(caller.wait_for(&queued).await["status"], "completed");
-    assert_eq!(upstream.received().len(), WAITING + 1);
+    assert_eq!(upstream.calls().len(), WAITING + 1);
     until_ready_says(&caller, 200, "ok").await;
     let charged = "SELECT -sum(balance_change)::bigint FROM entries WHERE kind = 'capture'";
     let images = i64::try_from(WAITING + 1).unwrap();
@@ -179,13 +180,13 @@ async fn a_full_disk_is_reported_before_an_upstream_is_called() {
         assert_eq!(refused.header("retry-after"), Some("5"));
     }
     // The remaining space is reserved for images that are paid for.
-    let upload = caller.upload(crate::harness::images::png(), "a.png").await;
+    let upload = caller.upload(images::png(), "a.png").await;
     upload.assert_refused(503, "storage is full");
     caller
         .get("/readyz")
         .await
         .assert_refused(503, "storage is full");
-    assert_eq!(upstream.received().len(), 0);
+    assert_eq!(upstream.calls().len(), 0);
     let balance = caller.balance().await;
     assert_eq!(
         (&balance["balance"], &balance["held"]),

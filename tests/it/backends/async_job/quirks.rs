@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     backends::contract::Scenario,
-    harness::{images, upstream::Reply},
+    harness::{fake_server::Reply, images},
 };
 
 async fn generate(
@@ -40,8 +40,7 @@ fn wanted(fake: &FakeService) -> GenerateRequest {
 }
 
 fn posts(fake: &FakeService) -> usize {
-    let calls = fake.server.calls();
-    calls.iter().filter(|call| call.method == "POST").count()
+    fake.calls_by("POST").len()
 }
 
 #[tokio::test]
@@ -59,7 +58,7 @@ async fn temporary_upstream_failures_cost_no_image() {
             Reply::bytes("application/json", vec![b' '; 2_000_000]),
             Reply::json(200, &json!({"status": "a new word for under way"})),
         ] {
-            fake.server.next_look(reply);
+            fake.next_look(reply);
         }
         let (collected, result) = generate(&backend, &wanted(&fake)).await;
         result.unwrap();
@@ -76,18 +75,18 @@ async fn a_paid_image_is_fetched_again_until_its_first_byte() {
         Reply::json(503, &json!({})),
         Reply::bytes("image/png", vec![7; 50]).cut_at(0),
     ] {
-        fake.server.next_result(reply);
+        fake.next_result(reply);
     }
     let (collected, result) = generate(&backend, &wanted(&fake)).await;
     result.unwrap();
     assert_eq!((collected.images.len(), fake.asked()), (1, 1));
 
     for _ in 0..20 {
-        fake.server.next_result(Reply::json(503, &json!({})));
+        fake.next_result(Reply::json(503, &json!({})));
     }
     let (_, result) = generate(&backend, &wanted(&fake)).await;
     assert_eq!(result.unwrap_err().class(), Class::Failed);
-    let calls = fake.server.calls();
+    let calls = fake.calls();
     let fetched = calls
         .iter()
         .filter(|call| call.path.starts_with("/images/"));
@@ -100,12 +99,12 @@ async fn a_job_unknown_to_the_upstream_has_failed() {
     let backend = backend_of(&fake.settings());
     for status in [404, 410] {
         let gone = Reply::json(status, &json!({"error": {"message": "No such task."}}));
-        fake.server.next_look(gone);
+        fake.next_look(gone);
         let (_, result) = generate(&backend, &wanted(&fake)).await;
         assert_eq!(result.unwrap_err().class(), Class::Failed);
     }
     let revoked = Reply::json(401, &json!({"error": {"message": "No such key."}}));
-    fake.server.next_look(revoked);
+    fake.next_look(revoked);
     let (_, result) = generate(&backend, &wanted(&fake)).await;
     assert_eq!(result.unwrap_err().class(), Class::Credentials);
 }
@@ -118,17 +117,17 @@ async fn the_key_goes_to_no_other_host() {
     );
     let backend = backend_of(&fake.settings());
     let elsewhere = [
-        format!("{}/v1/get_result?id=job_1", other.server.url),
+        format!("{}/v1/get_result?id=job_1", other.url),
         "https://bfl.ai.evil.example/v1/get_result?id=1".to_owned(),
         "https://evilbfl.ai/v1/get_result?id=1".to_owned(),
         "http://api.bfl.ai/v1/get_result?id=1".to_owned(),
-        format!("{}@evil.example/", fake.server.url),
+        format!("{}@evil.example/", fake.url),
         "file:///etc/passwd".to_owned(),
         "job_1".to_owned(),
     ];
     for url in &elsewhere {
         let answer = json!({"id": "job_1", "polling_url": url});
-        fake.server.next_submit(Reply::json(200, &answer));
+        fake.next_submit(Reply::json(200, &answer));
         let (collected, result) = generate(&backend, &wanted(&fake)).await;
         // It may be generating: a second request would be paid for twice.
         let error = result.unwrap_err();
@@ -145,13 +144,13 @@ async fn the_key_goes_to_no_other_host() {
     }
     assert_eq!(fake.asked(), elsewhere.len());
     let away = Reply::json(307, &json!({})).header("location", &elsewhere[0]);
-    fake.server.next_look(away.clone());
+    fake.next_look(away.clone());
     let (_, result) = generate(&backend, &wanted(&fake)).await;
     assert_eq!(result.unwrap_err().class(), Class::Failed);
-    fake.server.next_submit(away);
+    fake.next_submit(away);
     let (_, result) = generate(&backend, &wanted(&fake)).await;
     assert_eq!(result.unwrap_err().class(), Class::Failed);
-    assert!(other.server.calls().is_empty());
+    assert!(other.calls().is_empty());
 }
 
 #[tokio::test]
@@ -167,7 +166,7 @@ async fn an_accepted_request_without_a_job_id_is_not_repeated() {
         Reply::bytes("text/html", b"<html>".to_vec()),
         Reply::json(201, &json!({"id": "job_1"})).cut_at(4),
     ] {
-        fake.server.next_submit(answer);
+        fake.next_submit(answer);
         let (collected, result) = generate(&backend, &wanted(&fake)).await;
         assert_eq!(result.unwrap_err().class(), Class::OutcomeUnknown);
         assert!(collected.jobs.is_empty());
@@ -204,7 +203,7 @@ async fn easel_gets_the_same_key_again_until_the_job_is_known() {
 
     // Lost before the answer arrived: the request is repeated while the upstream is not reachable yet.
     for _ in 0..2 {
-        fake.server.next_submit(Reply::json(503, &json!({})));
+        fake.next_submit(Reply::json(503, &json!({})));
     }
     asked.job = Some("another-key".to_owned());
     let (collected, result) = generate(&backend, &asked).await;
@@ -241,12 +240,12 @@ async fn dashscope_refuses_with_status_200_too() {
         ("InternalError", Class::Failed),
     ] {
         let body = json!({"code": code, "message": "It is so.", "request_id": "r"});
-        fake.server.next_submit(Reply::json(200, &body));
+        fake.next_submit(Reply::json(200, &body));
         let (_, result) = generate(&backend, &wanted(&fake)).await;
         assert_eq!(result.unwrap_err().class(), class, "{code}");
     }
     let inspected = json!({"code": "DataInspectionFailed", "message": "No.", "request_id": "r"});
-    fake.server.next_look(Reply::json(200, &inspected));
+    fake.next_look(Reply::json(200, &inspected));
     let (collected, result) = generate(&backend, &wanted(&fake)).await;
     let error = result.unwrap_err();
     assert!(
@@ -273,7 +272,7 @@ async fn replicate_gets_links_instead_of_long_data_urls() {
         collected.usage,
         [json!({"predict_time": 4.2, "image_count": 1})]
     );
-    let body = fake.server.calls()[0].json();
+    let body = fake.calls()[0].json();
     let images = body["input"]["input_images"].as_array().unwrap();
     assert!(
         images[0]
@@ -294,9 +293,9 @@ async fn apimart_gets_uploads_and_a_failed_upload_buys_nothing() {
     asked.references = vec![input(Format::Png, &images::png_of(300_000))];
     let (_, result) = generate(&backend, &asked).await;
     result.unwrap();
-    let body = fake.server.calls()[1].json();
+    let body = fake.calls()[1].json();
     let url = body["image_urls"][0].as_str().unwrap();
-    assert!(url.starts_with(&fake.server.url), "{url}");
+    assert!(url.starts_with(&fake.url), "{url}");
 
     let settings = fake.settings();
     drop(fake);
@@ -309,13 +308,13 @@ async fn a_missing_result_ends_the_job() {
     let fake = FakeService::start(services::FAL).await;
     let backend = backend_of(&fake.settings());
     let away = Reply::json(500, &json!({"detail": "Internal Server Error"}));
-    fake.server.next_result(away.clone());
+    fake.next_result(away.clone());
     let (collected, result) = generate(&backend, &wanted(&fake)).await;
     result.unwrap();
     assert_eq!(collected.images.len(), 1);
 
     for _ in 0..20 {
-        fake.server.next_result(away.clone());
+        fake.next_result(away.clone());
     }
     let (_, result) = generate(&backend, &wanted(&fake)).await;
     assert_eq!(result.unwrap_err().class(), Class::Failed);
@@ -332,17 +331,12 @@ async fn fals_jobs_are_identified_by_their_url() {
     let job = &collected.jobs[0];
     assert_eq!(
         job,
-        &format!("{}/openai/gpt-image-2/requests/job_1", fake.server.url)
+        &format!("{}/openai/gpt-image-2/requests/job_1", fake.url)
     );
-    let paths: Vec<_> = fake
-        .server
-        .calls()
-        .into_iter()
-        .map(|call| call.path)
-        .collect();
+    let paths: Vec<_> = fake.calls().into_iter().map(|call| call.path).collect();
     assert!(paths.contains(&"/openai/gpt-image-2/requests/job_1/status".to_owned()));
     backend.cancel(job).await.unwrap();
-    let last = fake.server.calls().pop().unwrap();
+    let last = fake.calls().pop().unwrap();
     assert_eq!(
         (last.method.as_str(), last.path.ends_with("/cancel")),
         ("PUT", true)
@@ -471,7 +465,7 @@ async fn parameters_are_not_expanded_as_templates() {
     asked.options = options.as_object().unwrap().clone();
     let (_, result) = generate(&backend, &asked).await;
     result.unwrap();
-    let body = fake.server.calls()[0].json();
+    let body = fake.calls()[0].json();
     assert_eq!(body["prompt"], asked.prompt);
     assert_eq!(body["output_format"], "{prompt}");
     assert_eq!(body.get("seed"), None::<&Value>);

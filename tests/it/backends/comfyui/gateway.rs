@@ -36,7 +36,7 @@ async fn delivered_images_do_not_contain_their_workflow() {
         assert!(!image.windows(7).any(|bytes| bytes == b"a heron"));
     }
     // The stored file did contain it.
-    let kept = server.server().files.values().last().unwrap().clone();
+    let kept = server.state().files.values().last().unwrap().clone();
     assert!(kept.windows(7).any(|bytes| bytes == b"a heron"));
     assert_eq!(caller.balance().await["balance"], 0.6);
     app.finish().await;

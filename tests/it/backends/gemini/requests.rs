@@ -32,10 +32,13 @@ async fn the_prompt_comes_first_and_references_follow() {
             {"inlineData": {"mimeType": "image/jpeg", "data": base64(&jpeg)}}]}],
         "generationConfig": {"responseModalities": ["IMAGE"],
             "imageConfig": {"aspectRatio": "16:9", "imageSize": "1K"}}});
-    assert_eq!(server.server().received[0], expected);
+    let [call] = &server.calls()[..] else {
+        panic!("one call is enough");
+    };
+    assert_eq!(call.json(), expected);
     assert_eq!(
-        server.server().paths,
-        ["/v1beta/models/gemini-3-pro-image:generateContent"]
+        call.path,
+        "/v1beta/models/gemini-3-pro-image:generateContent"
     );
     let image = image::load_from_memory(&collected.images[0]).unwrap();
     assert_eq!((image.width(), image.height()), (1376, 768));
@@ -53,10 +56,9 @@ async fn every_ratio_is_known_to_the_upstream() {
         }
     }
     let sent: Vec<_> = server
-        .server()
-        .received
+        .calls()
         .iter()
-        .map(|body| body["generationConfig"]["imageConfig"]["imageSize"].clone())
+        .map(|call| call.fields["generationConfig"]["imageConfig"]["imageSize"].clone())
         .collect();
     assert_eq!(sent[..2], ["1K", "2K"]);
 }
@@ -81,7 +83,7 @@ async fn a_size_is_sent_only_if_the_model_supports_it() {
         .await
         .1
         .unwrap();
-    let sent = &server.server().received[1];
+    let sent = &server.calls()[2].fields;
     let expected = json!({"aspectRatio": "16:9"});
     assert_eq!(sent["generationConfig"]["imageConfig"], expected);
 }
@@ -93,7 +95,7 @@ async fn extra_fields_are_merged_into_nested_objects() {
     let extra = json!({"generationConfig": {"imageConfig": {"imageSize": "2K"}}});
     request.extra = extra.as_object().unwrap().clone();
     generate(&server, &request).await.1.unwrap();
-    let sent = &server.server().received[0];
+    let sent = &server.calls()[0].fields;
     let expected = json!({"responseModalities": ["IMAGE"],
         "imageConfig": {"aspectRatio": "16:9", "imageSize": "2K"}});
     assert_eq!(sent["generationConfig"], expected);
