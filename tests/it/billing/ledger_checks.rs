@@ -169,18 +169,14 @@ fn the_database_stores_valid_rows_only() {
         .enable_all()
         .build()
         .unwrap();
-    let mut conn = runtime.block_on(async { TestDatabase::create().await.connect().await });
-    let account = ids::row_id();
-    runtime.block_on(async {
+    let (account, conn) = runtime.block_on(async {
+        let database = TestDatabase::create().await;
+        let mut conn = database.connect().await;
         sqlx::query("SET synchronous_commit = off")
             .execute(&mut conn)
             .await
             .unwrap();
-        sqlx::query("INSERT INTO accounts (id, name) VALUES ($1, 'a')")
-            .bind(account)
-            .execute(&mut conn)
-            .await
-            .unwrap();
+        (database.caller("", "1").await.account_id, conn)
     });
     let conn = std::cell::RefCell::new(conn);
     let rows = (entry_row(), amount(), amount(), prop::option::of(amount()));
@@ -205,12 +201,8 @@ fn the_database_stores_valid_rows_only() {
 async fn a_task_has_one_hold_and_one_settlement() {
     let database = TestDatabase::create().await;
     let mut conn = database.connect().await;
-    let (account, task) = (ids::row_id(), ids::row_id());
-    sqlx::query("INSERT INTO accounts (id, name) VALUES ($1, 'a')")
-        .bind(account)
-        .execute(&mut conn)
-        .await
-        .unwrap();
+    let account = database.caller("", "1").await.account_id;
+    let task = ids::row_id();
     for (kind, balance, held, taken) in [
         ("hold", 0, 2, Ok(())),
         ("hold", 0, 2, Err("entries_hold_key")),

@@ -6,12 +6,13 @@ mod months;
 
 use std::time::Duration;
 
-use easel::{accounts::store::KeyLimits, billing::ledger, money::Cny};
+use easel::{billing::ledger, money::Cny};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::harness::{
     TestApp,
+    account::Account,
     caller::{Answer, Caller},
     upstream::{Reply, Upstream, image},
 };
@@ -120,7 +121,7 @@ async fn refusals_for_money_name_the_shortfall() {
     }
     "#);
     let limited = app
-        .caller_with("9.00", Some("0.50"), &KeyLimits::default())
+        .create(Account::with("9.00").monthly_quota("0.50"))
         .await;
     let refused = submit(&limited, &json!({"n": 3})).await;
     assert_eq!(refused.status, 402);

@@ -48,7 +48,7 @@ impl Behind {
     }
 
     async fn caller(&self, balance: &str) -> Caller {
-        self.app.database.caller(&self.app.url, balance).await
+        self.app.caller(balance).await
     }
 }
 

@@ -1,12 +1,13 @@
 //! The images: their links, the targets of the links, and images inside the answer.
 
-use easel::{accounts::store::KeyLimits, config::InlineImages};
+use easel::config::InlineImages;
 use insta::assert_json_snapshot;
 use serde_json::json;
 
 use super::body;
 use crate::harness::{
     TestApp,
+    account::Account,
     caller::{Answer, Caller, http_client},
     redact::redacted,
 };
@@ -196,11 +197,8 @@ async fn the_setting_of_a_key_overrides_the_default() {
         ("always", Some(InlineImages::OnRequest), false, true),
     ] {
         let app = TestApp::with(&format!("[images]\ninline_images = '{setting}'")).await;
-        let limits = KeyLimits {
-            inline_images: key,
-            ..KeyLimits::default()
-        };
-        let caller = app.caller_with("9", None, &limits).await;
+        let account = Account::with("9").key(|limits| limits.inline_images = key);
+        let caller = app.create(account).await;
         assert_eq!(
             is_inline(&caller, json!({})).await,
             unasked,

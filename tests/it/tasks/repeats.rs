@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
-use easel::accounts::{keys, store as accounts, store::KeyLimits};
 use futures_util::future::join_all;
 use reqwest::{
     Method,
     multipart::{Form, Part},
 };
-use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use crate::harness::{
@@ -48,21 +46,7 @@ impl Gateway {
 
     /// A second key of the same account.
     async fn second_key(&self) -> Caller {
-        let mut conn = self.app.database.connect().await;
-        let key = keys::generate();
-        let limits = KeyLimits::default();
-        let account = self.caller.account_id;
-        let id = accounts::insert_key(&mut conn, account, "second", &key, &limits)
-            .await
-            .unwrap();
-        let secret = key.secret.expose_secret();
-        Caller::new(
-            &self.app.url,
-            secret,
-            self.caller.account.clone(),
-            account,
-            id,
-        )
+        self.app.database.second_key(&self.caller).await
     }
 
     async fn change(&self, update: &'static str) {
