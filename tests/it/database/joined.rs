@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::json;
 
-use super::{Behind, expired, hold, listening_pid, waiting};
+use super::{Behind, expired, listening_pid};
 use crate::harness::{
     TestApp,
     caller::{Answer, Caller},
@@ -43,9 +43,9 @@ fn ids(answers: &[Answer]) -> BTreeSet<String> {
 
 /// Makes calls that are held back, and drops them once the upstream generates.
 async fn lost_calls(upstream: &Upstream, callers: &[&Caller]) -> Vec<Gate> {
-    let gates: Vec<Gate> = callers.iter().map(|_| hold(upstream)).collect();
+    let gates: Vec<Gate> = callers.iter().map(|_| upstream.hold(1)).collect();
     let before = upstream.calls().len();
-    let calls: Vec<_> = callers.iter().map(|at| waiting(at, "a cup")).collect();
+    let calls: Vec<_> = callers.iter().map(|at| at.waiting("a cup")).collect();
     upstream.wait_for(before + callers.len()).await;
     for call in &calls {
         call.abort();
@@ -110,8 +110,8 @@ async fn a_task_with_a_waiting_caller_is_not_joined() {
     let replica = app.replica(&upstream.gateway("")).await;
     let here = app.caller("1").await;
     let there = here.at(&replica.url);
-    let gate = hold(&upstream);
-    let waits = waiting(&here, "a cup");
+    let gate = upstream.hold(1);
+    let waits = here.waiting("a cup");
     upstream.wait_for(1).await;
     // Both replicas know that its caller is still there, the other one because it asks.
     let first = retry(&here, 1).await;
@@ -131,8 +131,8 @@ async fn a_caller_of_a_replica_that_lost_its_database_gets_its_image_at_another(
     let replica = behind.app.replica(&behind.upstream.gateway("")).await;
     let here = behind.caller("1").await;
     let there = here.at(&replica.url);
-    let gate = hold(&behind.upstream);
-    let call = waiting(&here, "a cup");
+    let gate = behind.upstream.hold(1);
+    let call = here.waiting("a cup");
     behind.upstream.wait_for(1).await;
 
     behind.proxy.freeze();
@@ -160,7 +160,7 @@ async fn a_request_that_could_not_be_accepted_before_its_caller_left_is_dropped(
     assert_eq!(here.generate("a bridge").await.status, 200);
 
     behind.proxy.freeze();
-    let call = waiting(&here, "a cup");
+    let call = here.waiting("a cup");
     tokio::time::sleep(BACKOFF).await;
     call.abort();
     tokio::time::sleep(BACKOFF).await;
@@ -211,8 +211,8 @@ async fn come_again_after_a_kill(
     before(&database).await;
     let other = Setup::on(&database, &settings).serve();
     let here = database.caller(&killed.url(), "2").await;
-    let gates: Vec<Gate> = (0..2).map(|_| hold(&upstream)).collect();
-    let calls: Vec<_> = (0..2).map(|_| waiting(&here, "a cup")).collect();
+    let gates: Vec<Gate> = (0..2).map(|_| upstream.hold(1)).collect();
+    let calls: Vec<_> = (0..2).map(|_| here.waiting("a cup")).collect();
     upstream.wait_for(2).await;
 
     killed.kill();

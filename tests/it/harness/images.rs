@@ -27,6 +27,12 @@ pub fn png_of(bytes: usize) -> Vec<u8> {
     filled(&png(), bytes)
 }
 
+/// The width and height of an image, which must be whole.
+pub fn size_of(bytes: &[u8]) -> (u32, u32) {
+    let image = image::load_from_memory(bytes).unwrap();
+    (image.width(), image.height())
+}
+
 /// A PNG of exactly this size; its shade of grey tells images apart.
 pub fn grey(width: u32, height: u32, shade: u8) -> Vec<u8> {
     let pixels = vec![shade.wrapping_mul(24); (width * height) as usize];

@@ -4,14 +4,13 @@ use std::time::{Duration, Instant};
 
 use easel::backend::Circuit;
 use serde_json::json;
-use tokio::sync::Semaphore;
 
 use super::{attempts, routed, submitted, tried};
 use crate::harness::{
     TestApp,
     caller::Caller,
     process::Setup,
-    upstream::{Gate, Reply, Upstream},
+    upstream::{Reply, Upstream},
 };
 
 /// One failure opens a circuit, unless a request can be its cause; the next probe comes soon.
@@ -163,8 +162,7 @@ async fn during_a_probe_other_tasks_wait_without_an_attempt() {
     let app = TestApp::with(&routed(&[("up", &upstream)], r#""up""#, TOUCHY)).await;
     let caller = app.caller("10").await;
     open_circuit(&app, &upstream).await;
-    let gate = Gate::new(Semaphore::new(0));
-    upstream.next(Reply::an_image().held_by(&gate));
+    let gate = upstream.hold(1);
     let tasks = [
         submitted(&caller, "the probe").await,
         submitted(&caller, "second").await,

@@ -11,7 +11,7 @@ use crate::harness::{
     fault_proxy::{Fault, FaultProxy, Target},
     images,
     s3::S3Server,
-    upstream::{Gate, Reply, Upstream},
+    upstream::{Reply, Upstream, closed_gate},
 };
 
 const WAITING: usize = 6;
@@ -80,12 +80,16 @@ async fn outage(storage: &str, store: &impl Breakable) {
     .replace("[\"up\"]", "[{ backend = \"up\", timeout_ms = 2000 }]");
     let app = TestApp::with(&settings).await;
     let caller = app.caller("10").await;
-    let gate = Gate::new(tokio::sync::Semaphore::new(0));
+    let gate = closed_gate();
     let images: Vec<Vec<u8>> = (0..WAITING).map(|_| images::noise(400, 400)).collect();
     for image in &images {
         upstream.next(Reply::images(std::slice::from_ref(image)).held_by(&gate));
     }
-    let waiting: Vec<_> = (0..WAITING).map(|n| request(&caller, n)).collect();
+    let body = |n| {
+        let prompt = format!("image {n}");
+        json!({"model": "gpt-image-2", "prompt": prompt, "response_format": "b64_json"})
+    };
+    let waiting: Vec<_> = (0..WAITING).map(|n| caller.waiting_for(body(n))).collect();
     upstream.wait_for(WAITING).await;
     let queued = caller
         .submit(&json!({"model": "gpt-image-2", "prompt": "queued"}))
@@ -137,17 +141,6 @@ async fn outage(storage: &str, store: &impl Breakable) {
     let images = i64::try_from(WAITING + 1).unwrap();
     assert_eq!(app.database.number(charged).await, images * 200_000);
     app.finish().await;
-}
-
-/// A sync request.
-#[expect(clippy::disallowed_methods, reason = "it may end with the test")]
-fn request(caller: &Caller, n: usize) -> tokio::task::JoinHandle<crate::harness::caller::Answer> {
-    let caller = caller.clone();
-    tokio::spawn(async move {
-        let prompt = format!("image {n}");
-        let body = json!({"model": "gpt-image-2", "prompt": prompt, "response_format": "b64_json"});
-        caller.post("/v1/images/generations", &body).await
-    })
 }
 
 async fn until_ready_says(caller: &Caller, status: u16, text: &str) {

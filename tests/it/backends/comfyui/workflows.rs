@@ -12,7 +12,10 @@ use serde_json::{Value, json};
 use super::{
     Comfyui, FakeUpstream, backend_of, generate, generate_with, server::KEY, wanted, with,
 };
-use crate::{backends::input, harness::images};
+use crate::{
+    backends::input,
+    harness::images::{self, size_of},
+};
 
 #[tokio::test]
 async fn values_go_where_the_bindings_say() {
@@ -227,9 +230,4 @@ fn fault(settings: &str) -> String {
     let settings: config::Backend = toml::from_str(settings).unwrap();
     let all = BTreeMap::from([("own".to_owned(), settings)]);
     Registry::open(&all).err().unwrap().to_string()
-}
-
-fn size_of(bytes: &[u8]) -> (u32, u32) {
-    let image = image::load_from_memory(bytes).unwrap();
-    (image.width(), image.height())
 }

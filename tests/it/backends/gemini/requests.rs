@@ -13,7 +13,7 @@ use crate::harness::images;
 async fn the_prompt_comes_first_and_references_follow() {
     let server = Gemini::start().await;
     let jpeg = images::image(image::ImageFormat::Jpeg);
-    let mut request = wanted(&server);
+    let mut request = wanted(&server, 1);
     request.quality = Some(Quality::High);
     request.options.insert("background".into(), "opaque".into());
     request.references = vec![
@@ -40,14 +40,13 @@ async fn the_prompt_comes_first_and_references_follow() {
         call.path,
         "/v1beta/models/gemini-3-pro-image:generateContent"
     );
-    let image = image::load_from_memory(&collected.images[0]).unwrap();
-    assert_eq!((image.width(), image.height()), (1376, 768));
+    assert_eq!(images::size_of(&collected.images[0]), (1376, 768));
 }
 
 #[tokio::test]
 async fn every_ratio_is_known_to_the_upstream() {
     let server = Gemini::start().await;
-    let mut request = wanted(&server);
+    let mut request = wanted(&server, 1);
     for ratio in AspectRatio::all() {
         for resolution in [Resolution::OneK, Resolution::TwoK] {
             request.ratio = ratio;
@@ -66,7 +65,7 @@ async fn every_ratio_is_known_to_the_upstream() {
 #[tokio::test]
 async fn a_size_is_sent_only_if_the_model_supports_it() {
     let server = Gemini::start().await;
-    let mut request = wanted(&server);
+    let mut request = wanted(&server, 1);
     request.model = "gemini-2.5-flash-image".into();
     let (_, result) = generate(&server, &request).await;
     assert!(
@@ -91,7 +90,7 @@ async fn a_size_is_sent_only_if_the_model_supports_it() {
 #[tokio::test]
 async fn extra_fields_are_merged_into_nested_objects() {
     let server = Gemini::start().await;
-    let mut request = wanted(&server);
+    let mut request = wanted(&server, 1);
     let extra = json!({"generationConfig": {"imageConfig": {"imageSize": "2K"}}});
     request.extra = extra.as_object().unwrap().clone();
     generate(&server, &request).await.1.unwrap();
@@ -118,7 +117,7 @@ async fn oversized_and_unsupported_inputs_are_named_and_not_sent() {
             "reference image 2 is a GIF; this model takes PNG, JPEG and WebP",
         ),
     ] {
-        let mut request = wanted(&server);
+        let mut request = wanted(&server, 1);
         request.references = vec![input(Format::Png, &images::png()), input(format, bytes)];
         let (_, result) = generate(&server, &request).await;
         let Err(BackendError::Invalid { message }) = result else {
@@ -128,7 +127,7 @@ async fn oversized_and_unsupported_inputs_are_named_and_not_sent() {
     }
     assert_eq!(server.asked(), 0);
 
-    let mut request = wanted(&server);
+    let mut request = wanted(&server, 1);
     request.references = vec![input(Format::Png, &images::png()); 13];
     let just = images::png_of(7 * 1024 * 1024);
     request.references.push(input(Format::Png, &just));

@@ -13,7 +13,7 @@ use super::{
     contract::{FakeUpstream, fulfils_the_contract},
     input, request,
 };
-use crate::harness::images;
+use crate::harness::images::{self, size_of};
 use fake::WebUi;
 
 /// Generates the request, and returns the images and what the server received.
@@ -41,11 +41,6 @@ fn large() -> GenerateRequest {
         },
         ..request(1)
     }
-}
-
-fn size_of(image: &[u8]) -> (u32, u32) {
-    let decoded = image::load_from_memory(image).unwrap();
-    (decoded.width(), decoded.height())
 }
 
 #[tokio::test]

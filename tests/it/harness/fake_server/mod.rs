@@ -11,7 +11,7 @@ use std::{
 };
 
 pub use call::{Call, File};
-pub use reply::{Gate, Reply};
+pub use reply::{Gate, Reply, closed_gate};
 
 use super::loopback::{Loopback, Serving};
 

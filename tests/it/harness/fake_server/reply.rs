@@ -24,6 +24,11 @@ pub struct Reply {
 /// Holds replies back; each added permit releases one.
 pub type Gate = Arc<Semaphore>;
 
+/// A gate that has released none yet.
+pub fn closed_gate() -> Gate {
+    Arc::new(Semaphore::new(0))
+}
+
 impl Reply {
     /// A JSON body.
     pub fn json(status: u16, body: &Value) -> Self {
@@ -53,7 +58,7 @@ impl Reply {
 
     /// Never comes.
     pub fn never() -> Self {
-        Self::empty(200).held_by(&Arc::new(Semaphore::new(0)))
+        Self::empty(200).held_by(&closed_gate())
     }
 
     /// Replaces the status.

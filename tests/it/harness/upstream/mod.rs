@@ -8,7 +8,7 @@ mod openai;
 use serde_json::json;
 
 pub use super::{
-    fake_server::{Call, File, Gate, Reply},
+    fake_server::{Call, File, Gate, Reply, closed_gate},
     images::grey as image,
 };
 pub use dialect::Dialect;
@@ -58,6 +58,15 @@ impl Upstream {
         self.state().script.next(reply);
     }
 
+    /// Holds the next `replies`, of one small image each, until the gate releases them.
+    pub fn hold(&self, replies: usize) -> Gate {
+        let gate = closed_gate();
+        for _ in 0..replies {
+            self.next(Reply::an_image().held_by(&gate));
+        }
+        gate
+    }
+
     /// Answers every request like this from now on, except those with a reply of their own. `None`: generates again.
     pub fn always(&self, reply: Option<Reply>) {
         self.state().script.always(reply);
@@ -74,9 +83,7 @@ impl Protocol for ImagesApi {
                 | ["openai", "v1", "images", _]
                 | ["openai", "deployments", _, "images", _],
             ) => self.generate(call),
-            ("GET", ["v1" | "openai", "models"] | ["openai", "v1", "models"]) => {
-                self.models(call)
-            }
+            ("GET", ["v1" | "openai", "models"] | ["openai", "v1", "models"]) => self.models(call),
             ("GET", ["files", name]) => file(name),
             _ => Reply::empty(404),
         }

@@ -78,6 +78,29 @@ fn is_acceptable(fields: &Value, known: &[&str], n_max: u64) -> Result<usize, Re
     }
 }
 
+/// The fields that all three know.
+const FIELDS: [&str; 7] = [
+    "model",
+    "prompt",
+    "n",
+    "size",
+    "resolution",
+    "quality",
+    "image_urls",
+];
+
+/// Begins the job of an asynchronous request, which may have one more field.
+fn submit(server: &mut Server, call: &Call, more: &[&str]) -> Result<String, Reply> {
+    let fields = call.json();
+    let asked = server.ask(images(&fields));
+    if let Some(reply) = asked.or_else(|| refused_at_once(server)) {
+        return Err(reply);
+    }
+    assert!(call.has_bearer(KEY) && call.query == "async=1", "{call:?}");
+    let n = is_acceptable(&fields, &[&FIELDS[..], more].concat(), 10)?;
+    Ok(server.begin(n))
+}
+
 fn easel(server: &mut Server, call: &Call) -> Reply {
     match call.line() {
         ("GET", line) if line == ["v1", "models"] && call.has_bearer(KEY) => {
@@ -86,36 +109,20 @@ fn easel(server: &mut Server, call: &Call) -> Reply {
         ("POST", line) if line == ["v1", "images", "generations"] => {
             let key = call.header("idempotency-key").unwrap();
             let fields = call.json();
-            if let Some((id, same)) = server.repeated(key, &fields) {
-                if same {
-                    return ticket(&id);
+            match server.repeated(key, &fields) {
+                Some((id, true)) => return ticket(&id),
+                Some((_, false)) => {
+                    return error(422, "invalid_request_error", "reused", "Another body.");
                 }
-                return error(422, "invalid_request_error", "reused", "Another body.");
+                None => {}
             }
-            if let Some(reply) = server
-                .ask(images(&fields))
-                .or_else(|| refused_at_once(server))
-            {
-                return reply;
+            match submit(server, call, &["mask"]) {
+                Ok(id) => {
+                    server.remember(key, &id, fields);
+                    ticket(&id)
+                }
+                Err(reply) => reply,
             }
-            assert!(call.has_bearer(KEY) && call.query == "async=1", "{call:?}");
-            let known = [
-                "model",
-                "prompt",
-                "n",
-                "size",
-                "resolution",
-                "quality",
-                "image_urls",
-                "mask",
-            ];
-            let n = match is_acceptable(&fields, &known, 10) {
-                Ok(n) => n,
-                Err(reply) => return reply,
-            };
-            let id = server.begin(n);
-            server.remember(key, &id, fields);
-            ticket(&id)
         }
         ("GET", line) if line[..3] == ["v1", "images", "tasks"] => task(server, line[3], |links| {
             let data: Vec<Value> = links.iter().map(|link| json!({"url": link})).collect();
@@ -167,28 +174,8 @@ fn icodeeasy(server: &mut Server, call: &Call) -> Reply {
             error(404, "not_found_error", "not_found", "No such route.")
         }
         ("POST", line) if line == ["v1", "images", "generations"] => {
-            let fields = call.json();
-            if let Some(reply) = server
-                .ask(images(&fields))
-                .or_else(|| refused_at_once(server))
-            {
-                return reply;
-            }
-            assert!(call.has_bearer(KEY) && call.query == "async=1", "{call:?}");
-            let known = [
-                "model",
-                "prompt",
-                "n",
-                "size",
-                "resolution",
-                "quality",
-                "image_urls",
-            ];
-            match is_acceptable(&fields, &known, 10) {
-                Ok(n) => {
-                    let id = server.begin(n);
-                    Reply::json(202, &json!({"status": "pending", "task_id": id}))
-                }
+            match submit(server, call, &[]) {
+                Ok(id) => Reply::json(202, &json!({"status": "pending", "task_id": id})),
                 Err(reply) => reply,
             }
         }
@@ -221,17 +208,7 @@ fn apimart(server: &mut Server, call: &Call) -> Reply {
             if inputs.is_none() {
                 return error(400, "invalid_request_error", "400", "Upload images first.");
             }
-            let known = [
-                "model",
-                "prompt",
-                "n",
-                "size",
-                "resolution",
-                "quality",
-                "image_urls",
-                "mask_url",
-            ];
-            match is_acceptable(&fields, &known, 4) {
+            match is_acceptable(&fields, &[&FIELDS[..], &["mask_url"]].concat(), 4) {
                 Ok(n) => {
                     let entry = json!({"status": "submitted", "task_id": server.begin(n)});
                     Reply::json(200, &json!({"code": 200, "data": [entry]}))
