@@ -53,10 +53,10 @@ async fn claim_some(app: &App, limit: usize) -> sqlx::Result<Dispatched> {
     let demands = capacity.demands(queued);
     let waiting = store::waiting(&mut tx, &demands, i64::from(most)).await?;
     let more = waiting.len() == limit;
-    let (mut assignments, mut left) = (HashMap::new(), Vec::new());
+    let (mut assignments, mut left) = (Vec::new(), Vec::new());
     for waiting in waiting {
         match capacity.assign(&waiting) {
-            Some(assignment) => drop(assignments.insert(waiting.id, assignment)),
+            Some(assignment) => assignments.push((waiting.id, assignment)),
             None => left.push(waiting),
         }
     }

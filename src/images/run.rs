@@ -232,7 +232,6 @@ fn delivered(images: BTreeMap<u8, Image>) -> Outcome {
 
 /// One call of a backend, for as many of a task's images as it generates at once.
 struct Call<'a> {
-    task: &'a Task,
     request: GenerateRequest,
     sink: StorageSink<'a>,
 }
@@ -260,7 +259,6 @@ fn calls<'a>(
             .filter(|seq| job.is_some() || is_missing(seq))
             .collect();
         Some(Call {
-            task,
             request: GenerateRequest {
                 n: u8::try_from(seqs.len()).unwrap_or(n_max),
                 job,

@@ -1,7 +1,5 @@
 //! Errors: one body for all of them, the right status, and nothing confidential.
 
-mod keys;
-
 use insta::assert_json_snapshot;
 use reqwest::Method;
 use serde_json::json;
@@ -9,9 +7,9 @@ use tower::ServiceExt;
 
 use crate::harness::{
     TestApp,
+    account::Account,
     caller::{Answer, http_client},
 };
-use easel::accounts::store::KeyLimits;
 
 const FAILING: &str = "[backends.demo]\nkind = 'demo'\nfailure_percent = 100";
 
@@ -56,9 +54,8 @@ async fn an_empty_balance_names_the_shortfall() {
 #[tokio::test]
 async fn a_used_up_quota_names_the_shortfall() {
     let app = TestApp::start().await;
-    let caller = app
-        .caller_with("9", Some("0.50"), &KeyLimits::default())
-        .await;
+    let account = Account::with("9").monthly_quota("0.50");
+    let caller = app.create(account).await;
     let body = json!({"model": "gpt-image-2", "prompt": "x", "n": 3});
 
     let answer = caller.post("/v1/images/generations", &body).await;
@@ -73,11 +70,8 @@ async fn a_used_up_quota_names_the_shortfall() {
 #[tokio::test]
 async fn the_rate_of_a_key_is_limited() {
     let app = TestApp::with(FAILING).await;
-    let limits = KeyLimits {
-        requests_per_minute: Some(2),
-        ..KeyLimits::default()
-    };
-    let caller = app.caller_with("1", None, &limits).await;
+    let account = Account::with("1").key(|key| key.requests_per_minute = Some(2));
+    let caller = app.create(account).await;
     for _ in 0..2 {
         assert_eq!(caller.generate("a cat").await.status, 502);
     }
@@ -101,11 +95,8 @@ async fn the_rate_of_a_key_is_limited() {
 #[tokio::test]
 async fn the_open_tasks_of_a_key_are_limited() {
     let app = TestApp::with("[backends.demo]\nkind = 'demo'\ndelay_ms = 1500").await;
-    let limits = KeyLimits {
-        concurrent_requests: Some(1),
-        ..KeyLimits::default()
-    };
-    let caller = app.caller_with("1", None, &limits).await;
+    let account = Account::with("1").key(|key| key.concurrent_requests = Some(1));
+    let caller = app.create(account).await;
     let body = json!({"model": "gpt-image-2", "prompt": "a cat"});
     let first = caller.submit(&body).await;
 

@@ -8,23 +8,22 @@ use std::{
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, UnixListener},
+    net::{TcpStream, UnixListener},
     task::JoinSet,
 };
 
-use super::harness::fault_proxy::{Fault, FaultProxy, Target};
+use crate::harness::{
+    fault_proxy::{Fault, FaultProxy, Target},
+    loopback::{Loopback, Serving},
+};
 
 /// Echoes every byte until it is dropped.
-async fn echo() -> (SocketAddr, JoinSet<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let mut serving = JoinSet::new();
-    serving.spawn(async move {
-        let mut flows = JoinSet::new();
-        while let Ok((stream, _)) = listener.accept().await {
-            let (mut from, mut to) = stream.into_split();
-            flows.spawn(async move { drop(tokio::io::copy(&mut from, &mut to).await) });
-        }
+async fn echo() -> (SocketAddr, Serving) {
+    let loopback = Loopback::bind().await;
+    let address = loopback.address();
+    let serving = loopback.accept(|stream| async {
+        let (mut from, mut to) = stream.into_split();
+        tokio::io::copy(&mut from, &mut to).await
     });
     (address, serving)
 }

@@ -66,7 +66,7 @@ pub async fn running(
 #[tracing::instrument(level = "debug", skip_all)]
 pub async fn claim(
     conn: &mut PgConnection,
-    mut assignments: HashMap<TaskId, Assignment>,
+    assignments: Vec<(TaskId, Assignment)>,
     lease: Duration,
 ) -> sqlx::Result<Vec<Claim>> {
     let (ids, routes): (Vec<TaskId>, Vec<Option<&str>>) = assignments
@@ -98,6 +98,7 @@ pub async fn claim(
     )
     .fetch_all(conn)
     .await?;
+    let mut assignments: HashMap<TaskId, Assignment> = assignments.into_iter().collect();
     let claim = |task: Task| {
         let assignment = assignments.remove(&task.id)?;
         Some(Claim { task, assignment })

@@ -131,20 +131,21 @@ pub async fn waiting(
         assignment: Assignment {
             route: row.route,
             jobs: row.jobs,
-            // A task left out would block the line behind it.
-            tried: row
-                .tried
-                .of(row.id.into(), "tried")
-                .unwrap_or_else(|error| {
-                    tracing::error!(
-                        error = &error as &dyn Error,
-                        "a task begins anew: its attempts cannot be read"
-                    );
-                    Vec::new()
-                }),
+            tried: attempts(row.id.into(), row.tried),
         },
     });
     Ok(waiting.collect())
+}
+
+/// The attempts of a queued task; none if they cannot be read. A task left out would block the line behind it.
+fn attempts(id: TaskId, tried: Parsed<Vec<Attempt>>) -> Vec<Attempt> {
+    tried.of(id, "tried").unwrap_or_else(|error| {
+        tracing::error!(
+            error = &error as &dyn Error,
+            "a task begins anew: its attempts cannot be read"
+        );
+        Vec::new()
+    })
 }
 
 /// Demands by column, for UNNEST.

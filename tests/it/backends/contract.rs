@@ -4,19 +4,20 @@
 use std::{sync::Arc, time::Duration};
 
 use easel::{
-    backend::{Backend, BackendError, GenerateRequest},
+    backend::{Backend, BackendError},
     failure::Class,
     image::Format,
 };
 use tokio::time::timeout;
 
-use super::{Collected, backend_of, input, request};
+use super::{Collected, backend_of, generate, generate_by, input, wanted};
 use crate::harness::images;
 
 /// How the fake treats all requests from now on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scenario {
     /// It generates. Where jobs are polled, jobs begun earlier end now, too.
+    #[default]
     Generates,
     /// Its safety system refuses, in the upstream's own format.
     Refuses,
@@ -57,12 +58,13 @@ pub trait FakeUpstream {
     fn is_mask(&self, given: &[u8], came: &[u8]) -> bool {
         given == came
     }
-    /// The jobs that it was told to cancel.
-    fn cancelled(&self) -> Vec<String>;
+    /// The jobs that it was told to cancel, if it has jobs.
+    fn cancelled(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 const HANG: Duration = Duration::from_millis(400);
-const LONG: Duration = Duration::from_secs(20);
 
 /// Runs the backend through every scenario.
 pub async fn fulfils_the_contract(fake: &impl FakeUpstream) {
@@ -76,28 +78,9 @@ pub async fn fulfils_the_contract(fake: &impl FakeUpstream) {
     backend.check().await.unwrap();
 }
 
-async fn generate(
-    backend: &dyn Backend,
-    request: &GenerateRequest,
-) -> (Collected, Result<(), BackendError>) {
-    let mut collected = Collected::default();
-    let result = timeout(LONG, backend.generate(request, &mut collected)).await;
-    (
-        collected,
-        result.unwrap_or_else(|_| panic!("the backend did not return")),
-    )
-}
-
-fn wanted(fake: &impl FakeUpstream, n: u8) -> GenerateRequest {
-    GenerateRequest {
-        model: fake.model(),
-        ..request(n)
-    }
-}
-
 async fn generates_an_image(backend: &dyn Backend, fake: &impl FakeUpstream) {
     fake.play(Scenario::Generates);
-    let (collected, result) = generate(backend, &wanted(fake, 1)).await;
+    let (collected, result) = generate_by(backend, &wanted(fake, 1)).await;
     result.unwrap();
     assert_eq!(collected.images.len(), 1);
     assert_eq!(fake.asked(), 1);
@@ -105,7 +88,7 @@ async fn generates_an_image(backend: &dyn Backend, fake: &impl FakeUpstream) {
 
 async fn generates_as_many_as_it_says(backend: &dyn Backend, fake: &impl FakeUpstream) {
     let n = backend.capabilities().n_max.min(3);
-    let (collected, result) = generate(backend, &wanted(fake, n)).await;
+    let (collected, result) = generate_by(backend, &wanted(fake, n)).await;
     result.unwrap();
     assert_eq!(collected.images.len(), usize::from(n));
 }
@@ -126,7 +109,7 @@ async fn sends_references(backend: &dyn Backend, fake: &impl FakeUpstream) {
         .collect();
     let masked = capabilities.mask && count > 0;
     request.mask = masked.then(|| input(Format::Png, &bytes[2]));
-    let (collected, result) = generate(backend, &request).await;
+    let (collected, result) = generate_by(backend, &request).await;
     result.unwrap();
     assert_eq!(collected.images.len(), 1);
     let mut came = fake.inputs();
@@ -156,7 +139,7 @@ async fn distinguishes_failures(backend: &dyn Backend, fake: &impl FakeUpstream)
         }
         fake.play(scenario);
         let asked = fake.asked();
-        let (collected, result) = generate(backend, &wanted(fake, 1)).await;
+        let (collected, result) = generate_by(backend, &wanted(fake, 1)).await;
         let Err(error) = result else {
             panic!("{scenario:?} is no failure");
         };
@@ -185,7 +168,7 @@ async fn survives_a_hang(backend: &Arc<dyn Backend>, fake: &impl FakeUpstream) {
     fake.play(Scenario::Generates);
     request.job = Some(job);
     // Another worker, which knows only the job's name.
-    let (resumed, result) = generate(&*backend_of(&fake.settings()), &request).await;
+    let (resumed, result) = generate(fake, &request).await;
     result.unwrap();
     assert_eq!(resumed.images.len(), 1);
     assert_eq!(fake.asked(), asked, "the job was bought twice");

@@ -7,16 +7,22 @@ pub mod gemini;
 mod openai;
 mod sdapi;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use easel::{
-    backend::{Backend, GenerateRequest, ImageSink, Input, Registry, SinkError},
+    backend::{Backend, BackendError, GenerateRequest, ImageSink, Input, Registry, SinkError},
     config,
     image::{Format, ImageSize, InvalidImage, Resolution},
 };
 use futures_util::{FutureExt, StreamExt, stream};
 use serde_json::{Map, Value};
+use tokio::time::timeout;
+
+use contract::FakeUpstream;
+
+/// No backend may take this long.
+const LONG: Duration = Duration::from_secs(20);
 
 /// Collects what a backend delivers and reports.
 #[derive(Default)]
@@ -65,6 +71,41 @@ fn backend_of(settings: &str) -> Arc<dyn Backend> {
     let all = BTreeMap::from([("it".to_owned(), settings)]);
     let registry = Registry::open(&all).unwrap();
     Arc::clone(registry.get("it").unwrap())
+}
+
+/// Generates the request with a backend, and returns what it delivered.
+async fn generate_by(
+    backend: &dyn Backend,
+    request: &GenerateRequest,
+) -> (Collected, Result<(), BackendError>) {
+    let mut collected = Collected::default();
+    let result = timeout(LONG, backend.generate(request, &mut collected)).await;
+    let result = result.unwrap_or_else(|_| panic!("the backend did not return"));
+    (collected, result)
+}
+
+/// Generates the request with a backend of these settings.
+async fn generate_with(
+    settings: &str,
+    request: &GenerateRequest,
+) -> (Collected, Result<(), BackendError>) {
+    generate_by(&*backend_of(settings), request).await
+}
+
+/// Generates the request with a backend for the fake.
+async fn generate(
+    fake: &impl FakeUpstream,
+    request: &GenerateRequest,
+) -> (Collected, Result<(), BackendError>) {
+    generate_with(&fake.settings(), request).await
+}
+
+/// A request for `n` wide images of the fake's model.
+fn wanted(fake: &impl FakeUpstream, n: u8) -> GenerateRequest {
+    GenerateRequest {
+        model: fake.model(),
+        ..request(n)
+    }
 }
 
 /// A request for `n` wide images.

@@ -1,14 +1,7 @@
 //! `/readyz` as load balancers, strangers and the local machine see it.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use axum::{Router, extract::Request, http::Method};
 use futures_util::future::join_all;
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
@@ -16,33 +9,29 @@ use sqlx::{Connection, PgConnection};
 use crate::harness::{
     TestApp,
     caller::{Answer, http_client},
+    fake_server::{Call, FakeServer, Protocol, Reply},
 };
 
-/// A store that accepts everything, and the number of writes to it.
-async fn counting_store() -> (String, Arc<AtomicUsize>) {
-    let writes: Arc<AtomicUsize> = Arc::default();
-    let counted = Arc::clone(&writes);
-    let store = Router::new().fallback(async move |request: Request| {
-        if request.method() == Method::PUT {
-            counted.fetch_add(1, Ordering::Relaxed);
-        }
-        [("etag", "\"0\"")]
-    });
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    super::spawn(async move { axum::serve(listener, store).await });
-    (endpoint, writes)
+/// A store that accepts everything.
+struct Store;
+
+impl Protocol for Store {
+    fn answer(&mut self, _call: &Call) -> Reply {
+        Reply::empty(200).header("etag", "\"0\"")
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_readiness_probes_share_one_check() {
-    let (endpoint, writes) = counting_store().await;
+    let store = FakeServer::serving(|_| Store).await;
+    let endpoint = &store.url;
     let app = TestApp::with(&format!(
         "[storage]\nurl = 's3://easel'\nendpoint = '{endpoint}'\naccess_key_id = 'a'\n\
          secret_access_key = 'b'\n"
     ))
     .await;
-    let before = writes.load(Ordering::Relaxed);
+    let writes = || store.calls_by("PUT").len();
+    let before = writes();
     let http = http_client();
     let began = Instant::now();
     for _ in 0..5 {
@@ -52,7 +41,7 @@ async fn concurrent_readiness_probes_share_one_check() {
         }
     }
     let looks = 1 + usize::try_from(began.elapsed().as_secs() / 2).unwrap();
-    let written = writes.load(Ordering::Relaxed) - before;
+    let written = writes() - before;
     assert!((1..=looks).contains(&written), "{written} in {looks}");
     app.finish().await;
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{BRIEF, Behind, hold, in_time, waiting};
+use super::{BRIEF, Behind, in_time};
 use crate::harness::{
     database::TestDatabase,
     fault_proxy::Fault,
@@ -103,11 +103,11 @@ async fn running_tasks_are_not_bought_again_after_an_outage() {
     let there = format!("{settings}{}", behind.upstream.gateway(""));
     let other = behind.app.replica_behind(&behind.proxy, &there).await;
     let caller = behind.caller("2").await;
-    let gates: Vec<Gate> = (0..6).map(|_| hold(&behind.upstream)).collect();
+    let gates: Vec<Gate> = (0..6).map(|_| behind.upstream.hold(1)).collect();
     let requests: Vec<_> = (0..6)
         .map(|n| {
             let at = [&behind.app.url, &other.url][n % 2];
-            waiting(&caller.at(at), &format!("a bridge {n}"))
+            caller.at(at).waiting(&format!("a bridge {n}"))
         })
         .collect();
     behind.upstream.wait_for(6).await;
@@ -125,7 +125,7 @@ async fn running_tasks_are_not_bought_again_after_an_outage() {
         let answer = request.await.unwrap();
         assert_eq!(answer.status, 200, "{answer:?}");
     }
-    assert_eq!(behind.upstream.received().len(), 6);
+    assert_eq!(behind.upstream.calls().len(), 6);
     let attempts = "SELECT max(attempts)::bigint FROM tasks";
     assert_eq!(behind.app.database.number(attempts).await, 1);
     other.finish().await;
@@ -138,9 +138,9 @@ async fn waiting_callers_are_answered_soon_after_the_deadline() {
     let settings = format!("{BRIEF}[tasks]\nlease_ms = 1000\ndeadline_ms = 1500\n");
     let behind = Behind::start(&settings).await;
     let caller = behind.caller("1").await;
-    let _gate = hold(&behind.upstream);
+    let _gate = behind.upstream.hold(1);
     let began = Instant::now();
-    let request = waiting(&caller, "a bridge");
+    let request = caller.waiting("a bridge");
     behind.upstream.wait_for(1).await;
 
     behind.proxy.set(Fault::BlackHole);

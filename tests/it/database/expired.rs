@@ -54,7 +54,7 @@ async fn five_thousand_expired_tasks_end_in_seconds_even_an_unreadable_one() {
     assert_eq!(app.database.number(expired).await, 5_000);
     assert_eq!(many.balance().await["held"], 0.0);
     assert_eq!(few.generate("a bridge").await.status, 200);
-    assert_eq!(upstream.received().len(), 1);
+    assert_eq!(upstream.calls().len(), 1);
     replica.finish().await;
     app.finish().await;
 }

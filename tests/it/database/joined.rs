@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::json;
 
-use super::{Behind, expired, hold, listening_pid, waiting};
+use super::{Behind, expired, listening_pid};
 use crate::harness::{
     TestApp,
     caller::{Answer, Caller},
@@ -43,9 +43,9 @@ fn ids(answers: &[Answer]) -> BTreeSet<String> {
 
 /// Makes calls that are held back, and drops them once the upstream generates.
 async fn lost_calls(upstream: &Upstream, callers: &[&Caller]) -> Vec<Gate> {
-    let gates: Vec<Gate> = callers.iter().map(|_| hold(upstream)).collect();
-    let before = upstream.received().len();
-    let calls: Vec<_> = callers.iter().map(|at| waiting(at, "a cup")).collect();
+    let gates: Vec<Gate> = callers.iter().map(|_| upstream.hold(1)).collect();
+    let before = upstream.calls().len();
+    let calls: Vec<_> = callers.iter().map(|at| at.waiting("a cup")).collect();
     upstream.wait_for(before + callers.len()).await;
     for call in &calls {
         call.abort();
@@ -73,12 +73,12 @@ async fn four_retried_calls_get_four_images() {
     let (answers, ()) = tokio::join!(retries, release);
 
     assert_eq!(ids(&answers).len(), CALLS);
-    assert_eq!(upstream.received().len(), CALLS, "none was bought twice");
+    assert_eq!(upstream.calls().len(), CALLS, "none was bought twice");
     assert_eq!(here.balance().await["balance"], 1.2);
     // What was delivered to them is given to no other request.
     let fifth = retry(&here, 1).await;
     assert!(!ids(&answers).contains(fifth.json()["id"].as_str().unwrap()));
-    assert_eq!(upstream.received().len(), CALLS + 1);
+    assert_eq!(upstream.calls().len(), CALLS + 1);
     replica.finish().await;
     app.finish().await;
 }
@@ -99,7 +99,7 @@ async fn a_call_retried_repeatedly_gets_one_image() {
     gates[0].add_permits(1);
     let answer = retry(&caller, 3).await;
     assert_eq!(answer.status, 200, "{answer:?}");
-    assert_eq!(upstream.received().len(), 1);
+    assert_eq!(upstream.calls().len(), 1);
     app.finish().await;
 }
 
@@ -110,8 +110,8 @@ async fn a_task_with_a_waiting_caller_is_not_joined() {
     let replica = app.replica(&upstream.gateway("")).await;
     let here = app.caller("1").await;
     let there = here.at(&replica.url);
-    let gate = hold(&upstream);
-    let waits = waiting(&here, "a cup");
+    let gate = upstream.hold(1);
+    let waits = here.waiting("a cup");
     upstream.wait_for(1).await;
     // Both replicas know that its caller is still there, the other one because it asks.
     let first = retry(&here, 1).await;
@@ -119,7 +119,7 @@ async fn a_task_with_a_waiting_caller_is_not_joined() {
     gate.add_permits(1);
     let answers = [waits.await.unwrap(), first, second];
     assert_eq!(ids(&answers).len(), 3);
-    assert_eq!(upstream.received().len(), 3);
+    assert_eq!(upstream.calls().len(), 3);
     replica.finish().await;
     app.finish().await;
 }
@@ -131,8 +131,8 @@ async fn a_caller_of_a_replica_that_lost_its_database_gets_its_image_at_another(
     let replica = behind.app.replica(&behind.upstream.gateway("")).await;
     let here = behind.caller("1").await;
     let there = here.at(&replica.url);
-    let gate = hold(&behind.upstream);
-    let call = waiting(&here, "a cup");
+    let gate = behind.upstream.hold(1);
+    let call = here.waiting("a cup");
     behind.upstream.wait_for(1).await;
 
     behind.proxy.freeze();
@@ -144,7 +144,7 @@ async fn a_caller_of_a_replica_that_lost_its_database_gets_its_image_at_another(
     let (answer, ()) = tokio::join!(retry(&there, 1), release);
 
     assert_eq!(answer.status, 200, "{answer:?}");
-    assert_eq!(behind.upstream.received().len(), 1, "none was bought twice");
+    assert_eq!(behind.upstream.calls().len(), 1, "none was bought twice");
     assert_eq!(there.balance().await["balance"], 0.8);
     replica.finish().await;
     behind.app.finish().await;
@@ -160,7 +160,7 @@ async fn a_request_that_could_not_be_accepted_before_its_caller_left_is_dropped(
     assert_eq!(here.generate("a bridge").await.status, 200);
 
     behind.proxy.freeze();
-    let call = waiting(&here, "a cup");
+    let call = here.waiting("a cup");
     tokio::time::sleep(BACKOFF).await;
     call.abort();
     tokio::time::sleep(BACKOFF).await;
@@ -169,7 +169,7 @@ async fn a_request_that_could_not_be_accepted_before_its_caller_left_is_dropped(
     let later = here.generate("a tower").await;
 
     assert_eq!((answer.status, later.status), (200, 200));
-    assert_eq!(behind.upstream.received().len(), 3, "none was bought twice");
+    assert_eq!(behind.upstream.calls().len(), 3, "none was bought twice");
     assert_eq!(there.balance().await["balance"], 0.4);
     replica.finish().await;
     behind.app.finish().await;
@@ -211,8 +211,8 @@ async fn come_again_after_a_kill(
     before(&database).await;
     let other = Setup::on(&database, &settings).serve();
     let here = database.caller(&killed.url(), "2").await;
-    let gates: Vec<Gate> = (0..2).map(|_| hold(&upstream)).collect();
-    let calls: Vec<_> = (0..2).map(|_| waiting(&here, "a cup")).collect();
+    let gates: Vec<Gate> = (0..2).map(|_| upstream.hold(1)).collect();
+    let calls: Vec<_> = (0..2).map(|_| here.waiting("a cup")).collect();
     upstream.wait_for(2).await;
 
     killed.kill();

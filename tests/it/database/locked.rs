@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::Connection;
 
-use super::{hold, in_time, waiting};
+use super::in_time;
 use crate::harness::{
     TestApp, caller::Caller, database::TestDatabase, process::Setup, upstream::Upstream,
 };
@@ -27,14 +27,14 @@ async fn a_locked_account_delays_no_other() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&upstream.gateway("")).await;
     let (locked, free) = (app.caller("2").await, app.caller("10").await);
-    let gate = hold(&upstream);
-    let settling = waiting(&locked, "to be settled meanwhile");
+    let gate = upstream.hold(1);
+    let settling = locked.waiting("to be settled meanwhile");
     upstream.wait_for(1).await;
     let mut conn = app.database.connect().await;
     let lock = lock(&mut conn, &locked).await;
     gate.add_permits(1);
 
-    let submitting = waiting(&locked, "to be submitted meanwhile");
+    let submitting = locked.waiting("to be submitted meanwhile");
     let began = Instant::now();
     let (mut result, mut slowest) = (0, Duration::ZERO);
     while began.elapsed() < Duration::from_secs(6) {
@@ -72,7 +72,7 @@ async fn a_paused_replica_delays_others_for_seconds_only() {
     let there = here.at(&other.url());
     for round in 0..4 {
         let load: Vec<_> = (0..8)
-            .map(|n| waiting(&here, &format!("round {round}, image {n}")))
+            .map(|n| here.waiting(&format!("round {round}, image {n}")))
             .collect();
         tokio::time::sleep(Duration::from_millis(rand::random_range(0..40))).await;
         paused.signal("STOP");

@@ -1,10 +1,12 @@
-//! A database that goes silent, disappears, is blocked by locks, or refuses its input: what clients get, and that
+//! The database: its migrations, and what clients get while it is silent, away, blocked by locks or refuses its input:
 //! nothing is lost or bought twice.
 
 mod away;
+mod cancelled_begin;
 mod expired;
 mod joined;
 mod locked;
+mod migrations;
 mod refused;
 mod silent;
 mod unreadable;
@@ -16,7 +18,7 @@ use crate::harness::{
     caller::{Answer, Caller},
     database::TestDatabase,
     fault_proxy::FaultProxy,
-    upstream::{Gate, Reply, Upstream, image},
+    upstream::Upstream,
 };
 
 /// Short time-outs, where operators can set them.
@@ -46,15 +48,8 @@ impl Behind {
     }
 
     async fn caller(&self, balance: &str) -> Caller {
-        self.app.database.caller(&self.app.url, balance).await
+        self.app.caller(balance).await
     }
-}
-
-/// Holds the next reply back until the gate releases it.
-fn hold(upstream: &Upstream) -> Gate {
-    let gate = Gate::new(tokio::sync::Semaphore::new(0));
-    upstream.next(Reply::images(&[image(3, 2, 0)]).held_by(&gate));
-    gate
 }
 
 /// The pid of the one PostgreSQL session that LISTENs on this database, once there is exactly one.
@@ -67,13 +62,6 @@ async fn listening_pid(database: &TestDatabase) -> i64 {
     database
         .number(&format!("SELECT COALESCE(max(pid), 0)::bigint {locks}"))
         .await
-}
-
-/// A sync request that runs beside the test.
-#[expect(clippy::disallowed_methods, reason = "it may end with the test")]
-fn waiting(caller: &Caller, prompt: &str) -> tokio::task::JoinHandle<Answer> {
-    let (caller, prompt) = (caller.clone(), prompt.to_owned());
-    tokio::spawn(async move { caller.generate(&prompt).await })
 }
 
 /// The answer to a request, which must arrive in time.

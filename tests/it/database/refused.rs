@@ -22,13 +22,13 @@ async fn any_text_of_an_upstream_can_be_stored() {
     let answer = caller.generate("a bridge").await;
 
     assert_eq!(answer.status, 200, "{answer:?}");
-    assert_eq!(upstream.received().len(), 1);
+    assert_eq!(upstream.calls().len(), 1);
     assert_eq!(caller.balance().await["balance"], 0.8);
 
     upstream.next(Reply::error(400, "invalid_value", "no\0 such thing"));
     let refused = caller.generate("a bridge").await;
     assert_eq!(refused.status, 400, "{refused:?}");
-    assert_eq!(upstream.received().len(), 2);
+    assert_eq!(upstream.calls().len(), 2);
     app.finish().await;
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use serde_json::json;
 
-use super::{Behind, hold, in_time, listening_pid, waiting};
+use super::{Behind, in_time, listening_pid};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_continue_over_new_connections() {
@@ -34,7 +34,7 @@ async fn requests_continue_over_new_connections() {
         assert_eq!(answer.status, 200, "{answer:?}");
     }
     assert_eq!(caller.get("/readyz").await.status, 200);
-    assert_eq!(behind.upstream.received().len(), 31);
+    assert_eq!(behind.upstream.calls().len(), 31);
     behind.app.finish().await;
 }
 
@@ -42,8 +42,8 @@ async fn requests_continue_over_new_connections() {
 async fn running_tasks_are_settled_and_reported_meanwhile() {
     let behind = Behind::start(super::BRIEF).await;
     let caller = behind.caller("1").await;
-    let gate = hold(&behind.upstream);
-    let request = waiting(&caller, "a bridge");
+    let gate = behind.upstream.hold(1);
+    let request = caller.waiting("a bridge");
     behind.upstream.wait_for(1).await;
 
     behind.proxy.freeze();
@@ -51,7 +51,7 @@ async fn running_tasks_are_settled_and_reported_meanwhile() {
 
     let answer = in_time(async { request.await.unwrap() }).await;
     assert_eq!(answer.status, 200, "{answer:?}");
-    assert_eq!(behind.upstream.received().len(), 1);
+    assert_eq!(behind.upstream.calls().len(), 1);
     assert_eq!(caller.balance().await["balance"], 0.8);
     behind.app.finish().await;
 }
@@ -72,7 +72,7 @@ async fn a_commit_whose_answer_is_lost_is_one_task_and_one_hold() {
     .await
     .unwrap();
 
-    let request = waiting(&caller, "a bridge");
+    let request = caller.waiting("a bridge");
     let committing = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
         AND wait_event = 'PgSleep' AND query = 'COMMIT'";
     behind.app.database.wait_for(committing, 1).await;
@@ -88,7 +88,7 @@ async fn a_commit_whose_answer_is_lost_is_one_task_and_one_hold() {
             .await,
         1
     );
-    assert_eq!(behind.upstream.received().len(), 1);
+    assert_eq!(behind.upstream.calls().len(), 1);
     assert_eq!(caller.balance().await["balance"], 0.8);
     behind.app.finish().await;
 }

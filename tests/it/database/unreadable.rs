@@ -2,7 +2,6 @@
 
 use serde_json::json;
 
-use super::hold;
 use crate::harness::{TestApp, upstream::Upstream};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -11,7 +10,7 @@ async fn a_queued_task_that_cannot_be_read_stops_no_other_and_ends() {
     let settings = "[tasks]\nrunning_max = 1\nlease_ms = 1000\nattempts_max = 2\n";
     let app = TestApp::with(&format!("{settings}{}", upstream.gateway(""))).await;
     let caller = app.caller("1").await;
-    let gate = hold(&upstream);
+    let gate = upstream.hold(1);
     let submit = async |prompt: &str| {
         let body = json!({"model": "gpt-image-2", "prompt": prompt});
         caller.submit(&body).await

@@ -92,7 +92,7 @@ async fn every_upstream_failure_is_distinguished_and_costs_nothing() {
             upstream_error("the upstream answered without a usable image"),
         ),
         (
-            result.clone().cut_at(result.length() / 2),
+            result.clone().cut_in_half(),
             upstream_error("the upstream failed"),
         ),
     ];
@@ -142,7 +142,7 @@ async fn only_delivered_images_are_charged() {
     assert_eq!(answer.status, 200);
     assert_eq!(answer.json()["data"].as_array().unwrap().len(), 3);
     assert_eq!(left(&caller).await, 1.4);
-    let had = upstream.received().remove(0);
+    let had = upstream.calls().remove(0);
     assert_eq!(had.path, "/v1/images/generations");
     assert_eq!(had.headers["authorization"], format!("Bearer {KEY}"));
     assert_eq!(

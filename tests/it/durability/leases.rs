@@ -3,7 +3,7 @@
 use easel::tasks::{Ending, Outcome};
 use serde_json::json;
 
-use super::{accepted, gate, generated_by, hold, left, submit, waiting};
+use super::{accepted, generated_by, left, submit};
 use crate::harness::{TestApp, database::TestDatabase, process::Setup, upstream::Upstream};
 
 const RUNNING: &str = "SELECT count(*) FROM tasks WHERE status = 'running'";
@@ -15,8 +15,7 @@ async fn a_paused_worker_changes_nothing_when_it_resumes() {
     let settings = generated_by(&upstream, "[tasks]\nlease_ms = 1000");
     let paused = Setup::on(&database, &settings).serve();
     let caller = database.caller(&paused.url(), "1").await;
-    let gate = gate();
-    hold(&upstream, &gate);
+    let gate = upstream.hold(1);
     let id = accepted(&caller, "a bridge").await;
     upstream.wait_for(1).await;
 
@@ -45,8 +44,7 @@ async fn a_result_under_an_old_fence_changes_nothing() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&generated_by(&upstream, "")).await;
     let caller = app.caller("1").await;
-    let gate = gate();
-    hold(&upstream, &gate);
+    let gate = upstream.hold(1);
     let id = accepted(&caller, "a bridge").await;
     upstream.wait_for(1).await;
     // Another worker claims it, and does not end it yet.
@@ -86,8 +84,7 @@ async fn a_deadline_fails_a_running_task_and_releases_its_hold() {
     let settings = generated_by(&upstream, "[tasks]\nlease_ms = 1000\ndeadline_ms = 1500");
     let app = TestApp::with(&settings).await;
     let caller = app.caller("1").await;
-    let gate = gate();
-    hold(&upstream, &gate);
+    upstream.hold(1);
 
     let answer = caller.generate("never").await;
 
@@ -114,8 +111,7 @@ async fn a_deadline_ends_a_task_that_never_started() {
     let settings = generated_by(&upstream, "[tasks]\nlease_ms = 1000\nrunning_max = 1");
     let app = TestApp::with(&settings).await;
     let caller = app.caller("1").await;
-    let gate = gate();
-    hold(&upstream, &gate);
+    let gate = upstream.hold(1);
     let first = accepted(&caller, "first").await;
     upstream.wait_for(1).await;
     let second = accepted(&caller, "second").await;
@@ -129,7 +125,7 @@ async fn a_deadline_ends_a_task_that_never_started() {
     assert_eq!(task["cost"], 0.0);
     gate.add_permits(1);
     assert_eq!(caller.wait_for(&first).await["status"], "completed");
-    assert_eq!(upstream.received().len(), 1);
+    assert_eq!(upstream.calls().len(), 1);
     assert_eq!(left(&caller).await, 0.8);
     app.finish().await;
 }
@@ -139,9 +135,8 @@ async fn a_client_that_hangs_up_loses_only_its_wait() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&generated_by(&upstream, "")).await;
     let caller = app.caller("1").await;
-    let gate = gate();
-    hold(&upstream, &gate);
-    let request = waiting(&caller, "a bridge");
+    let gate = upstream.hold(1);
+    let request = caller.waiting("a bridge");
     upstream.wait_for(1).await;
 
     request.abort();
@@ -166,8 +161,7 @@ async fn a_full_queue_accepts_no_more() {
     let settings = generated_by(&upstream, "[tasks]\nrunning_max = 1\nqueued_max = 1");
     let app = TestApp::with(&settings).await;
     let caller = app.caller("1").await;
-    let gate = gate();
-    hold(&upstream, &gate);
+    let gate = upstream.hold(1);
     let first = accepted(&caller, "first").await;
     upstream.wait_for(1).await;
     while app.app.admission.backlog.total() > 0 {

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{accepted, gate, generated_by, hold, left};
+use super::{accepted, generated_by, left};
 use crate::harness::{
     TestApp,
     caller::Caller,
     database::TestDatabase,
     process::{Process, Setup},
-    upstream::{Gate, Received, Reply, Upstream, image},
+    upstream::{Call, Gate, Reply, Upstream, closed_gate, image},
 };
 
 const WAITS_TO_SETTLE: &str =
@@ -59,8 +59,7 @@ async fn a_worker_killed_between_storing_and_settling_has_its_images_adopted() {
     let setup = Setup::on(&database, &settings);
     let gateway = setup.serve();
     let caller = database.caller(&gateway.url(), "1").await;
-    let gate = gate();
-    hold(&upstream, &gate);
+    let gate = upstream.hold(1);
     let id = accepted(&caller, "a bridge").await;
     lose_the_worker(&database, &gateway, &gate, upstream.wait_for(1)).await;
 
@@ -70,7 +69,7 @@ async fn a_worker_killed_between_storing_and_settling_has_its_images_adopted() {
     let task = caller.wait_for(&id).await;
     assert_eq!(task["status"], "completed");
     assert_eq!(bytes_of(&caller, &task["url"]).await, image(3, 2, 0));
-    assert_eq!(upstream.received().len(), 1, "bought twice");
+    assert_eq!(upstream.calls().len(), 1, "bought twice");
     assert_eq!(stored_images(&setup.data_dir()).len(), 1);
     assert_eq!(left(&caller).await, 0.8);
     gateway.end();
@@ -85,7 +84,7 @@ async fn only_images_that_were_not_stored_are_bought_again() {
     let gateway = setup.serve();
     let caller = database.caller(&gateway.url(), "1").await;
     // The upstream returns two of three images.
-    let gate = gate();
+    let gate = closed_gate();
     let two = [image(3, 2, 1), image(3, 2, 2)];
     upstream.next(Reply::images(&two).held_by(&gate));
     let three = json!({"model": "gpt-image-2", "prompt": "three", "n": 3});
@@ -98,9 +97,9 @@ async fn only_images_that_were_not_stored_are_bought_again() {
     let caller = caller.at(&gateway.url());
     let task = caller.wait_for(&id).await;
     assert_eq!(task["status"], "completed");
-    let received = upstream.received();
+    let calls = upstream.calls();
     assert_eq!(
-        received.iter().map(Received::n).collect::<Vec<_>>(),
+        calls.iter().map(Call::n).collect::<Vec<_>>(),
         [Some(3), Some(1)]
     );
     for (index, shade) in (1..=3).enumerate() {

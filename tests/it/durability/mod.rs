@@ -10,23 +10,13 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     caller::{Answer, Caller},
-    upstream::{Gate, Reply, Upstream, image},
+    upstream::Upstream,
 };
 
 /// Settings that generate `gpt-image-2` with a fake upstream; `more` is appended.
 fn generated_by(upstream: &Upstream, more: &str) -> String {
     let backend = upstream.settings("");
     format!("{more}\n[backends.up]\n{backend}[models.gpt-image-2]\nroutes = [\"up\"]\n")
-}
-
-/// Holds the next reply back until the gate opens, or forever.
-fn hold(upstream: &Upstream, gate: &Gate) {
-    upstream.next(Reply::images(&[image(3, 2, 0)]).held_by(gate));
-}
-
-/// A closed gate.
-fn gate() -> Gate {
-    Gate::new(tokio::sync::Semaphore::new(0))
 }
 
 /// An async request.
@@ -40,13 +30,6 @@ async fn accepted(caller: &Caller, prompt: &str) -> String {
     let answer = submit(caller, prompt).await;
     assert_eq!(answer.status, 202, "{answer:?}");
     answer.json()["task_id"].as_str().unwrap().to_owned()
-}
-
-/// A sync request that runs beside the test, on its own tokio task.
-#[expect(clippy::disallowed_methods, reason = "it may end with the test")]
-fn waiting(caller: &Caller, prompt: &str) -> tokio::task::JoinHandle<Answer> {
-    let (caller, prompt) = (caller.clone(), prompt.to_owned());
-    tokio::spawn(async move { caller.generate(&prompt).await })
 }
 
 /// The balance; asserts that nothing is held.

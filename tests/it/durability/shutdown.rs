@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{accepted, gate, generated_by, hold, left, submit, waiting};
+use super::{accepted, generated_by, left, submit};
 use crate::harness::{database::TestDatabase, process::Setup, upstream::Upstream};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -13,10 +13,8 @@ async fn running_requests_are_answered_and_new_ones_left_to_other_gateways() {
     let gateway = Setup::on(&database, &settings).serve();
     let other = Setup::on(&database, &settings).serve();
     let caller = database.caller(&gateway.url(), "1").await;
-    let gate = gate();
-    hold(&upstream, &gate);
-    hold(&upstream, &gate);
-    let request = waiting(&caller, "waits");
+    let gate = upstream.hold(2);
+    let request = caller.waiting("waits");
     let id = accepted(&caller, "does not wait").await;
     upstream.wait_for(2).await;
 
@@ -68,12 +66,10 @@ async fn callers_waiting_for_another_replica_are_answered_during_a_shutdown() {
     )
     .serve();
     let caller = database.caller(&gateway.url(), "1").await;
-    let gate = gate();
-    hold(&upstream, &gate);
-    hold(&upstream, &gate);
-    let first = waiting(&caller, "generated here");
+    let gate = upstream.hold(2);
+    let first = caller.waiting("generated here");
     upstream.wait_for(1).await;
-    let second = waiting(&caller, "generated elsewhere");
+    let second = caller.waiting("generated elsewhere");
     database
         .wait_for("SELECT count(*) FROM tasks WHERE status = 'queued'", 1)
         .await;
@@ -98,10 +94,8 @@ async fn tasks_that_take_too_long_are_requeued_unstarted() {
     let setup = Setup::on(&database, &settings);
     let gateway = setup.serve();
     let caller = database.caller(&gateway.url(), "1").await;
-    let gate = gate();
-    hold(&upstream, &gate);
-    hold(&upstream, &gate);
-    let request = waiting(&caller, "waits");
+    upstream.hold(2);
+    let request = caller.waiting("waits");
     let id = accepted(&caller, "does not wait").await;
     upstream.wait_for(2).await;
 
@@ -131,8 +125,7 @@ async fn a_second_signal_ends_it_at_once() {
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
     let gateway = Setup::on(&database, &generated_by(&upstream, "")).serve();
     let caller = database.caller(&gateway.url(), "1").await;
-    let gate = gate();
-    hold(&upstream, &gate);
+    upstream.hold(1);
     accepted(&caller, "under way").await;
     upstream.wait_for(1).await;
 

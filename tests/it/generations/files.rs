@@ -1,13 +1,15 @@
 //! The images: their links, the targets of the links, and images inside the answer.
 
-use easel::{accounts::store::KeyLimits, config::InlineImages};
+use easel::config::InlineImages;
 use insta::assert_json_snapshot;
 use serde_json::json;
 
 use super::body;
 use crate::harness::{
     TestApp,
+    account::Account,
     caller::{Answer, Caller, http_client},
+    images::size_of,
     redact::redacted,
 };
 
@@ -58,8 +60,7 @@ async fn a_link_leads_to_the_bytes_without_a_key() {
     assert_eq!(image.header("content-type"), Some("image/png"));
     assert_eq!(image.header("content-disposition"), Some("inline"));
     assert_eq!(image.header("x-content-type-options"), Some("nosniff"));
-    let size = image::load_from_memory(&image.body).unwrap();
-    assert_eq!((size.width(), size.height()), (1024, 1024));
+    assert_eq!(size_of(&image.body), (1024, 1024));
 
     let saved = target(&format!("{link}?download=1")).await;
     let saved = Answer::of(http_client().get(&saved)).await;
@@ -196,11 +197,8 @@ async fn the_setting_of_a_key_overrides_the_default() {
         ("always", Some(InlineImages::OnRequest), false, true),
     ] {
         let app = TestApp::with(&format!("[images]\ninline_images = '{setting}'")).await;
-        let limits = KeyLimits {
-            inline_images: key,
-            ..KeyLimits::default()
-        };
-        let caller = app.caller_with("9", None, &limits).await;
+        let account = Account::with("9").key(|limits| limits.inline_images = key);
+        let caller = app.create(account).await;
         assert_eq!(
             is_inline(&caller, json!({})).await,
             unasked,

@@ -7,6 +7,7 @@ use reqwest::{
     multipart::{Form, Part},
 };
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 /// A client of the gateway. Follows no redirects.
 #[derive(Clone)]
@@ -94,6 +95,18 @@ impl Caller {
             &json!({"model": "gpt-image-2", "prompt": prompt}),
         )
         .await
+    }
+
+    /// Generates one small image beside the test.
+    pub fn waiting(&self, prompt: &str) -> JoinHandle<Answer> {
+        self.waiting_for(json!({"model": "gpt-image-2", "prompt": prompt}))
+    }
+
+    /// Waits for a generation beside the test.
+    #[expect(clippy::disallowed_methods, reason = "it may end with the test")]
+    pub fn waiting_for(&self, body: Value) -> JoinHandle<Answer> {
+        let caller = self.clone();
+        tokio::spawn(async move { caller.post("/v1/images/generations", &body).await })
     }
 
     /// Polls a task until it has ended.

@@ -1,6 +1,6 @@
 //! One private PostgreSQL for the whole run. Each test gets its own database, copied from a migrated template.
 
-use std::{collections::HashMap, fs, path::Path, sync::OnceLock, time::Duration};
+use std::{fs, path::Path, sync::OnceLock, time::Duration};
 
 use easel::{
     billing::ledger,
@@ -221,7 +221,7 @@ pub async fn queue_head(conn: &mut PgConnection, limit: i64) -> Vec<store::Waiti
 }
 
 /// Assigns all of these tasks to one route.
-pub fn over_route(waiting: Vec<store::Waiting>, route: &str) -> HashMap<TaskId, Assignment> {
+pub fn over_route(waiting: Vec<store::Waiting>, route: &str) -> Vec<(TaskId, Assignment)> {
     let assign = |waiting: store::Waiting| {
         let route = Some(route.to_owned());
         (

@@ -2,7 +2,10 @@
 
 use std::io::Cursor;
 
-use image::{DynamicImage, ImageFormat, RgbImage, RgbaImage};
+use image::{
+    DynamicImage, ExtendedColorType, ImageEncoder, ImageFormat, RgbImage, RgbaImage,
+    codecs::png::PngEncoder,
+};
 
 /// An image of 8x6 pixels in one of the four formats.
 pub fn image(format: ImageFormat) -> Vec<u8> {
@@ -24,14 +27,23 @@ pub fn png_of(bytes: usize) -> Vec<u8> {
     filled(&png(), bytes)
 }
 
-/// A PNG that does not compress.
+/// The width and height of an image, which must be whole.
+pub fn size_of(bytes: &[u8]) -> (u32, u32) {
+    let image = image::load_from_memory(bytes).unwrap();
+    (image.width(), image.height())
+}
+
+/// A PNG of exactly this size; its shade of grey tells images apart.
+pub fn grey(width: u32, height: u32, shade: u8) -> Vec<u8> {
+    let pixels = vec![shade.wrapping_mul(24); (width * height) as usize];
+    png_from(&pixels, (width, height), ExtendedColorType::L8)
+}
+
+/// A PNG that does not compress: about three bytes per pixel.
 pub fn noise(width: u32, height: u32) -> Vec<u8> {
-    let pixels = RgbImage::from_fn(width, height, |_, _| image::Rgb(rand::random()));
-    let mut bytes = Cursor::new(Vec::new());
-    DynamicImage::from(pixels)
-        .write_to(&mut bytes, ImageFormat::Png)
-        .unwrap();
-    bytes.into_inner()
+    let mut pixels = vec![0; (width * height * 3) as usize];
+    rand::fill(&mut pixels[..]);
+    png_from(&pixels, (width, height), ExtendedColorType::Rgb8)
 }
 
 /// A mask of 8x6 pixels and this many bytes, transparent in its left half.
@@ -39,11 +51,15 @@ pub fn mask_of(bytes: usize) -> Vec<u8> {
     let pixels = RgbaImage::from_fn(8, 6, |x, _| {
         image::Rgba([9, 9, 9, if x < 4 { 0 } else { 255 }])
     });
-    let mut small = Cursor::new(Vec::new());
-    DynamicImage::from(pixels)
-        .write_to(&mut small, ImageFormat::Png)
+    filled(&png_from(&pixels, (8, 6), ExtendedColorType::Rgba8), bytes)
+}
+
+fn png_from(pixels: &[u8], (width, height): (u32, u32), color: ExtendedColorType) -> Vec<u8> {
+    let mut png = Vec::new();
+    PngEncoder::new(&mut png)
+        .write_image(pixels, width, height, color)
         .unwrap();
-    filled(&small.into_inner(), bytes)
+    png
 }
 
 fn filled(small: &[u8], bytes: usize) -> Vec<u8> {

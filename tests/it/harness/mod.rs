@@ -1,10 +1,13 @@
 //! The test harness: each test gets its own gateway over a real PostgreSQL, callers, and a check of all invariants at
 //! its end.
 
+pub mod account;
 pub mod caller;
 pub mod database;
+pub mod fake_server;
 pub mod fault_proxy;
 pub mod images;
+pub mod loopback;
 pub mod process;
 pub mod redact;
 pub mod s3;
@@ -13,22 +16,19 @@ pub mod upstream;
 use std::{io::Write, sync::Arc, time::Duration};
 
 use easel::{
-    accounts::{keys, store as accounts, store::KeyLimits},
     app::App,
-    billing::ledger,
     clock::Clock,
     config::{Config, Sources},
     http::{self, server},
     images::{Images, sweep},
-    money::Cny,
     shutdown::Shutdown,
     worker::Worker,
 };
-use secrecy::ExposeSecret;
 use sqlx::postgres::PgConnectOptions;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
+use account::Account;
 use caller::Caller;
 use database::TestDatabase;
 use fault_proxy::FaultProxy;
@@ -116,33 +116,14 @@ impl TestApp {
         }
     }
 
-    /// Creates a caller with its own account and key.
+    /// Creates an account with this balance, and a caller with its key.
     pub async fn caller(&self, balance: &str) -> Caller {
-        self.caller_with(balance, None, &KeyLimits::default()).await
+        self.create(Account::with(balance)).await
     }
 
-    /// Creates a caller with a balance, a monthly quota and limits for its key.
-    pub async fn caller_with(
-        &self,
-        balance: &str,
-        monthly_quota: Option<&str>,
-        limits: &KeyLimits,
-    ) -> Caller {
-        let mut tx = self.app.pool.begin().await.unwrap();
-        let name = format!("account-{}", easel::ids::random_base62(8));
-        let quota = monthly_quota.map(|quota| quota.parse().unwrap());
-        let account = accounts::insert(&mut tx, &name, quota)
-            .await
-            .unwrap()
-            .unwrap();
-        let balance: Cny = balance.parse().unwrap();
-        ledger::top_up(&mut tx, account, balance).await.unwrap();
-        let key = keys::generate();
-        let key_id = accounts::insert_key(&mut tx, account, "test", &key, limits)
-            .await
-            .unwrap();
-        tx.commit().await.unwrap();
-        Caller::new(&self.url, key.secret.expose_secret(), name, account, key_id)
+    /// Creates an account, and a caller with its key.
+    pub async fn create(&self, account: Account) -> Caller {
+        account.create(&self.database, &self.url).await
     }
 
     /// Begins a shutdown; [`finish`](Self::finish) must still follow.

@@ -9,16 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use easel::{
-    accounts::{keys, store as accounts, store::KeyLimits},
-    billing::ledger,
-    money::Cny,
-};
-use secrecy::ExposeSecret;
-use sqlx::{AssertSqlSafe, Connection};
+use sqlx::AssertSqlSafe;
 use tempfile::TempDir;
 
-use super::{caller::Caller, database::TestDatabase};
+use super::database::TestDatabase;
 
 /// Generous, because other tests keep the machine busy.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -326,24 +320,6 @@ pub fn signal(name: &str, pid: u32) {
 }
 
 impl TestDatabase {
-    /// Creates a caller with its own account and key, for any gateway on this database.
-    pub async fn caller(&self, url: &str, balance: &str) -> Caller {
-        let mut conn = self.connect().await;
-        let mut tx = conn.begin().await.unwrap();
-        let name = format!("account-{}", easel::ids::random_base62(8));
-        let account = accounts::insert(&mut tx, &name, None).await.unwrap();
-        let account = account.unwrap();
-        let balance: Cny = balance.parse().unwrap();
-        ledger::top_up(&mut tx, account, balance).await.unwrap();
-        let key = keys::generate();
-        let limits = KeyLimits::default();
-        let key_id = accounts::insert_key(&mut tx, account, "test", &key, &limits)
-            .await
-            .unwrap();
-        tx.commit().await.unwrap();
-        Caller::new(url, key.secret.expose_secret(), name, account, key_id)
-    }
-
     /// The single number that a query returns.
     pub async fn number(&self, query: &str) -> i64 {
         let mut conn = self.connect().await;

@@ -12,10 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hyper_util::rt::TokioIo;
+use axum::{body::Body, http::Response};
 use s3s::{auth::SimpleAuth, service::S3ServiceBuilder};
 use tempfile::TempDir;
-use tokio::task::JoinSet;
+
+use super::loopback::{Loopback, Serving};
 
 pub(crate) const ACCESS_KEY_ID: &str = "test-access-key";
 pub(crate) const SECRET_ACCESS_KEY: &str = "test-secret-key";
@@ -32,10 +33,7 @@ pub(crate) struct S3Server {
 }
 
 enum Server {
-    /// Held for its drop, which ends the accept loop and every connection.
-    InProcess {
-        _tasks: JoinSet<()>,
-    },
+    InProcess { _serving: Serving },
     Process(Child),
 }
 
@@ -46,36 +44,23 @@ impl S3Server {
         let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(folder.path()).unwrap());
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY_ID, SECRET_ACCESS_KEY));
         let service = builder.build();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let loopback = Loopback::bind().await;
+        let endpoint = loopback.url();
         let failing = Arc::new(AtomicBool::new(false));
         let fails = Arc::clone(&failing);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                let http = hyper::server::conn::http1::Builder::new();
-                let (service, fails) = (service.clone(), Arc::clone(&fails));
-                let serve = hyper::service::service_fn(move |request| {
-                    let (service, fails) = (service.clone(), fails.load(Ordering::Relaxed));
-                    async move {
-                        if fails {
-                            let failed = hyper::Response::builder().status(500);
-                            return Ok(failed.body(s3s::Body::empty()).unwrap());
-                        }
-                        hyper::service::Service::call(&service, request).await
-                    }
-                });
-                let connection = http.serve_connection(TokioIo::new(stream), serve);
-                connections.spawn(async move {
-                    // A client that disconnects is no fault of the store.
-                    let _ = connection.await;
-                });
+        let serving = loopback.serve(move |request| {
+            let (service, fails) = (service.clone(), fails.load(Ordering::Relaxed));
+            async move {
+                if fails {
+                    return Ok(Response::builder().status(500).body(Body::empty())?);
+                }
+                let response = service.call(request.map(s3s::Body::from)).await;
+                Ok(response.map_err(s3s::StdError::from)?.map(Body::new))
             }
         });
         Self {
             endpoint,
-            server: Server::InProcess { _tasks: tasks },
+            server: Server::InProcess { _serving: serving },
             failing,
             folder,
         }

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use easel::accounts::store::KeyLimits;
 use reqwest::{
     Method,
     multipart::{Form, Part},
@@ -12,6 +11,7 @@ use serde_json::json;
 use super::{Sending, asked};
 use crate::harness::{
     TestApp,
+    account::Account,
     caller::{Answer, Caller},
     images::png,
 };
@@ -131,11 +131,8 @@ async fn nothing_is_stored_for_accounts_that_cannot_pay() {
 #[tokio::test]
 async fn requests_refused_at_the_hold_or_joined_leave_nothing_behind() {
     let app = TestApp::with(SLOW).await;
-    let one_at_once = KeyLimits {
-        concurrent_requests: Some(1),
-        ..KeyLimits::default()
-    };
-    let caller = app.caller_with("9", None, &one_at_once).await;
+    let one_at_once = Account::with("9").key(|key| key.concurrent_requests = Some(1));
+    let caller = app.create(one_at_once).await;
     let named = |name: &str| {
         let request = caller.request(Method::POST, PATH).multipart(form());
         Answer::of(request.header("idempotency-key", name.to_owned()))

@@ -14,8 +14,9 @@ use hickory_resolver::proto::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
-    task::JoinSet,
 };
+
+use crate::harness::loopback::{Loopback, Serving};
 
 /// The largest datagram that no network fragments; larger answers go over TCP.
 const DATAGRAM_BYTES_MAX: usize = 1232;
@@ -40,7 +41,7 @@ pub(super) fn known(addresses: &[&str]) -> Known {
 pub(super) struct NameServer {
     pub(super) address: SocketAddr,
     zone: Arc<Zone>,
-    _serving: JoinSet<()>,
+    _serving: Serving,
 }
 
 /// The records of a name when it is queried for the n-th time, from 0.
@@ -67,9 +68,10 @@ impl NameServer {
             asked: Mutex::default(),
         });
         let address = udp.local_addr().unwrap();
-        let mut serving = JoinSet::new();
+        let streamed = Arc::clone(&zone);
+        let mut serving =
+            Loopback(tcp).accept(move |stream| serve_stream(stream, Arc::clone(&streamed)));
         serving.spawn(serve_udp(udp, Arc::clone(&zone)));
-        serving.spawn(serve_tcp(tcp, Arc::clone(&zone)));
         Self {
             address,
             zone,
@@ -101,19 +103,7 @@ async fn serve_udp(socket: UdpSocket, zone: Arc<Zone>) {
     }
 }
 
-async fn serve_tcp(listener: TcpListener, zone: Arc<Zone>) {
-    let mut connections = JoinSet::new();
-    loop {
-        let (stream, _) = listener.accept().await.unwrap();
-        let zone = Arc::clone(&zone);
-        connections.spawn(async move {
-            // It ends when the client disconnects.
-            drop(serve_stream(stream, &zone).await);
-        });
-    }
-}
-
-async fn serve_stream(mut stream: TcpStream, zone: &Zone) -> io::Result<()> {
+async fn serve_stream(mut stream: TcpStream, zone: Arc<Zone>) -> io::Result<()> {
     loop {
         let length = stream.read_u16().await?;
         let mut question = vec![0; usize::from(length)];

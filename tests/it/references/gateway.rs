@@ -128,7 +128,7 @@ async fn unfetchable_references_are_named_before_the_upstream_is_called() {
     let mut mask = body(&[upload]);
     mask["mask"] = nowhere.into();
     refused(&caller, &mask, "mask could not be fetched").await;
-    assert_eq!(upstream.received().len(), 0);
+    assert_eq!(upstream.calls().len(), 0);
     assert_eq!(caller.balance().await["balance"], 9.0);
     app.finish().await;
 }

@@ -14,12 +14,10 @@ use easel::{
     config,
     references::{ExemptServer, FetchError, FetchFault, Fetched, Fetcher},
 };
-use futures_util::FutureExt;
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 use tokio::{
     io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    task::JoinSet,
+    net::TcpStream,
 };
 use tokio_rustls::{
     TlsAcceptor,
@@ -31,7 +29,10 @@ use tokio_rustls::{
 use url::Url;
 
 use super::dns::{Known, NameServer, known};
-use crate::harness::images::png;
+use crate::harness::{
+    images::png,
+    loopback::{Loopback, Serving},
+};
 
 /// The fetcher's limit for one reference, in bytes.
 pub(super) const BYTES_MAX: u64 = 100_000;
@@ -45,7 +46,7 @@ pub(super) struct Web {
     pub(super) name_server: NameServer,
     pub(super) fetcher: Fetcher,
     seen: Arc<Seen>,
-    _serving: JoinSet<()>,
+    _serving: Serving,
 }
 
 #[derive(Default)]
@@ -82,12 +83,15 @@ impl Web {
         known: impl Fn(&str, usize) -> Known + Send + Sync + 'static,
     ) -> Self {
         let (acceptor, root) = certify(year);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let loopback = Loopback::bind().await;
+        let address = loopback.address();
         let name_server = NameServer::start(known).await;
         let seen = Arc::new(Seen::default());
-        let mut serving = JoinSet::new();
-        serving.spawn(serve(listener, acceptor, Arc::clone(&seen)));
+        let all = Arc::clone(&seen);
+        let serving = loopback.accept(move |socket| {
+            all.connections.fetch_add(1, Ordering::SeqCst);
+            connection(socket, acceptor.clone(), Arc::clone(&all))
+        });
         let settings = references("");
         let fetcher = fetcher(&settings, BYTES_MAX, address, name_server.address, &root);
         Self {
@@ -197,16 +201,6 @@ fn certify(year: i32) -> (TlsAcceptor, rcgen::Certificate) {
         .with_single_cert(vec![der], key)
         .unwrap();
     (TlsAcceptor::from(Arc::new(config)), certificate)
-}
-
-async fn serve(listener: TcpListener, acceptor: TlsAcceptor, seen: Arc<Seen>) {
-    let mut connections = JoinSet::new();
-    loop {
-        let (socket, _) = listener.accept().await.unwrap();
-        seen.connections.fetch_add(1, Ordering::SeqCst);
-        // Some tests need a client that disconnects early.
-        connections.spawn(connection(socket, acceptor.clone(), Arc::clone(&seen)).map(drop));
-    }
 }
 
 async fn connection(socket: TcpStream, acceptor: TlsAcceptor, seen: Arc<Seen>) -> io::Result<()> {

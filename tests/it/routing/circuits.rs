@@ -4,14 +4,13 @@ use std::time::{Duration, Instant};
 
 use easel::backend::Circuit;
 use serde_json::json;
-use tokio::sync::Semaphore;
 
 use super::{attempts, routed, submitted, tried};
 use crate::harness::{
     TestApp,
     caller::Caller,
     process::Setup,
-    upstream::{Gate, Reply, Upstream},
+    upstream::{Reply, Upstream},
 };
 
 /// One failure opens a circuit, unless a request can be its cause; the next probe comes soon.
@@ -66,7 +65,7 @@ async fn tasks_stay_queued_while_the_circuits_of_all_their_routes_are_open() {
     for task in tasks {
         assert_eq!(caller.wait_for(&task).await["status"], "completed");
     }
-    assert_eq!(upstream.received().len(), 22);
+    assert_eq!(upstream.calls().len(), 22);
     assert_eq!(circuit(&app, "up"), Circuit::Closed);
     app.finish().await;
 }
@@ -163,8 +162,7 @@ async fn during_a_probe_other_tasks_wait_without_an_attempt() {
     let app = TestApp::with(&routed(&[("up", &upstream)], r#""up""#, TOUCHY)).await;
     let caller = app.caller("10").await;
     open_circuit(&app, &upstream).await;
-    let gate = Gate::new(Semaphore::new(0));
-    upstream.next(Reply::an_image().held_by(&gate));
+    let gate = upstream.hold(1);
     let tasks = [
         submitted(&caller, "the probe").await,
         submitted(&caller, "second").await,
@@ -176,7 +174,7 @@ async fn during_a_probe_other_tasks_wait_without_an_attempt() {
     assert_eq!(ready["backends"], json!({"up": "probing"}));
     // Longer than between two polls of the queue, shorter than until another probe.
     tokio::time::sleep(Duration::from_millis(1_200)).await;
-    assert_eq!(upstream.received().len(), 2, "one at a time");
+    assert_eq!(upstream.calls().len(), 2, "one at a time");
     gate.add_permits(1);
     for task in tasks {
         assert_eq!(caller.wait_for(&task).await["status"], "completed");

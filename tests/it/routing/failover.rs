@@ -55,7 +55,7 @@ async fn every_answer_is_right_and_paid_for_once_despite_faulty_routes() {
         .collect()
         .await;
 
-    let received = flaky.received().len();
+    let received = flaky.calls().len();
     let with_400 = (0..received).filter(|index| refuses(*index)).count();
     let count = |status| statuses.iter().filter(|other| **other == status).count();
     assert_eq!(
@@ -64,7 +64,7 @@ async fn every_answer_is_right_and_paid_for_once_despite_faulty_routes() {
         "each refusal is reported, and none is retried"
     );
     assert_eq!(count(200), REQUESTS - with_400, "all others are generated");
-    let delivered = slow.received().len()
+    let delivered = slow.calls().len()
         + (0..received)
             .filter(|index| !refuses(*index) && index % 7 != 2 && index % 5 != 1)
             .count();

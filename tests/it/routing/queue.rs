@@ -4,26 +4,18 @@ use std::time::{Duration, Instant};
 
 use easel::backend::Catalog;
 use reqwest::multipart::{Form, Part};
-use tokio::sync::Semaphore;
 
 use super::{routed, submitted};
 use crate::harness::{
     self, TestApp,
     caller::Caller,
-    upstream::{Gate, Reply, Upstream, image},
+    upstream::{Reply, Upstream, image},
 };
-
-fn hold(upstream: &Upstream, gate: &Gate, times: usize) {
-    for _ in 0..times {
-        upstream.next(Reply::an_image().held_by(gate));
-    }
-}
 
 #[tokio::test]
 async fn a_route_never_exceeds_its_concurrency_limit() {
     let upstream = Upstream::start().await;
-    let gate = Gate::new(Semaphore::new(0));
-    hold(&upstream, &gate, 8);
+    let gate = upstream.hold(8);
     let routes = r#"{ backend = "up", max_concurrency = 3 }"#;
     let settings = routed(&[("up", &upstream)], routes, "");
     let app = TestApp::with(&settings).await;
@@ -38,7 +30,7 @@ async fn a_route_never_exceeds_its_concurrency_limit() {
     upstream.wait_for(3).await;
     // Long enough for both to poll the queue several times.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
-    assert_eq!(upstream.received().len(), 3);
+    assert_eq!(upstream.calls().len(), 3);
 
     gate.add_permits(1);
     upstream.wait_for(4).await;
@@ -46,7 +38,7 @@ async fn a_route_never_exceeds_its_concurrency_limit() {
     for task in tasks {
         assert_eq!(caller.wait_for(&task).await["status"], "completed");
     }
-    assert_eq!(upstream.received().len(), 8);
+    assert_eq!(upstream.calls().len(), 8);
     other.finish().await;
     app.finish().await;
 }
@@ -54,8 +46,7 @@ async fn a_route_never_exceeds_its_concurrency_limit() {
 #[tokio::test]
 async fn the_next_priority_generates_when_a_route_is_full() {
     let (first, second) = (Upstream::start().await, Upstream::start().await);
-    let gate = Gate::new(Semaphore::new(0));
-    hold(&first, &gate, 1);
+    let gate = first.hold(1);
     let routes =
         r#"{ backend = "first", max_concurrency = 1 }, { backend = "second", priority = 1 }"#;
     let settings = routed(&[("first", &first), ("second", &second)], routes, "");
@@ -64,7 +55,7 @@ async fn the_next_priority_generates_when_a_route_is_full() {
     let held = submitted(&caller, "first").await;
     first.wait_for(1).await;
     assert_eq!(caller.generate("second").await.status, 200);
-    assert_eq!(second.received().len(), 1);
+    assert_eq!(second.calls().len(), 1);
     gate.add_permits(1);
     assert_eq!(caller.wait_for(&held).await["status"], "completed");
     app.finish().await;
@@ -73,8 +64,7 @@ async fn the_next_priority_generates_when_a_route_is_full() {
 #[tokio::test]
 async fn many_tasks_of_one_account_do_not_delay_another() {
     let upstream = Upstream::start().await;
-    let gate = Gate::new(Semaphore::new(0));
-    hold(&upstream, &gate, 1);
+    let gate = upstream.hold(1);
     let routes = r#"{ backend = "up", max_concurrency = 1 }"#;
     let app = TestApp::with(&routed(&[("up", &upstream)], routes, "")).await;
     let (crowd, one) = (app.caller("100").await, app.caller("1").await);
@@ -92,7 +82,7 @@ async fn many_tasks_of_one_account_do_not_delay_another() {
         assert_eq!(caller.wait_for(&task).await["status"], "completed");
     }
     let result: Vec<String> = upstream
-        .received()
+        .calls()
         .iter()
         .map(|call| call.fields["prompt"].as_str().unwrap().to_owned())
         .collect();
@@ -140,8 +130,7 @@ async fn tasks_waiting_for_a_retry_occupy_no_slot() {
 #[tokio::test]
 async fn tasks_waiting_for_a_route_count_toward_queued_max() {
     let upstream = Upstream::start().await;
-    let gate = Gate::new(Semaphore::new(0));
-    hold(&upstream, &gate, 1);
+    let gate = upstream.hold(1);
     let routes = r#"{ backend = "up", max_concurrency = 1 }"#;
     let settings = routed(&[("up", &upstream)], routes, "[tasks]\nqueued_max = 3\n");
     let app = TestApp::with(&settings).await;
@@ -189,8 +178,7 @@ async fn submitted_edit(caller: &Caller, prompt: &str) -> String {
 #[tokio::test]
 async fn tasks_waiting_for_the_only_mask_route_delay_no_others() {
     let masks = Upstream::start().await;
-    let gate = Gate::new(Semaphore::new(0));
-    hold(&masks, &gate, 40);
+    let gate = masks.hold(40);
     // The demo backend accepts no masks.
     let settings = format!(
         "[backends.plain]\nkind = 'demo'\n{}",
@@ -217,7 +205,7 @@ async fn tasks_waiting_for_the_only_mask_route_delay_no_others() {
             "the other tasks delay them"
         );
     }
-    assert_eq!(masks.received().len(), 1, "one at once");
+    assert_eq!(masks.calls().len(), 1, "one at once");
     gate.add_permits(40);
     for task in edits {
         assert_eq!(crowd.wait_for(&task).await["status"], "completed");
@@ -228,9 +216,7 @@ async fn tasks_waiting_for_the_only_mask_route_delay_no_others() {
 #[tokio::test]
 async fn tasks_whose_only_route_is_full_let_others_pass() {
     let (first, second) = (Upstream::start().await, Upstream::start().await);
-    let [gate_1, gate_2] = [0, 0].map(|permits| Gate::new(Semaphore::new(permits)));
-    hold(&first, &gate_1, 1);
-    hold(&second, &gate_2, 1);
+    let [gate_1, gate_2] = [&first, &second].map(|upstream| upstream.hold(1));
     let settings = routed(
         &[("first", &first), ("second", &second)],
         r#"{ backend = "first", max_concurrency = 1 }, { backend = "second", priority = 1, max_concurrency = 1 }"#,
@@ -254,7 +240,7 @@ async fn tasks_whose_only_route_is_full_let_others_pass() {
     let began = Instant::now();
     assert_eq!(caller.generate("free to go").await.status, 200);
     assert!(began.elapsed() < Duration::from_secs(10));
-    assert_eq!(second.received().len(), 1);
+    assert_eq!(second.calls().len(), 1);
     gate_2.add_permits(1);
     for task in tasks {
         assert_eq!(caller.wait_for(&task).await["status"], "completed");
@@ -266,8 +252,7 @@ async fn tasks_whose_only_route_is_full_let_others_pass() {
 #[tokio::test]
 async fn a_renamed_model_counts_tasks_running_under_its_old_name() {
     let upstream = Upstream::start().await;
-    let gate = Gate::new(Semaphore::new(0));
-    hold(&upstream, &gate, 4);
+    let gate = upstream.hold(4);
     let model = |name: &str, aliases: &str| {
         format!(
             "[backends.up]\n{}[models.{name}]\naliases = [{aliases}]\n\
@@ -291,11 +276,11 @@ async fn a_renamed_model_counts_tasks_running_under_its_old_name() {
     tasks.push(caller.submit(&body("old")).await);
     // Long enough to poll the queue several times.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
-    assert_eq!(upstream.received().len(), 1);
+    assert_eq!(upstream.calls().len(), 1);
     for running in 2..=4 {
         gate.add_permits(1);
         upstream.wait_for(running).await;
-        assert_eq!(upstream.received().len(), running);
+        assert_eq!(upstream.calls().len(), running);
     }
     gate.add_permits(1);
     for task in tasks {
@@ -334,7 +319,7 @@ async fn tasks_that_cannot_end_in_time_are_not_started() {
     }
     assert!(delivered >= 2, "{delivered} were delivered");
     assert_eq!(
-        upstream.received().len(),
+        upstream.calls().len(),
         delivered,
         "every bought image is delivered"
     );

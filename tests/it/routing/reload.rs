@@ -3,26 +3,22 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 use crate::harness::{
     caller::{Answer, Caller},
     database::TestDatabase,
     process::Setup,
-    upstream::{Gate, KEY, Reply, Upstream},
+    upstream::{KEY, Reply, Upstream},
 };
 
 fn model(name: &str, price: &str) -> String {
     format!("[models.{name}]\nroutes = ['up']\naliases = ['best']\nprice_medium = '{price}'\n")
 }
 
-/// A sync request on its own tokio task.
-#[expect(clippy::disallowed_methods, reason = "it may end with the test")]
-fn request(caller: &Caller, model: &str) -> tokio::task::JoinHandle<Answer> {
-    let (caller, body) = (
-        caller.clone(),
-        json!({"model": model, "prompt": "a bridge"}),
-    );
-    tokio::spawn(async move { caller.post("/v1/images/generations", &body).await })
+/// A sync request beside the test.
+fn request(caller: &Caller, model: &str) -> JoinHandle<Answer> {
+    caller.waiting_for(json!({"model": model, "prompt": "a bridge"}))
 }
 
 async fn price(caller: &Caller, name: &str) -> Value {
@@ -38,8 +34,7 @@ async fn models_change_without_a_request_being_dropped() {
     let setup = Setup::on(&database, &format!("{up}{}", model("old", "0.20")));
     let gateway = setup.serve();
     let caller = database.caller(&gateway.url(), "10").await;
-    let gate = Gate::new(tokio::sync::Semaphore::new(0));
-    upstream.next(Reply::an_image().held_by(&gate));
+    let gate = upstream.hold(1);
     let under_way = request(&caller, "old");
     upstream.wait_for(1).await;
 

@@ -24,7 +24,7 @@ async fn the_next_route_generates_after_the_first_failed() {
     let answer = caller.generate("a bridge").await;
 
     assert_eq!(answer.status, 200, "{answer:?}");
-    assert_eq!(second.received()[0].fields["model"], "other");
+    assert_eq!(second.calls()[0].fields["model"], "other");
     let kept = tried(&[("first", Some("failed")), ("second/other", None)]);
     assert_eq!(attempts(&app.database).await, kept);
     assert_eq!(caller.balance().await["balance"], 0.8);
@@ -74,7 +74,7 @@ async fn possibly_paid_and_permanent_failures_are_not_retried() {
     let caller = app.caller("1").await;
     let whole = Reply::an_image();
     for (reply, status) in [
-        (whole.clone().cut_at(whole.length() / 2), 502),
+        (whole.clone().cut_in_half(), 502),
         (whole.clone().after(Duration::from_hours(1)), 502),
         (Reply::error(400, "moderation_blocked", "No."), 400),
         (Reply::error(400, "invalid_value", "Too odd."), 400),
@@ -82,7 +82,7 @@ async fn possibly_paid_and_permanent_failures_are_not_retried() {
         first.next(reply);
         assert_eq!(caller.generate("a bridge").await.status, status);
     }
-    assert!(second.received().is_empty());
+    assert!(second.calls().is_empty());
     assert_eq!(caller.balance().await["balance"], 1.0);
     app.finish().await;
 }
@@ -100,7 +100,7 @@ async fn an_answer_without_an_image_is_retried_once() {
     upstream.next(nothing());
     let answer = caller.generate("a bridge").await;
     assert_eq!(answer.status, 502, "{answer:?}");
-    assert_eq!(upstream.received().len(), 4);
+    assert_eq!(upstream.calls().len(), 4);
     assert_eq!(caller.balance().await["balance"], 0.8);
     app.finish().await;
 }
@@ -116,8 +116,8 @@ async fn a_backend_without_a_valid_key_opens_its_circuit_and_reports_it() {
     for _ in 0..3 {
         assert_eq!(caller.generate("a bridge").await.status, 200);
     }
-    assert_eq!(first.received().len(), 1, "its circuit is open");
-    assert_eq!(second.received().len(), 3);
+    assert_eq!(first.calls().len(), 1, "its circuit is open");
+    assert_eq!(second.calls().len(), 3);
     let ready = caller.get("/readyz?verbose").await;
     let backends = json!({"first": "open", "second": "closed"});
     assert_eq!(

@@ -4,13 +4,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::json;
-use tokio::sync::Semaphore;
 
 use super::{routed, submitted};
 use crate::harness::{
     TestApp,
     caller::{Answer, Caller},
-    upstream::{Gate, Reply, Upstream},
+    upstream::{Reply, Upstream, closed_gate},
 };
 
 fn retry_after(answer: &Answer) -> u64 {
@@ -22,18 +21,10 @@ async fn ticket(caller: &Caller) -> Answer {
     caller.post("/v1/images/generations?async=1", &body).await
 }
 
-/// A sync request.
-#[expect(clippy::disallowed_methods, reason = "the test waits for it")]
-fn waiting(caller: &Caller, prompt: &str) -> tokio::task::JoinHandle<Answer> {
-    let (caller, prompt) = (caller.clone(), prompt.to_owned());
-    tokio::spawn(async move { caller.generate(&prompt).await })
-}
-
 #[tokio::test]
 async fn only_the_account_that_fills_its_queue_share_is_refused() {
     let upstream = Upstream::start().await;
-    let gate = Gate::new(Semaphore::new(0));
-    upstream.next(Reply::an_image().held_by(&gate));
+    let gate = upstream.hold(1);
     let routes = r#"{ backend = "up", max_concurrency = 1 }"#;
     let more = "[tasks]\naccount_queued_max = 3\n";
     let app = TestApp::with(&routed(&[("up", &upstream)], routes, more)).await;
@@ -68,12 +59,12 @@ async fn only_the_account_that_fills_its_queue_share_is_refused() {
 #[tokio::test]
 async fn sync_requests_have_a_share_per_account() {
     let upstream = Upstream::start().await;
-    let gate = Gate::new(Semaphore::new(0));
+    let gate = closed_gate();
     upstream.always(Some(Reply::an_image().held_by(&gate)));
     let more = "[server]\nsync_waiters_max = 3\n[tasks]\naccount_sync_waiters_max = 2\n";
     let app = TestApp::with(&routed(&[("up", &upstream)], r#""up""#, more)).await;
     let [one, other] = [app.caller("10").await, app.caller("10").await];
-    let mut waits = vec![waiting(&one, "first"), waiting(&one, "second")];
+    let mut waits = vec![one.waiting("first"), one.waiting("second")];
     upstream.wait_for(2).await;
     let refused = one.generate("third").await;
     refused.assert_refused(
@@ -83,7 +74,7 @@ async fn sync_requests_have_a_share_per_account() {
     assert_eq!(retry_after(&refused), 5);
     // Async requests are not counted.
     let task = submitted(&one, "third").await;
-    waits.push(waiting(&other, "first"));
+    waits.push(other.waiting("first"));
     upstream.wait_for(4).await;
     let refused = other.generate("second").await;
     refused.assert_refused(503, "too many requests are waiting for their images");
@@ -104,25 +95,21 @@ async fn sync_requests_have_a_share_per_account() {
     app.finish().await;
 }
 
-#[tokio::test]
-async fn a_burst_is_answered_in_time_whether_served_or_refused() {
+/// A gateway that has learned that its upstream takes a quarter of a second, and the account with which it did.
+async fn slow(routes: &str, more: &str) -> (Upstream, TestApp, Caller) {
     let upstream = Upstream::start().await;
     let slow = Reply::an_image().after(Duration::from_millis(250));
     upstream.always(Some(slow));
-    let settings = routed(
-        &[("up", &upstream)],
-        r#""up""#,
-        "[tasks]\nrunning_max = 4\nsync_wait_max_ms = 2000\n",
-    );
-    let app = TestApp::with(&settings).await;
+    let app = TestApp::with(&routed(&[("up", &upstream)], routes, more)).await;
     let crowd = app.caller("1000").await;
-    assert_eq!(
-        crowd
-            .generate("so that it is known how long it takes")
-            .await
-            .status,
-        200
-    );
+    assert_eq!(crowd.generate("takes a while").await.status, 200);
+    (upstream, app, crowd)
+}
+
+#[tokio::test]
+async fn a_burst_is_answered_in_time_whether_served_or_refused() {
+    let more = "[tasks]\nrunning_max = 4\nsync_wait_max_ms = 2000\n";
+    let (upstream, app, crowd) = slow(r#""up""#, more).await;
     let began = Instant::now();
     let answers = join_all((0..200).map(|index| {
         let crowd = crowd.clone();
@@ -145,29 +132,15 @@ async fn a_burst_is_answered_in_time_whether_served_or_refused() {
         );
         assert!((1..=60).contains(&retry_after(answer)));
     }
-    assert_eq!(upstream.received().len(), served.len() + 1);
+    assert_eq!(upstream.calls().len(), served.len() + 1);
     app.finish().await;
 }
 
 #[tokio::test]
 async fn a_burst_of_one_account_gets_no_other_refused() {
-    let upstream = Upstream::start().await;
-    let slow = Reply::an_image().after(Duration::from_millis(250));
-    upstream.always(Some(slow));
-    let settings = routed(
-        &[("up", &upstream)],
-        r#"{ backend = "up", max_concurrency = 2 }"#,
-        "[tasks]\nsync_wait_max_ms = 2000\n",
-    );
-    let app = TestApp::with(&settings).await;
-    let (crowd, one) = (app.caller("1000").await, app.caller("10").await);
-    assert_eq!(
-        crowd
-            .generate("so that it is known how long it takes")
-            .await
-            .status,
-        200
-    );
+    let routes = r#"{ backend = "up", max_concurrency = 2 }"#;
+    let (_upstream, app, crowd) = slow(routes, "[tasks]\nsync_wait_max_ms = 2000\n").await;
+    let one = app.caller("10").await;
     let mut tasks = Vec::new();
     for index in 0..40 {
         tasks.push(submitted(&crowd, &format!("image {index}")).await);
@@ -205,7 +178,7 @@ async fn without_a_probe_in_time_a_request_is_refused_at_once_and_nothing_held()
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     let pending = caller.get(&format!("/v1/images/tasks/{task}")).await.json();
     assert_eq!(pending["status"], "pending");
-    assert_eq!(upstream.received().len(), 1);
+    assert_eq!(upstream.calls().len(), 1);
     // Postpones the next probe.
     let mut conn = app.database.connect().await;
     sqlx::query("UPDATE tasks SET deadline_at = now() WHERE status = 'queued'")

@@ -9,8 +9,9 @@ use crate::harness::{
     TestApp,
     caller::Caller,
     fault_proxy::{Fault, FaultProxy, Target},
+    images,
     s3::S3Server,
-    upstream::{Gate, Reply, Upstream, noise},
+    upstream::{Reply, Upstream, closed_gate},
 };
 
 const WAITING: usize = 6;
@@ -79,12 +80,16 @@ async fn outage(storage: &str, store: &impl Breakable) {
     .replace("[\"up\"]", "[{ backend = \"up\", timeout_ms = 2000 }]");
     let app = TestApp::with(&settings).await;
     let caller = app.caller("10").await;
-    let gate = Gate::new(tokio::sync::Semaphore::new(0));
-    let images: Vec<Vec<u8>> = (0..WAITING).map(|_| noise(400, 400)).collect();
+    let gate = closed_gate();
+    let images: Vec<Vec<u8>> = (0..WAITING).map(|_| images::noise(400, 400)).collect();
     for image in &images {
         upstream.next(Reply::images(std::slice::from_ref(image)).held_by(&gate));
     }
-    let waiting: Vec<_> = (0..WAITING).map(|n| request(&caller, n)).collect();
+    let body = |n| {
+        let prompt = format!("image {n}");
+        json!({"model": "gpt-image-2", "prompt": prompt, "response_format": "b64_json"})
+    };
+    let waiting: Vec<_> = (0..WAITING).map(|n| caller.waiting_for(body(n))).collect();
     upstream.wait_for(WAITING).await;
     let queued = caller
         .submit(&json!({"model": "gpt-image-2", "prompt": "queued"}))
@@ -104,7 +109,7 @@ async fn outage(storage: &str, store: &impl Breakable) {
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    assert_eq!(upstream.received().len(), WAITING, "bought meanwhile");
+    assert_eq!(upstream.calls().len(), WAITING, "bought meanwhile");
     let status = caller
         .get(&format!("/v1/images/tasks/{queued}"))
         .await
@@ -130,23 +135,12 @@ async fn outage(storage: &str, store: &impl Breakable) {
     };
     assert!(sorted(stored) == sorted(images), "other images");
     assert_eq!(caller.wait_for(&queued).await["status"], "completed");
-    assert_eq!(upstream.received().len(), WAITING + 1);
+    assert_eq!(upstream.calls().len(), WAITING + 1);
     until_ready_says(&caller, 200, "ok").await;
     let charged = "SELECT -sum(balance_change)::bigint FROM entries WHERE kind = 'capture'";
     let images = i64::try_from(WAITING + 1).unwrap();
     assert_eq!(app.database.number(charged).await, images * 200_000);
     app.finish().await;
-}
-
-/// A sync request.
-#[expect(clippy::disallowed_methods, reason = "it may end with the test")]
-fn request(caller: &Caller, n: usize) -> tokio::task::JoinHandle<crate::harness::caller::Answer> {
-    let caller = caller.clone();
-    tokio::spawn(async move {
-        let prompt = format!("image {n}");
-        let body = json!({"model": "gpt-image-2", "prompt": prompt, "response_format": "b64_json"});
-        caller.post("/v1/images/generations", &body).await
-    })
 }
 
 async fn until_ready_says(caller: &Caller, status: u16, text: &str) {
@@ -179,13 +173,13 @@ async fn a_full_disk_is_reported_before_an_upstream_is_called() {
         assert_eq!(refused.header("retry-after"), Some("5"));
     }
     // The remaining space is reserved for images that are paid for.
-    let upload = caller.upload(crate::harness::images::png(), "a.png").await;
+    let upload = caller.upload(images::png(), "a.png").await;
     upload.assert_refused(503, "storage is full");
     caller
         .get("/readyz")
         .await
         .assert_refused(503, "storage is full");
-    assert_eq!(upstream.received().len(), 0);
+    assert_eq!(upstream.calls().len(), 0);
     let balance = caller.balance().await;
     assert_eq!(
         (&balance["balance"], &balance["held"]),

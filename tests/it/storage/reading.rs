@@ -7,8 +7,9 @@ use crate::harness::{
     TestApp,
     caller::Answer,
     fault_proxy::{Fault, FaultProxy, Target},
+    images,
     s3::S3Server,
-    upstream::{Reply, Upstream, noise},
+    upstream::{Reply, Upstream},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -24,7 +25,7 @@ async fn an_answer_with_unreadable_images_has_their_links() {
         let request = caller.request(reqwest::Method::POST, "/v1/images/generations");
         Answer::of(request.header("idempotency-key", "once").json(&body)).await
     };
-    let image = noise(600, 500);
+    let image = images::noise(600, 500);
     upstream.next(Reply::images(std::slice::from_ref(&image)));
     let whole = ask().await;
     assert_eq!(whole.status, 200, "{whole:?}");
@@ -52,7 +53,7 @@ async fn an_answer_with_unreadable_images_has_their_links() {
     proxy.set(Fault::None);
 
     assert_eq!(ask().await.status, 200);
-    assert_eq!(upstream.received().len(), 1);
+    assert_eq!(upstream.calls().len(), 1);
     assert_eq!(caller.balance().await["balance"], 0.8);
     app.finish().await;
 }
@@ -64,7 +65,7 @@ async fn a_briefly_unreadable_reference_fails_no_task() {
     let storage = S3Server::settings(&format!("http://{}", proxy.address()));
     let app = TestApp::with(&(storage + &upstream.gateway(""))).await;
     let caller = app.caller("1").await;
-    let uploaded = caller.upload(noise(600, 500), "a.png").await;
+    let uploaded = caller.upload(images::noise(600, 500), "a.png").await;
     let body =
         json!({"model": "gpt-image-2", "prompt": "a tern", "image_urls": uploaded.json()["url"]});
 
@@ -76,7 +77,7 @@ async fn a_briefly_unreadable_reference_fails_no_task() {
     proxy.set(Fault::None);
 
     assert_eq!(caller.wait_for(&task).await["status"], "completed");
-    assert_eq!(upstream.received().len(), 1, "only whole requests count");
+    assert_eq!(upstream.calls().len(), 1, "only whole requests count");
     assert_eq!(caller.balance().await["balance"], 0.8);
     app.finish().await;
 }

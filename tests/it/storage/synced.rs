@@ -6,7 +6,7 @@ use crate::harness::{
     database::TestDatabase,
     images,
     process::Setup,
-    upstream::{Reply, Upstream, noise},
+    upstream::{Reply, Upstream},
 };
 
 /// One completed system call, in the order of the log: its name, its target, and other arguments.
@@ -43,7 +43,7 @@ async fn images_and_uploads_are_synced_before_they_are_answered() {
     ];
     let gateway = setup.clone().under(&traced).serve();
     let caller = database.caller(&gateway.url(), "1").await;
-    upstream.next(Reply::images(&[noise(300, 300)]));
+    upstream.next(Reply::images(&[images::noise(300, 300)]));
     assert_eq!(caller.generate("kept").await.status, 200);
     let upload = caller.upload(images::png_of(200_000), "kept.png").await;
     assert_eq!(upload.status, 200);

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     backends::contract::{FakeUpstream, Scenario},
-    clients,
+    end_to_end::clients,
 };
 
 const SCENARIOS: [(Scenario, &str); 6] = [
@@ -25,7 +25,7 @@ async fn check_with_sdk(service: Service, judge: &str) {
     for (scenario, name) in SCENARIOS {
         fake.play(scenario);
         let asked = fake.asked();
-        let arguments = [fake.server.url.as_str(), KEY, name];
+        let arguments = [fake.url.as_str(), KEY, name];
         let Some(facts) = clients::run(judge, &arguments).await else {
             return;
         };

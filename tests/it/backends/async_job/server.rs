@@ -1,26 +1,15 @@
 //! Shared by all fakes of submit-and-poll upstreams: jobs, scenarios and images. The wire format of each service is in
 //! [`super::services`].
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex},
-};
+use std::collections::{HashMap, VecDeque};
 
-use axum::{
-    Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, State},
-    http::{HeaderMap, Method, Uri},
-    response::Response,
-};
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, task::JoinSet};
 
 use crate::{
     backends::contract::{FakeUpstream, Scenario},
     harness::{
+        fake_server::{Call, FakeServer, Protocol, Reply},
         images,
-        upstream::{Reply, image},
     },
 };
 
@@ -36,38 +25,7 @@ pub struct Service {
     pub base: &'static str,
     pub model: &'static str,
     /// Answers one call as the service does.
-    pub answer: fn(&Server, &Call) -> Reply,
-}
-
-/// A request as it arrived.
-#[derive(Clone, Debug)]
-pub struct Call {
-    pub method: Method,
-    pub path: String,
-    pub query: String,
-    pub headers: HeaderMap,
-    pub body: Bytes,
-}
-
-impl Call {
-    /// Method and path segments, for matching.
-    pub fn line(&self) -> (&str, Vec<&str>) {
-        let steps = self.path.split('/').filter(|step| !step.is_empty());
-        (self.method.as_str(), steps.collect())
-    }
-
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name)?.to_str().ok()
-    }
-
-    /// Whether the call has the right bearer token.
-    pub fn bearer(&self) -> bool {
-        self.header("authorization") == Some(&format!("Bearer {KEY}"))
-    }
-
-    pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_default()
-    }
+    pub answer: fn(&mut Server, &Call) -> Reply,
 }
 
 /// The state of a job.
@@ -80,66 +38,71 @@ pub enum Look {
     Failed,
 }
 
-#[derive(Clone, Debug)]
 struct Begun {
     id: String,
     n: usize,
     looks: usize,
-    fingerprint: Option<Bytes>,
 }
 
-#[derive(Default)]
-struct ServerState {
-    scenario: Option<Scenario>,
+/// A fake that listens on loopback until it is dropped.
+pub type FakeService = FakeServer<Server>;
+
+/// The state of a fake.
+pub struct Server {
+    pub service: Service,
+    pub url: String,
+    pub scenario: Scenario,
     begun: Vec<Begun>,
     asked: usize,
     inputs: Vec<Vec<u8>>,
     cancelled: Vec<String>,
     uploads: HashMap<String, Vec<u8>>,
-    repeat_keys: HashMap<String, String>,
+    /// The body and the job of each key for repeats.
+    repeatable: HashMap<String, (Value, String)>,
     submits: VecDeque<Reply>,
     looks: VecDeque<Reply>,
     results: VecDeque<Reply>,
-    calls: Vec<Call>,
-}
-
-/// The state and address of a fake.
-pub struct Server {
-    pub url: String,
-    state: Mutex<ServerState>,
-}
-
-/// A fake that listens on loopback until it is dropped.
-pub struct FakeService {
-    pub server: Arc<Server>,
-    pub service: Service,
-    _serving: JoinSet<()>,
 }
 
 impl FakeService {
     pub async fn start(service: Service) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let server = Arc::new(Server {
-            url: format!("http://{}", listener.local_addr().unwrap()),
-            state: Mutex::default(),
-        });
-        let router = Router::new()
-            .fallback(answer)
-            .layer(DefaultBodyLimit::disable())
-            .with_state((service, Arc::clone(&server)));
-        let mut serving = JoinSet::new();
-        serving.spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self {
-            server,
+        Self::serving(|url| Server {
             service,
-            _serving: serving,
-        }
+            url: url.to_owned(),
+            scenario: Scenario::Generates,
+            begun: Vec::new(),
+            asked: 0,
+            inputs: Vec::new(),
+            cancelled: Vec::new(),
+            uploads: HashMap::new(),
+            repeatable: HashMap::new(),
+            submits: VecDeque::new(),
+            looks: VecDeque::new(),
+            results: VecDeque::new(),
+        })
+        .await
+    }
+
+    /// Answers the next submit with `reply`.
+    pub fn next_submit(&self, reply: Reply) {
+        self.state().submits.push_back(reply);
+    }
+
+    /// Answers the next poll with `reply`.
+    pub fn next_look(&self, reply: Reply) {
+        self.state().looks.push_back(reply);
+    }
+
+    /// Answers the next fetch of a result with `reply`.
+    pub fn next_result(&self, reply: Reply) {
+        self.state().results.push_back(reply);
     }
 
     /// The settings with `more` in place of the defaults.
     pub fn settings_with(&self, more: &[(&str, &str)]) -> String {
-        let profile = format!("{:?}", self.service.profile);
-        let base_url = format!("\"{}{}\"", self.server.url, self.service.base);
+        let service = self.state().service;
+        let profile = format!("{:?}", service.profile);
+        let base_url = format!("\"{}{}\"", self.url, service.base);
         let key = format!("{KEY:?}");
         let mut settings = toml::Table::new();
         for (name, value) in [
@@ -162,89 +125,57 @@ impl FakeService {
     }
 }
 
-async fn answer(
-    State((service, server)): State<(Service, Arc<Server>)>,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Response {
-    let call = Call {
-        method,
-        path: uri.path().to_owned(),
-        query: uri.query().unwrap_or_default().to_owned(),
-        headers,
-        body,
-    };
-    server.state().calls.push(call.clone());
-    let reply = match call.path.strip_prefix("/images/") {
-        Some(name) => {
-            let scripted = server.scripted_result();
-            scripted.unwrap_or_else(|| image_named(name, &call))
+impl Protocol for Server {
+    fn answer(&mut self, call: &Call) -> Reply {
+        match call.path.strip_prefix("/images/") {
+            Some(name) => self
+                .scripted_result()
+                .unwrap_or_else(|| image_named(name, call)),
+            None => (self.service.answer)(self, call),
         }
-        None => (service.answer)(&server, &call),
-    };
-    reply.send().await
+    }
 }
 
 impl Server {
-    fn state(&self) -> std::sync::MutexGuard<'_, ServerState> {
-        self.state.lock().unwrap()
-    }
-
-    /// The current scenario.
-    pub fn scenario(&self) -> Scenario {
-        self.state().scenario.unwrap_or(Scenario::Generates)
-    }
-
-    /// Records a request; returns the scenario's answer if it does not depend on the request.
-    pub fn ask(&self, inputs: Vec<Vec<u8>>) -> Option<Reply> {
-        let mut state = self.state();
-        state.asked += 1;
-        state.inputs = inputs;
-        state.submits.pop_front()
+    /// Records a request; returns the scripted answer to it, if any.
+    pub fn ask(&mut self, inputs: Vec<Vec<u8>>) -> Option<Reply> {
+        self.asked += 1;
+        self.inputs = inputs;
+        self.submits.pop_front()
     }
 
     /// Accepts the request; returns the job's id.
-    pub fn begin(&self, n: usize) -> String {
-        let mut state = self.state();
-        let id = format!("job_{}", state.begun.len() + 1);
-        state.begun.push(Begun {
+    pub fn begin(&mut self, n: usize) -> String {
+        let id = format!("job_{}", self.begun.len() + 1);
+        self.begun.push(Begun {
             id: id.clone(),
             n,
             looks: 0,
-            fingerprint: None,
         });
         id
     }
 
     /// The id of the job that was created under this key, and whether the body is the same.
-    pub fn repeated(&self, key: &str, body: &Bytes) -> Option<(String, bool)> {
-        let state = self.state();
-        let id = state.repeat_keys.get(key)?;
-        let begun = state.begun.iter().find(|begun| begun.id == *id)?;
-        Some((id.clone(), begun.fingerprint.as_ref() == Some(body)))
+    pub fn repeated(&self, key: &str, body: &Value) -> Option<(String, bool)> {
+        let (known, id) = self.repeatable.get(key)?;
+        Some((id.clone(), known == body))
     }
 
     /// Records the job and body that were created under a key.
-    pub fn remember(&self, key: &str, id: &str, body: &Bytes) {
-        let mut state = self.state();
-        state.repeat_keys.insert(key.to_owned(), id.to_owned());
-        let begun = state.begun.iter_mut().find(|begun| begun.id == id);
-        begun.unwrap().fingerprint = Some(body.clone());
+    pub fn remember(&mut self, key: &str, id: &str, body: Value) {
+        self.repeatable
+            .insert(key.to_owned(), (body, id.to_owned()));
     }
 
     /// The state of a job, which advances with each poll; `None`: there is no such job.
-    pub fn look(&self, id: &str) -> Option<Result<Look, Reply>> {
-        let scenario = self.scenario();
-        let mut state = self.state();
-        let scripted = state.looks.pop_front();
-        let begun = state.begun.iter_mut().find(|begun| begun.id == id)?;
+    pub fn look(&mut self, id: &str) -> Option<Result<Look, Reply>> {
+        let scripted = self.looks.pop_front();
+        let begun = self.begun.iter_mut().find(|begun| begun.id == id)?;
         if let Some(reply) = scripted {
             return Some(Err(reply));
         }
         begun.looks += 1;
-        Some(Ok(match (begun.looks, scenario) {
+        Some(Ok(match (begun.looks, self.scenario) {
             (1, _) => Look::Queued,
             (2, _) | (_, Scenario::Hangs) => Look::Running,
             (_, Scenario::Refuses) => Look::Refused,
@@ -253,18 +184,18 @@ impl Server {
         }))
     }
 
+    /// The number of images that the job generates.
     fn result(&self, id: &str) -> usize {
-        let state = self.state();
-        let begun = state.begun.iter().find(|begun| begun.id == id);
-        match state.scenario {
-            Some(Scenario::GeneratesNothing) => 0,
+        let begun = self.begun.iter().find(|begun| begun.id == id);
+        match self.scenario {
+            Scenario::GeneratesNothing => 0,
             _ => begun.map_or(0, |begun| begun.n),
         }
     }
 
     /// Links to the job's images.
     pub fn links(&self, id: &str) -> Vec<String> {
-        let name = match self.scenario() {
+        let name = match self.scenario {
             Scenario::BreaksOff => "broken",
             Scenario::GeneratesNoImage => "none",
             _ => "good",
@@ -275,10 +206,10 @@ impl Server {
 
     /// The job's images as base64.
     pub fn base64(&self, id: &str) -> Vec<String> {
-        let bytes = |i: usize| match self.scenario() {
+        let bytes = |i: usize| match self.scenario {
             Scenario::BreaksOff => images::png_of(1_000_000),
             Scenario::GeneratesNoImage => b"<html>no image</html>".to_vec(),
-            _ => image(64, 32, u8::try_from(i).unwrap()),
+            _ => images::grey(64, 32, u8::try_from(i).unwrap()),
         };
         let result = 0..self.result(id);
         let encode = |i| base64_simd::STANDARD.encode_to_string(bytes(i));
@@ -286,46 +217,25 @@ impl Server {
     }
 
     /// Stores an upload; returns its URL.
-    pub fn keep(&self, bytes: Vec<u8>) -> String {
-        let mut state = self.state();
-        let url = format!("{}/f/image/{}-photo.png", self.url, state.uploads.len());
-        state.uploads.insert(url.clone(), bytes);
+    pub fn keep(&mut self, bytes: Vec<u8>) -> String {
+        let url = format!("{}/f/image/{}-photo.png", self.url, self.uploads.len());
+        self.uploads.insert(url.clone(), bytes);
         url
     }
 
     /// The bytes behind the URL of an upload.
     pub fn kept(&self, url: &str) -> Option<Vec<u8>> {
-        self.state().uploads.get(url).cloned()
+        self.uploads.get(url).cloned()
     }
 
     /// Records that a job was cancelled.
-    pub fn cancel(&self, job: &str) {
-        self.state().cancelled.push(job.to_owned());
-    }
-
-    /// Answers the next submit, the next poll, or the next fetch of a result with `reply`.
-    pub fn next_submit(&self, reply: Reply) {
-        self.state().submits.push_back(reply);
-    }
-
-    /// Answers the next poll with `reply`.
-    pub fn next_look(&self, reply: Reply) {
-        self.state().looks.push_back(reply);
-    }
-
-    /// Answers the next fetch of a result with `reply`.
-    pub fn next_result(&self, reply: Reply) {
-        self.state().results.push_back(reply);
+    pub fn cancel(&mut self, job: &str) {
+        self.cancelled.push(job.to_owned());
     }
 
     /// The scripted answer to a fetch of a result, if any.
-    pub fn scripted_result(&self) -> Option<Reply> {
-        self.state().results.pop_front()
-    }
-
-    /// Every call so far, in order.
-    pub fn calls(&self) -> Vec<Call> {
-        self.state().calls.clone()
+    pub fn scripted_result(&mut self) -> Option<Reply> {
+        self.results.pop_front()
     }
 }
 
@@ -336,11 +246,11 @@ fn image_named(name: &str, call: &Call) -> Reply {
     }
     let (kind, rest) = name.split_once('-').unwrap();
     let index = rest.trim_end_matches(".png").parse().unwrap_or(0);
-    let png = image(64, 32, index);
+    let png = images::grey(64, 32, index);
     match kind {
         "good" => Reply::bytes("image/png", png),
         "broken" => Reply::bytes("image/png", png).cut_at(20),
-        "none" => Reply::bytes("text/html", b"<html>gone</html>".to_vec()),
+        "none" => Reply::bytes("text/html", "<html>gone</html>"),
         // A lasting link redirects to a temporary one.
         "lasting" => Reply::json(302, &json!({})).header("location", &format!("/images/{rest}")),
         _ => Reply::json(404, &json!({})),
@@ -371,22 +281,22 @@ impl FakeUpstream for FakeService {
     }
 
     fn model(&self) -> String {
-        self.service.model.to_owned()
+        self.state().service.model.to_owned()
     }
 
     fn play(&self, scenario: Scenario) {
-        self.server.state().scenario = Some(scenario);
+        self.state().scenario = scenario;
     }
 
     fn asked(&self) -> usize {
-        self.server.state().asked
+        self.state().asked
     }
 
     fn inputs(&self) -> Vec<Vec<u8>> {
-        self.server.state().inputs.clone()
+        self.state().inputs.clone()
     }
 
     fn cancelled(&self) -> Vec<String> {
-        self.server.state().cancelled.clone()
+        self.state().cancelled.clone()
     }
 }

@@ -16,7 +16,10 @@ use super::{
     contract::{FakeUpstream, Scenario},
     generate, generate_with, wanted,
 };
-use crate::{backends::input, harness::images};
+use crate::{
+    backends::input,
+    harness::{images, loopback::Loopback},
+};
 
 /// Notes how many requests had arrived when a job is named.
 struct Noting<'a> {
@@ -70,7 +73,7 @@ async fn a_known_job_is_resumed_and_an_unknown_one_submitted_under_its_name() {
     request.job = Some(id.clone());
     let (first, result) = generate(&server, &request).await;
     result.unwrap();
-    assert_eq!(server.server().submitted[0]["prompt_id"], id);
+    assert_eq!(server.submitted()[0]["prompt_id"], id);
 
     // The job has ended in the meantime.
     let (second, result) = generate(&server, &request).await;
@@ -94,7 +97,7 @@ async fn a_known_job_is_resumed_and_an_unknown_one_submitted_under_its_name() {
         backend.generate(&request, &mut collected).await.unwrap();
         collected.images.len()
     };
-    server.server().polled.clear();
+    server.state().polled.clear();
     let ends = async {
         server.wait_for_polls(3).await;
         server.play(Scenario::Generates);
@@ -106,7 +109,7 @@ async fn a_known_job_is_resumed_and_an_unknown_one_submitted_under_its_name() {
 #[tokio::test]
 async fn job_names_chosen_by_the_server_are_used() {
     let server = Comfyui::start().await;
-    server.server().ignores_ids = true;
+    server.state().ignores_ids = true;
     let (collected, result) = generate(&server, &wanted(&server, 1)).await;
     result.unwrap();
     assert_eq!(collected.jobs.len(), 2, "ours, and theirs");
@@ -136,10 +139,10 @@ async fn a_job_lost_in_a_restart_has_failed() {
 #[tokio::test]
 async fn a_few_failed_polls_are_tolerated() {
     let server = Comfyui::start().await;
-    server.server().polls_to_fail = 5;
+    server.state().polls_to_fail = 5;
     generate(&server, &wanted(&server, 1)).await.1.unwrap();
 
-    server.server().polls_to_fail = 6;
+    server.state().polls_to_fail = 6;
     let (begun, result) = generate(&server, &wanted(&server, 1)).await;
     assert!(
         matches!(result, Err(BackendError::OutcomeUnknown { .. })),
@@ -151,7 +154,7 @@ async fn a_few_failed_polls_are_tolerated() {
     request.job = begun.jobs.first().cloned();
     let asked = server.asked();
     for (failing, comes) in [(5, true), (6, false)] {
-        server.server().polls_to_fail = failing;
+        server.state().polls_to_fail = failing;
         let (_, result) = generate(&server, &request).await;
         assert_eq!(result.is_ok(), comes, "{result:?}");
     }
@@ -189,7 +192,7 @@ async fn cancelling_removes_queued_prompts_and_stops_running_ones() {
 #[tokio::test]
 async fn old_servers_do_not_stop_the_wrong_prompt() {
     let server = Comfyui::start().await;
-    server.server().ignores_ids = true;
+    server.state().ignores_ids = true;
     server.play(Scenario::Hangs);
     let backend = backend_of(&server.settings());
     let running = begin(&server).await;
@@ -209,23 +212,23 @@ async fn file_names_are_passed_back_unchanged() {
     let server = Comfyui::start().await;
     let hostile =
         json!([{"filename": "../../x?type=input&y=#", "subfolder": "/etc", "type": "a b"}]);
-    server.server().images = Some(hostile);
+    server.state().images = Some(hostile);
     let (_, result) = generate(&server, &wanted(&server, 1)).await;
     assert!(
         matches!(result, Err(BackendError::NoImage { .. })),
         "{result:?}"
     );
-    let views = &server.server().views;
+    let views = server.calls_to("/view");
     assert_eq!(views.len(), 1);
-    assert_eq!(views[0]["filename"], "../../x?type=input&y=#");
-    assert_eq!(views[0]["subfolder"], "/etc");
-    assert_eq!(views[0]["type"], "a b");
+    assert_eq!(views[0].in_query("filename"), "../../x?type=input&y=#");
+    assert_eq!(views[0].in_query("subfolder"), "/etc");
+    assert_eq!(views[0].in_query("type"), "a b");
 }
 
 #[tokio::test]
 async fn endless_answers_are_not_read_to_the_end() {
     let server = Comfyui::start().await;
-    server.server().images = Some("x".repeat(5 << 20).into());
+    server.state().images = Some("x".repeat(5 << 20).into());
     let (_, result) = generate(&server, &wanted(&server, 1)).await;
     let Err(BackendError::OutcomeUnknown { detail }) = result else {
         panic!("{result:?}");
@@ -236,32 +239,19 @@ async fn endless_answers_are_not_read_to_the_end() {
 /// An upload that breaks off has begun no request; a prompt that breaks off may have.
 #[tokio::test]
 async fn only_an_interrupted_submit_may_have_been_accepted() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let server = Comfyui::start().await;
-    let settings = server.settings().replace(&server.url, &url);
-    let closes = async {
-        loop {
-            drop(listener.accept().await.unwrap());
-        }
-    };
-    let generates = async {
-        let mut request = wanted(&server, 1);
-        let (_, submitted) = generate_with(&settings, &request).await;
-        request.references = vec![input(Format::Png, &images::png())];
-        let (_, uploaded) = generate_with(&settings, &request).await;
-        (submitted.unwrap_err(), uploaded.unwrap_err())
-    };
-    let (submitted, uploaded) = tokio::select! {
-        () = closes => unreachable!(),
-        errors = generates => errors,
-    };
+    let (server, closes) = (Comfyui::start().await, Loopback::bind().await);
+    let settings = server.settings().replace(&server.url, &closes.url());
+    let _closing = closes.accept(|connection| async { drop(connection) });
+    let mut request = wanted(&server, 1);
+    let (_, submitted) = generate_with(&settings, &request).await;
     assert!(
-        matches!(submitted, BackendError::OutcomeUnknown { .. }),
+        matches!(submitted, Err(BackendError::OutcomeUnknown { .. })),
         "{submitted:?}"
     );
+    request.references = vec![input(Format::Png, &images::png())];
+    let (_, uploaded) = generate_with(&settings, &request).await;
     assert!(
-        matches!(uploaded, BackendError::Unreachable { .. }),
+        matches!(uploaded, Err(BackendError::Unreachable { .. })),
         "{uploaded:?}"
     );
 }
@@ -315,7 +305,7 @@ async fn a_queue_of_many_megabytes_takes_no_memory() {
         queue.extend_from_slice(&b"[],".repeat(10_000));
     }
     queue.extend_from_slice(format!("[]]]], \"queue_pending\": [[2, \"{id}\"]]}}").as_bytes());
-    server.server().queue = Some(queue.into());
+    server.state().queue = Some(queue.into());
     let backend = backend_of(&server.settings());
     let before = memory_at_most();
 
@@ -323,9 +313,9 @@ async fn a_queue_of_many_megabytes_takes_no_memory() {
 
     let more = memory_at_most() - before;
     assert!(more < 100 << 20, "{more} bytes");
-    assert!(server.server().cancelled.is_empty(), "it was not running");
+    assert!(server.state().cancelled.is_empty(), "it was not running");
     // A truncated answer says nothing about a prompt.
-    server.server().queue = Some("{\"queue_running\": [[1".into());
+    server.state().queue = Some("{\"queue_running\": [[1".into());
     assert!(backend.cancel(&id).await.is_err());
 }
 

@@ -3,38 +3,30 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
-use axum::{
-    Router,
-    body::{Body, Bytes},
-    extract::{DefaultBodyLimit, Query, State},
-    http::{HeaderMap, Response, StatusCode, Uri, header},
-    routing::{get, post},
-};
+use axum::body::Bytes;
 use easel::ids;
-use futures_util::{StreamExt, stream};
 use serde_json::{Map, Value, json};
-use tokio::{net::TcpListener, task::JoinSet};
 
 use super::nodes::{self, Graph};
 use crate::{
     backends::contract::{FakeUpstream, Scenario},
-    harness::{images, upstream::image},
+    harness::{
+        fake_server::{Call, FakeServer, Protocol, Reply},
+        images,
+    },
 };
 
 /// The key that the proxy requires.
 pub const KEY: &str = "proxy-key-31b7";
 
 /// A fake that listens on loopback until it is dropped.
-pub struct Comfyui {
-    pub url: String,
-    state: Arc<Mutex<Server>>,
-    _serving: JoinSet<()>,
-}
+pub type Comfyui = FakeServer<Server>;
 
 /// The state of the fake.
+#[derive(Default)]
 pub struct Server {
     pub scenario: Scenario,
     /// Creates its own ids, as servers did before clients could choose them.
@@ -45,20 +37,15 @@ pub struct Server {
     pub queue: Option<Bytes>,
     /// Replaces the images in the history.
     pub images: Option<Value>,
-    /// The bodies of `/prompt`, in order.
-    pub submitted: Vec<Value>,
     pub cancelled: Vec<String>,
     /// The prompts that were looked up in the history.
     pub polled: BTreeSet<String>,
-    /// The queries of `/view`.
-    pub views: Vec<HashMap<String, String>>,
     /// The uploaded files by name.
     pub files: BTreeMap<String, Bytes>,
     prompts: Vec<Prompt>,
     /// Images by the graph that generated them.
     cache: HashMap<String, Value>,
     inputs: Vec<Vec<u8>>,
-    asked: usize,
 }
 
 struct Prompt {
@@ -68,73 +55,37 @@ struct Prompt {
     ended: Option<Value>,
 }
 
-type Shared = State<Arc<Mutex<Server>>>;
-
 impl Comfyui {
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let state = Arc::new(Mutex::new(Server {
-            scenario: Scenario::Generates,
-            ignores_ids: false,
-            polls_to_fail: 0,
-            queue: None,
-            images: None,
-            submitted: Vec::new(),
-            cancelled: Vec::new(),
-            polled: BTreeSet::new(),
-            views: Vec::new(),
-            files: BTreeMap::new(),
-            prompts: Vec::new(),
-            cache: HashMap::new(),
-            inputs: Vec::new(),
-            asked: 0,
-        }));
-        let router = Router::new()
-            .route("/upload/image", post(upload))
-            .route("/prompt", post(submit))
-            .route("/history/{id}", get(history))
-            .route("/queue", get(queue).post(change_queue))
-            .route("/interrupt", post(interrupt))
-            .route("/view", get(view))
-            .route("/system_stats", get(system_stats))
-            .layer(DefaultBodyLimit::disable())
-            .with_state(Arc::clone(&state));
-        let mut serving = JoinSet::new();
-        serving.spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self {
-            url,
-            state,
-            _serving: serving,
-        }
+        Self::serving(|_| Server::default()).await
     }
 
-    /// Locks the state of the fake.
-    pub fn server(&self) -> MutexGuard<'_, Server> {
-        self.state.lock().unwrap()
+    /// The bodies of `/prompt`, in order.
+    pub fn submitted(&self) -> Vec<Value> {
+        self.calls_to("/prompt").iter().map(Call::json).collect()
     }
 
     /// Returns once the newest prompt, which must be the `count`th, is polled.
     pub async fn wait_for_polls(&self, count: usize) {
         let polled = || {
-            let server = self.server();
+            let server = self.state();
             let newest = server.prompts.last();
             server.prompts.len() == count
                 && newest.is_some_and(|prompt| server.polled.contains(&prompt.id))
         };
         while !polled() {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
     /// The number of prompts it knows.
     pub fn known(&self) -> usize {
-        self.server().prompts.len()
+        self.state().prompts.len()
     }
 
     /// Forgets every prompt, as a restart does.
     pub fn restart(&self) {
-        self.server().prompts.clear();
+        self.state().prompts.clear();
     }
 }
 
@@ -156,7 +107,7 @@ impl FakeUpstream for Comfyui {
     }
 
     fn play(&self, scenario: Scenario) {
-        self.server().scenario = scenario;
+        self.state().scenario = scenario;
     }
 
     /// ComfyUI has no safety system.
@@ -165,15 +116,38 @@ impl FakeUpstream for Comfyui {
     }
 
     fn asked(&self) -> usize {
-        self.server().asked
+        self.submitted().len()
     }
 
     fn inputs(&self) -> Vec<Vec<u8>> {
-        self.server().inputs.clone()
+        self.state().inputs.clone()
     }
 
     fn cancelled(&self) -> Vec<String> {
-        self.server().cancelled.clone()
+        self.state().cancelled.clone()
+    }
+}
+
+impl Protocol for Server {
+    fn answer(&mut self, call: &Call) -> Reply {
+        if !call.has_bearer(KEY) || self.scenario == Scenario::KnowsNoKey {
+            return Reply::empty(401);
+        }
+        let (method, line) = call.line();
+        match (method, line.as_slice()) {
+            ("POST", ["upload", "image"]) => self.upload(call),
+            ("POST", ["prompt"]) => self.submit(call),
+            ("GET", ["history", id]) => self.history(id),
+            ("GET", ["queue"]) => self.queue(),
+            ("POST", ["queue"]) => self.change_queue(call),
+            ("POST", ["interrupt"]) => self.interrupt(call),
+            ("GET", ["view"]) => self.view(call),
+            ("GET", ["system_stats"]) => {
+                let body = json!({"system": {"comfyui_version": "0.3.64"}, "devices": []});
+                Reply::json(200, &body)
+            }
+            _ => Reply::empty(404),
+        }
     }
 }
 
@@ -252,7 +226,7 @@ impl Server {
                 let name = format!("ComfyUI_temp_{:05}_.png", self.files.len());
                 let shade = (seed + index).to_le_bytes()[0];
                 let side = |side: u64| u32::try_from(side).unwrap();
-                let bytes = image(side(batch.width), side(batch.height), shade);
+                let bytes = images::grey(side(batch.width), side(batch.height), shade);
                 // As ComfyUI does by default.
                 let bytes = images::with_text(&bytes, &json!(nodes).to_string());
                 self.files.insert(format!("{name} [temp]"), bytes.into());
@@ -264,220 +238,119 @@ impl Server {
         self.cache.insert(json!(nodes).to_string(), outputs.clone());
         outputs
     }
-}
 
-fn answer(status: u16, body: &Value) -> Response<Body> {
-    let response = Response::builder().status(StatusCode::from_u16(status).unwrap());
-    let response = response.header(header::CONTENT_TYPE, "application/json");
-    response.body(Body::from(body.to_string())).unwrap()
-}
-
-fn empty(status: u16) -> Response<Body> {
-    let status = StatusCode::from_u16(status).unwrap();
-    Response::builder()
-        .status(status)
-        .body(Body::empty())
-        .unwrap()
-}
-
-/// The proxy: checks the key and the rate limit.
-fn enter<'a>(state: &'a Shared, headers: &HeaderMap) -> Result<MutexGuard<'a, Server>, u16> {
-    let server = state.0.lock().unwrap();
-    let given = headers.get(header::AUTHORIZATION);
-    let known = given.is_some_and(|given| *given == format!("Bearer {KEY}"));
-    if !known || server.scenario == Scenario::KnowsNoKey {
-        return Err(401);
+    fn upload(&mut self, call: &Call) -> Reply {
+        let text = |name: &str| {
+            call.fields
+                .get(name)
+                .map_or("", |text| text.as_str().unwrap())
+        };
+        let (folder, subfolder) = (text("type"), text("subfolder"));
+        let Some(image) = call.files.iter().find(|file| file.name == "image") else {
+            return Reply::empty(400);
+        };
+        let name = &image.filename;
+        if !matches!(folder, "input" | "temp") || name.contains("..") || name.contains('/') {
+            return Reply::empty(400);
+        }
+        let path = format!("{subfolder}/{name} [{folder}]");
+        self.files.insert(path, image.bytes.clone());
+        let body = json!({"name": name, "subfolder": subfolder, "type": folder});
+        Reply::json(200, &body)
     }
-    Ok(server)
-}
 
-async fn upload(state: Shared, headers: HeaderMap, body: Bytes) -> Response<Body> {
-    if let Err(status) = enter(&state, &headers) {
-        return empty(status);
-    }
-    let content_type = headers[header::CONTENT_TYPE].to_str().unwrap();
-    let boundary = multer::parse_boundary(content_type).unwrap();
-    let body = stream::iter([Ok::<_, std::io::Error>(body)]);
-    let mut form = multer::Multipart::new(body, boundary);
-    let (mut texts, mut image) = (HashMap::new(), None);
-    while let Some(part) = form.next_field().await.unwrap() {
-        match part.file_name().map(str::to_owned) {
-            Some(name) if part.name() == Some("image") => {
-                image = Some((name, part.bytes().await.unwrap()));
+    fn submit(&mut self, call: &Call) -> Reply {
+        if self.scenario == Scenario::LimitsRate {
+            return Reply::empty(429).header("retry-after", "7");
+        }
+        let mut nodes = call.fields["prompt"].as_object().unwrap().clone();
+        if self.scenario == Scenario::FindsInvalid {
+            nodes["4"]["inputs"]["ckpt_name"] = "not-there.safetensors".into();
+        }
+        let mut id = call.fields["prompt_id"].as_str().unwrap().to_owned();
+        if self.ignores_ids {
+            id = ids::credential_id().to_string();
+        } else if id.len() != 36 || id != id.to_lowercase() {
+            let error = json!({"type": "invalid_prompt_id",
+                "message": "prompt_id must be a valid UUID", "details": "", "extra_info": {}});
+            return Reply::json(400, &json!({"error": error, "node_errors": {}}));
+        }
+        match self.take(&id, &nodes) {
+            Ok(()) => {
+                let body = json!({"prompt_id": id, "number": 1, "node_errors": {}});
+                Reply::json(200, &body)
             }
-            _ => {
-                let name = part.name().unwrap().to_owned();
-                texts.insert(name, part.text().await.unwrap());
+            Err(refusal) => Reply::json(400, &refusal),
+        }
+    }
+
+    fn history(&mut self, id: &str) -> Reply {
+        if self.polls_to_fail > 0 {
+            self.polls_to_fail -= 1;
+            return Reply::empty(502);
+        }
+        self.work();
+        self.polled.insert(id.to_owned());
+        let ended = self.prompts.iter().find(|prompt| prompt.id == id);
+        match ended.and_then(|prompt| prompt.ended.as_ref()) {
+            Some(entry) => Reply::json(200, &json!({id: entry})),
+            None => Reply::json(200, &json!({})),
+        }
+    }
+
+    fn queue(&self) -> Reply {
+        if let Some(queue) = &self.queue {
+            return Reply::bytes("application/json", queue.clone());
+        }
+        let entry = |prompt: &Prompt| json!([1, prompt.id, prompt.nodes, {}, ["9"]]);
+        let all: Vec<Value> = self.waiting().map(entry).collect();
+        let (running, pending) = all.split_at(all.len().min(1));
+        let body = json!({"queue_running": running, "queue_pending": pending});
+        Reply::json(200, &body)
+    }
+
+    fn change_queue(&mut self, call: &Call) -> Reply {
+        for id in call.fields["delete"].as_array().unwrap() {
+            let queued = self.waiting().skip(1).any(|prompt| prompt.id == *id);
+            if queued {
+                self.prompts.retain(|prompt| prompt.id != *id);
+                self.cancelled.push(id.as_str().unwrap().to_owned());
             }
         }
+        Reply::empty(200)
     }
-    let text = |name: &str| texts.get(name).cloned().unwrap_or_default();
-    let (folder, subfolder) = (text("type"), text("subfolder"));
-    let Some((name, bytes)) = image else {
-        return empty(400);
-    };
-    if !matches!(folder.as_str(), "input" | "temp") || name.contains("..") || name.contains('/') {
-        return empty(400);
-    }
-    let path = format!("{subfolder}/{name} [{folder}]");
-    state.0.lock().unwrap().files.insert(path, bytes);
-    answer(
-        200,
-        &json!({"name": name, "subfolder": subfolder, "type": folder}),
-    )
-}
 
-async fn submit(state: Shared, headers: HeaderMap, body: Bytes) -> Response<Body> {
-    state.0.lock().unwrap().asked += 1;
-    let mut server = match enter(&state, &headers) {
-        Ok(server) => server,
-        Err(status) => return empty(status),
-    };
-    if server.scenario == Scenario::LimitsRate {
-        let mut limited = empty(429);
-        limited.headers_mut().insert(header::RETRY_AFTER, 7.into());
-        return limited;
-    }
-    let body: Value = serde_json::from_slice(&body).unwrap();
-    server.submitted.push(body.clone());
-    let mut nodes = body["prompt"].as_object().unwrap().clone();
-    if server.scenario == Scenario::FindsInvalid {
-        nodes["4"]["inputs"]["ckpt_name"] = "not-there.safetensors".into();
-    }
-    let mut id = body["prompt_id"].as_str().unwrap().to_owned();
-    if server.ignores_ids {
-        id = ids::credential_id().to_string();
-    } else if id.len() != 36 || id != id.to_lowercase() {
-        let error = json!({"type": "invalid_prompt_id", "message": "prompt_id must be a valid UUID",
-            "details": "", "extra_info": {}});
-        return answer(400, &json!({"error": error, "node_errors": {}}));
-    }
-    match server.take(&id, &nodes) {
-        Ok(()) => answer(
-            200,
-            &json!({"prompt_id": id, "number": 1, "node_errors": {}}),
-        ),
-        Err(refusal) => answer(400, &refusal),
-    }
-}
-
-async fn history(state: Shared, headers: HeaderMap, uri: Uri) -> Response<Body> {
-    let mut server = match enter(&state, &headers) {
-        Ok(server) => server,
-        Err(status) => return empty(status),
-    };
-    if server.polls_to_fail > 0 {
-        server.polls_to_fail -= 1;
-        return empty(502);
-    }
-    server.work();
-    let id = uri.path().rsplit('/').next().unwrap();
-    server.polled.insert(id.to_owned());
-    let ended = server.prompts.iter().find(|prompt| prompt.id == id);
-    match ended.and_then(|prompt| prompt.ended.clone()) {
-        Some(entry) => answer(200, &json!({id: entry})),
-        None => answer(200, &json!({})),
-    }
-}
-
-async fn queue(state: Shared, headers: HeaderMap) -> Response<Body> {
-    let server = match enter(&state, &headers) {
-        Ok(server) => server,
-        Err(status) => return empty(status),
-    };
-    if let Some(queue) = &server.queue {
-        return Response::new(Body::from(queue.clone()));
-    }
-    let entry = |prompt: &Prompt| json!([1, prompt.id, prompt.nodes, {}, ["9"]]);
-    let all: Vec<Value> = server.waiting().map(entry).collect();
-    let (running, pending) = all.split_at(all.len().min(1));
-    answer(
-        200,
-        &json!({"queue_running": running, "queue_pending": pending}),
-    )
-}
-
-async fn change_queue(state: Shared, headers: HeaderMap, body: Bytes) -> Response<Body> {
-    let mut server = match enter(&state, &headers) {
-        Ok(server) => server,
-        Err(status) => return empty(status),
-    };
-    let body: Value = serde_json::from_slice(&body).unwrap();
-    for id in body["delete"].as_array().unwrap() {
-        let queued = server.waiting().skip(1).any(|prompt| prompt.id == *id);
-        if queued {
-            server.prompts.retain(|prompt| prompt.id != *id);
-            server.cancelled.push(id.as_str().unwrap().to_owned());
+    /// Stops any running prompt if the request names none.
+    fn interrupt(&mut self, call: &Call) -> Reply {
+        let named = call.fields.get("prompt_id").filter(|_| !self.ignores_ids);
+        let mut prompts = self.prompts.iter_mut();
+        let running = prompts.find(|prompt| prompt.ended.is_none());
+        if let Some(running) = running
+            && named.is_none_or(|id| id.is_null() || *id == *running.id)
+        {
+            let messages =
+                json!([["execution_interrupted", {"prompt_id": running.id, "node_id": "3"}]]);
+            let status = json!({"status_str": "error", "completed": false, "messages": messages});
+            running.ended = Some(json!({"outputs": {}, "status": status}));
+            self.cancelled.push(running.id.clone());
         }
+        Reply::empty(200)
     }
-    empty(200)
-}
 
-/// Stops any running prompt if the request names none.
-async fn interrupt(state: Shared, headers: HeaderMap, body: Bytes) -> Response<Body> {
-    let mut server = match enter(&state, &headers) {
-        Ok(server) => server,
-        Err(status) => return empty(status),
-    };
-    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let ignores_ids = server.ignores_ids;
-    let Some(running) = server
-        .prompts
-        .iter_mut()
-        .find(|prompt| prompt.ended.is_none())
-    else {
-        return empty(200);
-    };
-    if ignores_ids || body["prompt_id"].is_null() || body["prompt_id"] == running.id.as_str() {
-        let messages =
-            json!([["execution_interrupted", {"prompt_id": running.id, "node_id": "3"}]]);
-        let status = json!({"status_str": "error", "completed": false, "messages": messages});
-        running.ended = Some(json!({"outputs": {}, "status": status}));
-        let id = running.id.clone();
-        server.cancelled.push(id);
-    }
-    empty(200)
-}
-
-async fn view(
-    state: Shared,
-    headers: HeaderMap,
-    Query(query): Query<HashMap<String, String>>,
-) -> Response<Body> {
-    let mut server = match enter(&state, &headers) {
-        Ok(server) => server,
-        Err(status) => return empty(status),
-    };
-    server.views.push(query.clone());
-    if query["filename"].starts_with('/') || query["filename"].contains("..") {
-        return empty(400);
-    }
-    let path = format!("{} [{}]", query["filename"], query["type"]);
-    let Some(bytes) = server.files.get(&path).cloned() else {
-        return empty(404);
-    };
-    let body = match server.scenario {
-        Scenario::GeneratesNoImage => Body::from("<html>Not Found</html>"),
-        Scenario::BreaksOff => {
-            let half = Ok(bytes.slice(..bytes.len() / 2));
-            let end = stream::once(async {
-                // Buffered bytes are sent while the body is pending.
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-                Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset))
-            });
-            Body::from_stream(stream::iter([half]).chain(end))
+    fn view(&self, call: &Call) -> Reply {
+        let name = call.in_query("filename");
+        if name.starts_with('/') || name.contains("..") {
+            return Reply::empty(400);
         }
-        _ => Body::from(bytes),
-    };
-    Response::new(body)
-}
-
-async fn system_stats(state: Shared, headers: HeaderMap) -> Response<Body> {
-    match enter(&state, &headers) {
-        Ok(_) => answer(
-            200,
-            &json!({"system": {"comfyui_version": "0.3.64"}, "devices": []}),
-        ),
-        Err(status) => empty(status),
+        let path = format!("{name} [{}]", call.in_query("type"));
+        let Some(bytes) = self.files.get(&path) else {
+            return Reply::empty(404);
+        };
+        let image = Reply::bytes("image/png", bytes.clone());
+        match self.scenario {
+            Scenario::GeneratesNoImage => Reply::bytes("text/html", "<html>Not Found</html>"),
+            Scenario::BreaksOff => image.cut_in_half(),
+            _ => image,
+        }
     }
 }

@@ -7,12 +7,15 @@ use easel::{
     config,
     image::{Format, ImageSize, Resolution},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     Comfyui, FakeUpstream, backend_of, generate, generate_with, server::KEY, wanted, with,
 };
-use crate::{backends::input, harness::images};
+use crate::{
+    backends::input,
+    harness::images::{self, size_of},
+};
 
 #[tokio::test]
 async fn values_go_where_the_bindings_say() {
@@ -27,7 +30,7 @@ async fn values_go_where_the_bindings_say() {
     let (collected, result) = generate(&server, &request).await;
 
     result.unwrap();
-    let submitted = server.server().submitted[0].clone();
+    let submitted = server.submitted()[0].clone();
     let nodes = &submitted["prompt"];
     assert_eq!(submitted["prompt_id"], collected.jobs[0]);
     assert_eq!(nodes["4"]["inputs"]["ckpt_name"], server.model());
@@ -49,7 +52,7 @@ async fn values_go_where_the_bindings_say() {
 async fn absent_values_keep_the_workflows_own() {
     let server = Comfyui::start().await;
     generate(&server, &wanted(&server, 1)).await.1.unwrap();
-    let nodes = &server.server().submitted[0]["prompt"];
+    let nodes = &server.submitted()[0]["prompt"];
     assert_eq!(nodes["7"]["inputs"]["text"], "lowres, blurry, watermark");
     assert_eq!(nodes["3"]["inputs"]["steps"], 28);
 }
@@ -62,12 +65,8 @@ async fn the_same_prompt_twice_generates_two_images() {
         generate(&server, &wanted(&server, 1)).await.1.unwrap();
     }
     let seeds = || {
-        let server = server.server();
-        let seeds = server
-            .submitted
-            .iter()
-            .map(|s| s["prompt"]["3"]["inputs"]["seed"].clone());
-        seeds.collect::<Vec<_>>()
+        let seed = |body: &Value| body["prompt"]["3"]["inputs"]["seed"].clone();
+        server.submitted().iter().map(seed).collect::<Vec<_>>()
     };
     assert_ne!(seeds()[0], seeds()[1]);
 
@@ -112,8 +111,8 @@ async fn references_are_uploaded_to_temporary_files() {
     let (collected, result) = generate(&server, &request).await;
     result.unwrap();
     let name = format!("easel/{}-1.png [temp]", collected.jobs[0]);
-    assert_eq!(server.server().files[&name], images::png());
-    let nodes = &server.server().submitted[0]["prompt"];
+    assert_eq!(server.state().files[&name], images::png());
+    let nodes = &server.submitted()[0]["prompt"];
     assert_eq!(nodes["10"]["inputs"]["image"], name);
     assert_eq!(size_of(&collected.images[0]), (1472, 704));
 }
@@ -231,9 +230,4 @@ fn fault(settings: &str) -> String {
     let settings: config::Backend = toml::from_str(settings).unwrap();
     let all = BTreeMap::from([("own".to_owned(), settings)]);
     Registry::open(&all).err().unwrap().to_string()
-}
-
-fn size_of(bytes: &[u8]) -> (u32, u32) {
-    let image = image::load_from_memory(bytes).unwrap();
-    (image.width(), image.height())
 }

@@ -13,7 +13,7 @@ use super::{
 
 async fn answered(server: &Gemini, status: u16, body: &Value) -> BackendError {
     server.next(status, body);
-    let (collected, result) = generate(server, &wanted(server)).await;
+    let (collected, result) = generate(server, &wanted(server, 1)).await;
     assert!(collected.images.is_empty());
     result.unwrap_err()
 }
@@ -54,7 +54,7 @@ async fn refusals_with_status_200_are_reported() {
         };
         assert_eq!(message, "Unable to show the image. See [link]");
     }
-    let mut request = wanted(&server);
+    let mut request = wanted(&server, 1);
     request.prompt = REFUSED_PROMPT.to_owned();
     let (_, result) = generate(&server, &request).await;
     assert!(
@@ -98,7 +98,7 @@ async fn drafts_are_not_delivered() {
     let large = vec![b'd'; 300_000];
     let candidates = [thinks, draft(&large), draft(b"second"), image(b"the image")];
     server.next(200, &answer(&candidates, "STOP"));
-    let (collected, result) = generate(&server, &wanted(&server)).await;
+    let (collected, result) = generate(&server, &wanted(&server, 1)).await;
     result.unwrap();
     assert_eq!(collected.images, [b"the image"]);
 
@@ -109,13 +109,13 @@ async fn drafts_are_not_delivered() {
         json!({"text": "done"}),
     ];
     server.next(200, &answer(&unflagged, "STOP"));
-    let (collected, _) = generate(&server, &wanted(&server)).await;
+    let (collected, _) = generate(&server, &wanted(&server, 1)).await;
     assert_eq!(collected.images, [b"the image"]);
 
     // It thought, but did not generate.
     let (collected, result) = {
         server.next(200, &answer(&[draft(b"draft")], "NO_IMAGE"));
-        generate(&server, &wanted(&server)).await
+        generate(&server, &wanted(&server, 1)).await
     };
     assert!(
         matches!(result, Err(BackendError::NoImage { .. })),
@@ -132,7 +132,7 @@ async fn drafts_are_not_delivered() {
 #[tokio::test]
 async fn usage_is_passed_on() {
     let server = Gemini::start().await;
-    let (collected, result) = generate(&server, &wanted(&server)).await;
+    let (collected, result) = generate(&server, &wanted(&server, 1)).await;
     result.unwrap();
     assert_eq!(collected.usage.len(), 1);
     assert_eq!(collected.usage[0]["candidatesTokenCount"], 1120);
@@ -211,7 +211,7 @@ async fn oversized_answers_are_not_read_to_the_end() {
     for parts in [many, text] {
         let (collected, result) = {
             server.next(200, &answer(&parts, "STOP"));
-            generate(&server, &wanted(&server)).await
+            generate(&server, &wanted(&server, 1)).await
         };
         assert!(
             matches!(
@@ -226,7 +226,7 @@ async fn oversized_answers_are_not_read_to_the_end() {
     let mut signed = image(b"the image");
     signed["thoughtSignature"] = "c2ln".repeat(1 << 20).into();
     server.next(200, &answer(&[signed], "STOP"));
-    let (collected, result) = generate(&server, &wanted(&server)).await;
+    let (collected, result) = generate(&server, &wanted(&server, 1)).await;
     result.unwrap();
     assert_eq!(collected.images, [b"the image"]);
 }

@@ -13,7 +13,7 @@ use crate::harness::images;
 async fn the_prompt_comes_first_and_references_follow() {
     let server = Gemini::start().await;
     let jpeg = images::image(image::ImageFormat::Jpeg);
-    let mut request = wanted(&server);
+    let mut request = wanted(&server, 1);
     request.quality = Some(Quality::High);
     request.options.insert("background".into(), "opaque".into());
     request.references = vec![
@@ -32,19 +32,21 @@ async fn the_prompt_comes_first_and_references_follow() {
             {"inlineData": {"mimeType": "image/jpeg", "data": base64(&jpeg)}}]}],
         "generationConfig": {"responseModalities": ["IMAGE"],
             "imageConfig": {"aspectRatio": "16:9", "imageSize": "1K"}}});
-    assert_eq!(server.server().received[0], expected);
+    let [call] = &server.calls()[..] else {
+        panic!("one call is enough");
+    };
+    assert_eq!(call.json(), expected);
     assert_eq!(
-        server.server().paths,
-        ["/v1beta/models/gemini-3-pro-image:generateContent"]
+        call.path,
+        "/v1beta/models/gemini-3-pro-image:generateContent"
     );
-    let image = image::load_from_memory(&collected.images[0]).unwrap();
-    assert_eq!((image.width(), image.height()), (1376, 768));
+    assert_eq!(images::size_of(&collected.images[0]), (1376, 768));
 }
 
 #[tokio::test]
 async fn every_ratio_is_known_to_the_upstream() {
     let server = Gemini::start().await;
-    let mut request = wanted(&server);
+    let mut request = wanted(&server, 1);
     for ratio in AspectRatio::all() {
         for resolution in [Resolution::OneK, Resolution::TwoK] {
             request.ratio = ratio;
@@ -53,10 +55,9 @@ async fn every_ratio_is_known_to_the_upstream() {
         }
     }
     let sent: Vec<_> = server
-        .server()
-        .received
+        .calls()
         .iter()
-        .map(|body| body["generationConfig"]["imageConfig"]["imageSize"].clone())
+        .map(|call| call.fields["generationConfig"]["imageConfig"]["imageSize"].clone())
         .collect();
     assert_eq!(sent[..2], ["1K", "2K"]);
 }
@@ -64,7 +65,7 @@ async fn every_ratio_is_known_to_the_upstream() {
 #[tokio::test]
 async fn a_size_is_sent_only_if_the_model_supports_it() {
     let server = Gemini::start().await;
-    let mut request = wanted(&server);
+    let mut request = wanted(&server, 1);
     request.model = "gemini-2.5-flash-image".into();
     let (_, result) = generate(&server, &request).await;
     assert!(
@@ -81,7 +82,7 @@ async fn a_size_is_sent_only_if_the_model_supports_it() {
         .await
         .1
         .unwrap();
-    let sent = &server.server().received[1];
+    let sent = &server.calls()[2].fields;
     let expected = json!({"aspectRatio": "16:9"});
     assert_eq!(sent["generationConfig"]["imageConfig"], expected);
 }
@@ -89,11 +90,11 @@ async fn a_size_is_sent_only_if_the_model_supports_it() {
 #[tokio::test]
 async fn extra_fields_are_merged_into_nested_objects() {
     let server = Gemini::start().await;
-    let mut request = wanted(&server);
+    let mut request = wanted(&server, 1);
     let extra = json!({"generationConfig": {"imageConfig": {"imageSize": "2K"}}});
     request.extra = extra.as_object().unwrap().clone();
     generate(&server, &request).await.1.unwrap();
-    let sent = &server.server().received[0];
+    let sent = &server.calls()[0].fields;
     let expected = json!({"responseModalities": ["IMAGE"],
         "imageConfig": {"aspectRatio": "16:9", "imageSize": "2K"}});
     assert_eq!(sent["generationConfig"], expected);
@@ -116,7 +117,7 @@ async fn oversized_and_unsupported_inputs_are_named_and_not_sent() {
             "reference image 2 is a GIF; this model takes PNG, JPEG and WebP",
         ),
     ] {
-        let mut request = wanted(&server);
+        let mut request = wanted(&server, 1);
         request.references = vec![input(Format::Png, &images::png()), input(format, bytes)];
         let (_, result) = generate(&server, &request).await;
         let Err(BackendError::Invalid { message }) = result else {
@@ -126,7 +127,7 @@ async fn oversized_and_unsupported_inputs_are_named_and_not_sent() {
     }
     assert_eq!(server.asked(), 0);
 
-    let mut request = wanted(&server);
+    let mut request = wanted(&server, 1);
     request.references = vec![input(Format::Png, &images::png()); 13];
     let just = images::png_of(7 * 1024 * 1024);
     request.references.push(input(Format::Png, &just));

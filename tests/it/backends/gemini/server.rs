@@ -1,27 +1,15 @@
 //! A fake of Gemini's API, as strict as the real one: it checks fields, ratios, sizes and limits, accepts both
-//! alphabets of base64, and refuses with HTTP 200. The official SDK verifies it: see `tests/it/clients.rs`.
+//! alphabets of base64, and refuses with HTTP 200. The official SDK verifies it: see `tests/it/end_to_end/clients.rs`.
 
-use std::{
-    io,
-    sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
-};
-
-use axum::{
-    Router,
-    body::{Body, Bytes},
-    extract::{DefaultBodyLimit, State},
-    http::{HeaderMap, Response, StatusCode, Uri},
-    routing::{get, post},
-};
-use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, task::JoinSet};
 
 use super::request::Request;
 use crate::{
     backends::contract::{FakeUpstream, Scenario},
-    harness::upstream,
+    harness::{
+        fake_server::{Call, FakeServer, Protocol, Reply, Script},
+        images,
+    },
 };
 
 /// The key it requires.
@@ -30,60 +18,24 @@ pub const KEY: &str = "AIza-fake-5d20";
 pub const REFUSED_PROMPT: &str = "something unsafe";
 
 /// A fake that listens on loopback until it is dropped.
-pub struct Gemini {
-    /// Its base URL, without `/v1beta`.
-    pub url: String,
-    state: Arc<Mutex<Server>>,
-    _serving: JoinSet<()>,
-}
+pub type Gemini = FakeServer<Server>;
 
 /// The state of the fake.
+#[derive(Default)]
 pub struct Server {
     scenario: Scenario,
-    /// The answer to the next call, with its status.
-    pub next: Option<(u16, String)>,
-    /// The bodies that arrived, in order.
-    pub received: Vec<Value>,
-    /// The paths that were called.
-    pub paths: Vec<String>,
+    script: Script,
     inputs: Vec<Vec<u8>>,
 }
 
-type Shared = State<Arc<Mutex<Server>>>;
-
 impl Gemini {
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let state = Arc::new(Mutex::new(Server {
-            scenario: Scenario::Generates,
-            next: None,
-            received: Vec::new(),
-            paths: Vec::new(),
-            inputs: Vec::new(),
-        }));
-        let router = Router::new()
-            .route("/v1beta/models/{call}", post(generate))
-            .route("/v1beta/models", get(models))
-            .layer(DefaultBodyLimit::disable())
-            .with_state(Arc::clone(&state));
-        let mut serving = JoinSet::new();
-        serving.spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self {
-            url,
-            state,
-            _serving: serving,
-        }
-    }
-
-    /// Locks the state of the fake.
-    pub fn server(&self) -> MutexGuard<'_, Server> {
-        self.state.lock().unwrap()
+        Self::serving(|_| Server::default()).await
     }
 
     /// Sets the answer to the next call.
     pub fn next(&self, status: u16, body: &Value) {
-        self.server().next = Some((status, body.to_string()));
+        self.state().script.next(reply(status, body));
     }
 
     /// The settings with other sizes.
@@ -106,19 +58,15 @@ impl FakeUpstream for Gemini {
     }
 
     fn play(&self, scenario: Scenario) {
-        self.server().scenario = scenario;
+        self.state().scenario = scenario;
     }
 
     fn asked(&self) -> usize {
-        self.server().paths.len()
+        self.calls_by("POST").len()
     }
 
     fn inputs(&self) -> Vec<Vec<u8>> {
-        self.server().inputs.clone()
-    }
-
-    fn cancelled(&self) -> Vec<String> {
-        Vec::new()
+        self.state().inputs.clone()
     }
 }
 
@@ -143,64 +91,61 @@ pub fn image(bytes: &[u8]) -> Value {
     json!({"inlineData": {"mimeType": "image/png", "data": data}})
 }
 
-fn reply(status: u16, body: String) -> Response<Body> {
-    let response = Response::builder().status(StatusCode::from_u16(status).unwrap());
-    let response = response.header("content-type", "application/json; charset=UTF-8");
-    response.body(Body::from(body)).unwrap()
+fn reply(status: u16, body: &Value) -> Reply {
+    Reply::bytes("application/json; charset=UTF-8", body.to_string()).status(status)
 }
 
 /// The API reports a wrong key as an invalid argument.
-fn wrong_key() -> (u16, Value) {
+fn wrong_key() -> Reply {
     let reason = json!([{"@type": "type.googleapis.com/google.rpc.ErrorInfo",
         "reason": "API_KEY_INVALID", "domain": "googleapis.com"}]);
     let message = "API key not valid. Please pass a valid API key.";
-    (400, error(400, "INVALID_ARGUMENT", message, &reason))
+    reply(400, &error(400, "INVALID_ARGUMENT", message, &reason))
 }
 
-fn has_key(headers: &HeaderMap) -> bool {
-    headers.get("x-goog-api-key").is_some_and(|key| key == KEY)
-}
-
-async fn generate(state: Shared, uri: Uri, headers: HeaderMap, body: Bytes) -> Response<Body> {
-    let (scenario, next) = {
-        let mut server = state.0.lock().unwrap();
-        server.paths.push(uri.path().to_owned());
-        (server.scenario, server.next.take())
-    };
-    if let Some((status, body)) = next {
-        return reply(status, body);
-    }
-    if !has_key(&headers) {
-        let (status, body) = wrong_key();
-        return reply(status, body.to_string());
-    }
-    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let call = uri.path().rsplit('/').next().unwrap_or_default();
-    let request = match Request::read(call, &body) {
-        Ok(request) => request,
-        Err(message) => {
-            let body = error(400, "INVALID_ARGUMENT", &message, &json!([]));
-            return reply(400, body.to_string());
+impl Protocol for Server {
+    fn answer(&mut self, call: &Call) -> Reply {
+        let (method, line) = call.line();
+        let has_key = call.header("x-goog-api-key") == Some(KEY);
+        match (method, line.as_slice()) {
+            ("POST", ["v1beta", "models", name]) => match self.script.take() {
+                Some(scripted) => scripted,
+                None if has_key => self.generate(name, call),
+                None => wrong_key(),
+            },
+            ("GET", ["v1beta", "models"]) if has_key => {
+                let model = json!({"name": "models/gemini-3-pro-image", "version": "001",
+                    "supportedGenerationMethods": ["generateContent"]});
+                reply(200, &json!({"models": [model]}))
+            }
+            ("GET", ["v1beta", "models"]) => wrong_key(),
+            _ => Reply::empty(404),
         }
-    };
-    {
-        let mut server = state.0.lock().unwrap();
-        server.received.push(body);
-        server.inputs.clone_from(&request.images);
     }
-    if scenario == Scenario::Hangs {
-        std::future::pending::<()>().await;
-    }
-    let (status, body) = play(scenario, &request);
-    let body = body.to_string();
-    if scenario == Scenario::BreaksOff {
-        return cut_off(&body);
-    }
-    reply(status, body)
 }
 
-fn play(scenario: Scenario, request: &Request) -> (u16, Value) {
-    let fails = |code, status: &str, details: &Value| (code, error(code, status, "No.", details));
+impl Server {
+    fn generate(&mut self, name: &str, call: &Call) -> Reply {
+        match Request::read(name, &call.json()) {
+            Ok(request) => {
+                self.inputs.clone_from(&request.images);
+                play(self.scenario, &request)
+            }
+            Err(message) => reply(400, &error(400, "INVALID_ARGUMENT", &message, &json!([]))),
+        }
+    }
+}
+
+fn play(scenario: Scenario, request: &Request) -> Reply {
+    let fails =
+        |code, status: &str, details: &Value| reply(code, &error(code, status, "No.", details));
+    let answers = |parts: &[Value]| reply(200, &answer(parts, "STOP"));
+    let generates = || {
+        let (width, height) = request.size;
+        let mut result = image(&images::grey(width, height, 0));
+        result["thoughtSignature"] = "c2lnbmF0dXJl".into();
+        answers(&[result])
+    };
     match scenario {
         Scenario::FindsInvalid => fails(400, "INVALID_ARGUMENT", &json!([])),
         Scenario::KnowsNoKey => wrong_key(),
@@ -211,39 +156,16 @@ fn play(scenario: Scenario, request: &Request) -> (u16, Value) {
             fails(429, "RESOURCE_EXHAUSTED", &details)
         }
         Scenario::Fails => fails(500, "INTERNAL", &json!([])),
-        Scenario::GeneratesNothing => (200, answer(&[json!({"text": "I can not."})], "STOP")),
-        Scenario::GeneratesNoImage => (200, answer(&[image(b"<html>It works!</html>")], "STOP")),
-        _ if scenario == Scenario::Refuses || request.prompt == REFUSED_PROMPT => (
+        Scenario::Hangs => Reply::never(),
+        Scenario::BreaksOff => generates().cut_in_half(),
+        Scenario::GeneratesNothing => answers(&[json!({"text": "I can not."})]),
+        Scenario::GeneratesNoImage => answers(&[image(b"<html>It works!</html>")]),
+        Scenario::Generates if request.prompt != REFUSED_PROMPT => generates(),
+        Scenario::Generates | Scenario::Refuses => reply(
             200,
-            json!({"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"},
+            &json!({"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"},
                 "usageMetadata": {"promptTokenCount": 5, "totalTokenCount": 5},
                 "modelVersion": "gemini-3-pro-image"}),
         ),
-        _ => {
-            let mut result = image(&upstream::image(request.size.0, request.size.1, 0));
-            result["thoughtSignature"] = "c2lnbmF0dXJl".into();
-            (200, answer(&[result], "STOP"))
-        }
     }
-}
-
-/// Sends half of the body, then breaks the connection.
-fn cut_off(body: &str) -> Response<Body> {
-    let half = Ok(Bytes::copy_from_slice(&body.as_bytes()[..body.len() / 2]));
-    let end = stream::once(async {
-        // Buffered bytes are sent while the body is pending.
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        Err(io::Error::from(io::ErrorKind::ConnectionReset))
-    });
-    Response::new(Body::from_stream(stream::iter([half]).chain(end)))
-}
-
-async fn models(headers: HeaderMap) -> Response<Body> {
-    if !has_key(&headers) {
-        let (status, body) = wrong_key();
-        return reply(status, body.to_string());
-    }
-    let model = json!({"name": "models/gemini-3-pro-image", "version": "001",
-        "supportedGenerationMethods": ["generateContent"]});
-    reply(200, json!({"models": [model]}).to_string())
 }

@@ -60,7 +60,7 @@ async fn links_are_fetched_without_the_key() {
     result.unwrap();
     // Images inside the answer are delivered before those that must be fetched.
     assert_eq!(images, [b"data".to_vec(), image(64, 64, 0)]);
-    let fetched = &upstream.received()[1];
+    let fetched = &upstream.calls()[1];
     assert_eq!(fetched.path, "/files/image.png");
     assert_eq!(fetched.header("authorization"), None);
 }
@@ -77,7 +77,7 @@ async fn an_image_that_was_delivered_is_not_fetched_again() {
 
     result.unwrap();
     assert_eq!(images, [b"hello"]);
-    assert_eq!(upstream.received().len(), 1);
+    assert_eq!(upstream.calls().len(), 1);
 }
 
 #[tokio::test]
@@ -88,7 +88,7 @@ async fn a_link_may_redirect_to_where_it_could_have_pointed() {
     let (images, result) = generate(&backend(&upstream, ""), &request(1)).await;
     result.unwrap();
     assert_eq!(images, [image(64, 64, 0)]);
-    let fetched = &upstream.received()[2];
+    let fetched = &upstream.calls()[2];
     assert_eq!(fetched.path, "/files/image.png");
     assert_eq!(fetched.header("authorization"), None);
 }
@@ -118,7 +118,7 @@ async fn links_elsewhere_are_not_followed() {
         };
         assert!(images.is_empty() && !detail.contains("/files/"), "{detail}");
     }
-    assert!(other.received().is_empty());
+    assert!(other.calls().is_empty());
 }
 
 #[tokio::test]

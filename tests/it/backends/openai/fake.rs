@@ -1,55 +1,45 @@
 //! The fake of OpenAI's API and its copies, as an upstream of the contract.
 
-use std::sync::Arc;
-
 use base64_simd::STANDARD;
 use serde_json::json;
-use tokio::sync::Semaphore;
 
 use crate::{
     backends::contract::{FakeUpstream, Scenario, fulfils_the_contract},
-    harness::upstream::{Dialect, Received, Reply, Upstream},
+    harness::upstream::{Call, Dialect, Reply, Upstream},
 };
 
-struct Copy {
-    upstream: Upstream,
-    dialect: Dialect,
+fn requests(upstream: &Upstream) -> Vec<Call> {
+    let mut calls = upstream.calls();
+    calls.retain(|call| call.path.contains("/images/"));
+    calls
 }
 
-impl Copy {
-    fn requests(&self) -> Vec<Received> {
-        let mut received = self.upstream.received();
-        received.retain(|call| call.path.contains("/images/"));
-        received
-    }
-
-    fn refuses(&self) -> Reply {
-        let message = "Your task failed as a result of our safety system.";
-        match self.dialect {
-            Dialect::AzureDeployments | Dialect::AzureV1 => {
-                let error = json!({"code": "contentFilter", "message": message});
-                Reply::json(400, &json!({"created": 1_781_599_773, "error": error}))
-            }
-            Dialect::Generic => Reply::bytes("text/html", b"<html>".to_vec()).status(451),
-            _ => self.dialect.error(400, "moderation_blocked", "No."),
+fn refuses(dialect: Dialect) -> Reply {
+    let message = "Your task failed as a result of our safety system.";
+    match dialect {
+        Dialect::AzureDeployments | Dialect::AzureV1 => {
+            let error = json!({"code": "contentFilter", "message": message});
+            Reply::json(400, &json!({"created": 1_781_599_773, "error": error}))
         }
-    }
-
-    fn finds_invalid(&self) -> Reply {
-        match self.dialect {
-            Dialect::SdServer => Reply::json(
-                500,
-                &json!({"error": "server_error",
-                    "message": "[json.exception.type_error.302] type must be number, but is string"}),
-            ),
-            other => other.error(400, "invalid_value", "Invalid size."),
-        }
+        Dialect::Generic => Reply::bytes("text/html", "<html>").status(451),
+        _ => dialect.error(400, "moderation_blocked", "No."),
     }
 }
 
-impl FakeUpstream for Copy {
+fn finds_invalid(dialect: Dialect) -> Reply {
+    match dialect {
+        Dialect::SdServer => Reply::json(
+            500,
+            &json!({"error": "server_error",
+                "message": "[json.exception.type_error.302] type must be number, but is string"}),
+        ),
+        other => other.error(400, "invalid_value", "Invalid size."),
+    }
+}
+
+impl FakeUpstream for Upstream {
     fn settings(&self) -> String {
-        self.upstream.settings("")
+        self.settings("")
     }
 
     fn model(&self) -> String {
@@ -57,30 +47,27 @@ impl FakeUpstream for Copy {
     }
 
     fn play(&self, scenario: Scenario) {
-        let error = |status, code| self.dialect.error(status, code, "It is so.");
+        let dialect = self.state().dialect;
+        let error = |status, code| dialect.error(status, code, "It is so.");
         let reply = match scenario {
             Scenario::Generates => None,
-            Scenario::Refuses => Some(self.refuses()),
-            Scenario::FindsInvalid => Some(self.finds_invalid()),
+            Scenario::Refuses => Some(refuses(dialect)),
+            Scenario::FindsInvalid => Some(finds_invalid(dialect)),
             Scenario::KnowsNoKey => Some(error(401, "invalid_api_key")),
             Scenario::LimitsRate => {
                 Some(error(429, "rate_limit_exceeded").header("retry-after", "7"))
             }
             Scenario::Fails => Some(error(500, "server_error")),
-            Scenario::Hangs => Some(Reply::images(&[]).held_by(&Arc::new(Semaphore::new(0)))),
-            Scenario::BreaksOff => {
-                let whole = Reply::images(&[vec![7; 100_000]]);
-                let half = whole.length() / 2;
-                Some(whole.cut_at(half))
-            }
+            Scenario::Hangs => Some(Reply::never()),
+            Scenario::BreaksOff => Some(Reply::images(&[vec![7; 100_000]]).cut_in_half()),
             Scenario::GeneratesNothing => Some(Reply::images(&[])),
             Scenario::GeneratesNoImage => Some(Reply::images(&[b"<html>It works!".to_vec()])),
         };
-        self.upstream.always(reply);
+        self.always(reply);
     }
 
     fn plays(&self, scenario: Scenario) -> bool {
-        match self.dialect {
+        match self.state().dialect {
             Dialect::SdServer => !matches!(
                 scenario,
                 Scenario::Refuses | Scenario::KnowsNoKey | Scenario::LimitsRate
@@ -91,11 +78,11 @@ impl FakeUpstream for Copy {
     }
 
     fn asked(&self) -> usize {
-        self.requests().len()
+        requests(self).len()
     }
 
     fn inputs(&self) -> Vec<Vec<u8>> {
-        let last = self.requests().pop().unwrap();
+        let last = requests(self).pop().unwrap();
         let file = last.fields.get("file").and_then(|file| file.as_str());
         let files = last.files.iter().map(|file| file.bytes.to_vec());
         file.map(|file| STANDARD.decode_to_vec(file).unwrap())
@@ -103,16 +90,11 @@ impl FakeUpstream for Copy {
             .chain(files)
             .collect()
     }
-
-    fn cancelled(&self) -> Vec<String> {
-        Vec::new()
-    }
 }
 
 #[tokio::test]
 async fn every_profile_fulfils_the_contract_of_a_backend() {
     for dialect in Dialect::ALL {
-        let upstream = Upstream::speaking(dialect).await;
-        fulfils_the_contract(&Copy { upstream, dialect }).await;
+        fulfils_the_contract(&Upstream::speaking(dialect).await).await;
     }
 }

@@ -9,15 +9,15 @@ use serde_json::{Value, json};
 use super::{Collected, backend, backend_of, generate, input, request};
 use crate::harness::{
     images,
-    upstream::{self, Dialect, Received, Upstream, image},
+    upstream::{self, Call, Dialect, Upstream, image},
 };
 
 /// Generates the request, and returns the single call that the upstream received.
-async fn generated_at(upstream: &Upstream, more: &str, request: &GenerateRequest) -> Received {
+async fn generated_at(upstream: &Upstream, more: &str, request: &GenerateRequest) -> Call {
     let (images, result) = generate(&backend(upstream, more), request).await;
     result.unwrap();
     assert_eq!(images.len(), usize::from(request.n));
-    upstream.received().remove(0)
+    upstream.calls().remove(0)
 }
 
 #[tokio::test]
@@ -39,7 +39,7 @@ async fn azures_deployments_are_in_the_path_and_the_key_in_its_own_header() {
     assert!(!received.fields.contains_key("model"));
 
     backend(&upstream, "").check().await.unwrap();
-    let checked = upstream.received().pop().unwrap();
+    let checked = upstream.calls().pop().unwrap();
     let asked = (checked.path.as_str(), checked.query.as_str());
     assert_eq!(asked, ("/openai/models", "api-version=2025-04-01-preview"));
 }
@@ -119,7 +119,7 @@ async fn the_operators_fields_override_all_others() {
     for (name, value) in extra.as_object().unwrap() {
         assert_eq!(received.fields[name], *value);
     }
-    assert_eq!(upstream.received().len(), 1, "no link had to be followed");
+    assert_eq!(upstream.calls().len(), 1, "no link had to be followed");
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ async fn a_generation_is_json_with_only_known_fields() {
 
     result.unwrap();
     assert_eq!(images, [image(64, 32, 0), image(64, 32, 1)]);
-    let [received] = &upstream.received()[..] else {
+    let [received] = &upstream.calls()[..] else {
         panic!("one call expected");
     };
     assert_eq!(received.path, "/v1/images/generations");
@@ -55,7 +55,7 @@ async fn one_reference_is_an_edit_with_one_image() {
 
     result.unwrap();
     assert_eq!(images, [image(64, 32, 0)]);
-    let received = &upstream.received()[0];
+    let received = &upstream.calls()[0];
     assert_eq!(received.path, "/v1/images/edits");
     assert_eq!(
         Value::Object(received.fields.clone()),
@@ -92,7 +92,7 @@ async fn three_references_and_a_mask_follow_the_text() {
 
     generate(&backend, &request).await.1.unwrap();
 
-    let received = &upstream.received()[0];
+    let received = &upstream.calls()[0];
     let texts = ["model", "n", "prompt", "size"];
     let files = ["image[]", "image[]", "image[]", "mask"];
     assert_eq!(received.parts, [texts, files].concat());
@@ -130,7 +130,7 @@ async fn an_unreadable_reference_is_not_the_upstreams_fault() {
         let (_, result) = generate(&backend, &request).await;
         assert!(matches!(result, Err(BackendError::Input(_))), "{result:?}");
     }
-    assert!(upstream.received().is_empty());
+    assert!(upstream.calls().is_empty());
 }
 
 #[tokio::test]
@@ -145,7 +145,7 @@ async fn base_urls_may_end_in_a_slash_and_upstreams_may_want_no_key() {
         matches!(result, Err(BackendError::Credentials { .. })),
         "{result:?}"
     );
-    let received = &upstream.received()[0];
+    let received = &upstream.calls()[0];
     assert_eq!(received.path, "/v1/images/generations");
     assert_eq!(received.header("authorization"), None);
 }

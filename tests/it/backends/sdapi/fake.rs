@@ -1,64 +1,34 @@
 //! A fake server with the web UI's API: as strict as the web UI about its input, and as verbose as sd-server, which
 //! repeats the whole input.
 
-use std::sync::{Arc, Mutex};
-
-use axum::{
-    Router,
-    body::{Body, Bytes},
-    extract::{DefaultBodyLimit, State},
-    http::{HeaderMap, Response, Uri},
-    routing::{get, post},
-};
 use base64_simd::STANDARD;
-use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, task::JoinSet};
 
 use crate::{
     backends::contract::{FakeUpstream, Scenario},
-    harness::upstream::image,
+    harness::{
+        fake_server::{Call, FakeServer, Protocol, Reply},
+        images,
+    },
 };
 
 /// The credentials it was started with.
 const KEY: &str = "heron:nest:7f3a9c";
 
-/// The running fake.
-pub(super) struct WebUi {
-    url: String,
-    shared: Arc<Shared>,
-    _serving: JoinSet<()>,
-}
+/// A fake that listens on loopback until it is dropped.
+pub(super) type WebUi = FakeServer<Server>;
 
-struct Shared {
-    scenario: Mutex<Scenario>,
-    received: Mutex<Vec<(String, Value)>>,
+/// The state of the fake.
+#[derive(Default)]
+pub(super) struct Server {
+    scenario: Scenario,
     /// How many images to withhold from the answer.
-    withheld: Mutex<u64>,
+    pub(super) withheld: u64,
 }
 
 impl WebUi {
     pub(super) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let shared = Arc::new(Shared {
-            scenario: Mutex::new(Scenario::Generates),
-            received: Mutex::default(),
-            withheld: Mutex::default(),
-        });
-        let router = Router::new()
-            .route("/sdapi/v1/txt2img", post(generate))
-            .route("/sdapi/v1/img2img", post(generate))
-            .route("/sdapi/v1/sd-models", get(models))
-            .layer(DefaultBodyLimit::disable())
-            .with_state(Arc::clone(&shared));
-        let mut serving = JoinSet::new();
-        serving.spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self {
-            url,
-            shared,
-            _serving: serving,
-        }
+        Self::serving(|_| Server::default()).await
     }
 
     /// The settings of a backend for it; `more` is added to its address and key.
@@ -70,14 +40,9 @@ impl WebUi {
         )
     }
 
-    /// Every request so far: the last segment of its path, and its body.
-    pub(super) fn received(&self) -> Vec<(String, Value)> {
-        self.shared.received.lock().unwrap().clone()
-    }
-
-    /// Returns this many images fewer than requested.
-    pub(super) fn withhold(&self, images: u64) {
-        *self.shared.withheld.lock().unwrap() = images;
+    /// Every request so far, without the checks.
+    pub(super) fn requests(&self) -> Vec<Call> {
+        self.calls_by("POST")
     }
 }
 
@@ -91,7 +56,7 @@ impl FakeUpstream for WebUi {
     }
 
     fn play(&self, scenario: Scenario) {
-        *self.shared.scenario.lock().unwrap() = scenario;
+        self.state().scenario = scenario;
     }
 
     fn plays(&self, scenario: Scenario) -> bool {
@@ -99,14 +64,13 @@ impl FakeUpstream for WebUi {
     }
 
     fn asked(&self) -> usize {
-        self.received().len()
+        self.requests().len()
     }
 
     fn inputs(&self) -> Vec<Vec<u8>> {
-        let (_, body) = self.received().pop().unwrap();
-        let images = body["init_images"].as_array().cloned().unwrap_or_default();
-        let texts = images.iter().chain([&body["mask"]]);
-        let texts = texts.filter_map(Value::as_str);
+        let body = self.requests().pop().unwrap().json();
+        let images = body["init_images"].as_array().into_iter().flatten();
+        let texts = images.chain([&body["mask"]]).filter_map(Value::as_str);
         texts
             .map(|text| STANDARD.decode_to_vec(text).unwrap())
             .collect()
@@ -124,104 +88,78 @@ impl FakeUpstream for WebUi {
                 .zip(came.pixels())
                 .all(|(given, came)| (given.0[3] == 0) == (came.0[0] == 255))
     }
-
-    fn cancelled(&self) -> Vec<String> {
-        Vec::new()
-    }
 }
 
-fn knows(headers: &HeaderMap) -> bool {
-    let expected = format!("Basic {}", STANDARD.encode_to_string(KEY));
-    let given = headers.get("authorization");
-    given.is_some_and(|given| given.as_bytes() == expected.as_bytes())
-}
-
-async fn models(headers: HeaderMap) -> Response<Body> {
-    if !knows(&headers) {
-        return answer(401, &json!({"detail": "Incorrect username or password"}));
-    }
-    answer(
-        200,
-        &json!([{"title": "herons_v2", "model_name": "herons_v2"}]),
-    )
-}
-
-async fn generate(
-    State(shared): State<Arc<Shared>>,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Response<Body> {
-    let body: Value = serde_json::from_slice(&body).unwrap();
-    let path = uri.path().rsplit('/').next().unwrap().to_owned();
-    shared.received.lock().unwrap().push((path, body.clone()));
-    let scenario = *shared.scenario.lock().unwrap();
-    let error = |status, kind: &str, detail: &str| {
-        let error = json!({"error": kind, "detail": detail, "body": "", "errors": ""});
-        answer(status, &error)
-    };
-    match scenario {
-        Scenario::KnowsNoKey => {
-            return answer(401, &json!({"detail": "Incorrect username or password"}));
-        }
-        Scenario::FindsInvalid => return error(404, "HTTPException", "Sampler not found"),
-        Scenario::Fails => return error(500, "OutOfMemoryError", ""),
-        Scenario::Hangs => std::future::pending().await,
-        Scenario::GeneratesNothing => return images(&[], &body),
-        Scenario::GeneratesNoImage => return images(&[b"<html>It works!".to_vec()], &body),
-        Scenario::BreaksOff => return cut_off(&vec![7; 100_000]),
-        Scenario::Generates | Scenario::Refuses | Scenario::LimitsRate => {}
-    }
-    if !knows(&headers) {
-        return answer(401, &json!({"detail": "Incorrect username or password"}));
-    }
-    for image in body["init_images"].as_array().into_iter().flatten() {
-        let decoded = STANDARD.decode_to_vec(image.as_str().unwrap());
-        if !decoded.is_ok_and(|bytes| image::guess_format(&bytes).is_ok()) {
-            return error(500, "HTTPException", "Invalid encoded image");
+impl Protocol for Server {
+    fn answer(&mut self, call: &Call) -> Reply {
+        let (method, line) = call.line();
+        let credentials = format!("Basic {}", STANDARD.encode_to_string(KEY));
+        let has_key = call.header("authorization") == Some(&credentials);
+        match (method, line.as_slice()) {
+            ("POST", ["sdapi", "v1", "txt2img" | "img2img"]) => self.generate(call, has_key),
+            ("GET", ["sdapi", "v1", "sd-models"]) if has_key => {
+                let model = json!({"title": "herons_v2", "model_name": "herons_v2"});
+                Reply::json(200, &json!([model]))
+            }
+            ("GET", ["sdapi", "v1", "sd-models"]) => wrong_key(),
+            _ => Reply::empty(404),
         }
     }
-    let names = match body["enable_hr"].as_bool() {
-        Some(true) => ["hr_resize_x", "hr_resize_y"],
-        _ => ["width", "height"],
-    };
-    let [width, height] = names.map(|name| u32::try_from(body[name].as_u64().unwrap()).unwrap());
-    if width % 8 != 0 || height % 8 != 0 {
-        return answer(
-            422,
-            &json!({"detail": [{"msg": "sides must be a multiple of 8"}]}),
-        );
-    }
-    let count = body["batch_size"].as_u64().unwrap() - *shared.withheld.lock().unwrap();
-    let result = (0..count).map(|index| image(width, height, u8::try_from(index).unwrap()));
-    images(&result.collect::<Vec<_>>(), &body)
 }
 
-fn images(images: &[Vec<u8>], parameters: &Value) -> Response<Body> {
+impl Server {
+    fn generate(&self, call: &Call, has_key: bool) -> Reply {
+        let body = call.json();
+        match self.scenario {
+            Scenario::KnowsNoKey => return wrong_key(),
+            Scenario::FindsInvalid => return error(404, "HTTPException", "Sampler not found"),
+            Scenario::Fails => return error(500, "OutOfMemoryError", ""),
+            Scenario::Hangs => return Reply::never(),
+            Scenario::GeneratesNothing => return answer(&[], &body),
+            Scenario::GeneratesNoImage => return answer(&[b"<html>It works!".to_vec()], &body),
+            Scenario::BreaksOff => return answer(&[vec![7; 100_000]], &json!({})).cut_in_half(),
+            Scenario::Generates | Scenario::Refuses | Scenario::LimitsRate => {}
+        }
+        if !has_key {
+            return wrong_key();
+        }
+        for image in body["init_images"].as_array().into_iter().flatten() {
+            let decoded = STANDARD.decode_to_vec(image.as_str().unwrap());
+            if !decoded.is_ok_and(|bytes| image::guess_format(&bytes).is_ok()) {
+                return error(500, "HTTPException", "Invalid encoded image");
+            }
+        }
+        let names = match body["enable_hr"].as_bool() {
+            Some(true) => ["hr_resize_x", "hr_resize_y"],
+            _ => ["width", "height"],
+        };
+        let [width, height] =
+            names.map(|name| u32::try_from(body[name].as_u64().unwrap()).unwrap());
+        if width % 8 != 0 || height % 8 != 0 {
+            let detail = json!([{"msg": "sides must be a multiple of 8"}]);
+            return Reply::json(422, &json!({"detail": detail}));
+        }
+        let count = body["batch_size"].as_u64().unwrap() - self.withheld;
+        let result =
+            (0..count).map(|index| images::grey(width, height, u8::try_from(index).unwrap()));
+        answer(&result.collect::<Vec<_>>(), &body)
+    }
+}
+
+fn wrong_key() -> Reply {
+    Reply::json(401, &json!({"detail": "Incorrect username or password"}))
+}
+
+fn error(status: u16, kind: &str, detail: &str) -> Reply {
+    let body = json!({"error": kind, "detail": detail, "body": "", "errors": ""});
+    Reply::json(status, &body)
+}
+
+fn answer(images: &[Vec<u8>], parameters: &Value) -> Reply {
     let images: Vec<String> = images
         .iter()
         .map(|image| STANDARD.encode_to_string(image))
         .collect();
-    answer(
-        200,
-        &json!({"images": images, "info": "", "parameters": parameters}),
-    )
-}
-
-fn cut_off(image: &[u8]) -> Response<Body> {
-    let begun = format!("{{\"images\":[\"{}", STANDARD.encode_to_string(image));
-    let broken = stream::once(async {
-        // Buffered bytes are sent while the body is pending.
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset))
-    });
-    Response::new(Body::from_stream(stream::iter([Ok(begun)]).chain(broken)))
-}
-
-fn answer(status: u16, body: &Value) -> Response<Body> {
-    Response::builder()
-        .status(status)
-        .header("content-type", "application/json")
-        .body(body.to_string().into())
-        .unwrap()
+    let body = json!({"images": images, "info": "", "parameters": parameters});
+    Reply::json(200, &body)
 }

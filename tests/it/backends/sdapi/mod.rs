@@ -13,7 +13,7 @@ use super::{
     contract::{FakeUpstream, fulfils_the_contract},
     input, request,
 };
-use crate::harness::images;
+use crate::harness::images::{self, size_of};
 use fake::WebUi;
 
 /// Generates the request, and returns the images and what the server received.
@@ -25,8 +25,12 @@ async fn generated_at(
     let mut collected = Collected::default();
     let backend = backend_of(&server.settings_with(more));
     backend.generate(request, &mut collected).await.unwrap();
-    let (path, body) = server.received().pop().unwrap();
-    (collected.images, path, body)
+    let call = server.requests().pop().unwrap();
+    (
+        collected.images,
+        call.last_segment().to_owned(),
+        call.json(),
+    )
 }
 
 fn large() -> GenerateRequest {
@@ -37,11 +41,6 @@ fn large() -> GenerateRequest {
         },
         ..request(1)
     }
-}
-
-fn size_of(image: &[u8]) -> (u32, u32) {
-    let decoded = image::load_from_memory(image).unwrap();
-    (decoded.width(), decoded.height())
 }
 
 #[tokio::test]
@@ -142,13 +141,13 @@ async fn a_broken_mask_is_the_clients_fault() {
             "{result:?}"
         );
     }
-    assert!(server.received().is_empty());
+    assert!(server.requests().is_empty());
 }
 
 #[tokio::test]
 async fn input_that_the_server_repeats_is_harmless() {
     let server = WebUi::start().await;
-    server.withhold(1);
+    server.state().withheld = 1;
     let mut wanted = request(2);
     // Larger than the rest of an answer may be.
     wanted.references = vec![input(Format::Png, &images::png_of(3_000_000))];
@@ -190,5 +189,5 @@ async fn a_check_tells_a_wrong_password_and_a_missing_api() {
         panic!("{checked:?}");
     };
     assert!(detail.contains("--api"), "{detail}");
-    assert!(server.received().is_empty());
+    assert!(server.requests().is_empty());
 }

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{KEY, REFUSED_PROMPT, Received, Reply};
+use super::{KEY, REFUSED_PROMPT};
+use crate::harness::fake_server::{Call, File, Reply};
 
 /// Which copy of OpenAI's API the fake imitates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,26 +80,27 @@ impl Dialect {
     }
 
     /// The images that were asked for.
-    pub(super) fn result(self, received: &Received) -> Reply {
-        let asked = received.fields.get("response_format");
+    pub(super) fn result(self, call: &Call) -> Reply {
+        let asked = call.fields.get("response_format");
         let links = match self {
             Self::Generic | Self::Localai => asked.and_then(Value::as_str) != Some("b64_json"),
             _ => false,
         };
         if links {
-            let link = format!("http://{}/files/image.png", received.host());
-            let count = usize::try_from(received.n().unwrap_or(1)).unwrap();
+            let host = call.header("host").unwrap_or_default();
+            let link = format!("http://{host}/files/image.png");
+            let count = usize::try_from(call.n().unwrap_or(1)).unwrap();
             return Reply::links(&vec![link.as_str(); count]);
         }
-        Reply::result(received)
+        Reply::result(call)
     }
 
     /// Refuses a call without the right key.
-    pub(super) fn check_key(self, received: &Received) -> Result<(), Reply> {
+    pub(super) fn check_key(self, call: &Call) -> Result<(), Reply> {
         let knows = match self {
             Self::SdServer => true,
-            Self::AzureDeployments | Self::AzureV1 => received.header("api-key") == Some(KEY),
-            _ => received.header("authorization") == Some(&format!("Bearer {KEY}")),
+            Self::AzureDeployments | Self::AzureV1 => call.header("api-key") == Some(KEY),
+            _ => call.has_bearer(KEY),
         };
         if knows {
             return Ok(());
@@ -107,14 +109,14 @@ impl Dialect {
     }
 
     /// Refuses a call that the real API would refuse.
-    pub(super) fn check(self, received: &Received) -> Result<(), Reply> {
-        self.check_key(received)?;
-        self.check_path(received)?;
+    pub(super) fn check(self, call: &Call) -> Result<(), Reply> {
+        self.check_key(call)?;
+        self.check_path(call)?;
         let strict = matches!(self, Self::Openai | Self::AzureDeployments | Self::AzureV1);
         if strict {
-            check_names(received)?;
+            check_names(call)?;
         }
-        let prompt = received.fields.get("prompt").and_then(Value::as_str);
+        let prompt = call.fields.get("prompt").and_then(Value::as_str);
         match prompt {
             None | Some("") => return Err(self.error(400, "invalid_value", "prompt required")),
             Some(REFUSED_PROMPT) => {
@@ -127,13 +129,13 @@ impl Dialect {
             Some(_) => {}
         }
         if strict {
-            check_values(received)?;
+            check_values(call)?;
         }
         Ok(())
     }
 
-    fn check_path(self, received: &Received) -> Result<(), Reply> {
-        let (path, query) = (received.path.as_str(), received.query.as_str());
+    fn check_path(self, call: &Call) -> Result<(), Reply> {
+        let (path, query) = (call.path.as_str(), call.query.as_str());
         let knows = match self {
             Self::AzureDeployments => {
                 path.starts_with("/openai/deployments/") && query.starts_with("api-version=20")
@@ -147,10 +149,10 @@ impl Dialect {
             return Err(self.error(404, "404", "Resource not found"));
         }
         // A deployment implies its model.
-        if self == Self::AzureDeployments && received.fields.contains_key("model") {
+        if self == Self::AzureDeployments && call.fields.contains_key("model") {
             return Err(unknown_parameter("model"));
         }
-        if self == Self::SdServer && path.ends_with("edits") && received.files.is_empty() {
+        if self == Self::SdServer && path.ends_with("edits") && call.files.is_empty() {
             return Err(self.error(400, "", "Content-Type must be multipart/form-data"));
         }
         Ok(())
@@ -159,28 +161,34 @@ impl Dialect {
 
 fn unknown_parameter(name: &str) -> Reply {
     let message = format!("Unknown parameter: '{name}'.");
-    Reply::error(400, "unknown_parameter", &message).about(name)
+    Reply::error_about(Some(name), 400, "unknown_parameter", &message)
 }
 
-fn check_names(received: &Received) -> Result<(), Reply> {
-    let files = received.files.iter().map(|file| file.name.as_str());
-    let mut names = received.fields.keys().map(String::as_str).chain(files);
+fn check_names(call: &Call) -> Result<(), Reply> {
+    let files = call.files.iter().map(|file| file.name.as_str());
+    let mut names = call.fields.keys().map(String::as_str).chain(files);
     match names.find(|name| !PARAMETERS.contains(name)) {
         Some(unknown) => Err(unknown_parameter(unknown)),
         None => Ok(()),
     }
 }
 
-fn check_values(received: &Received) -> Result<(), Reply> {
-    let invalid =
-        |param: &str, message: &str| Err(Reply::error(400, "invalid_value", message).about(param));
-    if !matches!(received.n(), Some(1..=10)) {
+fn check_values(call: &Call) -> Result<(), Reply> {
+    let invalid = |param: &str, message: &str| {
+        Err(Reply::error_about(
+            Some(param),
+            400,
+            "invalid_value",
+            message,
+        ))
+    };
+    if !matches!(call.n(), Some(1..=10)) {
         return invalid("n", "Invalid 'n': expected an integer from 1 to 10.");
     }
     let three = [(1024, 1024), (1536, 1024), (1024, 1536)];
-    let model = received.fields.get("model").and_then(Value::as_str);
+    let model = call.fields.get("model").and_then(Value::as_str);
     let fixed = model.is_some_and(|model| model.starts_with("gpt-image-1"));
-    match received.size() {
+    match call.size() {
         None => return invalid("size", "Invalid size: both sides must be divisible by 16."),
         Some(size) if fixed && !three.contains(&size) => {
             return invalid(
@@ -190,13 +198,24 @@ fn check_values(received: &Received) -> Result<(), Reply> {
         }
         Some(_) => {}
     }
-    let images = received.files.iter().filter(|file| file.name != "mask");
-    if received.path.ends_with("edits") && !(1..=16).contains(&images.count()) {
+    let images = call.files.iter().filter(|file| file.name != "mask");
+    if call.path.ends_with("edits") && !(1..=16).contains(&images.count()) {
         return invalid("image", "Expected 1 to 16 images.");
     }
-    let mut files = received.files.iter();
-    match files.find(|file| !FILES.contains(&file.name.as_str()) || !file.is_image()) {
+    let mut files = call.files.iter();
+    match files.find(|file| !FILES.contains(&file.name.as_str()) || !is_image(file)) {
         Some(file) => invalid(&file.name, "Invalid image file or mode."),
         None => Ok(()),
+    }
+}
+
+/// Whether the bytes have the signature of their content type.
+fn is_image(file: &File) -> bool {
+    let bytes: &[u8] = &file.bytes;
+    match file.content_type.as_str() {
+        "image/png" => bytes.starts_with(b"\x89PNG\r\n\x1a\n"),
+        "image/jpeg" => bytes.starts_with(b"\xff\xd8\xff"),
+        "image/webp" => bytes.starts_with(b"RIFF"),
+        _ => false,
     }
 }

@@ -3,10 +3,13 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    super::server::{Call, Look, Server, Service, all_decoded, decoded},
+    super::server::{KEY, Look, Server, Service, all_decoded, decoded},
     n, unknown,
 };
-use crate::{backends::contract::Scenario, harness::upstream::Reply};
+use crate::{
+    backends::contract::Scenario,
+    harness::fake_server::{Call, Reply},
+};
 
 pub const EASEL: Service = Service {
     profile: "easel",
@@ -37,7 +40,7 @@ fn error(status: u16, kind: &str, code: &str, message: &str) -> Reply {
 
 /// The scenario's immediate answer to a submit, in the shape that all three share.
 fn refused_at_once(server: &Server) -> Option<Reply> {
-    Some(match server.scenario() {
+    Some(match server.scenario {
         Scenario::KnowsNoKey => error(
             401,
             "authentication_error",
@@ -75,44 +78,51 @@ fn is_acceptable(fields: &Value, known: &[&str], n_max: u64) -> Result<usize, Re
     }
 }
 
-fn easel(server: &Server, call: &Call) -> Reply {
+/// The fields that all three know.
+const FIELDS: [&str; 7] = [
+    "model",
+    "prompt",
+    "n",
+    "size",
+    "resolution",
+    "quality",
+    "image_urls",
+];
+
+/// Begins the job of an asynchronous request, which may have one more field.
+fn submit(server: &mut Server, call: &Call, more: &[&str]) -> Result<String, Reply> {
+    let fields = call.json();
+    let asked = server.ask(images(&fields));
+    if let Some(reply) = asked.or_else(|| refused_at_once(server)) {
+        return Err(reply);
+    }
+    assert!(call.has_bearer(KEY) && call.query == "async=1", "{call:?}");
+    let n = is_acceptable(&fields, &[&FIELDS[..], more].concat(), 10)?;
+    Ok(server.begin(n))
+}
+
+fn easel(server: &mut Server, call: &Call) -> Reply {
     match call.line() {
-        ("GET", line) if line == ["v1", "models"] && call.bearer() => {
+        ("GET", line) if line == ["v1", "models"] && call.has_bearer(KEY) => {
             Reply::json(200, &json!({"object": "list", "data": []}))
         }
         ("POST", line) if line == ["v1", "images", "generations"] => {
             let key = call.header("idempotency-key").unwrap();
             let fields = call.json();
-            if let Some((id, same)) = server.repeated(key, &call.body) {
-                if same {
-                    return ticket(&id);
+            match server.repeated(key, &fields) {
+                Some((id, true)) => return ticket(&id),
+                Some((_, false)) => {
+                    return error(422, "invalid_request_error", "reused", "Another body.");
                 }
-                return error(422, "invalid_request_error", "reused", "Another body.");
+                None => {}
             }
-            if let Some(reply) = server
-                .ask(images(&fields))
-                .or_else(|| refused_at_once(server))
-            {
-                return reply;
+            match submit(server, call, &["mask"]) {
+                Ok(id) => {
+                    server.remember(key, &id, fields);
+                    ticket(&id)
+                }
+                Err(reply) => reply,
             }
-            assert!(call.bearer() && call.query == "async=1", "{call:?}");
-            let known = [
-                "model",
-                "prompt",
-                "n",
-                "size",
-                "resolution",
-                "quality",
-                "image_urls",
-                "mask",
-            ];
-            let n = match is_acceptable(&fields, &known, 10) {
-                Ok(n) => n,
-                Err(reply) => return reply,
-            };
-            let id = server.begin(n);
-            server.remember(key, &id, &call.body);
-            ticket(&id)
         }
         ("GET", line) if line[..3] == ["v1", "images", "tasks"] => task(server, line[3], |links| {
             let data: Vec<Value> = links.iter().map(|link| json!({"url": link})).collect();
@@ -128,7 +138,7 @@ fn ticket(id: &str) -> Reply {
     Reply::json(202, &ticket)
 }
 
-fn task(server: &Server, id: &str, result: fn(&[String]) -> Value) -> Reply {
+fn task(server: &mut Server, id: &str, result: fn(&[String]) -> Value) -> Reply {
     let look = match server.look(id) {
         None => return error(404, "not_found_error", "not_found", "No such task."),
         Some(Err(reply)) => return reply,
@@ -158,34 +168,14 @@ fn task(server: &Server, id: &str, result: fn(&[String]) -> Value) -> Reply {
 }
 
 /// Its results are one lasting link, which redirects.
-fn icodeeasy(server: &Server, call: &Call) -> Reply {
+fn icodeeasy(server: &mut Server, call: &Call) -> Reply {
     match call.line() {
         ("GET", line) if line.len() < 4 => {
             error(404, "not_found_error", "not_found", "No such route.")
         }
         ("POST", line) if line == ["v1", "images", "generations"] => {
-            let fields = call.json();
-            if let Some(reply) = server
-                .ask(images(&fields))
-                .or_else(|| refused_at_once(server))
-            {
-                return reply;
-            }
-            assert!(call.bearer() && call.query == "async=1", "{call:?}");
-            let known = [
-                "model",
-                "prompt",
-                "n",
-                "size",
-                "resolution",
-                "quality",
-                "image_urls",
-            ];
-            match is_acceptable(&fields, &known, 10) {
-                Ok(n) => {
-                    let id = server.begin(n);
-                    Reply::json(202, &json!({"status": "pending", "task_id": id}))
-                }
+            match submit(server, call, &[]) {
+                Ok(id) => Reply::json(202, &json!({"status": "pending", "task_id": id})),
                 Err(reply) => reply,
             }
         }
@@ -202,7 +192,7 @@ fn icodeeasy(server: &Server, call: &Call) -> Reply {
     }
 }
 
-fn apimart(server: &Server, call: &Call) -> Reply {
+fn apimart(server: &mut Server, call: &Call) -> Reply {
     match call.line() {
         ("POST", line) if line == ["v1", "uploads", "images"] => upload(server, call),
         ("POST", line) if line == ["v1", "images", "generations"] => {
@@ -214,21 +204,11 @@ fn apimart(server: &Server, call: &Call) -> Reply {
             if let Some(reply) = asked.or_else(|| refused_at_once(server)) {
                 return reply;
             }
-            assert!(call.bearer(), "{call:?}");
+            assert!(call.has_bearer(KEY), "{call:?}");
             if inputs.is_none() {
                 return error(400, "invalid_request_error", "400", "Upload images first.");
             }
-            let known = [
-                "model",
-                "prompt",
-                "n",
-                "size",
-                "resolution",
-                "quality",
-                "image_urls",
-                "mask_url",
-            ];
-            match is_acceptable(&fields, &known, 4) {
+            match is_acceptable(&fields, &[&FIELDS[..], &["mask_url"]].concat(), 4) {
                 Ok(n) => {
                     let entry = json!({"status": "submitted", "task_id": server.begin(n)});
                     Reply::json(200, &json!({"code": 200, "data": [entry]}))
@@ -241,7 +221,7 @@ fn apimart(server: &Server, call: &Call) -> Reply {
     }
 }
 
-fn apimart_task(server: &Server, id: &str) -> Reply {
+fn apimart_task(server: &mut Server, id: &str) -> Reply {
     let look = match server.look(id) {
         None => return error(404, "invalid_request_error", "404", "task not found"),
         Some(Err(reply)) => return reply,
@@ -269,25 +249,18 @@ fn apimart_task(server: &Server, id: &str) -> Reply {
 }
 
 /// The only file of a form.
-fn upload(server: &Server, call: &Call) -> Reply {
-    assert!(call.bearer(), "{call:?}");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let split = call.body.windows(4).position(|four| four == b"\r\n\r\n");
-    let Some(split) = split else {
-        return error(400, "invalid_request_error", "400", "no form");
-    };
-    let (head, rest) = call.body.split_at(split + 4);
-    let head = text(head);
-    if !head.contains("name=\"file\"") || !head.contains("filename=") {
-        let message = "missing or invalid file field: http: no such file";
-        return error(400, "invalid_request_error", "400", message);
+fn upload(server: &mut Server, call: &Call) -> Reply {
+    assert!(call.has_bearer(KEY), "{call:?}");
+    match &call.files[..] {
+        [file] if file.name == "file" => {
+            let url = server.keep(file.bytes.to_vec());
+            let body = json!({"url": url, "filename": "photo.png", "content_type": "image/png",
+                "bytes": file.bytes.len(), "created_at": 1_743_436_800});
+            Reply::json(200, &body)
+        }
+        _ => {
+            let message = "missing or invalid file field: http: no such file";
+            error(400, "invalid_request_error", "400", message)
+        }
     }
-    let boundary = head.lines().next().unwrap();
-    let end = rest.len() - boundary.len() - "\r\n".len() - "--\r\n".len();
-    let url = server.keep(rest[..end].to_vec());
-    Reply::json(
-        200,
-        &json!({"url": url, "filename": "photo.png", "content_type": "image/png",
-            "bytes": end, "created_at": 1_743_436_800}),
-    )
 }

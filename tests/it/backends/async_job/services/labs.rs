@@ -3,10 +3,13 @@
 use serde_json::{Value, json};
 
 use super::{
-    super::server::{Call, KEY, Look, Server, Service, decoded},
+    super::server::{KEY, Look, Server, Service, decoded},
     n, unknown,
 };
-use crate::{backends::contract::Scenario, harness::upstream::Reply};
+use crate::{
+    backends::contract::Scenario,
+    harness::fake_server::{Call, Reply},
+};
 
 pub const BFL: Service = Service {
     profile: "bfl",
@@ -28,7 +31,7 @@ pub const DASHSCOPE_WAN25: Service = Service {
     ..DASHSCOPE
 };
 
-fn bfl(server: &Server, call: &Call) -> Reply {
+fn bfl(server: &mut Server, call: &Call) -> Reply {
     let detail = |status, text: &str| Reply::json(status, &json!({"detail": text}));
     match call.line() {
         ("GET", line) if line == ["v1", "credits"] => Reply::json(200, &json!({"credits": 1.5})),
@@ -44,7 +47,7 @@ fn bfl(server: &Server, call: &Call) -> Reply {
             if let Some(reply) = server.ask(inputs.collect()) {
                 return reply;
             }
-            match server.scenario() {
+            match server.scenario {
                 Scenario::KnowsNoKey => {
                     return detail(403, "Not authenticated - Invalid Authentication");
                 }
@@ -105,7 +108,7 @@ fn bfl_invalid(name: &str) -> Reply {
 }
 
 /// Both of its APIs: messages, and prompts with a size.
-fn dashscope(server: &Server, call: &Call) -> Reply {
+fn dashscope(server: &mut Server, call: &Call) -> Reply {
     match call.line() {
         ("POST", line) if line[..4] == ["api", "v1", "services", "aigc"] => {
             dashscope_submit(server, call, line[4])
@@ -116,7 +119,7 @@ fn dashscope(server: &Server, call: &Call) -> Reply {
         }
         ("GET", line) if line == ["api", "v1", "tasks"] => Reply::json(200, &json!({"data": []})),
         ("GET", line) if line[..3] == ["api", "v1", "tasks"] => {
-            assert!(call.bearer(), "{call:?}");
+            assert!(call.has_bearer(KEY), "{call:?}");
             let status = match server.look(line[3]) {
                 None => "UNKNOWN",
                 Some(Err(reply)) => return reply,
@@ -138,7 +141,7 @@ fn dashscope_error(status: u16, code: &str, message: &str) -> Reply {
     Reply::json(status, &body)
 }
 
-fn dashscope_submit(server: &Server, call: &Call, kind: &str) -> Reply {
+fn dashscope_submit(server: &mut Server, call: &Call, kind: &str) -> Reply {
     let error = dashscope_error;
     let body = call.json();
     let (input, parameters) = (&body["input"], &body["parameters"]);
@@ -158,7 +161,7 @@ fn dashscope_submit(server: &Server, call: &Call, kind: &str) -> Reply {
     if let Some(reply) = server.ask(images.collect()) {
         return reply;
     }
-    match server.scenario() {
+    match server.scenario {
         Scenario::KnowsNoKey => {
             return error(401, "InvalidApiKey", "Invalid API-key provided.");
         }
@@ -167,7 +170,7 @@ fn dashscope_submit(server: &Server, call: &Call, kind: &str) -> Reply {
             return reply.header("retry-after", "7");
         }
         Scenario::FindsInvalid => return error(400, "InvalidParameter", "n must be in 1..4"),
-        _ => assert!(call.bearer(), "{call:?}"),
+        _ => assert!(call.has_bearer(KEY), "{call:?}"),
     }
     if call.header("x-dashscope-async") != Some("enable") {
         let message = "current user api does not support synchronous calls.";
@@ -194,7 +197,7 @@ fn dashscope_task(server: &Server, id: &str, status: &str) -> Reply {
     let mut output = json!({"task_id": id, "task_status": status});
     let mut usage = Value::Null;
     if status == "FAILED" {
-        let (code, message) = match server.scenario() {
+        let (code, message) = match server.scenario {
             Scenario::Refuses => (
                 "DataInspectionFailed",
                 "Output data may contain inappropriate content.",

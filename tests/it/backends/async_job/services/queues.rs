@@ -3,10 +3,13 @@
 use serde_json::{Value, json};
 
 use super::{
-    super::server::{Call, KEY, Look, Server, Service, all_decoded, decoded},
+    super::server::{KEY, Look, Server, Service, all_decoded, decoded},
     n, unknown,
 };
-use crate::{backends::contract::Scenario, harness::upstream::Reply};
+use crate::{
+    backends::contract::Scenario,
+    harness::fake_server::{Call, Reply},
+};
 
 pub const FAL: Service = Service {
     profile: "fal",
@@ -29,7 +32,7 @@ pub const SDCPP: Service = Service {
     answer: sdcpp,
 };
 
-fn fal(server: &Server, call: &Call) -> Reply {
+fn fal(server: &mut Server, call: &Call) -> Reply {
     let detail = |status: u16, detail: Value| Reply::json(status, &json!({"detail": detail}));
     let (method, line) = call.line();
     match (method, line.as_slice()) {
@@ -45,7 +48,7 @@ fn fal(server: &Server, call: &Call) -> Reply {
             if let Some(reply) = server.ask(inputs.clone()) {
                 return reply;
             }
-            match server.scenario() {
+            match server.scenario {
                 Scenario::KnowsNoKey => return detail(401, json!("Invalid key")),
                 Scenario::LimitsRate => {
                     return detail(429, json!("Too many requests")).header("retry-after", "7");
@@ -100,7 +103,7 @@ fn fal(server: &Server, call: &Call) -> Reply {
     }
 }
 
-fn fal_status(server: &Server, id: &str) -> Reply {
+fn fal_status(server: &mut Server, id: &str) -> Reply {
     let status = match server.look(id) {
         None => return Reply::json(404, &json!({"detail": "Request not found"})),
         Some(Err(reply)) => return reply,
@@ -119,11 +122,11 @@ fn fal_status(server: &Server, id: &str) -> Reply {
     })
 }
 
-fn fal_result(server: &Server, id: &str) -> Reply {
+fn fal_result(server: &mut Server, id: &str) -> Reply {
     if let Some(reply) = server.scripted_result() {
         return reply;
     }
-    if server.scenario() == Scenario::Refuses {
+    if server.scenario == Scenario::Refuses {
         let fault = json!({"loc": ["body", "prompt"], "msg": "The content could not be processed.",
             "type": "content_policy_violation"});
         return Reply::json(422, &json!({"detail": [fault]}));
@@ -133,7 +136,7 @@ fn fal_result(server: &Server, id: &str) -> Reply {
     Reply::json(200, &json!({"images": images, "seed": 7}))
 }
 
-fn replicate(server: &Server, call: &Call) -> Reply {
+fn replicate(server: &mut Server, call: &Call) -> Reply {
     let unknown = || {
         problem(
             404,
@@ -153,7 +156,7 @@ fn replicate(server: &Server, call: &Call) -> Reply {
             Reply::json(200, &prediction(server, id, "canceled"))
         }
         ("GET", ["v1", "predictions", id]) => {
-            assert!(call.bearer(), "{call:?}");
+            assert!(call.has_bearer(KEY), "{call:?}");
             let status = match server.look(id) {
                 None => return unknown(),
                 Some(Err(reply)) => return reply,
@@ -173,21 +176,21 @@ fn problem(status: u16, title: &str, detail: &str) -> Reply {
     Reply::json(status, &body)
 }
 
-fn replicate_submit(server: &Server, call: &Call) -> Reply {
+fn replicate_submit(server: &mut Server, call: &Call) -> Reply {
     let body = call.json();
     let input = &body["input"];
     if let Some(reply) = server.ask(all_decoded(&input["input_images"])) {
         return reply;
     }
     let invalid = |detail: &str| problem(422, "Input validation failed", detail);
-    match server.scenario() {
+    match server.scenario {
         Scenario::KnowsNoKey => return problem(401, "Unauthenticated", "You did not pass a token"),
         Scenario::LimitsRate => {
             let reply = problem(429, "Too many requests", "Request was throttled.");
             return reply.header("retry-after", "7");
         }
         Scenario::FindsInvalid => return invalid("- input: prompt is required\n"),
-        _ => assert!(call.bearer(), "{call:?}"),
+        _ => assert!(call.has_bearer(KEY), "{call:?}"),
     }
     let images = input["input_images"].as_array().into_iter().flatten();
     let mut images = images.filter_map(Value::as_str);
@@ -201,12 +204,13 @@ fn replicate_submit(server: &Server, call: &Call) -> Reply {
     if unknown(&body, &["input"]).is_some() || unknown(input, &known).is_some() {
         return invalid("- input: unknown property\n");
     }
-    Reply::json(201, &prediction(server, &server.begin(1), "starting"))
+    let id = server.begin(1);
+    Reply::json(201, &prediction(server, &id, "starting"))
 }
 
 fn prediction(server: &Server, id: &str, status: &str) -> Value {
     let url = |rest: &str| format!("{}/v1/predictions/{id}{rest}", server.url);
-    let error = match (status, server.scenario()) {
+    let error = match (status, server.scenario) {
         ("failed", Scenario::Refuses) => json!(
             "The input or output was flagged as sensitive. Please try again with different inputs. (E005)"
         ),
@@ -230,7 +234,7 @@ fn prediction(server: &Server, id: &str, status: &str) -> Value {
 }
 
 /// It requires no key, but a proxy in front of it may.
-fn sdcpp(server: &Server, call: &Call) -> Reply {
+fn sdcpp(server: &mut Server, call: &Call) -> Reply {
     let error = |status: u16, text: &str| Reply::json(status, &json!({"error": text}));
     let (method, line) = call.line();
     match (method, line.as_slice()) {
@@ -243,7 +247,7 @@ fn sdcpp(server: &Server, call: &Call) -> Reply {
                 return reply;
             }
             assert_eq!(call.header("authorization"), None);
-            match server.scenario() {
+            match server.scenario {
                 Scenario::KnowsNoKey => return error(401, "who are you?"),
                 Scenario::LimitsRate => return error(429, "job queue is full"),
                 Scenario::FindsInvalid => return error(400, "prompt required"),
@@ -285,12 +289,12 @@ fn sdcpp(server: &Server, call: &Call) -> Reply {
                 body["result"] = json!({"output_format": "png", "images": images});
             }
             let reply = Reply::json(200, &body);
-            let cut = reply.length() - 100;
-            match server.scenario() {
-                Scenario::BreaksOff if status == "completed" => reply.cut_at(cut),
-                _ => reply,
+            if status == "completed" && server.scenario == Scenario::BreaksOff {
+                let cut = reply.length() - 100;
+                return reply.cut_at(cut);
             }
+            reply
         }
-        _ => Reply::bytes("text/plain", vec![]).status(404),
+        _ => Reply::empty(404),
     }
 }

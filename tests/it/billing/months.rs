@@ -1,15 +1,13 @@
 //! Monthly quotas: exact, also across the end of a month.
-
-use chrono::Utc;
 use easel::{
-    accounts::store::KeyLimits,
     billing::ledger::{self, Settlement},
+    clock::Clock,
     ids,
 };
 use serde_json::json;
 
 use super::{accepted, cny, slow, submit};
-use crate::harness::{TestApp, caller::Caller, upstream::Upstream};
+use crate::harness::{TestApp, account::Account, caller::Caller, upstream::Upstream};
 
 /// Moves the recorded spend of an account to another month.
 async fn shift_month(app: &TestApp, caller: &Caller, by: &str) {
@@ -30,7 +28,7 @@ async fn the_quota_is_exact_while_holding_and_over_the_end_of_a_month() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&upstream.gateway("")).await;
     let caller = app
-        .caller_with("9.00", Some("0.60"), &KeyLimits::default())
+        .create(Account::with("9.00").monthly_quota("0.60"))
         .await;
     for _ in 0..3 {
         upstream.next(slow());
@@ -74,7 +72,7 @@ async fn a_late_settlement_does_not_turn_the_month_back() {
     let upstream = Upstream::start().await;
     let app = TestApp::with(&upstream.gateway("")).await;
     let caller = app
-        .caller_with("9.00", Some("0.60"), &KeyLimits::default())
+        .create(Account::with("9.00").monthly_quota("0.60"))
         .await;
     assert_eq!(caller.generate("before midnight").await.status, 200);
     // As if the spend belonged to a month that this transaction does not know yet.
@@ -90,7 +88,7 @@ async fn a_late_settlement_does_not_turn_the_month_back() {
         account_id: caller.account_id,
         held: cny("0.20"),
         captured: cny("0.20"),
-        at: Utc::now(),
+        at: Clock::default().now(),
     };
     ledger::settle(&mut conn, &[late], "Asia/Shanghai")
         .await

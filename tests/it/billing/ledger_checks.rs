@@ -1,6 +1,9 @@
 //! What the database itself refuses to store, and what the audit of the ledger finds after manual changes.
 
-use easel::{billing::ledger, ids};
+use easel::{
+    billing::ledger,
+    ids::{self, AccountId, OfAccount, OfTask, TaskId},
+};
 use proptest::prelude::*;
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
@@ -129,13 +132,13 @@ fn entry_row() -> impl Strategy<Value = EntryRow> {
     })
 }
 
-async fn takes_entry(conn: &mut PgConnection, account: uuid::Uuid, row: &EntryRow) -> bool {
+async fn takes_entry(conn: &mut PgConnection, account: AccountId, row: &EntryRow) -> bool {
     let inserted = sqlx::query(
         "INSERT INTO entries (account_id, task_id, kind, balance_change, held_change)
          VALUES ($1, $2, $3, $4, $5)",
     )
     .bind(account)
-    .bind(row.of_task.then(ids::row_id))
+    .bind(row.of_task.then(ids::row_id::<OfTask>))
     .bind(row.kind)
     .bind(row.balance)
     .bind(row.held)
@@ -153,7 +156,7 @@ async fn takes_account(
     let inserted = sqlx::query(
         "INSERT INTO accounts (id, name, balance, held, monthly_quota) VALUES ($1, $2, $3, $4, $5)",
     )
-    .bind(ids::row_id())
+    .bind(ids::row_id::<OfAccount>())
     .bind(ids::random_hex())
     .bind(balance)
     .bind(held)
@@ -169,18 +172,14 @@ fn the_database_stores_valid_rows_only() {
         .enable_all()
         .build()
         .unwrap();
-    let mut conn = runtime.block_on(async { TestDatabase::create().await.connect().await });
-    let account = ids::row_id();
-    runtime.block_on(async {
+    let (account, conn) = runtime.block_on(async {
+        let database = TestDatabase::create().await;
+        let mut conn = database.connect().await;
         sqlx::query("SET synchronous_commit = off")
             .execute(&mut conn)
             .await
             .unwrap();
-        sqlx::query("INSERT INTO accounts (id, name) VALUES ($1, 'a')")
-            .bind(account)
-            .execute(&mut conn)
-            .await
-            .unwrap();
+        (database.caller("", "1").await.account_id, conn)
     });
     let conn = std::cell::RefCell::new(conn);
     let rows = (entry_row(), amount(), amount(), prop::option::of(amount()));
@@ -205,12 +204,8 @@ fn the_database_stores_valid_rows_only() {
 async fn a_task_has_one_hold_and_one_settlement() {
     let database = TestDatabase::create().await;
     let mut conn = database.connect().await;
-    let (account, task) = (ids::row_id(), ids::row_id());
-    sqlx::query("INSERT INTO accounts (id, name) VALUES ($1, 'a')")
-        .bind(account)
-        .execute(&mut conn)
-        .await
-        .unwrap();
+    let account = database.caller("", "1").await.account_id;
+    let task: TaskId = ids::row_id();
     for (kind, balance, held, taken) in [
         ("hold", 0, 2, Ok(())),
         ("hold", 0, 2, Err("entries_hold_key")),

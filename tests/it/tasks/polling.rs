@@ -1,4 +1,4 @@
-//! Tasks as clients see them: the ticket, polling, and the list.
+//! What clients see of a task: the ticket, polling, and the list.
 
 use insta::assert_json_snapshot;
 use serde_json::{Value, json};

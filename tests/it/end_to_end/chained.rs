@@ -57,12 +57,22 @@ impl Back {
         Setup::on(database, &settings)
     }
 
-    /// Asserts that it generated this many tasks and captured the price of each.
-    async fn assert_generated(&self, tasks: i64) {
+    /// Ends both gateways; asserts that this many tasks were generated, and each was charged on both sides.
+    async fn end(&self, front: &TestDatabase, gateways: [Process; 2], tasks: u32) {
         let count = self.database.number("SELECT count(*) FROM tasks");
-        assert_eq!(count.await, tasks, "each task must be bought once");
-        assert_eq!(captured(&self.database).await, tasks * 200_000);
+        assert_eq!(
+            count.await,
+            i64::from(tasks),
+            "each task must be bought once"
+        );
+        for database in [&self.database, front] {
+            assert_eq!(captured(database).await, i64::from(tasks) * 200_000);
+        }
+        for gateway in gateways {
+            gateway.end();
+        }
         self.database.assert_invariants().await;
+        front.assert_invariants().await;
     }
 }
 
@@ -99,7 +109,7 @@ async fn image(caller: &Caller, task: &Value) -> Vec<u8> {
 #[tokio::test]
 async fn a_reference_passes_both_gateways_and_both_charge() {
     let (back, database) = (Back::new(0).await, TestDatabase::create().await);
-    let (request, front) = (back.serve(), back.front(&database));
+    let (rear, front) = (back.serve(), back.front(&database));
     let front = front.serve();
     let caller = database.caller(&front.url(), "1").await;
 
@@ -107,46 +117,37 @@ async fn a_reference_passes_both_gateways_and_both_charge() {
     let task = caller.wait_for(&task).await;
 
     let image = image(&caller, &task).await;
-    let size = imagesize(&image);
-    assert_eq!(size, (1536, 864));
+    assert_eq!(images::size_of(&image), (1536, 864));
     let references = "SELECT jsonb_array_length(request->'references')::bigint FROM tasks";
     assert_eq!(back.database.number(references).await, 1);
-    assert_eq!(captured(&database).await, 200_000);
-    back.assert_generated(1).await;
     assert_eq!(back.account.balance().await["balance"], 9.8);
-    front.end();
-    request.end();
-    database.assert_invariants().await;
+    back.end(&database, [front, rear], 1).await;
 }
 
 #[tokio::test]
 async fn the_rear_gateway_is_killed_midway() {
     let (back, database) = (Back::new(1_500).await, TestDatabase::create().await);
-    let (request, front) = (back.serve(), back.front(&database).serve());
+    let (rear, front) = (back.serve(), back.front(&database).serve());
     let caller = database.caller(&front.url(), "1").await;
     let task = caller.submit(&edit(&caller).await).await;
     back.database
         .wait_for("SELECT count(*) FROM tasks WHERE status = 'running'", 1)
         .await;
 
-    request.kill();
+    rear.kill();
     // Long enough for several polls to fail.
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let request = back.serve();
+    let rear = back.serve();
 
     let task = caller.wait_for(&task).await;
     image(&caller, &task).await;
-    assert_eq!(captured(&database).await, 200_000);
-    back.assert_generated(1).await;
-    front.end();
-    request.end();
-    database.assert_invariants().await;
+    back.end(&database, [front, rear], 1).await;
 }
 
 #[tokio::test]
 async fn the_front_gateway_is_killed_midway() {
     let (back, database) = (Back::new(1_500).await, TestDatabase::create().await);
-    let (request, setup) = (back.serve(), back.front(&database));
+    let (rear, setup) = (back.serve(), back.front(&database));
     let front = setup.serve();
     let caller = database.caller(&front.url(), "1").await;
     let task = caller.submit(&edit(&caller).await).await;
@@ -160,11 +161,7 @@ async fn the_front_gateway_is_killed_midway() {
     let caller = caller.at(&front.url());
     let task = caller.wait_for(&task).await;
     image(&caller, &task).await;
-    assert_eq!(captured(&database).await, 200_000);
-    back.assert_generated(1).await;
-    front.end();
-    request.end();
-    database.assert_invariants().await;
+    back.end(&database, [front, rear], 1).await;
 }
 
 /// Before the rear gateway sees the task, while it answers, and after.
@@ -172,7 +169,7 @@ async fn the_front_gateway_is_killed_midway() {
 async fn the_front_gateway_is_killed_at_any_moment() {
     const TASKS: u32 = 6;
     let (back, database) = (Back::new(700).await, TestDatabase::create().await);
-    let (request, setup) = (back.serve(), back.front(&database));
+    let (rear, setup) = (back.serve(), back.front(&database));
     let front = setup.serve();
     let caller = database.caller(&front.url(), "10").await;
     let body = edit(&caller).await;
@@ -190,14 +187,5 @@ async fn the_front_gateway_is_killed_at_any_moment() {
         let task = caller.wait_for(task).await;
         image(&caller, &task).await;
     }
-    assert_eq!(captured(&database).await, i64::from(TASKS) * 200_000);
-    back.assert_generated(TASKS.into()).await;
-    front.end();
-    request.end();
-    database.assert_invariants().await;
-}
-
-fn imagesize(image: &[u8]) -> (u32, u32) {
-    let image = image::load_from_memory(image).unwrap();
-    (image.width(), image.height())
+    back.end(&database, [front, rear], TASKS).await;
 }

@@ -1,10 +1,9 @@
 //! Models, balances and usage: the complete bodies.
 
-use easel::accounts::store::KeyLimits;
 use insta::assert_json_snapshot;
 use serde_json::json;
 
-use crate::harness::{TestApp, redact::redacted};
+use crate::harness::{TestApp, account::Account, redact::redacted};
 
 const MODELS: &str = "
     [models.gpt-image-2]
@@ -97,7 +96,7 @@ async fn a_balance_has_the_fields_of_both_apis() {
 #[tokio::test]
 async fn held_money_is_not_available() {
     let app = TestApp::with("[backends.demo]\nkind = 'demo'\ndelay_ms = 1500").await;
-    let caller = app.caller_with("1", Some("5"), &KeyLimits::default()).await;
+    let caller = app.create(Account::with("1").monthly_quota("5")).await;
     let body = json!({"model": "gpt-image-2", "prompt": "a cat", "quality": "high"});
     caller.submit(&body).await;
 

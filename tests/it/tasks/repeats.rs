@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
-use easel::accounts::{keys, store as accounts, store::KeyLimits};
 use futures_util::future::join_all;
 use reqwest::{
     Method,
     multipart::{Form, Part},
 };
-use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use crate::harness::{
@@ -48,21 +46,7 @@ impl Gateway {
 
     /// A second key of the same account.
     async fn second_key(&self) -> Caller {
-        let mut conn = self.app.database.connect().await;
-        let key = keys::generate();
-        let limits = KeyLimits::default();
-        let account = self.caller.account_id;
-        let id = accounts::insert_key(&mut conn, account, "second", &key, &limits)
-            .await
-            .unwrap();
-        let secret = key.secret.expose_secret();
-        Caller::new(
-            &self.app.url,
-            secret,
-            self.caller.account.clone(),
-            account,
-            id,
-        )
+        self.app.database.second_key(&self.caller).await
     }
 
     async fn change(&self, update: &'static str) {
@@ -75,7 +59,7 @@ impl Gateway {
     async fn finish(self, purchases: usize) {
         let spent = self.caller.balance().await["used_balance"].clone();
         self.app.finish().await;
-        assert_eq!(self.upstream.received().len(), purchases);
+        assert_eq!(self.upstream.calls().len(), purchases);
         let fen = u32::try_from(purchases).unwrap() * 20;
         assert_eq!(spent, f64::from(fen) / 100.0);
     }
@@ -240,7 +224,7 @@ async fn a_refused_request_does_not_use_up_its_idempotency_key_and_a_failed_one_
     let again = post(&gateway.caller, GENERATE, name, &body("a cup")).await;
     assert_eq!((again.status, again.json()), (400, failed.json()));
     assert_eq!(gateway.caller.balance().await["balance"], 10.0);
-    assert_eq!(gateway.upstream.received().len(), 2);
+    assert_eq!(gateway.upstream.calls().len(), 2);
     gateway.app.finish().await;
 }
 
@@ -327,7 +311,7 @@ async fn a_retry_joins_neither_failed_nor_foreign_tasks() {
     let failed = caller.generate("a cup").await;
     assert_eq!(failed.status, 400, "{failed:?}");
     assert_eq!(failed.header("x-should-retry"), Some("false"));
-    let failures = gateway.upstream.received().len();
+    let failures = gateway.upstream.calls().len();
     let first = task(&post(caller, GENERATE, (RETRY, "1"), &body("a cup")).await);
 
     let second = gateway.second_key().await;
@@ -344,7 +328,7 @@ async fn a_retry_joins_neither_failed_nor_foreign_tasks() {
     tasks.sort_unstable();
     tasks.dedup();
     assert_eq!(tasks.len(), 4);
-    assert_eq!(gateway.upstream.received().len() - failures, 4);
+    assert_eq!(gateway.upstream.calls().len() - failures, 4);
     assert_eq!(caller.balance().await["used_balance"], 0.6);
     gateway.app.finish().await;
 }

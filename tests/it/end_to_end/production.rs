@@ -60,7 +60,7 @@ async fn main_job(store: &S3Server) {
         .await;
 
     assert_eq!(task["status"], "completed", "{task}");
-    let sent = upstream.received();
+    let sent = upstream.calls();
     assert_eq!(sent.len(), 1);
     assert_eq!((sent[0].n(), sent[0].size()), (Some(2), Some((1024, 1024))));
     for image in task["data"].as_array().unwrap() {

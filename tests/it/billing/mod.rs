@@ -1,16 +1,18 @@
 //! Money as clients see it: never a fen too much or too little, however many requests arrive at once.
 
 mod keys;
+mod ledger_checks;
 mod months;
 
 use std::time::Duration;
 
-use easel::{accounts::store::KeyLimits, billing::ledger, money::Cny};
+use easel::{billing::ledger, money::Cny};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::harness::{
     TestApp,
+    account::Account,
     caller::{Answer, Caller},
     upstream::{Reply, Upstream, image},
 };
@@ -95,7 +97,7 @@ async fn of_two_hundred_at_once_exactly_the_affordable_ones_succeed() {
         (&balance["balance"], &balance["held"]),
         (&json!(0.0), &json!(0.0))
     );
-    assert_eq!(upstream.received().len(), 5);
+    assert_eq!(upstream.calls().len(), 5);
     replica.finish().await;
     app.finish().await;
 }
@@ -119,7 +121,7 @@ async fn refusals_for_money_name_the_shortfall() {
     }
     "#);
     let limited = app
-        .caller_with("9.00", Some("0.50"), &KeyLimits::default())
+        .create(Account::with("9.00").monthly_quota("0.50"))
         .await;
     let refused = submit(&limited, &json!({"n": 3})).await;
     assert_eq!(refused.status, 402);

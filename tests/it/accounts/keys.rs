@@ -1,11 +1,12 @@
 //! Invalid keys, on every route that requires one.
 
 use chrono::{DateTime, Utc};
-use easel::accounts::store::{self as accounts, AccountStatus, KeyLimits};
+use easel::accounts::store::{self as accounts, AccountStatus};
 use reqwest::Method;
 
 use crate::harness::{
     TestApp,
+    account::Account,
     caller::{Answer, Caller, http_client},
 };
 
@@ -91,11 +92,8 @@ async fn malformed_keys_are_refused() {
 #[tokio::test]
 async fn an_expired_key_is_refused() {
     let app = TestApp::start().await;
-    let limits = KeyLimits {
-        expires_at: Some(DateTime::<Utc>::UNIX_EPOCH),
-        ..KeyLimits::default()
-    };
-    let caller = app.caller_with("1", None, &limits).await;
+    let expired = Account::with("1").key(|key| key.expires_at = Some(DateTime::<Utc>::UNIX_EPOCH));
+    let caller = app.create(expired).await;
     caller.get("/v1/balance").await.assert_refused(401, INVALID);
     app.finish().await;
 }

@@ -8,7 +8,9 @@ use tokio::process::Command;
 use crate::{
     backends::gemini::server::{self as gemini, Gemini},
     harness::{
-        TestApp, tool,
+        TestApp,
+        account::Account,
+        tool,
         upstream::{self, Upstream},
     },
 };
@@ -118,11 +120,8 @@ async fn openai_python_sees_errors_as_its_typed_exceptions() {
     let app = TestApp::start().await;
     let caller = app.caller("5.00").await;
     let poor = app.caller("0.00").await;
-    let limits = easel::accounts::store::KeyLimits {
-        requests_per_minute: Some(2),
-        ..Default::default()
-    };
-    let limited = app.caller_with("5.00", None, &limits).await;
+    let limited = Account::with("5.00").key(|key| key.requests_per_minute = Some(2));
+    let limited = app.create(limited).await;
     let arguments = [
         &app.url,
         &caller.key,
