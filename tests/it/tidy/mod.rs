@@ -1,5 +1,6 @@
-//! Enforces the architecture: floors, sizes, the places of SQL, forbidden words and dependencies.
+//! Enforces the architecture: floors, sizes, the places of SQL, forbidden words, dependencies and lists of commands.
 
+mod commands;
 mod dependencies;
 mod imports;
 mod words;
