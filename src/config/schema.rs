@@ -4,13 +4,16 @@ use std::ops::RangeInclusive;
 
 use toml::{Table, Value};
 
-use super::{Config, key::Key};
+use super::{Config, key::Key, route};
 
 /// `config/easel.toml`: every key, with its type and default.
 pub(super) const DEFAULTS: &str = include_str!("../../config/easel.toml");
 
 /// The model whose keys are the defaults of every other one.
 const MODEL_TEMPLATE: &str = "gpt-image-2";
+
+/// The lists of routes. Their default is the list of the template.
+pub(super) const ROUTES: &str = "models.*.routes";
 
 const DAY_MS: i64 = 86_400_000;
 const GIB: i64 = 1 << 30;
@@ -78,6 +81,10 @@ const RANGES: &[(&str, RangeInclusive<i64>)] = &[
     ("backends.*.native_side_2k_px", 0..=8_192),
     ("backends.*.poll_interval_ms", 10..=60_000),
     ("models.*.n_max", 1..=10),
+    ("models.*.routes.weight", 1..=1_000_000),
+    ("models.*.routes.priority", 0..=1_000_000),
+    ("models.*.routes.max_concurrency", 0..=1_000_000),
+    ("models.*.routes.timeout_ms", 1..=DAY_MS),
 ];
 
 /// The expected format of parsed texts.
@@ -152,13 +159,16 @@ impl Schema {
         let Some(default) = self.default(key, kind) else {
             return Err(self.unknown(key, kind, given));
         };
-        let value = match given {
+        let mut value = match given {
             Given::Text(text) => from_text(default, text)?,
             Given::Toml(value) if value.same_type(default) => value.clone(),
             Given::Toml(value) => {
                 return Err(format!("must be {}, is {}", a_type(default), a_type(value)));
             }
         };
+        if key.pattern() == ROUTES {
+            route::complete(&mut value, default);
+        }
         if let Some(number) = value.as_integer() {
             in_range(&key.pattern(), number)?;
         }
@@ -297,7 +307,7 @@ fn from_text(default: &Value, text: &str) -> Result<Value, String> {
     .ok_or_else(|| format!("must be {}", a_type(default)))
 }
 
-fn in_range(pattern: &str, number: i64) -> Result<(), String> {
+pub(super) fn in_range(pattern: &str, number: i64) -> Result<(), String> {
     let range = RANGES.iter().find(|(ranged, _)| *ranged == pattern);
     match range {
         Some((_, range)) if !range.contains(&number) => Err(format!(
@@ -323,22 +333,28 @@ fn a_type(value: &Value) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::BTreeSet;
+
+    use super::{super::layers::flatten, *};
 
     #[test]
     fn every_number_has_a_range_that_holds_its_default() {
         let schema = Schema::embedded().unwrap();
-        let mut numbers = std::collections::BTreeSet::new();
-        for (section, value) in &schema.defaults {
-            for (leaf, value) in value.as_table().into_iter().flatten() {
-                let inner = value.as_table().into_iter().flatten();
-                let inner = inner.map(|(key, value)| (Key::new([section, leaf, key]), value));
-                for (key, value) in inner.chain([(Key::new([section, leaf]), value)]) {
-                    if let Some(number) = value.as_integer() {
-                        in_range(&key.pattern(), number).unwrap();
-                        numbers.insert(key.pattern());
-                    }
-                }
+        let mut numbers = BTreeSet::new();
+        let mut note = |pattern: String, value: &Value| {
+            if let Some(number) = value.as_integer() {
+                in_range(&pattern, number).unwrap();
+                numbers.insert(pattern);
+            }
+        };
+        for (key, setting) in flatten(&schema.defaults) {
+            let Given::Toml(value) = setting.given else {
+                panic!("{key} is text");
+            };
+            note(key.pattern(), &value);
+            let route = value.get(0).and_then(Value::as_table);
+            for (leaf, value) in route.into_iter().flatten() {
+                note(format!("{}.{leaf}", key.pattern()), value);
             }
         }
         let ranged = RANGES.iter().map(|(pattern, _)| (*pattern).to_owned());
