@@ -1,6 +1,6 @@
 //! Accessors for settings in the units and types that the code uses.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     AsyncJobBackend, ComfyuiBackend, Config, Database, References, Routing, Server, Storage, Tasks,
@@ -16,9 +16,9 @@ impl Config {
             .map(|(name, _)| name.as_str())
     }
 
-    /// Differs if the settings of a backend differ, including secrets and routing.
-    pub fn backend_fingerprint(&self, name: &str) -> [u8; 32] {
-        self.fingerprints.get(name).copied().unwrap_or_default()
+    /// For each backend, a hash of its settings, secrets included.
+    pub fn backend_fingerprints(&self) -> &BTreeMap<String, [u8; 32]> {
+        &self.fingerprints
     }
 
     /// The effective settings as TOML that `--config` accepts, with `***` in place of every secret.

@@ -108,14 +108,9 @@ impl Config {
     }
 }
 
-/// A fingerprint of each backend's settings, including the routing settings that apply to it.
 fn fingerprints(table: &Table) -> BTreeMap<String, [u8; 32]> {
     let backends = table.get("backends").and_then(Value::as_table);
-    let routing = table.get("routing").map(ToString::to_string);
-    let fingerprint = |settings: &Value| {
-        let text = format!("{settings}\n{}", routing.as_deref().unwrap_or_default());
-        Sha256::digest(text).into()
-    };
+    let fingerprint = |settings: &Value| Sha256::digest(settings.to_string()).into();
     let backends = backends.into_iter().flatten();
     backends
         .map(|(name, settings)| (name.clone(), fingerprint(settings)))

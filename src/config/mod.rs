@@ -52,7 +52,7 @@ pub struct Config {
     /// The same settings as TOML, with hidden secrets: see [`Config::to_toml`].
     #[serde(skip)]
     in_force: toml::Table,
-    /// See [`Config::backend_fingerprint`].
+    /// See [`Config::backend_fingerprints`].
     #[serde(skip)]
     fingerprints: BTreeMap<String, [u8; 32]>,
 }
@@ -159,7 +159,7 @@ pub struct Tasks {
     sync_wait_max_ms: u64,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Routing {
     pub failures_max: u32,
