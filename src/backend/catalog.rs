@@ -73,15 +73,17 @@ impl Requirements {
     /// Decodes the value of the tasks' column `requirements`.
     pub fn of_column(requirements: i16) -> Self {
         Self {
-            references: usize::try_from(requirements % WITH_MASK).unwrap_or_default(),
+            references: (requirements % WITH_MASK).unsigned_abs().into(),
             mask: requirements >= WITH_MASK,
         }
     }
 
     /// Encodes the value of the tasks' column `requirements`.
     pub fn column(self) -> i16 {
-        let references = i16::try_from(self.references).unwrap_or(WITH_MASK - 1);
-        references.min(WITH_MASK - 1) + if self.mask { WITH_MASK } else { 0 }
+        // Saturates: the API allows at most 16, and no route accepts more.
+        let most = WITH_MASK - 1;
+        let references = i16::try_from(self.references).map_or(most, |n| n.min(most));
+        references + if self.mask { WITH_MASK } else { 0 }
     }
 }
 
