@@ -43,19 +43,25 @@ pub enum RegistryError {
     /// A setting of this backend is invalid.
     #[error("backends.{backend}: {fault}")]
     Setting {
+        /// The backend's name.
         backend: String,
+        /// What is wrong.
         fault: InvalidSetting,
     },
     /// A ComfyUI workflow or its bindings are invalid.
     #[error("backends.{backend}.{fault}")]
     Workflow {
+        /// The backend's name.
         backend: String,
+        /// What is wrong.
         fault: comfyui::WorkflowError,
     },
     /// The description of an `async_job` upstream or its settings are invalid.
     #[error("backends.{backend}: {fault}")]
     AsyncJob {
+        /// The backend's name.
         backend: String,
+        /// What is wrong.
         fault: async_job::OpenError,
     },
     /// The HTTP client that all upstreams share could not be built.
