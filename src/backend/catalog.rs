@@ -1,5 +1,6 @@
 //! The models, with their routes and prices. The whole catalog is replaced when the configuration is reloaded;
-//! backends whose settings did not change keep their circuit and durations.
+//! backends whose settings did not change keep their connections and, unless `[routing]` changed, their circuit and
+//! durations.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -15,6 +16,9 @@ pub struct Catalog {
     models: BTreeMap<String, Model>,
     /// Maps each alias to the model's name.
     aliases: BTreeMap<String, String>,
+    backends: Registry,
+    /// Of the backends' settings.
+    fingerprints: BTreeMap<String, [u8; 32]>,
     records: BTreeMap<String, Record>,
     /// The `[routing]` settings.
     pub routing: config::Routing,
@@ -23,8 +27,6 @@ pub struct Catalog {
 /// What was learned about a backend.
 #[derive(Clone)]
 struct Record {
-    /// A hash of the settings under which it was learned.
-    fingerprint: [u8; 32],
     breaker: Arc<Breaker>,
     /// By the upstream's name for the model.
     paces: BTreeMap<String, Arc<Pace>>,
@@ -71,27 +73,36 @@ impl Requirements {
     /// Decodes the value of the tasks' column `requirements`.
     pub fn of_column(requirements: i16) -> Self {
         Self {
-            references: usize::try_from(requirements % WITH_MASK).unwrap_or_default(),
+            references: (requirements % WITH_MASK).unsigned_abs().into(),
             mask: requirements >= WITH_MASK,
         }
     }
 
     /// Encodes the value of the tasks' column `requirements`.
     pub fn column(self) -> i16 {
-        let references = i16::try_from(self.references).unwrap_or(WITH_MASK - 1);
-        references.min(WITH_MASK - 1) + if self.mask { WITH_MASK } else { 0 }
+        // Saturates: the API allows at most 16, and no route accepts more.
+        let most = WITH_MASK - 1;
+        let references = i16::try_from(self.references).map_or(most, |n| n.min(most));
+        references + if self.mask { WITH_MASK } else { 0 }
     }
 }
 
 impl Catalog {
     /// Opens the catalog of a configuration. `before` is the catalog that it replaces.
     pub fn open(config: &Config, before: Option<&Self>) -> Result<Self, RegistryError> {
-        let backends = Registry::open(&config.backends)?;
-        let mut records: BTreeMap<String, Record> = config
-            .backends
-            .keys()
-            .map(|name| (name.clone(), Record::open(name, config, before)))
-            .collect();
+        let fingerprints = config.backend_fingerprints();
+        let with_same = |name: &str| {
+            before.filter(|before| before.fingerprints.get(name) == fingerprints.get(name))
+        };
+        let client = |name: &str| with_same(name)?.backends.client(name);
+        let backends = Registry::reopen(&config.backends, client)?;
+        let record = |name: &String| {
+            let before = with_same(name).filter(|before| before.routing == config.routing);
+            let known = before.and_then(|before| before.records.get(name).cloned());
+            let record = known.unwrap_or_else(|| Record::new(name, &config.routing));
+            (name.clone(), record)
+        };
+        let mut records: BTreeMap<String, Record> = config.backends.keys().map(record).collect();
         let mut models = BTreeMap::new();
         for (name, settings) in &config.models {
             let mut routes = Vec::with_capacity(settings.routes.len());
@@ -125,6 +136,8 @@ impl Catalog {
         Ok(Self {
             models,
             aliases: aliases.collect(),
+            backends,
+            fingerprints: fingerprints.clone(),
             records,
             routing: config.routing.clone(),
         })
@@ -149,16 +162,10 @@ impl Catalog {
 }
 
 impl Record {
-    fn open(name: &str, config: &Config, before: Option<&Catalog>) -> Self {
-        let fingerprint = config.backend_fingerprint(name);
-        let known = before.and_then(|before| before.records.get(name));
-        match known.filter(|record| record.fingerprint == fingerprint) {
-            Some(record) => record.clone(),
-            None => Self {
-                fingerprint,
-                breaker: Arc::new(Breaker::new(name, config.routing.clone())),
-                paces: BTreeMap::new(),
-            },
+    fn new(name: &str, routing: &config::Routing) -> Self {
+        Self {
+            breaker: Arc::new(Breaker::new(name, routing.clone())),
+            paces: BTreeMap::new(),
         }
     }
 

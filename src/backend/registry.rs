@@ -28,7 +28,13 @@ const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 /// Every configured backend, by name.
 #[derive(Default)]
 pub struct Registry {
-    backends: BTreeMap<String, Arc<dyn Backend>>,
+    backends: BTreeMap<String, Opened>,
+}
+
+struct Opened {
+    backend: Arc<dyn Backend>,
+    /// `None`: it needs none, and was opened before any backend that does.
+    client: Option<Client>,
 }
 
 /// Why the configured backends cannot be used.
@@ -37,19 +43,25 @@ pub enum RegistryError {
     /// A setting of this backend is invalid.
     #[error("backends.{backend}: {fault}")]
     Setting {
+        /// The backend's name.
         backend: String,
+        /// What is wrong.
         fault: InvalidSetting,
     },
     /// A ComfyUI workflow or its bindings are invalid.
     #[error("backends.{backend}.{fault}")]
     Workflow {
+        /// The backend's name.
         backend: String,
+        /// What is wrong.
         fault: comfyui::WorkflowError,
     },
     /// The description of an `async_job` upstream or its settings are invalid.
     #[error("backends.{backend}: {fault}")]
     AsyncJob {
+        /// The backend's name.
         backend: String,
+        /// What is wrong.
         fault: async_job::OpenError,
     },
     /// The HTTP client that all upstreams share could not be built.
@@ -86,10 +98,23 @@ impl RegistryError {
 impl Registry {
     /// Opens every configured backend; fails at the first invalid one.
     pub fn open(config: &BTreeMap<String, config::Backend>) -> Result<Self, RegistryError> {
-        let mut client = None;
+        Self::reopen(config, |_| None)
+    }
+
+    /// Opens every configured backend, with the client that it had `before`, if any, and so over its connections. A
+    /// backend whose settings are the same is opened anew too, because they can name files that have changed.
+    pub(super) fn reopen(
+        config: &BTreeMap<String, config::Backend>,
+        before: impl Fn(&str) -> Option<Client>,
+    ) -> Result<Self, RegistryError> {
+        let mut new = None;
         let mut backends = BTreeMap::new();
         for (name, settings) in config {
-            backends.insert(name.clone(), open(name, settings, &mut client)?);
+            let mut kept = before(name);
+            let client = if kept.is_some() { &mut kept } else { &mut new };
+            let backend = open(name, settings, client)?;
+            let client = client.clone();
+            backends.insert(name.clone(), Opened { backend, client });
         }
         Ok(Self { backends })
     }
@@ -108,14 +133,18 @@ impl Registry {
 
     /// The backend of this name.
     pub fn get(&self, name: &str) -> Option<&Arc<dyn Backend>> {
-        self.backends.get(name)
+        self.backends.get(name).map(|opened| &opened.backend)
+    }
+
+    /// The client with which the backend of this name was opened.
+    pub(super) fn client(&self, name: &str) -> Option<Client> {
+        self.backends.get(name)?.client.clone()
     }
 
     /// All backends, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<dyn Backend>)> {
-        self.backends
-            .iter()
-            .map(|(name, backend)| (name.as_str(), backend))
+        let backends = self.backends.iter();
+        backends.map(|(name, opened)| (name.as_str(), &opened.backend))
     }
 }
 
@@ -152,8 +181,8 @@ fn open(
     })
 }
 
-/// One client, and so one connection pool, for all upstreams. Built only if a backend needs it: it reads
-/// the system's certificates, which a machine that runs only `demo` may lack.
+/// One client, and so one connection pool, for all backends that are opened together. Built only if a backend needs
+/// it: it reads the system's certificates, which a machine that runs only `demo` may lack.
 fn shared_client(client: &mut Option<Client>) -> Result<Client, RegistryError> {
     if let Some(client) = client {
         return Ok(client.clone());

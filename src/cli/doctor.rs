@@ -101,8 +101,8 @@ async fn check_gateway(config: &Config, report: &mut Report) {
         Ok(answer) => answer,
         Err(error) => return report.bad("gateway", &with_causes(error.as_ref())),
     };
-    let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
-    let Ok(Readiness { backends }) = serde_json::from_str(body) else {
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body);
+    let Some(Ok(Readiness { backends })) = body.map(serde_json::from_str) else {
         return report.bad("gateway", "runs, but is not ready");
     };
     for (name, state) in backends {

@@ -16,9 +16,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let answer = ask(config.server.listen, "/readyz").await?;
-    let status = answer.lines().next().unwrap_or_default();
-    if !status.contains(" 200 ") {
-        bail!("not ready: {}", answer.lines().last().unwrap_or(status));
+    let status = answer.lines().next();
+    if !status.is_some_and(|status| status.contains(" 200 ")) {
+        bail!(
+            "not ready: {}",
+            answer.lines().last().unwrap_or("no answer")
+        );
     }
     output::print_line("ready")?;
     Ok(ExitCode::SUCCESS)

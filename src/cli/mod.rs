@@ -164,8 +164,10 @@ fn sources(global: &Global, command: &Command) -> Sources {
         environment: Sources::process_environment(),
         overrides,
     };
-    if sources.file.is_none() && !matches!(command, Command::Serve(_)) {
-        let data_dir = sources.data_dir_without_file();
+    if sources.file.is_none()
+        && !matches!(command, Command::Serve(_))
+        && let Some(data_dir) = sources.data_dir_without_file()
+    {
         sources.file = Traces::find(&data_dir).and_then(|traces| traces.config);
         if sources.file.is_some() && global.data_dir.is_none() {
             // The file may name the same directory by a relative path.

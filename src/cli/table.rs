@@ -4,10 +4,7 @@
 pub(super) fn text(header: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
-        cells
-            .chain([header[column].len()])
-            .max()
-            .unwrap_or_default()
+        cells.fold(header[column].len(), usize::max)
     };
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let line = |cells: Vec<&str>| {

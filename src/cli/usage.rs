@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use chrono::{DateTime, Utc};
 
 use super::{
@@ -51,9 +51,9 @@ pub(super) async fn run(args: Args, config: &Config) -> anyhow::Result<ExitCode>
                 output::print_line(&serde_json::to_string(record)?)?;
             }
         }
-        Format::Csv => output::print(&table::csv(&HEADER, &rows(&records)))?,
+        Format::Csv => output::print(&table::csv(&HEADER, &rows(&records)?))?,
         Format::Table => {
-            output::print(&table::text(&HEADER, &rows(&records)))?;
+            output::print(&table::text(&HEADER, &rows(&records)?))?;
             let total: Cny = records.iter().map(|record| record.cost).sum();
             output::print_line(&format!("{} tasks, {total} CNY", records.len()))?;
         }
@@ -85,12 +85,13 @@ const HEADER: [&str; 9] = [
     "TASK", "ACCEPTED", "MODEL", "QUALITY", "SIZE", "STATUS", "IMAGES", "COST CNY", "KEY",
 ];
 
-fn rows(records: &[Record]) -> Vec<Vec<String>> {
+fn rows(records: &[Record]) -> anyhow::Result<Vec<Vec<String>>> {
     records
         .iter()
         .map(|record| {
-            let created = DateTime::from_timestamp(record.created, 0).unwrap_or_default();
-            vec![
+            let created = DateTime::from_timestamp(record.created, 0)
+                .with_context(|| format!("task {} has no date that a calendar knows", record.id))?;
+            Ok(vec![
                 record.id.to_string(),
                 created.format("%Y-%m-%dT%H:%M:%SZ").to_string(),
                 record.model.clone(),
@@ -100,7 +101,7 @@ fn rows(records: &[Record]) -> Vec<Vec<String>> {
                 record.cost_breakdown.image_count.to_string(),
                 record.cost.to_string(),
                 record.api_key.clone(),
-            ]
+            ])
         })
         .collect()
 }

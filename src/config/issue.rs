@@ -5,15 +5,25 @@ use std::{fmt, io, path::PathBuf};
 /// Why the settings cannot be used. Never shows a secret value.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
+    /// There is no such file, or it is not readable.
     #[error("cannot read the configuration file {}", path.display())]
-    Unreadable { path: PathBuf, source: io::Error },
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// Shows only the position: the line itself may contain a secret.
     #[error("the configuration file {} is not TOML: line {line}: {message}", path.display())]
     Syntax {
+        /// The file.
         path: PathBuf,
+        /// Counted from 1.
         line: usize,
+        /// What is wrong there.
         message: String,
     },
+    /// Settings that are wrong, all of them.
     #[error("the configuration cannot be used:\n  {}", join(.0))]
     Faults(Vec<ConfigIssue>),
 }

@@ -45,14 +45,14 @@ impl Sources {
 
     /// The data directory if no file sets another one: the records that a gateway left there name the configuration
     /// file.
-    pub fn data_dir_without_file(&self) -> PathBuf {
+    pub fn data_dir_without_file(&self) -> Option<PathBuf> {
         let mut layers = Layers::default();
         if let Ok(schema) = Schema::embedded() {
             layers.settings.extend(flatten(&schema.defaults));
         }
         layers.lay_environment(&self.environment);
         layers.lay_overrides(&self.overrides);
-        PathBuf::from(layers.text(&Key::new(["data_dir"])).unwrap_or_default())
+        layers.text(&Key::new(["data_dir"])).map(PathBuf::from)
     }
 }
 
@@ -108,14 +108,9 @@ impl Config {
     }
 }
 
-/// A fingerprint of each backend's settings, including the routing settings that apply to it.
 fn fingerprints(table: &Table) -> BTreeMap<String, [u8; 32]> {
     let backends = table.get("backends").and_then(Value::as_table);
-    let routing = table.get("routing").map(ToString::to_string);
-    let fingerprint = |settings: &Value| {
-        let text = format!("{settings}\n{}", routing.as_deref().unwrap_or_default());
-        Sha256::digest(text).into()
-    };
+    let fingerprint = |settings: &Value| Sha256::digest(settings.to_string()).into();
     let backends = backends.into_iter().flatten();
     backends
         .map(|(name, settings)| (name.clone(), fingerprint(settings)))
@@ -204,14 +199,13 @@ fn complete(schema: &Schema, layers: &mut Layers) -> BTreeMap<String, String> {
         fill(layers, &key, schema.template("backends", &kind));
         kinds.insert(name, kind);
     }
-    let fake = kinds.keys().next().cloned().unwrap_or_default();
     for name in layers.names("models") {
         let key = Key::new(["models", &name, "routes"]);
         if !layers.settings.contains_key(&key) {
             let message = format!("is missing, must be a list of: {}", listed(kinds.keys()));
             layers.issues.push(ConfigIssue::new(&key, message));
-            let fake = Setting::toml(Value::Array(vec![Value::String(fake.clone())]));
-            layers.settings.insert(key.clone(), fake);
+            let none = Setting::toml(Value::Array(Vec::new()));
+            layers.settings.insert(key.clone(), none);
         }
         fill(layers, &key, schema.template("models", ""));
     }

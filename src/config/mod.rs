@@ -4,6 +4,7 @@
 //! docs/configuration.md for the rules.
 
 mod access;
+mod backend;
 mod issue;
 mod key;
 mod layers;
@@ -28,50 +29,74 @@ use url::Url;
 
 use crate::money::Cny;
 
+pub use backend::{
+    AsyncJobBackend, Backend, ComfyuiBackend, DemoBackend, GeminiBackend, OpenaiBackend,
+    OpenaiProfile, SdapiBackend, Upscale,
+};
 pub use issue::{ConfigError, ConfigIssue};
 pub use load::Sources;
 pub use route::Route;
 
+/// The effective settings: one field for each section of `config/easel.toml`, whose comments say more.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
+    /// The directory of the private PostgreSQL and local storage.
     pub data_dir: PathBuf,
+    /// `[server]`
     pub server: Server,
+    /// `[database]`
     pub database: Database,
+    /// `[storage]`
     pub storage: Storage,
+    /// `[uploads]`
     pub uploads: Uploads,
+    /// `[references]`
     pub references: References,
+    /// `[tasks]`
     pub tasks: Tasks,
+    /// `[routing]`
     pub routing: Routing,
+    /// `[images]`
     pub images: Images,
+    /// `[billing]`
     pub billing: Billing,
+    /// `[log]`
     pub log: Log,
     /// The backends that a model uses.
     pub backends: BTreeMap<String, Backend>,
+    /// The models, by name.
     pub models: BTreeMap<String, Model>,
     /// The same settings as TOML, with hidden secrets: see [`Config::to_toml`].
     #[serde(skip)]
     in_force: toml::Table,
-    /// See [`Config::backend_fingerprint`].
+    /// See [`Config::backend_fingerprints`].
     #[serde(skip)]
     fingerprints: BTreeMap<String, [u8; 32]>,
 }
 
+/// `[server]`: connections, request bodies and the address.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Server {
+    /// The address and port to listen on.
     #[serde(deserialize_with = "listen_address")]
     pub listen: SocketAddr,
     /// Without a trailing slash in its path; empty means `http://<listen>`: see [`Server::public_url`].
     #[serde(deserialize_with = "empty_as_none")]
     public_url: Option<Url>,
+    /// The name in every error body.
     pub provider: String,
+    /// Open connections that may carry any request.
     pub connections_max: usize,
+    /// Further connections, for requests that are answered at once.
     pub connections_reserved: usize,
+    /// Connections per client address.
     pub connections_per_address_max: usize,
     /// Networks or single addresses of the operator's own proxies.
     #[serde(deserialize_with = "networks")]
     pub trusted_proxies: Vec<IpNet>,
+    /// Invalid keys and links per minute and client address.
     pub failures_per_minute_max: u32,
     sync_waiters_max: usize,
     header_timeout_ms: u64,
@@ -79,78 +104,110 @@ pub struct Server {
     body_idle_timeout_ms: u64,
     body_timeout_ms: u64,
     write_timeout_ms: u64,
+    /// The size of a JSON body, or of the text parts of a form.
     pub json_bytes_max: usize,
+    /// Memory for buffered bodies of all requests.
     pub buffer_bytes_max: usize,
+    /// The same per account.
     pub account_buffer_bytes_max: usize,
+    /// A body that arrives more slowly is ended.
     pub body_bytes_per_s_min: usize,
     drain_timeout_ms: u64,
 }
 
+/// `[database]`: how PostgreSQL is reached.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Database {
     /// `None`: a private server in the data directory.
     #[serde(deserialize_with = "empty_as_none")]
     pub url: Option<SecretString>,
+    /// The size of the pool.
     pub connections_max: u32,
     connect_timeout_ms: u64,
     transaction_timeout_ms: u64,
 }
 
+/// `[storage]`: where images are kept.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Storage {
     /// `file:` or `s3:`; `None`: `objects` in the data directory.
     #[serde(deserialize_with = "empty_as_none")]
     pub url: Option<Url>,
+    /// The URL of the S3 server; `None`: AWS.
     #[serde(deserialize_with = "empty_as_none")]
     pub endpoint: Option<Url>,
+    /// The URL of the S3 server for clients, if it differs.
     #[serde(deserialize_with = "empty_as_none")]
     pub public_endpoint: Option<Url>,
+    /// The S3 region.
     pub region: String,
+    /// Whether the bucket is in the path, or else in the host name.
     pub path_style: bool,
+    /// Empty, with the secret: no S3 credentials.
     pub access_key_id: String,
+    /// Empty, with the id: no S3 credentials.
     pub secret_access_key: SecretString,
     link_ttl_s: u64,
+    /// Whether local files are synced before their task completes.
     pub fsync: bool,
+    /// New work is refused while the local disk has less free space.
     pub free_bytes_min: u64,
+    /// Memory for images that are not stored yet.
     pub held_bytes_max: u64,
+    /// Local disk space for images that are not stored yet.
     pub spool_bytes_max: u64,
 }
 
+/// `[uploads]`: limits on what clients send, and how long it is kept.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Uploads {
+    /// The size of one file.
     pub bytes_max: u64,
+    /// The bytes kept per account.
     pub account_bytes_max: u64,
     ttl_s: u64,
+    /// The pixels of an image.
     pub pixels_max: u64,
+    /// The length of a side of an image.
     pub side_px_max: u32,
     sweep_interval_s: u64,
 }
 
+/// `[references]`: limits on reference images and on fetching them.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct References {
+    /// References per request.
     pub count_max: usize,
+    /// Parallel fetches per task.
     pub fetches_max: usize,
     fetch_all_timeout_ms: u64,
+    /// Fetched bytes per task.
     pub fetched_bytes_max: u64,
     fetch_timeout_ms: u64,
     connect_timeout_ms: u64,
     idle_timeout_ms: u64,
+    /// Redirects per fetch.
     pub redirects_max: u32,
     failure_delay_step_ms: u64,
+    /// Whether addresses that are not public may be fetched from.
     pub allow_private_networks: bool,
 }
 
+/// `[tasks]`: the queue and the workers.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tasks {
     deadline_ms: u64,
     lease_ms: u64,
+    /// Attempts per task.
     pub attempts_max: u16,
+    /// Tasks that this process runs at once.
     pub running_max: usize,
+    /// Queued tasks.
     pub queued_max: u64,
     /// Per account.
     pub account_queued_max: u64,
@@ -159,9 +216,11 @@ pub struct Tasks {
     sync_wait_max_ms: u64,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+/// `[routing]`: circuits and retries.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Routing {
+    /// Consecutive failures that open a circuit.
     pub failures_max: u32,
     open_ms: u64,
     retry_wait_ms: u64,
@@ -169,9 +228,11 @@ pub struct Routing {
     sync_wait_ms: u64,
 }
 
+/// `[images]`: how images are returned.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Images {
+    /// The default of keys that set none.
     pub inline_images: InlineImages,
 }
 
@@ -181,24 +242,33 @@ pub struct Images {
 #[clap(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum InlineImages {
+    /// Responses contain the images
     Always,
+    /// Responses contain the images if `response_format` asks for them
     OnRequest,
+    /// Responses contain links only
     Never,
 }
 
+/// `[billing]`: months and the first balance.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Billing {
     /// A name of the tz database that PostgreSQL knows.
     pub time_zone: String,
+    /// The first balance of the account `default`.
     pub opening_balance: Cny,
 }
 
+/// `[log]`: what is logged, and how.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Log {
+    /// As in `RUST_LOG`.
     pub filter: String,
+    /// The format of lines.
     pub format: LogFormat,
+    /// Memory for lines that stderr has not accepted.
     pub buffer_bytes_max: usize,
 }
 
@@ -206,146 +276,29 @@ pub struct Log {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
+    /// For people.
     Text,
+    /// For programs, one object per line.
     Json,
-}
-
-/// The settings of one backend, by kind.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Backend {
-    Demo(DemoBackend),
-    Openai(OpenaiBackend),
-    AsyncJob(AsyncJobBackend),
-    Sdapi(SdapiBackend),
-    Comfyui(ComfyuiBackend),
-    Gemini(GeminiBackend),
-}
-
-/// Settings of the built-in demo backend.
-#[derive(Clone, Debug, Deserialize)]
-pub struct DemoBackend {
-    #[serde(default)]
-    pub delay_ms: u64,
-    #[serde(default)]
-    pub failure_percent: u8,
-}
-
-/// Settings of an OpenAI-compatible backend.
-#[derive(Clone, Debug, Deserialize)]
-pub struct OpenaiBackend {
-    #[serde(default)]
-    pub profile: OpenaiProfile,
-    /// Such as `https://api.openai.com/v1`.
-    pub base_url: Url,
-    pub api_key: SecretString,
-    /// Client parameters to forward, in addition to those that every upstream accepts.
-    #[serde(default)]
-    pub forward: Vec<String>,
-    /// Hosts, in addition to that of `base_url`, from which result URLs are downloaded.
-    #[serde(default)]
-    pub download_hosts: Vec<String>,
-    /// Side of the model's training square; 0: images are requested in the client's size.
-    #[serde(default)]
-    pub native_side_px: u32,
-}
-
-/// The API dialect of an OpenAI-compatible server.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OpenaiProfile {
-    #[default]
-    Openai,
-    Azure,
-    Generic,
-    SdServer,
-    Localai,
-}
-
-/// Settings of an AUTOMATIC1111-compatible backend.
-#[derive(Clone, Debug, Deserialize)]
-pub struct SdapiBackend {
-    /// Such as `http://127.0.0.1:7860`.
-    pub base_url: Url,
-    /// `user:password`, or empty.
-    pub api_key: SecretString,
-    /// Side of the model's training square; 0: images are requested in the client's size.
-    pub native_side_px: u32,
-    pub side_step_px: u32,
-    pub upscale: Upscale,
-    pub batch_max: u8,
-}
-
-/// How to make images larger than the model generates them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Upscale {
-    Off,
-    Hires,
-}
-
-/// Settings of a ComfyUI backend.
-#[derive(Clone, Debug, Deserialize)]
-pub struct ComfyuiBackend {
-    pub base_url: Url,
-    /// Empty if no proxy in front of ComfyUI needs one.
-    pub api_key: SecretString,
-    /// Files or built-in workflows; empty: such requests are not accepted.
-    pub text_workflow: String,
-    pub image_workflow: String,
-    pub mask_workflow: String,
-    /// Where a request's values go, such as `prompt=6.text`.
-    pub text_bindings: Vec<String>,
-    pub image_bindings: Vec<String>,
-    pub mask_bindings: Vec<String>,
-    /// Side of the square that the model generates well at 1k and at 2k; 0: images are generated in the client's size.
-    pub native_side_px: u32,
-    pub native_side_2k_px: u32,
-    pub side_step_px: u32,
-    pub batch_max: u8,
-    poll_interval_ms: u64,
-}
-
-/// Settings of a Gemini backend.
-#[derive(Clone, Debug, Deserialize)]
-pub struct GeminiBackend {
-    /// Such as `https://generativelanguage.googleapis.com/v1beta`.
-    pub base_url: Url,
-    pub api_key: SecretString,
-    /// Which of `1K` and `2K` the models accept.
-    pub image_sizes: Vec<String>,
-}
-
-/// Settings of a backend whose upstream runs jobs that are polled.
-#[derive(Clone, Debug, Deserialize)]
-pub struct AsyncJobBackend {
-    /// The name of a built-in protocol description; empty if `protocol_file` is set.
-    pub profile: String,
-    /// The operator's own protocol description.
-    #[serde(deserialize_with = "empty_as_none")]
-    pub protocol_file: Option<PathBuf>,
-    /// `None`: the URL from the description.
-    #[serde(deserialize_with = "empty_as_none")]
-    pub base_url: Option<Url>,
-    pub api_key: SecretString,
-    /// Hosts, in addition to those of the description, from which images are downloaded.
-    pub download_hosts: Vec<String>,
-    pub(super) poll_interval_ms: u64,
-    /// Side of the model's training square; 0: images are requested in the client's size.
-    pub native_side_px: u32,
 }
 
 /// A model that clients may request.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
+    /// The ways to generate it, at least one.
     pub routes: Vec<Route>,
     /// Other names that clients may use for it.
     pub aliases: Vec<String>,
+    /// The owner in the list of models.
     pub owned_by: String,
+    /// Images per request.
     pub n_max: u8,
+    /// The price of an image of low quality.
     pub price_low: Cny,
+    /// The price of an image of medium quality.
     pub price_medium: Cny,
+    /// The price of an image of high quality.
     pub price_high: Cny,
 }
 

@@ -4,13 +4,19 @@ use std::ops::RangeInclusive;
 
 use toml::{Table, Value};
 
-use super::{Config, key::Key};
+use super::{
+    Backend, Billing, Database, Images, Log, Model, References, Routing, Server, Storage, Tasks,
+    Uploads, key::Key, route,
+};
 
 /// `config/easel.toml`: every key, with its type and default.
 pub(super) const DEFAULTS: &str = include_str!("../../config/easel.toml");
 
 /// The model whose keys are the defaults of every other one.
 const MODEL_TEMPLATE: &str = "gpt-image-2";
+
+/// The lists of routes. Their default is the list of the template.
+pub(super) const ROUTES: &str = "models.*.routes";
 
 const DAY_MS: i64 = 86_400_000;
 const GIB: i64 = 1 << 30;
@@ -78,6 +84,10 @@ const RANGES: &[(&str, RangeInclusive<i64>)] = &[
     ("backends.*.native_side_2k_px", 0..=8_192),
     ("backends.*.poll_interval_ms", 10..=60_000),
     ("models.*.n_max", 1..=10),
+    ("models.*.routes.weight", 1..=1_000_000),
+    ("models.*.routes.priority", 0..=1_000_000),
+    ("models.*.routes.max_concurrency", 0..=1_000_000),
+    ("models.*.routes.timeout_ms", 1..=DAY_MS),
 ];
 
 /// The expected format of parsed texts.
@@ -131,72 +141,55 @@ impl Schema {
 
     /// The defaults of a model, or of a backend of this kind.
     pub(super) fn template(&self, section: &str, backend_kind: &str) -> Option<&Table> {
-        let name = self.template_name(section, backend_kind)?;
-        self.defaults.get(section)?.get(name)?.as_table()
+        let is_template = |(name, table): &(&str, &Table)| match section {
+            "models" => *name == MODEL_TEMPLATE,
+            _ => kind(table) == Some(backend_kind),
+        };
+        let mut tables = tables(&self.defaults, section);
+        tables.find(is_template).map(|(_, table)| table)
     }
 
     /// The value used if the key is not set; `None`: the key does not exist.
     pub(super) fn default(&self, key: &Key, backend_kind: &str) -> Option<&Value> {
-        let table = match (key.name(), key.tables()) {
-            (Some(_), _) => self.template(key.section(), backend_kind)?,
-            (None, []) => &self.defaults,
-            (None, [section]) => self.defaults.get(section)?.as_table()?,
-            (None, _) => return None,
-        };
-        table.get(key.leaf()).filter(|value| !value.is_table())
+        let value = self.table(key, backend_kind)?.get(key.leaf());
+        value.filter(|value| !value.is_table())
+    }
+
+    /// The defaults of the table that the key is in.
+    fn table(&self, key: &Key, backend_kind: &str) -> Option<&Table> {
+        match (key.name(), key.tables()) {
+            (Some(_), _) => self.template(key.section(), backend_kind),
+            (None, []) => Some(&self.defaults),
+            (None, [section]) => self.defaults.get(section)?.as_table(),
+            (None, _) => None,
+        }
     }
 
     /// The value, parsed by its type, or what is wrong with it. The error does not show the value, which may be a
     /// secret, unless it must be a number or has a format.
     pub(super) fn check(&self, key: &Key, kind: &str, given: &Given) -> Result<Value, String> {
-        let Some(default) = self.default(key, kind) else {
+        let (Some(table), Some(default)) = (self.table(key, kind), self.default(key, kind)) else {
             return Err(self.unknown(key, kind, given));
         };
-        let value = match given {
+        let mut value = match given {
             Given::Text(text) => from_text(default, text)?,
             Given::Toml(value) if value.same_type(default) => value.clone(),
             Given::Toml(value) => {
                 return Err(format!("must be {}, is {}", a_type(default), a_type(value)));
             }
         };
+        if key.pattern() == ROUTES {
+            route::complete(&mut value, default);
+        }
         if let Some(number) = value.as_integer() {
             in_range(&key.pattern(), number)?;
         }
         if value != *default {
-            self.try_alone(key, kind, &value)?;
+            let mut table = table.clone();
+            table.insert(key.leaf().to_owned(), value.clone());
+            parse(key.section(), table).map_err(|error| not_in_form(&key.pattern(), &error))?;
         }
         Ok(value)
-    }
-
-    /// Whether the types of [`Config`] accept the value. Tested on the defaults with this one change.
-    fn try_alone(&self, key: &Key, kind: &str, value: &Value) -> Result<(), String> {
-        let mut table = self.defaults.clone();
-        let name = self.template_name(key.section(), kind);
-        let place = match (key.name(), key.tables()) {
-            (Some(_), _) => name.and_then(|name| table.get_mut(key.section())?.get_mut(name)),
-            (None, [section]) => table.get_mut(section),
-            (None, _) => None,
-        };
-        let place = place.and_then(Value::as_table_mut);
-        place.map(|table| table.insert(key.leaf().to_owned(), value.clone()));
-        let Err(error) = table.try_into::<Config>() else {
-            return Ok(());
-        };
-        let pattern = key.pattern();
-        Err(match FORMS.iter().find(|(form, _)| *form == pattern) {
-            Some((_, form)) => format!("must be {form}: {}", error.message()),
-            None => error.message().to_owned(),
-        })
-    }
-
-    fn template_name(&self, section: &str, backend_kind: &str) -> Option<&str> {
-        match section {
-            "models" => Some(MODEL_TEMPLATE),
-            "backends" => tables(&self.defaults, section)
-                .find(|(_, table)| kind(table) == Some(backend_kind))
-                .map(|(name, _)| name),
-            _ => None,
-        }
     }
 
     /// The message for an unknown key.
@@ -207,12 +200,7 @@ impl Schema {
         if is_section || is_named {
             return "must be a table that holds settings".to_owned();
         }
-        let siblings = match (key.name(), key.tables()) {
-            (Some(_), _) => self.template(key.section(), kind),
-            (None, [section]) => self.defaults.get(section).and_then(Value::as_table),
-            (None, _) => None,
-        };
-        let siblings = siblings.into_iter().flat_map(Table::keys);
+        let siblings = self.table(key, kind).into_iter().flat_map(Table::keys);
         let siblings: Vec<Key> = siblings.map(|leaf| key.beside(leaf)).collect();
         let near = nearest(key, &siblings).or_else(|| nearest(key, &self.fixed_keys()));
         match (near, given) {
@@ -297,7 +285,34 @@ fn from_text(default: &Value, text: &str) -> Result<Value, String> {
     .ok_or_else(|| format!("must be {}", a_type(default)))
 }
 
-fn in_range(pattern: &str, number: i64) -> Result<(), String> {
+/// Parses a section, or one of its named tables, into its type. The types decide what their texts and lists may be.
+fn parse(section: &str, table: Table) -> Result<(), toml::de::Error> {
+    match section {
+        "server" => table.try_into::<Server>().map(drop),
+        "database" => table.try_into::<Database>().map(drop),
+        "storage" => table.try_into::<Storage>().map(drop),
+        "uploads" => table.try_into::<Uploads>().map(drop),
+        "references" => table.try_into::<References>().map(drop),
+        "tasks" => table.try_into::<Tasks>().map(drop),
+        "routing" => table.try_into::<Routing>().map(drop),
+        "images" => table.try_into::<Images>().map(drop),
+        "billing" => table.try_into::<Billing>().map(drop),
+        "log" => table.try_into::<Log>().map(drop),
+        "backends" => table.try_into::<Backend>().map(drop),
+        "models" => table.try_into::<Model>().map(drop),
+        // A key without a section is text.
+        _ => Ok(()),
+    }
+}
+
+fn not_in_form(pattern: &str, error: &toml::de::Error) -> String {
+    match FORMS.iter().find(|(form, _)| *form == pattern) {
+        Some((_, form)) => format!("must be {form}: {}", error.message()),
+        None => error.message().to_owned(),
+    }
+}
+
+pub(super) fn in_range(pattern: &str, number: i64) -> Result<(), String> {
     let range = RANGES.iter().find(|(ranged, _)| *ranged == pattern);
     match range {
         Some((_, range)) if !range.contains(&number) => Err(format!(
@@ -323,22 +338,36 @@ fn a_type(value: &Value) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::BTreeSet;
+
+    use super::{super::layers::flatten, *};
+
+    #[test]
+    fn every_section_is_parsed() {
+        let schema = Schema::embedded().unwrap();
+        for (section, _) in schema.defaults.iter().filter(|(_, value)| value.is_table()) {
+            assert!(parse(section, Table::new()).is_err(), "{section}");
+        }
+    }
 
     #[test]
     fn every_number_has_a_range_that_holds_its_default() {
         let schema = Schema::embedded().unwrap();
-        let mut numbers = std::collections::BTreeSet::new();
-        for (section, value) in &schema.defaults {
-            for (leaf, value) in value.as_table().into_iter().flatten() {
-                let inner = value.as_table().into_iter().flatten();
-                let inner = inner.map(|(key, value)| (Key::new([section, leaf, key]), value));
-                for (key, value) in inner.chain([(Key::new([section, leaf]), value)]) {
-                    if let Some(number) = value.as_integer() {
-                        in_range(&key.pattern(), number).unwrap();
-                        numbers.insert(key.pattern());
-                    }
-                }
+        let mut numbers = BTreeSet::new();
+        let mut note = |pattern: String, value: &Value| {
+            if let Some(number) = value.as_integer() {
+                in_range(&pattern, number).unwrap();
+                numbers.insert(pattern);
+            }
+        };
+        for (key, setting) in flatten(&schema.defaults) {
+            let Given::Toml(value) = setting.given else {
+                panic!("{key} is text");
+            };
+            note(key.pattern(), &value);
+            let route = value.get(0).and_then(Value::as_table);
+            for (leaf, value) in route.into_iter().flatten() {
+                note(format!("{}.{leaf}", key.pattern()), value);
             }
         }
         let ranged = RANGES.iter().map(|(pattern, _)| (*pattern).to_owned());

@@ -2,6 +2,7 @@
 
 mod async_job;
 mod backends;
+mod routes;
 
 use std::{collections::BTreeSet, fs, time::Duration};
 
@@ -335,7 +336,11 @@ fn what_is_printed_shows_no_secret_and_can_be_loaded() {
         printed.contains("url = \"postgres://easel:***@db/easel?***\""),
         "{printed}"
     );
-    assert!(printed.contains("\nroutes = [\"openai\"]\n"), "{printed}");
+    assert!(
+        printed.contains("\n[[models.m.routes]]\nbackend = \"openai\"\n"),
+        "{printed}"
+    );
+    assert!(printed.contains("\ntimeout_ms = 600000\n"), "{printed}");
     assert!(!printed.contains("demo"), "{printed}");
     assert!(!format!("{:?}", given.config()).contains("hunter2"));
     assert_eq!(Given::file(&printed).config().to_toml(), printed);

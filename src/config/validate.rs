@@ -6,12 +6,11 @@ use url::Url;
 
 use super::{
     AsyncJobBackend, Backend, Config, ConfigIssue, GeminiBackend, OpenaiBackend, OpenaiProfile,
-    Route, layers::listed,
+    Route,
+    layers::listed,
+    schema::{ROUTES, in_range},
 };
 use crate::money::Cny;
-
-const WEIGHT_MAX: u32 = 1_000_000;
-const TIMEOUT_MS_MAX: u64 = 86_400_000;
 
 /// All issues. Backends that no model uses are not checked.
 pub(super) fn issues(config: &Config) -> Vec<ConfigIssue> {
@@ -178,14 +177,13 @@ fn routes(config: &Config, key: &str, routes: &[Route], found: &mut Found) {
         };
         let message = format!("two routes lead to {backend:?} with the same upstream_model");
         found.unless(!routes[..index].iter().any(same), key, message);
-        let message = format!("weight must be from 1 to {WEIGHT_MAX}, is {}", route.weight);
-        found.unless((1..=WEIGHT_MAX).contains(&route.weight), key, message);
-        let message = format!("timeout_ms must be from 1 to {TIMEOUT_MS_MAX}");
-        found.unless(
-            (1..=TIMEOUT_MS_MAX).contains(&route.timeout_ms),
-            key,
-            message,
-        );
+        for (leaf, number) in route.numbers() {
+            if let Err(message) = in_range(&format!("{ROUTES}.{leaf}"), number.into()) {
+                found
+                    .0
+                    .push(ConfigIssue::new(key, format!("{leaf} {message}")));
+            }
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 use crate::harness::{
     caller::{Answer, Caller},
     database::TestDatabase,
+    fault_proxy::{FaultProxy, Target},
     process::Setup,
     upstream::{KEY, Reply, Upstream},
 };
@@ -124,6 +125,52 @@ async fn a_circuit_stays_open_through_a_reload_unless_its_backend_changes() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(request(&caller, "it").await.unwrap().status, 200);
+    gateway.end();
+    database.assert_invariants().await;
+}
+
+#[tokio::test]
+async fn a_backend_keeps_its_connections_through_a_reload_unless_it_changes() {
+    let database = TestDatabase::create().await;
+    let upstream = Upstream::start().await;
+    let address = upstream.url.trim_start_matches("http://").parse().unwrap();
+    let same = FaultProxy::start(Target::Tcp(address)).await;
+    let changed = FaultProxy::start(Target::Tcp(address)).await;
+    let backend = |name: &str, proxy: &FaultProxy, more: &str| {
+        let url = format!("http://{}", proxy.address());
+        let settings = upstream.settings(more).replace(&upstream.url, &url);
+        format!("[backends.{name}]\n{settings}[models.{name}]\nroutes = ['{name}']\n")
+    };
+    let settings = |price: &str, forward: &str, routing: &str| {
+        let changed = backend("changed", &changed, &format!("forward = [{forward}]"));
+        let same = backend("same", &same, "");
+        format!("{routing}{changed}{same}price_medium = '{price}'\n")
+    };
+    let setup = Setup::on(&database, &settings("0.20", "", ""));
+    let gateway = setup.serve();
+    let caller = database.caller(&gateway.url(), "10").await;
+    let opened = async || {
+        for model in ["same", "changed"] {
+            assert_eq!(request(&caller, model).await.unwrap().status, 200);
+        }
+        (same.opened(), changed.opened())
+    };
+    let reload = async |settings: &str, new_price: Value| {
+        setup.with(settings).run(&["config", "reload"]).good();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while price(&caller, "same").await != new_price {
+            assert!(Instant::now() < deadline, "the reload changed nothing");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert_eq!(opened().await, (1, 1));
+    assert_eq!(opened().await, (1, 1));
+
+    reload(&settings("0.30", "'user'", ""), json!(0.3)).await;
+    assert_eq!(opened().await, (1, 2));
+    let routing = "[routing]\nfailures_max = 9\n";
+    reload(&settings("0.40", "'user'", routing), json!(0.4)).await;
+    assert_eq!(opened().await, (1, 2));
     gateway.end();
     database.assert_invariants().await;
 }

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use super::{sources, without_tests};
+use super::{sources, without_comments, without_tests};
 
 /// What each module of a folder imports from its siblings.
 type Graph = BTreeMap<String, BTreeSet<String>>;
@@ -109,12 +109,6 @@ fn reachable(graph: &Graph, from: &str) -> BTreeSet<String> {
         }
     }
     found
-}
-
-fn without_comments(text: &str) -> String {
-    let lines = text.lines();
-    let code = lines.filter(|line| !line.trim_start().starts_with("//"));
-    code.collect::<Vec<_>>().join("\n")
 }
 
 /// The names that follow a path, in trees of `use` and elsewhere.

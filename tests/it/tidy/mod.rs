@@ -1,5 +1,7 @@
-//! Enforces the architecture: floors, sizes, the places of SQL, and forbidden words.
+//! Enforces the architecture: floors, sizes, the places of SQL, forbidden words, dependencies and lists of commands.
 
+mod commands;
+mod dependencies;
 mod imports;
 mod words;
 
@@ -125,6 +127,12 @@ fn without_tests(text: &str) -> String {
         }
     }
     kept
+}
+
+fn without_comments(text: &str) -> String {
+    let lines = text.lines();
+    let code = lines.filter(|line| !line.trim_start().starts_with("//"));
+    code.collect::<Vec<_>>().join("\n")
 }
 
 fn sources(dir: &str) -> Vec<(PathBuf, String)> {
