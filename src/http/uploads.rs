@@ -12,6 +12,7 @@ use crate::{
     app::App,
     images::{
         intake::{self, IntakeError, Origin, Visibility},
+        links,
         stored_inputs::StoredInputs,
     },
     uploads::Upload,
@@ -61,7 +62,7 @@ fn refusal(error: IntakeError<ApiError>) -> ApiError {
 
 fn object(app: &App, upload: &Upload) -> serde_json::Value {
     json!({
-        "url": format!("{}/f/image/{}", app.public_url, upload.name.as_deref().unwrap_or_default()),
+        "url": links::upload(upload.name.as_deref().unwrap_or_default(), &app.public_url),
         "filename": upload.file_name,
         "content_type": upload.format.content_type(),
         "bytes": upload.bytes,

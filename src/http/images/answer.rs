@@ -79,7 +79,7 @@ pub(super) async fn images(
 }
 
 fn with_links(app: &App, task: &Summary) -> Response {
-    let data: Vec<_> = links(task, &app.public_url)
+    let data: Vec<_> = links::results(task, &app.public_url)
         .into_iter()
         .map(|url| json!({ "url": url }))
         .collect();
@@ -128,7 +128,7 @@ async fn with_images(app: &App, task: &Summary) -> Result<Response, StorageError
     let mut encoded = 0;
     for (index, (read, url)) in opened
         .into_iter()
-        .zip(links(task, &app.public_url))
+        .zip(links::results(task, &app.public_url))
         .enumerate()
     {
         let comma = if index == 0 { "" } else { "," };

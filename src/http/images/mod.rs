@@ -13,5 +13,4 @@ mod tasks;
 mod wire;
 
 pub(super) use generate::{generate, generate_async};
-pub(super) use own_links::FilePath;
 pub(super) use tasks::{get, list};

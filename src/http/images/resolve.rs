@@ -5,8 +5,7 @@ use axum::http::StatusCode;
 use futures_util::{StreamExt, stream};
 
 use super::{
-    inline,
-    own_links::{self, GatewayUrl},
+    inline, own_links,
     sources::{Source, Text, URL_BYTES_MAX},
     wire::{self, Count, Fields, PROMPT_CHARS_MAX},
 };
@@ -23,6 +22,7 @@ use crate::{
     image::{self, Quality},
     images::{
         intake::{self, Origin, Visibility},
+        links::GatewayUrl,
         stored_inputs::StoredInputs,
         submit::SubmitError,
         unit_price,
@@ -296,7 +296,7 @@ async fn reference(
             format!("{param} must be an https:// URL of at most {URL_BYTES_MAX} bytes"),
         )
     })?;
-    if let Some(own) = GatewayUrl::parse(&app.config.server.public_url(), &address) {
+    if let Some(own) = GatewayUrl::parse(&app.public_url, &address) {
         return own_links::reference(app, own)
             .await
             .map_err(|error| error.param(param));
