@@ -9,6 +9,7 @@ pub mod generate;
 mod inputs;
 pub mod intake;
 pub mod links;
+pub mod request;
 mod retry;
 pub mod run;
 pub mod settle;

@@ -9,9 +9,12 @@ use crate::{
     billing::Refusal,
     db::{Trouble, trouble},
     ids::TaskId,
-    image::{InvalidImage, SizeError},
     images::{
-        admission::Overload, generate::GenerateError, intake::IntakeError, submit::SubmitError,
+        admission::Overload,
+        generate::GenerateError,
+        intake::IntakeError,
+        request::{InvalidDataUrl, RequestError},
+        submit::SubmitError,
     },
     storage::{self, StorageError},
     tasks::{Failure, FailureKind},
@@ -49,17 +52,21 @@ impl ApiError {
     }
 }
 
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let code = match refusal {
+            Refusal::Key => return Self::unauthorized("invalid API key"),
+            Refusal::Balance { .. } => "insufficient_balance",
+            Refusal::Quota { .. } => "quota_exceeded",
+        };
+        Self::new(StatusCode::PAYMENT_REQUIRED, refusal.to_string()).code(code)
+    }
+}
+
 impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         match error {
-            SubmitError::Refused(Refusal::Key) => Self::unauthorized("invalid API key"),
-            SubmitError::Refused(refusal @ Refusal::Balance { .. }) => {
-                Self::new(StatusCode::PAYMENT_REQUIRED, refusal.to_string())
-                    .code("insufficient_balance")
-            }
-            SubmitError::Refused(refusal @ Refusal::Quota { .. }) => {
-                Self::new(StatusCode::PAYMENT_REQUIRED, refusal.to_string()).code("quota_exceeded")
-            }
+            SubmitError::Refused(refusal) => refusal.into(),
             SubmitError::Concurrency { .. } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string())
                     .code("concurrency_limit")
@@ -116,9 +123,23 @@ impl From<storage::Trouble> for ApiError {
     }
 }
 
-impl From<SizeError> for ApiError {
-    fn from(error: SizeError) -> Self {
-        Self::field(error.field, error.message)
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::Invalid { param, message } => Self::field(&param, message),
+            RequestError::UnknownModel { .. } => {
+                Self::new(StatusCode::NOT_FOUND, error.to_string())
+                    .param("model")
+                    .code("model_not_found")
+            }
+            RequestError::Refused(refusal) => refusal.into(),
+            RequestError::Inline { param, error } => Self::from(error).param(param),
+            RequestError::Database { param, cause } => {
+                let mut error = Self::from(cause);
+                error.body.param = param.into();
+                error
+            }
+        }
     }
 }
 
@@ -143,21 +164,20 @@ impl From<StorageError> for ApiError {
     }
 }
 
-impl From<InvalidImage> for ApiError {
-    fn from(error: InvalidImage) -> Self {
+impl From<InvalidDataUrl> for ApiError {
+    fn from(error: InvalidDataUrl) -> Self {
         Self::bad_request(error.to_string())
     }
 }
 
-/// An error while reading the image is already an `ApiError`.
-impl From<IntakeError<ApiError>> for ApiError {
-    fn from(error: IntakeError<ApiError>) -> Self {
+impl<E: Error + Into<Self> + 'static> From<IntakeError<E>> for ApiError {
+    fn from(error: IntakeError<E>) -> Self {
         match error {
-            IntakeError::Invalid(invalid) => invalid.into(),
+            IntakeError::Invalid(invalid) => Self::bad_request(invalid.to_string()),
             IntakeError::TooLarge { .. } | IntakeError::Full { .. } => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
             }
-            IntakeError::Read(error) => error,
+            IntakeError::Read(error) => error.into(),
             IntakeError::Database(cause) => Self::of_the_database("failed to upload image", &cause),
             error @ IntakeError::Storage(_) => Self::internal("failed to upload image", &error),
         }

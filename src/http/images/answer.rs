@@ -16,14 +16,13 @@ use futures_util::{
 };
 use serde_json::json;
 
-use super::resolve::ResponseFormat;
 use crate::{
     accounts::Caller,
     app::App,
     config::InlineImages,
     http::{error::ApiError, page},
     ids::TaskId,
-    images::links,
+    images::{links, request::ResponseFormat},
     storage::{InvalidKey, Key, SteadyRead, Storage, StorageError},
     tasks::{Image, Outcome, Summary},
 };

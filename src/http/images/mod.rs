@@ -3,11 +3,8 @@
 mod answer;
 mod generate;
 mod inline;
-mod options;
-mod own_links;
 mod read;
 mod render;
-mod resolve;
 mod sources;
 mod tasks;
 mod wire;
