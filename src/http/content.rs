@@ -12,11 +12,11 @@ use serde::Deserialize;
 use super::{
     error::ApiError,
     extract::{Query, Segment},
-    images::FilePath,
     range::{self, RangeOutcome},
 };
 use crate::{
     app::App,
+    images::links::ResultLink,
     storage::{Disposition, Key, ObjectRead},
     uploads,
 };
@@ -25,6 +25,17 @@ use crate::{
 #[derive(Deserialize)]
 pub(super) struct Download {
     download: Option<String>,
+}
+
+impl Download {
+    fn disposition(&self, link: &ResultLink) -> Disposition {
+        match self.download.as_deref() {
+            None | Some("" | "0" | "false" | "no") => Disposition::Inline,
+            Some(_) => Disposition::Attachment {
+                file_name: link.file_name(),
+            },
+        }
+    }
 }
 
 /// `GET /f/image/{name}`: an upload; 410 once it has expired.
@@ -62,20 +73,10 @@ pub(super) async fn file(
     Query(download): Query<Download>,
 ) -> Result<Response, ApiError> {
     let missing = || ApiError::not_found("file");
-    let mut parts = path.rsplitn(3, '/');
-    let (Some(file), Some(date), Some(model)) = (parts.next(), parts.next(), parts.next()) else {
-        return Err(missing());
-    };
-    let path = FilePath::parse(model, date, file).ok_or_else(missing)?;
-    let image = path.find(&app).await?.ok_or_else(missing)?;
+    let named = ResultLink::parse(&path).ok_or_else(missing)?;
+    let image = named.find(&app).await?.ok_or_else(missing)?;
     let key: Key = image.object.parse().ok().ok_or_else(&missing)?;
-    let disposition = match download.download.as_deref() {
-        None | Some("" | "0" | "false" | "no") => Disposition::Inline,
-        Some(_) => Disposition::Attachment {
-            file_name: format!("{date}-{}.{}", path.seq, path.extension),
-        },
-    };
-    let link = app.storage.link(&key, disposition).await?;
+    let link = app.storage.link(&key, download.disposition(&named)).await?;
     let life_s = (link.expires_at - app.clock.now()).num_seconds();
     let location = HeaderValue::try_from(link.url).ok().ok_or_else(missing)?;
     let mut response = StatusCode::FOUND.into_response();

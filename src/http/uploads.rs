@@ -7,11 +7,12 @@ use axum::{
 };
 use serde_json::json;
 
-use super::{body, error::ApiError, extract::Admitted, page};
+use super::{body, error::ApiError, extract::Admitted, form::Form, page};
 use crate::{
     app::App,
     images::{
         intake::{self, IntakeError, Origin, Visibility},
+        links,
         stored_inputs::StoredInputs,
     },
     uploads::Upload,
@@ -26,25 +27,30 @@ pub(super) async fn upload(
     request: Request,
 ) -> Result<Response, ApiError> {
     app.storage.usable()?;
-    let content_type = content_type(&request).ok_or_else(|| ApiError::field("file", NO_FILE))?;
+    let no_file = || ApiError::field("file", NO_FILE);
+    let content_type = content_type(&request).ok_or_else(no_file)?;
     let mut form = body::form(&app, request, &content_type)?;
+    let file_name = file(&mut form).await?.ok_or_else(no_file)?;
+    let origin = Origin {
+        account_id: caller.account_id,
+        file_name: Some(&file_name),
+        visibility: Visibility::Linked,
+    };
     let mut inputs = StoredInputs::default();
+    let ingested = intake::ingest(&app, origin, form.content(), &mut inputs).await;
+    let upload = ingested.map_err(refusal)?.upload;
+    inputs.keep();
+    Ok(page::json(&object(&app, &upload)))
+}
+
+/// Reads up to the content of the first file named `file`, and returns the file's name.
+async fn file(form: &mut Form) -> Result<Option<String>, ApiError> {
     while let Some(part) = form.next_part().await? {
-        if part.name != "file" || part.file_name.is_none() {
-            continue;
+        if part.name == "file" && part.file_name.is_some() {
+            return Ok(part.file_name);
         }
-        let origin = Origin {
-            account_id: caller.account_id,
-            file_name: part.file_name.as_deref(),
-            visibility: Visibility::Linked,
-        };
-        let ingested = intake::ingest(&app, origin, form.content(), &mut inputs)
-            .await
-            .map_err(refusal)?;
-        inputs.keep();
-        return Ok(page::json(&object(&app, &ingested.upload)));
     }
-    Err(ApiError::field("file", NO_FILE))
+    Ok(None)
 }
 
 fn content_type(request: &Request) -> Option<String> {
@@ -61,7 +67,7 @@ fn refusal(error: IntakeError<ApiError>) -> ApiError {
 
 fn object(app: &App, upload: &Upload) -> serde_json::Value {
     json!({
-        "url": format!("{}/f/image/{}", app.public_url, upload.name.as_deref().unwrap_or_default()),
+        "url": links::upload(upload.name.as_deref().unwrap_or_default(), &app.public_url),
         "filename": upload.file_name,
         "content_type": upload.format.content_type(),
         "bytes": upload.bytes,

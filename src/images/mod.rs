@@ -8,6 +8,8 @@ pub mod expire;
 pub mod generate;
 mod inputs;
 pub mod intake;
+pub mod links;
+pub mod request;
 mod retry;
 pub mod run;
 pub mod settle;
@@ -27,7 +29,7 @@ use crate::{
     config,
     image::Quality,
     money::Cny,
-    tasks::{Claim, Image, Summary, store::Terms},
+    tasks::{Claim, store::Terms},
 };
 
 /// The use cases of generating images, over what all use cases share. Cheap to clone.
@@ -95,15 +97,4 @@ pub fn unit_price(model: &config::Model, quality: Quality) -> Cny {
         Quality::Medium => model.price_medium,
         Quality::High => model.price_high,
     }
-}
-
-/// The links of a task's images. `public_url` is their prefix.
-pub fn links(task: &Summary, public_url: &str) -> Vec<String> {
-    let (model, file_id) = (&task.model, task.file_id);
-    let date = task.created_at.format("%Y%m%d");
-    let link = |(index, image): (usize, &Image)| {
-        let (seq, extension) = (index + 1, image.format.extension());
-        format!("{public_url}/v1/images/files/{model}/{date}/{file_id}-{seq}.{extension}")
-    };
-    task.images().iter().enumerate().map(link).collect()
 }

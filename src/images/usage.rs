@@ -56,7 +56,7 @@ impl Record {
             cost_breakdown: CostBreakdown {
                 image_count: task.images().len(),
                 image_cost_rmb: task.unit_price,
-                image_urls: links(task, public_url),
+                image_urls: links::results(task, public_url),
             },
             api_key: key.to_owned(),
         }

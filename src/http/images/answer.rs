@@ -16,14 +16,13 @@ use futures_util::{
 };
 use serde_json::json;
 
-use super::resolve::ResponseFormat;
 use crate::{
     accounts::Caller,
     app::App,
     config::InlineImages,
     http::{error::ApiError, page},
     ids::TaskId,
-    images::links,
+    images::{links, request::ResponseFormat},
     storage::{InvalidKey, Key, SteadyRead, Storage, StorageError},
     tasks::{Image, Outcome, Summary},
 };
@@ -79,7 +78,7 @@ pub(super) async fn images(
 }
 
 fn with_links(app: &App, task: &Summary) -> Response {
-    let data: Vec<_> = links(task, &app.public_url)
+    let data: Vec<_> = links::results(task, &app.public_url)
         .into_iter()
         .map(|url| json!({ "url": url }))
         .collect();
@@ -128,7 +127,7 @@ async fn with_images(app: &App, task: &Summary) -> Result<Response, StorageError
     let mut encoded = 0;
     for (index, (read, url)) in opened
         .into_iter()
-        .zip(links(task, &app.public_url))
+        .zip(links::results(task, &app.public_url))
         .enumerate()
     {
         let comma = if index == 0 { "" } else { "," };

@@ -10,7 +10,7 @@ use axum::{
 };
 use serde::Deserialize;
 
-use super::{answer, read, resolve::ResponseFormat};
+use super::{answer, read};
 use crate::{
     accounts::Caller,
     app::App,
@@ -21,6 +21,7 @@ use crate::{
     images::{
         Images,
         generate::{GenerateError, Generation},
+        request::ResponseFormat,
         submit::Repeat,
     },
 };

@@ -3,15 +3,11 @@
 mod answer;
 mod generate;
 mod inline;
-mod options;
-mod own_links;
 mod read;
 mod render;
-mod resolve;
 mod sources;
 mod tasks;
 mod wire;
 
 pub(super) use generate::{generate, generate_async};
-pub(super) use own_links::FilePath;
 pub(super) use tasks::{get, list};

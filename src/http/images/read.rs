@@ -6,10 +6,7 @@ use axum::{
 };
 use bytes::BytesMut;
 
-use super::{
-    resolve::{self, ValidatedRequest},
-    wire::{self, Fields, Part},
-};
+use super::wire::{self, Fields, Part};
 use crate::{
     accounts::Caller,
     app::App,
@@ -20,6 +17,7 @@ use crate::{
     },
     images::{
         intake::{self, Origin, Visibility},
+        request::{self, ValidatedRequest},
         stored_inputs::StoredInputs,
     },
 };
@@ -52,7 +50,8 @@ pub(super) async fn read(
             "unsupported content type, allowed: application/json, multipart/form-data",
         ));
     };
-    ValidatedRequest::resolve(app, caller, fields, inputs).await
+    let (params, sources) = fields.into_parts();
+    Ok(request::resolve(app, caller, params, sources, inputs).await?)
 }
 
 /// Accepts form and text types too, since `curl -d` without a header sends JSON as a URL-encoded form.
@@ -94,7 +93,8 @@ async fn form(
         let takes_file = wire::takes_file(&name);
         if part.file_name.is_some() || takes_file && part.is_typed {
             if takes_file {
-                resolve::before_file(app, caller, &fields, &name).await?;
+                let (images, role) = (fields.requirements(), wire::role(&name));
+                request::before_file(app, caller, &fields.params, images, role).await?;
                 let origin = Origin {
                     account_id: caller.account_id,
                     file_name: part.file_name.as_deref(),

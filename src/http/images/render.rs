@@ -39,7 +39,7 @@ pub(super) struct TaskObject {
 impl TaskObject {
     /// Renders a task; a failed one includes the error that a synchronous request would get.
     pub(super) fn new(app: &App, task: &Summary) -> Self {
-        let links = links(task, &app.public_url);
+        let links = links::results(task, &app.public_url);
         let error = error_body(task);
         Self {
             id: task.id.to_string(),

@@ -10,10 +10,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use crate::{http::error::ApiError, tasks::StoredReference};
-
-/// Maximum length of an address. It does not apply to data URLs, whose images are decoded.
-pub(super) const URL_BYTES_MAX: usize = 8 << 10;
+use crate::{http::error::ApiError, images::request::URL_BYTES_MAX, tasks::StoredReference};
 
 /// The image sources of a request, up to a maximum count.
 #[derive(Debug)]
@@ -41,13 +38,6 @@ pub(super) struct Text {
     bytes: Bytes,
     /// Whether it contains JSON escapes.
     pub is_escaped: bool,
-}
-
-impl Source {
-    /// Whether it is a data URL, whose image is not stored yet.
-    pub(super) fn is_inline(&self) -> bool {
-        matches!(self, Self::Text(text) if text.is_data_url())
-    }
 }
 
 impl Sources {

@@ -1,6 +1,8 @@
 //! The fields of a request before validation: the same from JSON bodies and from forms. Nothing is parsed before
 //! its length is checked, and values are kept as slices of the body.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use serde::{
     Deserialize, Deserializer,
@@ -9,41 +11,30 @@ use serde::{
 use serde_json::value::RawValue;
 
 use super::{
-    options::{Given, Options, VALUE_BYTES_MAX},
+    inline,
     sources::{Source, Sources},
 };
-use crate::{http::error::ApiError, tasks::StoredReference};
+use crate::{
+    backend::catalog::Requirements,
+    http::error::ApiError,
+    images::request::{
+        self, Count, PROMPT_CHARS_MAX, Params, Pieces, Role, Unparsed, VALUE_BYTES_MAX,
+    },
+    tasks::StoredReference,
+};
 
-/// Maximum length of a prompt in characters.
-pub(super) const PROMPT_CHARS_MAX: usize = 32_000;
 /// A character has at most four bytes, or twelve if JSON writes it as two escapes.
 const PROMPT_BYTES_MAX: usize = PROMPT_CHARS_MAX * 4;
 const PROMPT_JSON_BYTES_MAX: usize = PROMPT_CHARS_MAX * 12 + 2;
 /// Maximum number of fields in a JSON body. Clients send about twenty.
 const FIELDS_MAX: usize = 256;
 
-/// The fields of a request, `None` if not sent.
+/// The fields of a request.
 #[derive(Debug)]
 pub(super) struct Fields {
-    pub model: Option<String>,
-    pub prompt: Option<String>,
-    pub n: Option<Count>,
-    pub size: Option<String>,
-    pub resolution: Option<String>,
-    pub quality: Option<String>,
-    pub response_format: Option<String>,
-    pub wants_stream: bool,
+    pub params: Params,
     pub references: Sources,
     pub mask: Option<Source>,
-    /// All other fields, for backends that support them.
-    pub options: Options,
-}
-
-/// The value of `n`, which may not be a number.
-#[derive(Debug)]
-pub(super) enum Count {
-    Given(u64),
-    NotANumber,
 }
 
 /// A text part of a form, unless it exceeds its limit.
@@ -67,17 +58,9 @@ impl Fields {
     /// No fields yet; keeps at most `references_max` references.
     pub(super) fn new(references_max: usize) -> Self {
         Self {
-            model: None,
-            prompt: None,
-            n: None,
-            size: None,
-            resolution: None,
-            quality: None,
-            response_format: None,
-            wants_stream: false,
+            params: Params::default(),
             references: Sources::new(references_max),
             mask: None,
-            options: Options::default(),
         }
     }
 
@@ -102,8 +85,8 @@ impl Fields {
             return Ok(());
         }
         match name {
-            "n" => self.n = Some(Count::parse(text.trim_matches('"'))),
-            "stream" => self.wants_stream = is_true(text.trim_matches('"')),
+            "n" => self.params.n = Some(count(text.trim_matches('"'))),
+            "stream" => self.params.wants_stream = is_true(text.trim_matches('"')),
             "image_urls" | "image_input" | "images" | "image" => {
                 self.references.take_json(name, body, value)?;
             }
@@ -120,7 +103,7 @@ impl Fields {
     fn set_text(&mut self, name: &str, body: &Bytes, value: &RawValue) -> Result<(), ApiError> {
         let Some((field, limit)) = self.text(name) else {
             let value = body.slice_ref(value.get().as_bytes());
-            self.options.push(name, Given::json(value));
+            self.params.options.push(name, Unparsed::json(value));
             return Ok(());
         };
         if value.get().len() > limit.of_json() {
@@ -139,14 +122,14 @@ impl Fields {
             if let Some((_, limit)) = self.text(name) {
                 return Err(limit.exceeded(name));
             }
-            self.options.push(name, Given::TooLong);
+            self.params.options.push(name, Unparsed::TooLong);
             return Ok(());
         };
         let no_text = || ApiError::bad_request("a text part is not UTF-8");
         let text = std::str::from_utf8(&bytes).ok().ok_or_else(no_text)?;
         match name {
-            "n" => self.n = Some(Count::parse(text)),
-            "stream" => self.wants_stream = is_true(text),
+            "n" => self.params.n = Some(count(text)),
+            "stream" => self.params.wants_stream = is_true(text),
             "image_urls" | "image_input" | "images" | "image" => {
                 self.references.take_form(name, bytes)?;
             }
@@ -157,7 +140,7 @@ impl Fields {
             }
             _ => match self.text(name) {
                 Some((field, _)) => *field = Some(text.to_owned()),
-                None => self.options.push(name, Given::Text(bytes)),
+                None => self.params.options.push(name, Unparsed::Text(bytes)),
             },
         }
         Ok(())
@@ -165,34 +148,61 @@ impl Fields {
 
     /// Adds one file part of a form.
     pub(super) fn set_file(&mut self, name: &str, file: StoredReference) {
-        if is_mask(name) {
-            self.mask = Some(Source::File(file));
-        } else {
-            self.references.push(Source::File(file));
+        match role(name) {
+            Role::Mask => self.mask = Some(Source::File(file)),
+            Role::Reference => self.references.push(Source::File(file)),
         }
+    }
+
+    /// What the images so far require of a route.
+    pub(super) fn requirements(&self) -> Requirements {
+        Requirements {
+            references: self.references.given,
+            mask: self.mask.is_some(),
+        }
+    }
+
+    /// The parameters and the images, wherever in the body they were.
+    pub(super) fn into_parts(self) -> (Params, request::Sources) {
+        let references = self.references.list.into_iter();
+        let sources = request::Sources {
+            references: references.map(located).collect(),
+            given: self.references.given,
+            mask: self.mask.map(located),
+        };
+        (self.params, sources)
     }
 
     /// The text field of this name and its limit; `None` if there is no such text field.
     fn text(&mut self, name: &str) -> Option<(&mut Option<String>, Limit)> {
         let field = match name {
-            "model" => &mut self.model,
-            "prompt" => return Some((&mut self.prompt, Limit::Prompt)),
-            "size" => &mut self.size,
-            "resolution" => &mut self.resolution,
-            "quality" => &mut self.quality,
-            "response_format" => &mut self.response_format,
+            "model" => &mut self.params.model,
+            "prompt" => return Some((&mut self.params.prompt, Limit::Prompt)),
+            "size" => &mut self.params.size,
+            "resolution" => &mut self.params.resolution,
+            "quality" => &mut self.params.quality,
+            "response_format" => &mut self.params.response_format,
             _ => return None,
         };
         Some((field, Limit::Value))
     }
 }
 
-impl Count {
-    /// Clients send `2`, `2.0` and `"2"` for the same number.
-    fn parse(text: &str) -> Self {
-        let text = text.trim();
-        let whole = text.trim_end_matches('0').strip_suffix('.').unwrap_or(text);
-        whole.parse().map_or(Self::NotANumber, Self::Given)
+/// Clients send `2`, `2.0` and `"2"` for the same number.
+fn count(text: &str) -> Count {
+    let text = text.trim();
+    let whole = text.trim_end_matches('0').strip_suffix('.').unwrap_or(text);
+    whole.parse().map_or(Count::NotANumber, Count::Given)
+}
+
+fn located(source: Source) -> request::Source {
+    match source {
+        Source::File(file) => request::Source::Stored(file),
+        Source::Text(text) if text.is_data_url() => {
+            let pieces = inline::pieces(&text);
+            request::Source::Inline(pieces.map(|pieces| Box::new(pieces) as Pieces))
+        }
+        Source::Text(text) => request::Source::Address(text.address().map(Cow::into_owned)),
     }
 }
 
@@ -231,16 +241,18 @@ pub(super) fn part_bytes_max(name: &str) -> Option<usize> {
 
 /// Whether a part of this name is an image or a mask: `image`, `image[]`, `image[0]`, `mask`, `mask[0]`.
 pub(super) fn takes_file(name: &str) -> bool {
-    is_mask(name)
-        || matches!(
-            base_name(name),
-            "image" | "images" | "image_input" | "image_urls"
-        )
+    matches!(
+        base_name(name),
+        "image" | "images" | "image_input" | "image_urls" | "mask"
+    )
 }
 
-/// Whether a part of this name is the mask.
-pub(super) fn is_mask(name: &str) -> bool {
-    base_name(name) == "mask"
+/// What the file in a part of this name is for.
+pub(super) fn role(name: &str) -> Role {
+    match base_name(name) {
+        "mask" => Role::Mask,
+        _ => Role::Reference,
+    }
 }
 
 /// The name without an index: `image` for `image[]` and `image[0]`.
@@ -378,6 +390,7 @@ mod tests {
         let escapes = r"\ud83d\udc08".repeat(PROMPT_CHARS_MAX);
         let prompt = json(&format!(r#"{{"prompt":"{escapes}"}}"#))
             .unwrap()
+            .params
             .prompt;
         assert_eq!(prompt.unwrap().chars().count(), PROMPT_CHARS_MAX);
         let error = json(&format!(r#"{{"prompt":"{escapes}x"}}"#)).unwrap_err();
@@ -400,9 +413,9 @@ mod tests {
             let part = Part::Whole(Bytes::from_static(text.as_bytes()));
             fields.set_form(name, part).unwrap();
         }
-        assert!(matches!(fields.n, Some(Count::Given(2))));
+        assert!(matches!(fields.params.n, Some(Count::Given(2))));
         assert_eq!(urls(&fields), ["a", "b", "c"]);
-        assert!(fields.wants_stream);
+        assert!(fields.params.wants_stream);
     }
 
     #[test]
@@ -410,7 +423,7 @@ mod tests {
         for (text, expected) in [("2", 2), ("\"2\"", 2), ("2.0", 2), ("10", 10), ("100", 100)] {
             let fields = json(&format!(r#"{{"n":{text}}}"#)).unwrap();
             assert!(
-                matches!(fields.n, Some(Count::Given(n)) if n == expected),
+                matches!(fields.params.n, Some(Count::Given(n)) if n == expected),
                 "{text}"
             );
         }
@@ -418,7 +431,7 @@ mod tests {
             "1.5", "-1", "1e9", "[]", "true", "\"two\"", "\"\"", "\"2.5\"",
         ] {
             let fields = json(&format!(r#"{{"n":{bad}}}"#)).unwrap();
-            assert!(matches!(fields.n, Some(Count::NotANumber)), "{bad}");
+            assert!(matches!(fields.params.n, Some(Count::NotANumber)), "{bad}");
         }
     }
 
@@ -432,7 +445,7 @@ mod tests {
             (r#"{"stream":null}"#, false),
             (r#"{"stream":"","partial_images":2}"#, false),
         ] {
-            assert_eq!(json(body).unwrap().wants_stream, wanted, "{body}");
+            assert_eq!(json(body).unwrap().params.wants_stream, wanted, "{body}");
         }
     }
 }

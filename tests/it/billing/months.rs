@@ -1,4 +1,5 @@
 //! Monthly quotas: exact, also across the end of a month.
+
 use easel::{
     billing::ledger::{self, Settlement},
     clock::Clock,

@@ -4,20 +4,21 @@
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
-use crate::{backend::catalog::Model, http::error::ApiError};
+use super::error::RequestError;
+use crate::backend::catalog::Model;
 
 /// Maximum size of one field's value. Prompts and references have their own limits.
-pub(super) const VALUE_BYTES_MAX: usize = 4096;
+pub const VALUE_BYTES_MAX: usize = 4096;
 /// Maximum total size of the options kept of one request.
 const OPTIONS_BYTES_MAX: usize = 64 << 10;
 
 /// The fields that the gateway itself does not interpret, in the order they arrived.
 #[derive(Debug, Default)]
-pub(super) struct Options(Vec<(String, Given)>);
+pub struct Options(Vec<(String, Unparsed)>);
 
 /// A value, not yet parsed.
 #[derive(Debug)]
-pub(super) enum Given {
+pub enum Unparsed {
     /// A JSON value.
     Json(Bytes),
     /// A text part of a form.
@@ -26,9 +27,9 @@ pub(super) enum Given {
     TooLong,
 }
 
-impl Given {
+impl Unparsed {
     /// A JSON value, kept unless it is too long.
-    pub(super) fn json(value: Bytes) -> Self {
+    pub fn json(value: Bytes) -> Self {
         if value.len() > VALUE_BYTES_MAX {
             Self::TooLong
         } else {
@@ -56,19 +57,19 @@ impl Given {
 
 impl Options {
     /// Adds a field.
-    pub(super) fn push(&mut self, name: &str, given: Given) {
+    pub fn push(&mut self, name: &str, given: Unparsed) {
         self.0.push((name.to_owned(), given));
     }
 
-    /// The options that at least one backend of the model reads; 400 if one or all of them are too long.
-    pub(super) fn read_by(&self, model: &Model) -> Result<Map<String, Value>, ApiError> {
+    /// The options that at least one backend of the model reads; an error if one or all of them are too long.
+    pub(super) fn read_by(&self, model: &Model) -> Result<Map<String, Value>, RequestError> {
         let mut options = Map::new();
         let mut length = 0;
         let read = self.0.iter().filter(|(name, _)| model.reads_option(name));
         for (name, given) in read {
-            if matches!(given, Given::TooLong) {
+            if matches!(given, Unparsed::TooLong) {
                 let message = format!("{name} must have at most {VALUE_BYTES_MAX} bytes");
-                return Err(ApiError::field(name, message));
+                return Err(RequestError::invalid(name, message));
             }
             length += given.length();
             if length > OPTIONS_BYTES_MAX {
@@ -76,7 +77,7 @@ impl Options {
                     "the fields beside prompt and references must have at most \
                      {OPTIONS_BYTES_MAX} bytes in all"
                 );
-                return Err(ApiError::field(name, message));
+                return Err(RequestError::invalid(name, message));
             }
             if let Some(value) = given.read() {
                 options.insert(name.clone(), value);
@@ -113,11 +114,11 @@ mod tests {
     use super::*;
 
     fn text(text: &'static str) -> Option<Value> {
-        Given::Text(Bytes::from_static(text.as_bytes())).read()
+        Unparsed::Text(Bytes::from_static(text.as_bytes())).read()
     }
 
     fn json(text: &'static str) -> Option<Value> {
-        Given::json(Bytes::from_static(text.as_bytes())).read()
+        Unparsed::json(Bytes::from_static(text.as_bytes())).read()
     }
 
     #[test]
