@@ -4,7 +4,6 @@
 //! [`JsonPath`]s (`data[].b64_json`) on the fly and keeps the rest, in which each decoded string is
 //! replaced by `true`. The rest is short, and a JSON parser reads it at the end.
 
-mod base64_pieces;
 mod path;
 mod position;
 
@@ -13,7 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use memchr::memchr2;
 
-use base64_pieces::Base64Pieces;
+use crate::base64::{Decoder, InvalidBase64, LastBits};
 use path::Holds;
 use position::Position;
 
@@ -53,7 +52,7 @@ pub struct ImageScanner {
     text_start: usize,
     /// The first characters of a string that may be an image.
     prefix: Vec<u8>,
-    base64: Base64Pieces,
+    base64: Decoder,
     /// Whether the current image has yielded a byte yet.
     begun: bool,
     rest: Vec<u8>,
@@ -94,7 +93,7 @@ impl ImageScanner {
             position: Position::new(paths),
             text_start: 0,
             prefix: Vec::new(),
-            base64: Base64Pieces::default(),
+            base64: Decoder::default(),
             begun: false,
             rest: Vec::new(),
         }
@@ -249,7 +248,7 @@ impl ImageScanner {
             self.keep(&prefix)
         } else {
             self.state = State::Image;
-            self.base64.feed(&prefix)
+            Ok(self.base64.feed(&prefix)?)
         }
     }
 
@@ -273,7 +272,7 @@ impl ImageScanner {
         *input = &input[run + usize::from(end.is_some())..];
         match end.map(|end| window[end]) {
             Some(b'"') => {
-                self.base64.end()?;
+                self.base64.end(LastBits::Any)?;
                 self.state = State::ImageEnd;
             }
             Some(_) => self.state = State::ImageEscape,
@@ -286,7 +285,7 @@ impl ImageScanner {
         self.state = State::Image;
         match byte {
             b'n' | b'r' | b't' => Ok(()),
-            b'/' => self.base64.feed(b"/"),
+            b'/' => Ok(self.base64.feed(b"/")?),
             b'u' => {
                 self.state = State::ImageCodePoint {
                     digits: 0,
@@ -310,7 +309,13 @@ impl ImageScanner {
         }
         self.state = State::Image;
         let character = u8::try_from(value).or(Err(InvalidAnswer::Base64))?;
-        self.base64.feed(&[character])
+        Ok(self.base64.feed(&[character])?)
+    }
+}
+
+impl From<InvalidBase64> for InvalidAnswer {
+    fn from(_: InvalidBase64) -> Self {
+        Self::Base64
     }
 }
 
