@@ -3,7 +3,6 @@
 
 mod failure;
 mod handle;
-mod pointer;
 mod poll;
 mod profiles;
 mod protocol;
@@ -20,7 +19,7 @@ use url::Url;
 
 use super::{
     Backend, BackendError, Capabilities, GenerateRequest, ImageSink,
-    json_images::JsonPath,
+    json_images::ImagePath,
     upstream::{
         InvalidSetting,
         delivery::Delivery,
@@ -58,7 +57,7 @@ pub struct AsyncJob {
     key_hosts: DownloadRule,
     downloads: DownloadRule,
     /// The locations of images inside answers.
-    images: Arc<[JsonPath]>,
+    images: Arc<[ImagePath]>,
 }
 
 /// Why settings cannot be used.
@@ -104,11 +103,11 @@ impl AsyncJob {
         };
         let endpoint = Endpoint::open(client, base_url, key, scheme)?;
         let hosts = [&protocol.download_hosts[..], &settings.download_hosts[..]].concat();
-        let base64 = protocol.result.base64.scanned();
-        let data_urls = protocol.result.urls.scanned();
+        let base64 = protocol.result.base64.0.iter().cloned();
+        let data_urls = protocol.result.urls.0.iter().cloned();
         let images = base64
-            .map(|path| JsonPath::of_base64(&path))
-            .chain(data_urls.map(|path| JsonPath::of_data_urls(&path)))
+            .map(ImagePath::of_base64)
+            .chain(data_urls.map(ImagePath::of_data_urls))
             .collect();
         Ok(Self {
             key_hosts: DownloadRule::new(base_url, &protocol.key_hosts),

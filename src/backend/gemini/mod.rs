@@ -11,7 +11,7 @@ use reqwest::{Client, header::ACCEPT};
 
 use super::{
     Backend, BackendError, Capabilities, GenerateRequest, ImageSink,
-    json_images::JsonPath,
+    json_images::ImagePath,
     upstream::{
         InvalidSetting,
         delivery::Delivery,
@@ -29,7 +29,7 @@ const REFERENCES_MAX: usize = 14;
 pub struct Gemini {
     endpoint: Endpoint,
     sizes: Vec<String>,
-    paths: Arc<[JsonPath]>,
+    paths: Arc<[ImagePath]>,
 }
 
 impl Gemini {

@@ -1,7 +1,7 @@
 //! Extracts the images from an upstream's answer while it arrives.
 //!
 //! The answer is megabytes of base64 in a little JSON. An [`ImageScanner`] decodes the strings at its
-//! [`JsonPath`]s (`data[].b64_json`) on the fly and keeps the rest, in which each decoded string is
+//! [`ImagePath`]s (`/data/*/b64_json`) on the fly and keeps the rest, in which each decoded string is
 //! replaced by `true`. The rest is short, and a JSON parser reads it at the end.
 
 mod path;
@@ -16,7 +16,7 @@ use crate::base64::{Decoder, InvalidBase64, LastBits};
 use path::Holds;
 use position::Position;
 
-pub use path::JsonPath;
+pub use path::ImagePath;
 
 /// The most that an answer may contain besides its images.
 pub const REST_BYTES_MAX: usize = 1024 * 1024;
@@ -87,7 +87,7 @@ enum State {
 
 impl ImageScanner {
     /// A scanner for images at `paths`, of which at most the first 32 count.
-    pub fn new(paths: Arc<[JsonPath]>) -> Self {
+    pub fn new(paths: Arc<[ImagePath]>) -> Self {
         Self {
             state: State::default(),
             position: Position::new(paths),

@@ -11,7 +11,7 @@ use reqwest::{Client, StatusCode};
 
 use super::{
     Backend, BackendError, Capabilities, GenerateRequest, ImageSink,
-    json_images::JsonPath,
+    json_images::ImagePath,
     upstream::{
         InvalidSetting,
         answer::receive,
@@ -40,7 +40,7 @@ pub struct Openai {
     native: NativeSize,
     forward: Vec<String>,
     downloads: DownloadRule,
-    paths: Arc<[JsonPath]>,
+    paths: Arc<[ImagePath]>,
 }
 
 impl Openai {

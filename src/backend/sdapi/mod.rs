@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     Backend, BackendError, Capabilities, GenerateRequest, ImageSink,
-    json_images::JsonPath,
+    json_images::ImagePath,
     upstream::{
         InvalidSetting,
         answer::receive,
@@ -36,7 +36,7 @@ pub struct Sdapi {
     native: NativeSize,
     upscale: Upscale,
     batch_max: u8,
-    paths: Arc<[JsonPath]>,
+    paths: Arc<[ImagePath]>,
     /// Limits mask conversion to one at a time.
     masks: Arc<Semaphore>,
 }
@@ -58,9 +58,9 @@ impl Sdapi {
             upscale: settings.upscale,
             batch_max: settings.batch_max,
             paths: Arc::new([
-                JsonPath::of_base64("images[]"),
-                JsonPath::of_echo("parameters.init_images[]"),
-                JsonPath::of_echo("parameters.mask"),
+                ImagePath::of_base64("/images/*"),
+                ImagePath::of_echo("/parameters/init_images/*"),
+                ImagePath::of_echo("/parameters/mask"),
             ]),
             masks: Arc::new(Semaphore::new(1)),
         })
