@@ -35,7 +35,7 @@ use handle::JobHandle;
 use poll::Waits;
 use protocol::{Auth, Outcome, Protocol};
 
-const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(15);
 /// From the first byte of a submit or an upload to the last byte of the answer.
 const SUBMIT_TIMEOUT: Duration = Duration::from_mins(3);
 /// The same for a poll; some upstreams answer it with the images themselves.
@@ -220,7 +220,7 @@ impl Backend for AsyncJob {
         let url = handle::url(&self.endpoint, &self.key_hosts, &cancel.path, &name)
             .map_err(|detail| BackendError::Failed { detail })?;
         let builder = self.endpoint.request_to(cancel.method(), url);
-        let sent = builder.timeout(CHECK_TIMEOUT).send().await;
+        let sent = builder.timeout(CANCEL_TIMEOUT).send().await;
         let response = sent.map_err(error::transport)?;
         match response.status() {
             // The job has ended or cannot be stopped any more. Either way, nothing is left to do.
@@ -234,9 +234,7 @@ impl Backend for AsyncJob {
     }
 
     async fn check(&self) -> Result<(), BackendError> {
-        let builder = self.endpoint.get(&self.protocol.check);
-        let sent = builder.timeout(CHECK_TIMEOUT).send().await;
-        let response = sent.map_err(error::not_reached)?;
+        let response = self.endpoint.check(&self.protocol.check).await?;
         match response.status() {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(self.failure(response).await),
             // Any other answer shows that the upstream is reachable.

@@ -34,7 +34,6 @@ use workflow::{Source, Values, Workflow};
 
 pub use workflow::WorkflowError;
 
-const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
 /// After this many polls the queue is read too, because a restarted ComfyUI has forgotten its queue.
 const POLLS_PER_LOOK: u32 = 10;
 /// How many polls in a row may fail.
@@ -284,7 +283,7 @@ impl Backend for Comfyui {
     }
 
     async fn check(&self) -> Result<(), BackendError> {
-        self.api.system_stats(CHECK_TIMEOUT).await
+        self.api.check().await
     }
 }
 
