@@ -2,6 +2,7 @@
 //! database's clock instead.
 
 use std::{
+    ops::RangeInclusive,
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -30,4 +31,9 @@ impl Clock {
         let ms = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
         self.ahead_ms.fetch_add(ms, Ordering::Relaxed);
     }
+}
+
+/// The wait times a random factor, so that many who wait for the same do not all try again together.
+pub fn jittered(wait: Duration, factor: RangeInclusive<f64>) -> Duration {
+    wait.mul_f64(rand::random_range(factor))
 }

@@ -116,7 +116,7 @@ impl<Of> Decode<'_, Postgres> for Id<Of> {
 
 /// 128 random bits as lower-case hex, for capability links.
 pub fn random_hex() -> String {
-    format!("{:032x}", rand::random::<u128>())
+    hex::encode(rand::random::<[u8; 16]>())
 }
 
 /// `count` random characters of `[A-Za-z0-9]`, 5.95 bits each.

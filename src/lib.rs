@@ -3,6 +3,7 @@
 pub mod accounts;
 pub mod app;
 pub mod backend;
+pub mod base64;
 pub mod batch;
 pub mod billing;
 pub mod buffers;

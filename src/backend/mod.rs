@@ -8,6 +8,7 @@ pub mod comfyui;
 pub mod demo;
 pub mod gemini;
 pub mod json_images;
+pub mod json_path;
 pub mod openai;
 mod pace;
 pub mod registry;

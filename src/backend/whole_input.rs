@@ -1,11 +1,13 @@
-//! Inputs whose pixels are needed: read into memory and decoded within limits.
+//! Inputs in memory: those whose pixels are needed, read and decoded within limits, and those made here.
 
-use std::io::Cursor;
+use std::{io::Cursor, sync::Arc};
 
-use futures_util::TryStreamExt;
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use image::{DynamicImage, ImageReader, Limits};
 
 use super::{BackendError, Input};
+use crate::image::Format;
 
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub(super) const SIDE_PX_MAX: u32 = 16_384;
@@ -24,6 +26,19 @@ pub(super) async fn read(input: &Input, name: &str) -> Result<Vec<u8>, BackendEr
         bytes.extend_from_slice(&piece);
     }
     Ok(bytes)
+}
+
+/// An input of these bytes.
+pub(super) fn of_bytes(format: Format, bytes: Bytes) -> Input {
+    Input {
+        format,
+        length: bytes.len() as u64,
+        open: Arc::new(move || {
+            let bytes = bytes.clone();
+            async move { Ok(stream::iter([Ok(bytes)]).boxed()) }.boxed()
+        }),
+        link: None,
+    }
 }
 
 /// Decodes an image. Uses a full core, and memory in proportion to the pixels.

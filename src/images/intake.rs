@@ -1,7 +1,7 @@
 //! Ingests images: uploads, images inside a request, and fetched references. Each is checked while
 //! it streams into storage and is kept as an upload, so that one sweep deletes them all.
 
-use std::{error::Error, fmt::Write as _};
+use std::error::Error;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -195,17 +195,13 @@ impl<'a> IngestWriter<'a> {
         let info = self.filter.finish()?;
         let (key, writer) = self.object.ok_or(InvalidImage::Damaged)?;
         let bytes = writer.finish().await?;
-        let mut digest = String::new();
-        for byte in self.digest.into_iter().flat_map(Digest::finalize) {
-            // Writing to a string cannot fail.
-            let _ = write!(digest, "{byte:02x}");
-        }
+        let digest = self.digest.map(Digest::finalize);
         Ok(Kept {
             id: self.id,
             key,
             bytes,
             format: info.format,
-            digest,
+            digest: digest.map(hex::encode).unwrap_or_default(),
         })
     }
 

@@ -8,6 +8,7 @@ use crate::{
         Ask, BackendError,
         catalog::{Model, Requirements},
     },
+    clock::jittered,
     config::Routing,
     failure::Class,
     tasks::{Assignment, Failure, FailureKind},
@@ -111,8 +112,7 @@ pub(super) struct RetryContext<'a> {
 fn backoff(routing: &Routing, attempts: u16) -> Duration {
     let doubled = 2_u32.saturating_pow(u32::from(attempts.saturating_sub(1)));
     let wait = routing.retry_wait().saturating_mul(doubled);
-    wait.min(routing.retry_wait_max())
-        .mul_f64(rand::random_range(0.5..=1.0))
+    jittered(wait.min(routing.retry_wait_max()), 0.5..=1.0)
 }
 
 /// The routes tried so far, each with its failure class.

@@ -6,6 +6,7 @@ use std::{collections::HashSet, error::Error};
 
 use crate::{
     app::App,
+    clock::jittered,
     storage::{Key, StorageError},
     tasks::{self, store::Unswept},
     uploads::store,
@@ -42,8 +43,7 @@ pub async fn keep_sweeping(app: App) {
             ),
         }
         let interval = app.config.uploads.sweep_interval();
-        let jitter = interval.mul_f64(rand::random_range(0.0..0.1));
-        tokio::time::sleep(interval + jitter).await;
+        tokio::time::sleep(jittered(interval, 1.0..=1.1)).await;
     }
 }
 

@@ -5,6 +5,7 @@ use std::{error::Error, time::Duration};
 use tokio::time::sleep;
 
 use super::{HeldImage, Key, Storage, StorageError, Store};
+use crate::clock::jittered;
 
 /// Wait between two attempts, doubled each time.
 const WAIT_MIN: Duration = Duration::from_millis(100);
@@ -31,7 +32,7 @@ impl Storage {
                     "could not store an image, retrying"
                 ),
             }
-            sleep(wait.mul_f64(rand::random_range(0.5..=1.0))).await;
+            sleep(jittered(wait, 0.5..=1.0)).await;
             wait = (wait * 2).min(WAIT_MAX);
             self.circuit.closed().await;
         }

@@ -88,7 +88,7 @@ impl LinkSigner {
             Disposition::Inline => key.to_string(),
             Disposition::Attachment { file_name } => format!("{key}/{}", plain(file_name)),
         };
-        let signature = hex(hmac::sign(&self.key, signed(expiry, &target).as_bytes()).as_ref());
+        let signature = hex::encode(hmac::sign(&self.key, signed(expiry, &target).as_bytes()));
         let url = format!("{}/f/object/{expiry}-{signature}/{target}", self.public_url);
         Link { url, expires_at }
     }
@@ -97,7 +97,7 @@ impl LinkSigner {
         let (token, target) = path.split_once('/')?;
         let (expiry, signature) = token.split_once('-')?;
         let expiry: i64 = expiry.parse().ok()?;
-        let signature = unhex(signature)?;
+        let signature = hex::decode(signature).ok()?;
         hmac::verify(&self.key, signed(expiry, target).as_bytes(), &signature).ok()?;
         let life_s = u32::try_from(expiry - self.clock.now().timestamp()).ok()?;
         if life_s == 0 {
@@ -130,25 +130,6 @@ fn plain(file_name: &str) -> String {
         _ => '_',
     };
     file_name.chars().map(plain).collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    bytes
-        .iter()
-        .flat_map(|byte| [byte >> 4, byte & 15])
-        .map(|digit| char::from(DIGITS[usize::from(digit)]))
-        .collect()
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    if !text.len().is_multiple_of(2) || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return None;
-    }
-    (0..text.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok())
-        .collect()
 }
 
 /// If several processes start together, all use the key of the first one that links it.

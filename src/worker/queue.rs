@@ -1,10 +1,11 @@
 //! The worker's side of the queue: claims tasks as slots become free, requeues failed attempts, and listens
 //! for tasks that other processes queue or end.
 
-use std::{error::Error, ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use super::Worker;
 use crate::{
+    clock::jittered,
     db::{self, Heard, Listener},
     ids::TaskId,
     images::{
@@ -19,12 +20,10 @@ use crate::{
     },
 };
 
-/// Interval between two polls of the queue without a notification.
-const POLL: Duration = Duration::from_millis(900);
-/// Maximum random delay added to `POLL`, so that replicas do not all poll at once.
-const POLL_JITTER_MAX: Duration = Duration::from_millis(200);
-/// Wait before the next try while another replica claims.
-const BUSY_WAIT: RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::from_millis(20);
+/// Mean interval between two polls of the queue without a notification.
+const POLL: Duration = Duration::from_secs(1);
+/// Longest wait before the next try while another replica claims.
+const BUSY_WAIT_MAX: Duration = Duration::from_millis(20);
 /// Interval between two attempts to reconnect the LISTEN connection.
 const RECONNECT: Duration = Duration::from_secs(1);
 /// Maximum number of tasks per claim.
@@ -43,8 +42,8 @@ impl Worker {
             }
             let wait = match claimed {
                 Ok(Found::More) => continue,
-                Ok(Found::Busy) => rand::random_range(BUSY_WAIT),
-                Ok(Found::Nothing) => POLL + rand::random_range(Duration::ZERO..POLL_JITTER_MAX),
+                Ok(Found::Busy) => jittered(BUSY_WAIT_MAX, 0.25..=1.0),
+                Ok(Found::Nothing) => jittered(POLL, 0.9..=1.1),
                 Err(error) => {
                     tracing::warn!(
                         error = &error as &dyn Error,

@@ -3,7 +3,6 @@
 
 mod failure;
 mod handle;
-mod pointer;
 mod poll;
 mod profiles;
 mod protocol;
@@ -20,7 +19,7 @@ use url::Url;
 
 use super::{
     Backend, BackendError, Capabilities, GenerateRequest, ImageSink,
-    json_images::JsonPath,
+    json_images::ImagePath,
     upstream::{
         InvalidSetting,
         delivery::Delivery,
@@ -36,7 +35,7 @@ use handle::JobHandle;
 use poll::Waits;
 use protocol::{Auth, Outcome, Protocol};
 
-const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(15);
 /// From the first byte of a submit or an upload to the last byte of the answer.
 const SUBMIT_TIMEOUT: Duration = Duration::from_mins(3);
 /// The same for a poll; some upstreams answer it with the images themselves.
@@ -58,7 +57,7 @@ pub struct AsyncJob {
     key_hosts: DownloadRule,
     downloads: DownloadRule,
     /// The locations of images inside answers.
-    images: Arc<[JsonPath]>,
+    images: Arc<[ImagePath]>,
 }
 
 /// Why settings cannot be used.
@@ -104,11 +103,11 @@ impl AsyncJob {
         };
         let endpoint = Endpoint::open(client, base_url, key, scheme)?;
         let hosts = [&protocol.download_hosts[..], &settings.download_hosts[..]].concat();
-        let base64 = protocol.result.base64.scanned();
-        let data_urls = protocol.result.urls.scanned();
+        let base64 = protocol.result.base64.0.iter().cloned();
+        let data_urls = protocol.result.urls.0.iter().cloned();
         let images = base64
-            .map(|path| JsonPath::of_base64(&path))
-            .chain(data_urls.map(|path| JsonPath::of_data_urls(&path)))
+            .map(ImagePath::of_base64)
+            .chain(data_urls.map(ImagePath::of_data_urls))
             .collect();
         Ok(Self {
             key_hosts: DownloadRule::new(base_url, &protocol.key_hosts),
@@ -221,7 +220,7 @@ impl Backend for AsyncJob {
         let url = handle::url(&self.endpoint, &self.key_hosts, &cancel.path, &name)
             .map_err(|detail| BackendError::Failed { detail })?;
         let builder = self.endpoint.request_to(cancel.method(), url);
-        let sent = builder.timeout(CHECK_TIMEOUT).send().await;
+        let sent = builder.timeout(CANCEL_TIMEOUT).send().await;
         let response = sent.map_err(error::transport)?;
         match response.status() {
             // The job has ended or cannot be stopped any more. Either way, nothing is left to do.
@@ -235,9 +234,7 @@ impl Backend for AsyncJob {
     }
 
     async fn check(&self) -> Result<(), BackendError> {
-        let builder = self.endpoint.get(&self.protocol.check);
-        let sent = builder.timeout(CHECK_TIMEOUT).send().await;
-        let response = sent.map_err(error::not_reached)?;
+        let response = self.endpoint.check(&self.protocol.check).await?;
         match response.status() {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(self.failure(response).await),
             // Any other answer shows that the upstream is reachable.

@@ -1,7 +1,7 @@
 //! Polls a job until it ends, for as long as the caller allows. Failures that say nothing about the job
 //! are retried after a wait.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 use reqwest::{Method, header::ACCEPT};
 use serde_json::Value;
@@ -14,17 +14,20 @@ use super::{
     protocol::Poll,
     template::Text,
 };
-use crate::backend::{
-    BackendError,
-    upstream::{
-        answer::receive,
-        delivery::Delivery,
-        error::{self, UpstreamError},
+use crate::{
+    backend::{
+        BackendError,
+        upstream::{
+            answer::receive,
+            delivery::Delivery,
+            error::{self, UpstreamError},
+        },
     },
+    clock::jittered,
 };
 
-/// The largest random change to a wait, in percent, so that many jobs do not poll at the same time.
-const JITTER_PERCENT: u64 = 10;
+/// The random factors of a wait.
+const JITTER: RangeInclusive<f64> = 0.9..=1.1;
 /// A wait is doubled at most this many times.
 const DOUBLINGS_MAX: u32 = 8;
 
@@ -45,7 +48,7 @@ impl Waits {
     /// Waits after a poll that was answered.
     pub(super) async fn answered(&mut self) {
         self.failures = 0;
-        sleep(jittered(self.interval)).await;
+        sleep(jittered(self.interval, JITTER)).await;
     }
 
     /// Waits after a poll that failed temporarily.
@@ -56,17 +59,9 @@ impl Waits {
             BackendError::RateLimited { retry_after, .. } => retry_after.unwrap_or_default(),
             _ => Duration::ZERO,
         };
-        sleep(jittered(
-            doubled.min(WAIT_MAX.max(self.interval)).max(asked),
-        ))
-        .await;
+        let wait = doubled.min(WAIT_MAX.max(self.interval)).max(asked);
+        sleep(jittered(wait, JITTER)).await;
     }
-}
-
-fn jittered(wait: Duration) -> Duration {
-    let percent = 100 - JITTER_PERCENT..=100 + JITTER_PERCENT;
-    let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-    Duration::from_millis(ms.saturating_mul(rand::random_range(percent)) / 100)
 }
 
 impl AsyncJob {

@@ -10,10 +10,8 @@ use reqwest::{
 use serde::Deserialize;
 use url::Url;
 
-use super::{
-    pointer::Pointers,
-    template::{Piece, Placeholder, Template, Text},
-};
+use super::template::{Piece, Placeholder, Template, Text};
+use crate::backend::json_path::JsonPaths;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -89,7 +87,7 @@ pub(super) struct Upload {
     pub(super) path: Text,
     pub(super) field: String,
     /// The location of the image's URL in the answer.
-    pub(super) url: Pointers,
+    pub(super) url: JsonPaths,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -101,7 +99,7 @@ pub(super) struct Submit {
     pub(super) headers: BTreeMap<String, String>,
     pub(super) body: Template,
     /// The location of the job's name in the answer: an id, or a URL.
-    pub(super) job: Pointers,
+    pub(super) job: JsonPaths,
     /// The idempotency header by which the upstream recognises a repeated request, if it has one.
     pub(super) repeat_header: Option<String>,
 }
@@ -112,14 +110,14 @@ pub(super) struct Poll {
     /// Below the base URL, containing `{job}`; or the job's own URL if it begins with `{job}`.
     pub(super) path: Text,
     /// The location of the job's state. A state in none of the lists means that the job is running.
-    pub(super) state: Pointers,
+    pub(super) state: JsonPaths,
     pub(super) done: Vec<String>,
     pub(super) failed: Vec<String>,
     #[serde(default)]
     pub(super) refused: Vec<String>,
     /// The location of the error in the answer of a job that has ended.
     #[serde(default)]
-    pub(super) error: Pointers,
+    pub(super) error: JsonPaths,
 }
 
 /// How to read the result of a job that is done.
@@ -130,13 +128,13 @@ pub(super) struct Outcome {
     pub(super) path: Option<Text>,
     /// Images as URLs: texts, or lists of texts.
     #[serde(default)]
-    pub(super) urls: Pointers,
+    pub(super) urls: JsonPaths,
     /// Images as base64.
     #[serde(default)]
-    pub(super) base64: Pointers,
+    pub(super) base64: JsonPaths,
     /// The usage to record: names, and the locations of their values.
     #[serde(default)]
-    pub(super) usage: BTreeMap<String, Pointers>,
+    pub(super) usage: BTreeMap<String, JsonPaths>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

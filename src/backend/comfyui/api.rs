@@ -156,40 +156,29 @@ impl Api {
     }
 
     /// Succeeds if ComfyUI answers.
-    pub(super) async fn system_stats(
-        &self,
-        timeout: std::time::Duration,
-    ) -> Result<(), BackendError> {
-        let request = self.endpoint.get("system_stats").timeout(timeout);
-        let response = request.send().await.map_err(error::not_reached)?;
+    pub(super) async fn check(&self) -> Result<(), BackendError> {
+        let response = self.endpoint.check("system_stats").await?;
         self.answer::<IgnoredAny>(response).await.map(drop)
     }
 
     async fn get(&self, path: &str) -> Result<Response, BackendError> {
         let sent = self.endpoint.get(path).send().await;
-        self.good(sent.map_err(error::interrupted)?).await
+        self.endpoint.good(sent.map_err(error::interrupted)?).await
     }
 
     async fn post(&self, path: &str, body: &Value) -> Result<(), BackendError> {
         let sent = self.endpoint.post(path).json(body).send().await;
         let response = sent.map_err(error::transport)?;
-        self.good(response).await.map(drop)
+        self.endpoint.good(response).await.map(drop)
     }
 
     async fn answer<T: serde::de::DeserializeOwned>(
         &self,
         response: Response,
     ) -> Result<T, BackendError> {
-        let mut response = self.good(response).await?;
+        let mut response = self.endpoint.good(response).await?;
         let body = read(&mut response, ANSWER_BYTES_MAX).await?;
         serde_json::from_slice(&body).map_err(|error| invalid(&error))
-    }
-
-    async fn good(&self, response: Response) -> Result<Response, BackendError> {
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        Err(error::read(response, self.endpoint.secret()).await)
     }
 
     /// The message names the node at fault but not its input, which may be the prompt.

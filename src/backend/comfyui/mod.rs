@@ -13,7 +13,6 @@ mod workflow;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rand::RngExt;
 use reqwest::Client;
 use uuid::Uuid;
 
@@ -27,7 +26,7 @@ use super::{
         native_size::NativeSize,
     },
 };
-use crate::{config::ComfyuiBackend, ids, image::Resolution};
+use crate::{clock::jittered, config::ComfyuiBackend, ids, image::Resolution};
 use api::{Api, Stage};
 use binding::Role;
 use history::Ended;
@@ -35,9 +34,6 @@ use workflow::{Source, Values, Workflow};
 
 pub use workflow::WorkflowError;
 
-const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
-/// The largest random change to a pause between polls, as a share, so that many tasks do not poll together.
-const JITTER: f64 = 0.2;
 /// After this many polls the queue is read too, because a restarted ComfyUI has forgotten its queue.
 const POLLS_PER_LOOK: u32 = 10;
 /// How many polls in a row may fail.
@@ -190,10 +186,7 @@ impl Comfyui {
     }
 
     async fn pause(&self) {
-        let pause = self
-            .poll_interval
-            .mul_f64(rand::rng().random_range(1.0 - JITTER..1.0 + JITTER));
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(jittered(self.poll_interval, 0.8..=1.2)).await;
     }
 
     /// Waits until the prompt has ended. The caller limits the time.
@@ -290,7 +283,7 @@ impl Backend for Comfyui {
     }
 
     async fn check(&self) -> Result<(), BackendError> {
-        self.api.system_stats(CHECK_TIMEOUT).await
+        self.api.check().await
     }
 }
 

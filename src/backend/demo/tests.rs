@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use futures_util::{FutureExt, StreamExt, stream};
+use futures_util::FutureExt;
 use image::GenericImageView;
 
 use super::*;
@@ -87,16 +87,7 @@ fn png(image: &RgbImage) -> Vec<u8> {
 }
 
 fn input(bytes: Vec<u8>) -> Input {
-    let bytes = Bytes::from(bytes);
-    Input {
-        format: Format::Png,
-        length: bytes.len() as u64,
-        open: Arc::new(move || {
-            let bytes = bytes.clone();
-            async move { Ok(stream::iter([Ok(bytes)]).boxed()) }.boxed()
-        }),
-        link: None,
-    }
+    whole_input::of_bytes(Format::Png, bytes.into())
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::backend::{
     BackendError,
-    json_images::{Found, ImageScanner, JsonPath},
+    json_images::{Found, ImagePath, ImageScanner},
     upstream::{delivery::Delivery, error, message},
 };
 
@@ -28,11 +28,10 @@ const REFUSALS: [&str; 8] = [
 ];
 
 /// The locations of the images. Signatures are skipped: they may be longer than images and are not needed.
-pub(super) fn paths() -> Arc<[JsonPath]> {
-    let part = "candidates[].content.parts[]";
+pub(super) fn paths() -> Arc<[ImagePath]> {
     Arc::new([
-        JsonPath::of_base64(&format!("{part}.inlineData.data")),
-        JsonPath::of_echo(&format!("{part}.thoughtSignature")),
+        ImagePath::of_base64("/candidates/*/content/parts/*/inlineData/data"),
+        ImagePath::of_echo("/candidates/*/content/parts/*/thoughtSignature"),
     ])
 }
 
@@ -43,7 +42,7 @@ pub(super) struct Answer(Value);
 /// Passes on the last image in the body of `response`, unless it is a draft too.
 pub(super) async fn receive(
     mut response: Response,
-    paths: &Arc<[JsonPath]>,
+    paths: &Arc<[ImagePath]>,
     delivery: &mut Delivery<'_>,
 ) -> Result<Answer, BackendError> {
     let mut scanner = ImageScanner::new(Arc::clone(paths));

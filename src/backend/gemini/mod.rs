@@ -4,32 +4,30 @@
 mod answer;
 mod request;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use reqwest::{Client, header::ACCEPT};
 
 use super::{
     Backend, BackendError, Capabilities, GenerateRequest, ImageSink,
-    json_images::JsonPath,
+    json_images::ImagePath,
     upstream::{
         InvalidSetting,
         delivery::Delivery,
         endpoint::{Endpoint, Scheme},
-        error,
         inputs::{self, JsonBody, ReadFault},
     },
 };
 use crate::config::GeminiBackend;
 
-const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
 const REFERENCES_MAX: usize = 14;
 
 /// A backend for Gemini's API.
 pub struct Gemini {
     endpoint: Endpoint,
     sizes: Vec<String>,
-    paths: Arc<[JsonPath]>,
+    paths: Arc<[ImagePath]>,
 }
 
 impl Gemini {
@@ -65,9 +63,7 @@ impl Backend for Gemini {
         let path = format!("models/{}:generateContent", request.model);
         let builder = self.endpoint.post(&path).header(ACCEPT, "application/json");
         let response = inputs::send(body.on(builder, &content), &fault).await?;
-        if !response.status().is_success() {
-            return Err(error::read(response, self.endpoint.secret()).await);
-        }
+        let response = self.endpoint.good(response).await?;
         let mut delivery = Delivery::new(images, request.n);
         let mut answer = answer::receive(response, &self.paths, &mut delivery).await?;
         delivery.usage(answer.usage());
@@ -78,13 +74,9 @@ impl Backend for Gemini {
     }
 
     async fn check(&self) -> Result<(), BackendError> {
-        let sent = self.endpoint.get("models").timeout(CHECK_TIMEOUT).send();
-        let response = sent.await.map_err(error::not_reached)?;
-        if response.status().is_success() {
-            return Ok(());
-        }
-        match error::read(response, self.endpoint.secret()).await {
-            error @ BackendError::Credentials { .. } => Err(error),
+        let response = self.endpoint.check("models").await?;
+        match self.endpoint.good(response).await {
+            Err(error @ BackendError::Credentials { .. }) => Err(error),
             // Other servers with this API list no models: any answer shows that the upstream is reachable.
             _ => Ok(()),
         }

@@ -1,10 +1,9 @@
 //! Extracts the images from an upstream's answer while it arrives.
 //!
 //! The answer is megabytes of base64 in a little JSON. An [`ImageScanner`] decodes the strings at its
-//! [`JsonPath`]s (`data[].b64_json`) on the fly and keeps the rest, in which each decoded string is
+//! [`ImagePath`]s (`/data/*/b64_json`) on the fly and keeps the rest, in which each decoded string is
 //! replaced by `true`. The rest is short, and a JSON parser reads it at the end.
 
-mod base64_pieces;
 mod path;
 mod position;
 
@@ -13,11 +12,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use memchr::memchr2;
 
-use base64_pieces::Base64Pieces;
+use crate::base64::{Decoder, InvalidBase64, LastBits};
 use path::Holds;
 use position::Position;
 
-pub use path::JsonPath;
+pub use path::ImagePath;
 
 /// The most that an answer may contain besides its images.
 pub const REST_BYTES_MAX: usize = 1024 * 1024;
@@ -53,7 +52,7 @@ pub struct ImageScanner {
     text_start: usize,
     /// The first characters of a string that may be an image.
     prefix: Vec<u8>,
-    base64: Base64Pieces,
+    base64: Decoder,
     /// Whether the current image has yielded a byte yet.
     begun: bool,
     rest: Vec<u8>,
@@ -88,13 +87,13 @@ enum State {
 
 impl ImageScanner {
     /// A scanner for images at `paths`, of which at most the first 32 count.
-    pub fn new(paths: Arc<[JsonPath]>) -> Self {
+    pub fn new(paths: Arc<[ImagePath]>) -> Self {
         Self {
             state: State::default(),
             position: Position::new(paths),
             text_start: 0,
             prefix: Vec::new(),
-            base64: Base64Pieces::default(),
+            base64: Decoder::default(),
             begun: false,
             rest: Vec::new(),
         }
@@ -249,7 +248,7 @@ impl ImageScanner {
             self.keep(&prefix)
         } else {
             self.state = State::Image;
-            self.base64.feed(&prefix)
+            Ok(self.base64.feed(&prefix)?)
         }
     }
 
@@ -273,7 +272,7 @@ impl ImageScanner {
         *input = &input[run + usize::from(end.is_some())..];
         match end.map(|end| window[end]) {
             Some(b'"') => {
-                self.base64.end()?;
+                self.base64.end(LastBits::Any)?;
                 self.state = State::ImageEnd;
             }
             Some(_) => self.state = State::ImageEscape,
@@ -286,7 +285,7 @@ impl ImageScanner {
         self.state = State::Image;
         match byte {
             b'n' | b'r' | b't' => Ok(()),
-            b'/' => self.base64.feed(b"/"),
+            b'/' => Ok(self.base64.feed(b"/")?),
             b'u' => {
                 self.state = State::ImageCodePoint {
                     digits: 0,
@@ -310,7 +309,13 @@ impl ImageScanner {
         }
         self.state = State::Image;
         let character = u8::try_from(value).or(Err(InvalidAnswer::Base64))?;
-        self.base64.feed(&[character])
+        Ok(self.base64.feed(&[character])?)
+    }
+}
+
+impl From<InvalidBase64> for InvalidAnswer {
+    fn from(_: InvalidBase64) -> Self {
+        Self::Base64
     }
 }
 

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use super::path::{Holds, JsonPath, Step};
+use super::path::{Holds, ImagePath};
+use crate::backend::json_path::Step;
 
 /// A set of paths, by their indexes.
 type PathSet = u32;
 
 #[derive(Debug)]
 pub(super) struct Position {
-    paths: Arc<[JsonPath]>,
+    paths: Arc<[ImagePath]>,
     /// The open arrays and objects that lead to a path, outermost first.
     open: Vec<Open>,
     /// The number of open arrays and objects inside those, off all paths.
@@ -27,7 +28,7 @@ struct Open {
 
 impl Position {
     /// At most the first 32 paths count.
-    pub(super) fn new(paths: Arc<[JsonPath]>) -> Self {
+    pub(super) fn new(paths: Arc<[ImagePath]>) -> Self {
         Self {
             paths,
             open: Vec::new(),
@@ -51,8 +52,8 @@ impl Position {
             return;
         };
         let depth = self.open.len() - 1;
-        let named = |path: &JsonPath| match path.step(depth) {
-            Some(Step::Field(field)) => field.as_bytes() == name,
+        let named = |path: &ImagePath| match path.step(depth) {
+            Some(Step::Named(field)) => field.as_bytes() == name,
             _ => false,
         };
         self.next = Some(self.filter(open.paths, named));
@@ -72,8 +73,8 @@ impl Position {
     pub(super) fn open(&mut self, bracket: u8) {
         let is_object = bracket == b'{';
         let depth = self.open.len();
-        let leads_in = |path: &JsonPath| match path.step(depth) {
-            Some(Step::Field(_)) => is_object,
+        let leads_in = |path: &ImagePath| match path.step(depth) {
+            Some(Step::Named(_)) => is_object,
             Some(Step::Each) => !is_object,
             None => false,
         };
@@ -99,7 +100,7 @@ impl Position {
     }
 
     /// The paths that end at the next value, in order.
-    fn here(&self) -> impl Iterator<Item = &JsonPath> {
+    fn here(&self) -> impl Iterator<Item = &ImagePath> {
         let depth = self.open.len();
         let next = self.next.filter(|_| self.deeper == 0).unwrap_or(0);
         self.members(next)
@@ -107,13 +108,13 @@ impl Position {
             .filter(move |path| path.step(depth).is_none())
     }
 
-    fn filter(&self, set: PathSet, wanted: impl Fn(&JsonPath) -> bool) -> PathSet {
+    fn filter(&self, set: PathSet, wanted: impl Fn(&ImagePath) -> bool) -> PathSet {
         self.members(set)
             .filter(|(_, path)| wanted(path))
             .fold(0, |set, (bit, _)| set | bit)
     }
 
-    fn members(&self, set: PathSet) -> impl Iterator<Item = (PathSet, &JsonPath)> {
+    fn members(&self, set: PathSet) -> impl Iterator<Item = (PathSet, &ImagePath)> {
         let bits = (0..PathSet::BITS).map(|index| 1 << index);
         bits.zip(self.paths.iter())
             .filter(move |(bit, _)| set & bit != 0)

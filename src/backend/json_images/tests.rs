@@ -9,16 +9,16 @@ use super::*;
 type Scanned = Result<(Vec<Vec<u8>>, Vec<u8>), InvalidAnswer>;
 
 /// The paths of an Images API.
-fn images_api() -> Vec<JsonPath> {
-    let b64_json = JsonPath::of_base64("data[].b64_json");
-    vec![b64_json, JsonPath::of_data_urls("data[].url")]
+fn images_api() -> Vec<ImagePath> {
+    let b64_json = ImagePath::of_base64("/data/*/b64_json");
+    vec![b64_json, ImagePath::of_data_urls("/data/*/url")]
 }
 
 fn scan(cuts: &[&[u8]]) -> Scanned {
     scan_for(images_api(), cuts)
 }
 
-fn scan_for(paths: Vec<JsonPath>, cuts: &[&[u8]]) -> Scanned {
+fn scan_for(paths: Vec<ImagePath>, cuts: &[&[u8]]) -> Scanned {
     let mut scanner = ImageScanner::new(paths.into());
     let mut images = Vec::new();
     let mut image = Vec::new();
@@ -57,19 +57,20 @@ fn decodes_images_and_keeps_the_rest() {
 fn finds_images_at_any_path() {
     let gemini = || {
         let data = ["inlineData", "inline_data"];
-        let path = |data| format!("candidates[].content.parts[].{data}.data");
-        data.map(|data| JsonPath::of_base64(&path(data))).to_vec()
+        let path = |data| format!("/candidates/*/content/parts/*/{data}/data");
+        data.map(|data| ImagePath::of_base64(path(data).as_str()))
+            .to_vec()
     };
     for (paths, text, rest) in [
         (
-            vec![JsonPath::of_base64("images[]")],
+            vec![ImagePath::of_base64("/images/*")],
             r#"{"images":["aGVsbG8=","aGVsbG8"],"parameters":{"images":["x"]},"info":""}"#,
             r#"{"images":[true,true],"parameters":{"images":["x"]},"info":""}"#,
         ),
         (
             vec![
-                JsonPath::of_base64("images[]"),
-                JsonPath::of_echo("parameters.init_images[]"),
+                ImagePath::of_base64("/images/*"),
+                ImagePath::of_echo("/parameters/init_images/*"),
             ],
             r#"{"parameters":{"init_images":["a\"*","data:,",null]},"images":["aGVsbG8=","aGVsbG8"]}"#,
             r#"{"parameters":{"init_images":[true,true,null]},"images":[true,true]}"#,
@@ -85,14 +86,17 @@ fn finds_images_at_any_path() {
         ),
         (
             vec![
-                JsonPath::of_base64("[][].a"),
-                JsonPath::of_data_urls("[][].b.c"),
+                ImagePath::of_base64("/*/*/a"),
+                ImagePath::of_data_urls("/*/*/b/c"),
             ],
             r#"[[{"b":{"c":"data:,aGVsbG8=","a":"x"},"a":"aGVsbG8="}],{"a":"x"}]"#,
             r#"[[{"b":{"c":true,"a":"x"},"a":true}],{"a":"x"}]"#,
         ),
         (
-            vec![JsonPath::of_base64("image"), JsonPath::of_base64("image[]")],
+            vec![
+                ImagePath::of_base64("/image"),
+                ImagePath::of_base64("/image/*"),
+            ],
             r#"{"image":"aGVsbG8=","x":[],"image":["aGVsbG8=",{"image":"x"},["x"]]}"#,
             r#"{"image":true,"x":[],"image":[true,{"image":"x"},["x"]]}"#,
         ),
@@ -169,7 +173,7 @@ fn hostile_answers_stay_small() {
         "a".repeat(REST_BYTES_MAX)
     );
     assert_eq!(scan(&[prompt.as_bytes()]), Err(InvalidAnswer::TooLong));
-    let echo = vec![JsonPath::of_echo("a")];
+    let echo = vec![ImagePath::of_echo("/a")];
     let long = format!(r#"{{"a":"{}"}}"#, r#"é\""#.repeat(REST_BYTES_MAX));
     assert_eq!(
         scan_for(echo, &[long.as_bytes()]).unwrap().1,

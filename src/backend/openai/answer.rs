@@ -5,12 +5,12 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::backend::{BackendError, json_images::JsonPath, upstream::error::UpstreamError};
+use crate::backend::{BackendError, json_images::ImagePath, upstream::error::UpstreamError};
 
 /// The locations of the images.
-pub(super) fn paths() -> Arc<[JsonPath]> {
-    let b64_json = JsonPath::of_base64("data[].b64_json");
-    Arc::new([b64_json, JsonPath::of_data_urls("data[].url")])
+pub(super) fn paths() -> Arc<[ImagePath]> {
+    let b64_json = ImagePath::of_base64("/data/*/b64_json");
+    Arc::new([b64_json, ImagePath::of_data_urls("/data/*/url")])
 }
 
 /// The answer without the images that it contained.

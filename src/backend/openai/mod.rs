@@ -4,14 +4,14 @@ mod answer;
 mod profile;
 mod request;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use reqwest::{Client, StatusCode};
 
 use super::{
     Backend, BackendError, Capabilities, GenerateRequest, ImageSink,
-    json_images::JsonPath,
+    json_images::ImagePath,
     upstream::{
         InvalidSetting,
         answer::receive,
@@ -27,7 +27,6 @@ use crate::config::OpenaiBackend;
 use answer::Answer;
 use profile::Profile;
 
-const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
 /// Both sides must be a multiple of this for models that run locally.
 const SIDE_STEP_PX: u32 = 64;
 
@@ -40,7 +39,7 @@ pub struct Openai {
     native: NativeSize,
     forward: Vec<String>,
     downloads: DownloadRule,
-    paths: Arc<[JsonPath]>,
+    paths: Arc<[ImagePath]>,
 }
 
 impl Openai {
@@ -81,9 +80,7 @@ impl Backend for Openai {
         let fault = ReadFault::default();
         let builder = self.request(request, &fault)?;
         let response = inputs::send(builder, &fault).await?;
-        if !response.status().is_success() {
-            return Err(error::read(response, self.endpoint.secret()).await);
-        }
+        let response = self.endpoint.good(response).await?;
         let mut delivery = Delivery::new(images, request.n);
         let mut answer: Answer = receive(response, &self.paths, &mut delivery).await?;
         delivery.usage(answer.usage.take());
@@ -105,8 +102,7 @@ impl Backend for Openai {
         } else {
             "models"
         };
-        let sent = self.endpoint.get(path).timeout(CHECK_TIMEOUT).send();
-        let response = sent.await.map_err(error::not_reached)?;
+        let response = self.endpoint.check(path).await?;
         match response.status() {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 Err(error::read(response, self.endpoint.secret()).await)

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt, stream};
 use image::{ExtendedColorType, GrayImage, ImageEncoder, Luma, codecs::png::PngEncoder};
 use tokio::sync::Semaphore;
 
@@ -30,15 +29,7 @@ pub(super) async fn white_where_clear(
         convert(&bytes)
     };
     let png = tokio::task::spawn_blocking(work).await.map_err(failed)??;
-    Ok(Input {
-        format: Format::Png,
-        length: png.len() as u64,
-        open: Arc::new(move || {
-            let png = png.clone();
-            async move { Ok(stream::iter([Ok(png)]).boxed()) }.boxed()
-        }),
-        link: None,
-    })
+    Ok(whole_input::of_bytes(Format::Png, png))
 }
 
 fn convert(bytes: &[u8]) -> Result<Bytes, BackendError> {

@@ -6,7 +6,7 @@
 mod mask;
 mod request;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use reqwest::{Client, StatusCode};
@@ -15,20 +15,17 @@ use tokio::sync::Semaphore;
 
 use super::{
     Backend, BackendError, Capabilities, GenerateRequest, ImageSink,
-    json_images::JsonPath,
+    json_images::ImagePath,
     upstream::{
         InvalidSetting,
         answer::receive,
         delivery::Delivery,
         endpoint::{Endpoint, Scheme},
-        error,
         inputs::{self, ReadFault},
         native_size::NativeSize,
     },
 };
 use crate::config::{SdapiBackend, Upscale};
-
-const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A server with the API of AUTOMATIC1111's web UI.
 pub struct Sdapi {
@@ -36,7 +33,7 @@ pub struct Sdapi {
     native: NativeSize,
     upscale: Upscale,
     batch_max: u8,
-    paths: Arc<[JsonPath]>,
+    paths: Arc<[ImagePath]>,
     /// Limits mask conversion to one at a time.
     masks: Arc<Semaphore>,
 }
@@ -58,9 +55,9 @@ impl Sdapi {
             upscale: settings.upscale,
             batch_max: settings.batch_max,
             paths: Arc::new([
-                JsonPath::of_base64("images[]"),
-                JsonPath::of_echo("parameters.init_images[]"),
-                JsonPath::of_echo("parameters.mask"),
+                ImagePath::of_base64("/images/*"),
+                ImagePath::of_echo("/parameters/init_images/*"),
+                ImagePath::of_echo("/parameters/mask"),
             ]),
             masks: Arc::new(Semaphore::new(1)),
         })
@@ -86,9 +83,7 @@ impl Backend for Sdapi {
         let fault = ReadFault::default();
         let builder = self.request(request, &fault).await?;
         let response = inputs::send(builder, &fault).await?;
-        if !response.status().is_success() {
-            return Err(error::read(response, self.endpoint.secret()).await);
-        }
+        let response = self.endpoint.good(response).await?;
         let mut delivery = Delivery::new(images, request.n);
         let Answer {} = receive(response, &self.paths, &mut delivery).await?;
         if delivery.finished() == 0 {
@@ -100,15 +95,12 @@ impl Backend for Sdapi {
     }
 
     async fn check(&self) -> Result<(), BackendError> {
-        let builder = self.endpoint.get("sdapi/v1/sd-models");
-        let sent = builder.timeout(CHECK_TIMEOUT).send().await;
-        let response = sent.map_err(error::not_reached)?;
-        match response.status() {
-            status if status.is_success() => Ok(()),
-            StatusCode::NOT_FOUND => Err(BackendError::Failed {
+        let response = self.endpoint.check("sdapi/v1/sd-models").await?;
+        if response.status() == StatusCode::NOT_FOUND {
+            return Err(BackendError::Failed {
                 detail: "there is no /sdapi/v1/sd-models; start the web UI with --api".to_owned(),
-            }),
-            _ => Err(error::read(response, self.endpoint.secret()).await),
+            });
         }
+        self.endpoint.good(response).await.map(drop)
     }
 }

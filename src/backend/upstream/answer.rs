@@ -7,12 +7,12 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{BackendError, delivery::Delivery, error};
-use crate::backend::json_images::{Found, ImageScanner, JsonPath, REST_BYTES_MAX};
+use crate::backend::json_images::{Found, ImagePath, ImageScanner, REST_BYTES_MAX};
 
 /// Passes on the images at the `paths` of the JSON in `response`, and parses the rest of it.
 pub(in crate::backend) async fn receive<T: DeserializeOwned>(
     mut response: Response,
-    paths: &Arc<[JsonPath]>,
+    paths: &Arc<[ImagePath]>,
     delivery: &mut Delivery<'_>,
 ) -> Result<T, BackendError> {
     let mut scanner = ImageScanner::new(Arc::clone(paths));

@@ -1,11 +1,17 @@
 //! The address of an upstream, and how we authenticate.
 
+use std::time::Duration;
+
 use reqwest::{
-    Client, Method, RequestBuilder,
+    Client, Method, RequestBuilder, Response,
     header::{AUTHORIZATION, HeaderName, HeaderValue},
 };
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
+
+use super::{BackendError, error};
+
+const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// An upstream's address and key. The key goes to no other host: redirects are not followed, and requests
 /// go only to paths below the address or to URLs that a rule allows.
@@ -97,6 +103,23 @@ impl Endpoint {
 
     pub(in crate::backend) fn post(&self, path: &str) -> RequestBuilder {
         self.request(Method::POST, path)
+    }
+
+    /// The answer at `path`, which shows whether the upstream is reachable and accepts the key.
+    pub(in crate::backend) async fn check(&self, path: &str) -> Result<Response, BackendError> {
+        let sent = self.get(path).timeout(CHECK_TIMEOUT).send().await;
+        sent.map_err(error::not_reached)
+    }
+
+    /// The response if its status is a success, else its error.
+    pub(in crate::backend) async fn good(
+        &self,
+        response: Response,
+    ) -> Result<Response, BackendError> {
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(error::read(response, self.secret()).await)
     }
 
     /// The key, for masking it in messages. It must never be shown.

@@ -6,7 +6,6 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use base64_simd::STANDARD;
 use bytes::Bytes;
 use futures_util::{
     StreamExt, TryFutureExt, TryStreamExt,
@@ -20,7 +19,7 @@ use reqwest::{
 use serde_json::Value;
 
 use super::{BackendError, error};
-use crate::{backend::Input, ids};
+use crate::{backend::Input, base64::StreamedText, ids};
 
 /// The error from reading an input, which the HTTP client's own error does not include.
 #[derive(Clone, Default)]
@@ -100,19 +99,18 @@ impl<'a> JsonBody<'a> {
 
     /// The request with `value` as its body.
     pub(in crate::backend) fn on(self, request: RequestBuilder, value: &Value) -> RequestBuilder {
-        let (length, bytes) = self.stream(value);
+        let whole = self.whole(value);
         request
             .header(CONTENT_TYPE, "application/json")
-            .header(CONTENT_LENGTH, length)
-            .body(Body::wrap_stream(bytes))
+            .header(CONTENT_LENGTH, whole.length())
+            .body(Body::wrap_stream(whole.into_stream()))
     }
 
-    /// The body and its length.
-    fn stream(&self, value: &Value) -> (u64, BoxStream<'static, io::Result<Bytes>>) {
+    fn whole(&self, value: &Value) -> StreamedText<io::Error> {
         let text = value.to_string();
         let mut parts = text.split(&self.marker);
-        let mut whole = Joined::default();
-        whole.text(parts.next().unwrap_or_default().to_owned());
+        let mut whole = StreamedText::default();
+        whole.text(parts.next().unwrap_or_default());
         for part in parts {
             let (number, text) = part.split_at(DIGITS);
             let input = number.parse().ok().and_then(|n: usize| self.inputs.get(n));
@@ -120,27 +118,11 @@ impl<'a> JsonBody<'a> {
                 if *encoding == Encoding::DataUrl {
                     whole.text(format!("data:{};base64,", input.format.content_type()));
                 }
-                whole.length += input.length.div_ceil(3) * 4;
-                whole.pieces.push(encode(read(input, self.fault)));
+                whole.image(input.length, read(input, self.fault));
             }
-            whole.text(text.to_owned());
+            whole.text(text);
         }
-        (whole.length, stream::iter(whole.pieces).flatten().boxed())
-    }
-}
-
-/// Streams joined one after the other, and their total length.
-#[derive(Default)]
-struct Joined {
-    length: u64,
-    pieces: Vec<BoxStream<'static, io::Result<Bytes>>>,
-}
-
-impl Joined {
-    fn text(&mut self, text: String) {
-        self.length += text.len() as u64;
-        let piece = stream::iter([Ok(Bytes::from(text))]);
-        self.pieces.push(piece.boxed());
+        whole
     }
 }
 
@@ -168,36 +150,9 @@ fn read(input: &Input, fault: &ReadFault) -> BoxStream<'static, io::Result<Bytes
     pieces.map_err(move |error| fault.record(error)).boxed()
 }
 
-/// Encodes a stream as base64: each piece up to its last whole quad, the end with padding.
-fn encode(bytes: BoxStream<'static, io::Result<Bytes>>) -> BoxStream<'static, io::Result<Bytes>> {
-    let mut left: Vec<u8> = Vec::with_capacity(3);
-    let ended = stream::iter([Ok(None)]);
-    bytes
-        .map_ok(Some)
-        .chain(ended)
-        .map_ok(move |piece| {
-            let Some(piece) = piece else {
-                return Bytes::from(STANDARD.encode_to_string(std::mem::take(&mut left)));
-            };
-            let (head, rest) = piece.split_at(piece.len().min((3 - left.len()) % 3));
-            left.extend_from_slice(head);
-            if !left.is_empty() && left.len() < 3 {
-                return Bytes::new();
-            }
-            let (whole, tail) = rest.split_at(rest.len() / 3 * 3);
-            let mut text = STANDARD.encode_to_string(&left);
-            text.reserve_exact(whole.len() / 3 * 4);
-            STANDARD.encode_append(whole, &mut text);
-            left.clear();
-            left.extend_from_slice(tail);
-            Bytes::from(text)
-        })
-        .try_filter(|text| std::future::ready(!text.is_empty()))
-        .boxed()
-}
-
 #[cfg(test)]
 mod tests {
+    use base64_simd::STANDARD;
     use futures_util::FutureExt;
     use serde_json::json;
 
@@ -228,8 +183,9 @@ mod tests {
     }
 
     async fn sent(body: JsonBody<'_>, value: &Value) -> io::Result<(u64, Vec<u8>)> {
-        let (length, stream) = body.stream(value);
-        let pieces: Vec<Bytes> = stream.try_collect().await?;
+        let whole = body.whole(value);
+        let length = whole.length();
+        let pieces: Vec<Bytes> = whole.into_stream().try_collect().await?;
         assert!(pieces.iter().all(|piece| !piece.is_empty()));
         Ok((length, pieces.concat()))
     }

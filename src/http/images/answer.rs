@@ -8,17 +8,13 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use bytes::Bytes;
-use futures_util::{
-    StreamExt, TryStreamExt,
-    future::try_join_all,
-    stream::{self, BoxStream},
-};
+use futures_util::future::try_join_all;
 use serde_json::json;
 
 use crate::{
     accounts::Caller,
     app::App,
+    base64::StreamedText,
     config::InlineImages,
     http::{error::ApiError, page},
     ids::TaskId,
@@ -108,46 +104,37 @@ const READ_RETRY_S: u32 = 5;
 /// The same JSON as [`with_links`], with `b64_json` beside each `url`. Opens all images, and starts to read the
 /// first, before the status is sent.
 async fn with_images(app: &App, task: &Summary) -> Result<Response, StorageError> {
-    let mut length = 0;
-    let mut pieces: Vec<BoxStream<'static, Result<Bytes, StorageError>>> = Vec::new();
-    let mut text = |text: String, pieces: &mut Vec<BoxStream<'static, _>>| {
-        length += text.len() as u64;
-        pieces.push(stream::iter([Ok(Bytes::from(text))]).boxed());
-    };
     let created = task.created_at.timestamp();
-    text(
-        format!(r#"{{"id":"{}","created":{created},"data":["#, task.id),
-        &mut pieces,
-    );
+    let mut body = StreamedText::default();
+    body.text(format!(
+        r#"{{"id":"{}","created":{created},"data":["#,
+        task.id
+    ));
     let mut opened =
         try_join_all(task.images().iter().map(|image| open(&app.storage, image))).await?;
     if let Some(first) = opened.first_mut() {
         first.begin().await?;
     }
-    let mut encoded = 0;
     for (index, (read, url)) in opened
         .into_iter()
         .zip(links::results(task, &app.public_url))
         .enumerate()
     {
         let comma = if index == 0 { "" } else { "," };
-        text(
-            format!(r#"{comma}{{"url":{},"b64_json":""#, json!(url)),
-            &mut pieces,
-        );
-        encoded += read.size().div_ceil(3) * 4;
-        pieces.push(base64(read));
-        text(r#""}"#.to_owned(), &mut pieces);
+        body.text(format!(r#"{comma}{{"url":{},"b64_json":""#, json!(url)));
+        body.image(read.size(), read.into_stream());
+        body.text(r#""}"#);
     }
-    text("]}".to_owned(), &mut pieces);
-    let mut response = Response::new(Body::from_stream(stream::iter(pieces).flatten()));
+    body.text("]}");
+    let length = body.length();
+    let mut response = Response::new(Body::from_stream(body.into_stream()));
     let headers = response.headers_mut();
     headers.insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/json"),
     );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::CONTENT_LENGTH, (length + encoded).into());
+    headers.insert(header::CONTENT_LENGTH, length.into());
     Ok(response)
 }
 
@@ -157,66 +144,4 @@ async fn open(storage: &Storage, image: &Image) -> Result<SteadyRead, StorageErr
         .parse()
         .map_err(|error: InvalidKey| StorageError::Settings(error.to_string()))?;
     storage.read_steadily(key).await
-}
-
-/// Encodes a stored image as base64 while it is read.
-fn base64(read: SteadyRead) -> BoxStream<'static, Result<Bytes, StorageError>> {
-    let ends = read
-        .into_stream()
-        .map(|piece| piece.map(Some))
-        .chain(stream::iter([Ok(None)]));
-    let encoded = ends.scan(Vec::new(), |carry, piece| {
-        let encoded = piece.map(|piece| encode(carry, piece));
-        std::future::ready(Some(encoded))
-    });
-    encoded
-        .try_filter(|piece| std::future::ready(!piece.is_empty()))
-        .boxed()
-}
-
-/// Encodes whole groups of three bytes and carries the rest over to the next piece; `None` ends the image.
-fn encode(carry: &mut Vec<u8>, piece: Option<Bytes>) -> Bytes {
-    let Some(piece) = piece else {
-        return base64_simd::STANDARD
-            .encode_to_string(std::mem::take(carry))
-            .into();
-    };
-    let missing = if carry.is_empty() {
-        0
-    } else {
-        (3 - carry.len()).min(piece.len())
-    };
-    carry.extend_from_slice(&piece[..missing]);
-    let mut encoded = String::new();
-    if carry.len() == 3 {
-        encoded = base64_simd::STANDARD.encode_to_string(&*carry);
-        carry.clear();
-    }
-    if carry.is_empty() {
-        let (groups, rest) = piece[missing..].split_at((piece.len() - missing) / 3 * 3);
-        base64_simd::STANDARD.encode_append(groups, &mut encoded);
-        carry.extend_from_slice(rest);
-    }
-    encoded.into()
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn pieces_encode_like_the_whole(pieces: Vec<Vec<u8>>) {
-            let mut carry = Vec::new();
-            let mut encoded = Vec::new();
-            for piece in &pieces {
-                encoded.extend_from_slice(&encode(&mut carry, Some(piece.clone().into())));
-            }
-            encoded.extend_from_slice(&encode(&mut carry, None));
-            let whole = base64_simd::STANDARD.encode_to_string(pieces.concat());
-            prop_assert_eq!(String::from_utf8(encoded).unwrap(), whole);
-        }
-    }
 }

@@ -2,11 +2,10 @@
 //! copy of the whole image.
 
 use bytes::Bytes;
+use memchr::memchr;
 
 use super::sources::Text;
-
-/// Base64 characters per piece. A multiple of four, so that each piece can be decoded separately.
-const PIECE_CHARS: usize = 64 << 10;
+use crate::base64::{Decoder, InvalidBase64, LastBits};
 
 /// The image in a data URL, decoded piece by piece. `None` if the text is not such a URL. A piece is `None` if it
 /// is not valid base64.
@@ -19,10 +18,10 @@ pub(super) fn pieces(
     let (head, data) = url.split_data_url()?;
     let head = head.to_ascii_lowercase();
     let is_image = head.starts_with("data:image/") && head.ends_with(";base64");
-    is_image.then_some(Pieces {
+    is_image.then(|| Pieces {
         data,
         at: 0,
-        padded: false,
+        decoder: Decoder::default(),
     })
 }
 
@@ -30,52 +29,45 @@ struct Pieces {
     data: Text,
     /// The read position.
     at: usize,
-    /// Whether padding was read.
-    padded: bool,
+    decoder: Decoder,
 }
 
 impl Iterator for Pieces {
     type Item = Option<Bytes>;
 
     fn next(&mut self) -> Option<Option<Bytes>> {
-        let mut chars = Vec::with_capacity(PIECE_CHARS.min(self.data.bytes().len() - self.at));
-        while chars.len() < PIECE_CHARS {
-            match self.char() {
-                // Padding is valid only at the end.
-                Some(Ok(b'=')) => self.padded = true,
-                Some(Ok(char)) if !self.padded => chars.push(char),
-                Some(Ok(_) | Err(NotBase64)) => return Some(None),
-                None => break,
-            }
+        match self.decode_piece() {
+            Ok(()) => self.decoder.take().map(Some),
+            Err(InvalidBase64) => Some(None),
         }
-        if chars.is_empty() {
-            return None;
-        }
-        let decoded = base64_simd::STANDARD_NO_PAD.decode_to_vec(&chars);
-        Some(decoded.ok().map(Bytes::from))
     }
 }
 
-struct NotBase64;
-
 impl Pieces {
-    /// The next character of the standard alphabet, or padding.
-    fn char(&mut self) -> Option<Result<u8, NotBase64>> {
-        loop {
-            let char = match self.byte()? {
-                b'\\' if self.data.is_escaped => match self.escaped() {
-                    Some(char) => char,
-                    None => return Some(Err(NotBase64)),
-                },
-                byte => byte,
+    /// Decodes until a piece is full or the text ends.
+    fn decode_piece(&mut self) -> Result<(), InvalidBase64> {
+        while !self.decoder.is_full() {
+            let left = &self.data.bytes()[self.at..];
+            if left.is_empty() {
+                return self.decoder.end(LastBits::Zero);
+            }
+            let run = &left[..left.len().min(self.decoder.capacity_chars())];
+            let escape = if self.data.is_escaped {
+                memchr(b'\\', run)
+            } else {
+                None
             };
-            return Some(Ok(match char {
-                b' ' | b'\t' | b'\n' | b'\r' | b'\x0c' => continue,
-                b'-' => b'+',
-                b'_' => b'/',
-                char => char,
-            }));
+            if escape == Some(0) {
+                self.at += 1;
+                let char = self.escaped().ok_or(InvalidBase64)?;
+                self.decoder.feed(&[char])?;
+            } else {
+                let run = &run[..escape.unwrap_or(run.len())];
+                self.decoder.feed(run)?;
+                self.at += run.len();
+            }
         }
+        Ok(())
     }
 
     /// Reads a JSON escape after its backslash. Many encoders write a slash as `\/`.
@@ -144,6 +136,7 @@ mod tests {
         for url in [
             "data:image/png;base64,@@@@",
             "data:image/png;base64,A",
+            "data:image/png;base64,AB",
             "data:image/png;base64,AA=A",
             "data:image/png;base64,====A",
             r"data:image/png;base64,AAAA\u0141",

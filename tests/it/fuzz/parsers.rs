@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use easel::{
-    backend::json_images::{Found, ImageScanner, JsonPath, REST_BYTES_MAX},
+    backend::json_images::{Found, ImagePath, ImageScanner, REST_BYTES_MAX},
     image::{Filter, ImageInfo, InvalidImage, Limits, Metadata, resolve_size},
     references::Guard,
 };
@@ -70,7 +70,7 @@ fn images() {
 }
 
 /// The images of an answer, and the rest of it.
-fn scanned(paths: &Arc<[JsonPath]>, pieces: &[&[u8]]) -> Option<(Vec<Vec<u8>>, Vec<u8>)> {
+fn scanned(paths: &Arc<[ImagePath]>, pieces: &[&[u8]]) -> Option<(Vec<Vec<u8>>, Vec<u8>)> {
     let mut scanner = ImageScanner::new(Arc::clone(paths));
     let (mut images, mut image) = (Vec::new(), Vec::new());
     for piece in pieces {
@@ -88,10 +88,10 @@ fn scanned(paths: &Arc<[JsonPath]>, pieces: &[&[u8]]) -> Option<(Vec<Vec<u8>>, V
 /// However an answer is split, it yields the same images; the output is never longer than the input.
 #[test]
 fn upstream_answers() {
-    let paths: Arc<[JsonPath]> = Arc::new([
-        JsonPath::of_base64("data[].b64_json"),
-        JsonPath::of_data_urls("data[].url"),
-        JsonPath::of_echo("echo.image"),
+    let paths: Arc<[ImagePath]> = Arc::new([
+        ImagePath::of_base64("/data/*/b64_json"),
+        ImagePath::of_data_urls("/data/*/url"),
+        ImagePath::of_echo("/echo/image"),
     ]);
     let words = [
         "\"data\":[",

@@ -1,17 +1,31 @@
 //! Decodes base64 that arrives in arbitrary cuts into pieces of a fixed size.
 //!
-//! The bulk is decoded with SIMD, in either alphabet. Unusual input (white space, padding, both alphabets
-//! in one text, quads split by a cut) is decoded one character at a time.
+//! Skips white space, accepts missing padding, and reads both alphabets. The bulk is decoded with SIMD. Unusual
+//! input (white space, padding, both alphabets in one text, quads split by a cut) is decoded one character at a
+//! time.
 
 use bytes::Bytes;
 
-use super::InvalidAnswer;
-
 /// The size of a decoded piece; a multiple of three, so that every piece ends on a quad of base64.
-pub(super) const PIECE_BYTES: usize = 48 * 1024;
+pub const PIECE_BYTES: usize = 48 * 1024;
 
+/// A text that is not base64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is not base64")]
+pub struct InvalidBase64;
+
+/// The bits of a text's last character that belong to no byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastBits {
+    /// They must be zero.
+    Zero,
+    /// They are ignored.
+    Any,
+}
+
+/// Decodes one text after another.
 #[derive(Debug, Default)]
-pub(super) struct Base64Pieces {
+pub struct Decoder {
     /// Decoded bytes not yet taken; the length is a multiple of three until the end.
     piece: Vec<u8>,
     /// The characters of an incomplete quad, in the standard alphabet.
@@ -22,23 +36,24 @@ pub(super) struct Base64Pieces {
     url_safe: bool,
 }
 
-impl Base64Pieces {
+impl Decoder {
     /// How many characters fit in the piece, at least one while the piece is not full.
-    pub(super) fn capacity_chars(&self) -> usize {
+    pub fn capacity_chars(&self) -> usize {
         (PIECE_BYTES - self.piece.len()) / 3 * 4 - self.quad_length
     }
 
-    pub(super) fn is_full(&self) -> bool {
+    /// Whether a whole piece is to be taken.
+    pub fn is_full(&self) -> bool {
         self.piece.len() == PIECE_BYTES
     }
 
     /// Takes the bytes decoded so far, if any.
-    pub(super) fn take(&mut self) -> Option<Bytes> {
+    pub fn take(&mut self) -> Option<Bytes> {
         (!self.piece.is_empty()).then(|| Bytes::from(std::mem::take(&mut self.piece)))
     }
 
     /// Decodes `text`, which is no longer than [`Self::capacity_chars`].
-    pub(super) fn feed(&mut self, text: &[u8]) -> Result<(), InvalidAnswer> {
+    pub fn feed(&mut self, text: &[u8]) -> Result<(), InvalidBase64> {
         if self.piece.capacity() == 0 {
             self.piece.reserve_exact(PIECE_BYTES);
         }
@@ -59,11 +74,13 @@ impl Base64Pieces {
     }
 
     /// Ends the current base64 text: decodes its remainder and resets for the next text.
-    pub(super) fn end(&mut self) -> Result<(), InvalidAnswer> {
+    pub fn end(&mut self, last_bits: LastBits) -> Result<(), InvalidBase64> {
         let left = &self.quad[..self.quad_length];
-        let Ok(last) = base64_simd::forgiving_decode_to_vec(left) else {
-            return Err(InvalidAnswer::Base64);
+        let last = match last_bits {
+            LastBits::Zero => base64_simd::STANDARD_NO_PAD.decode_to_vec(left),
+            LastBits::Any => base64_simd::forgiving_decode_to_vec(left),
         };
+        let last = last.or(Err(InvalidBase64))?;
         self.piece.extend_from_slice(&last);
         self.quad_length = 0;
         self.padded = false;
@@ -71,22 +88,22 @@ impl Base64Pieces {
         Ok(())
     }
 
-    fn push_all(&mut self, text: &[u8]) -> Result<(), InvalidAnswer> {
+    fn push_all(&mut self, text: &[u8]) -> Result<(), InvalidBase64> {
         text.iter().try_for_each(|&character| self.push(character))
     }
 
-    fn push(&mut self, character: u8) -> Result<(), InvalidAnswer> {
+    fn push(&mut self, character: u8) -> Result<(), InvalidBase64> {
         let character = match character {
-            b' ' | b'\t' | b'\r' | b'\n' => return Ok(()),
+            space if space.is_ascii_whitespace() => return Ok(()),
             b'=' => {
                 self.padded = true;
                 return Ok(());
             }
-            _ if self.padded => return Err(InvalidAnswer::Base64),
+            _ if self.padded => return Err(InvalidBase64),
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'+' | b'/' => character,
             b'-' => b'+',
             b'_' => b'/',
-            _ => return Err(InvalidAnswer::Base64),
+            _ => return Err(InvalidBase64),
         };
         self.quad[self.quad_length] = character;
         self.quad_length += 1;
@@ -98,7 +115,7 @@ impl Base64Pieces {
     }
 
     /// Decodes whole quads. If they are not all of one alphabet, it fails and changes nothing.
-    fn decode(&mut self, quads: &[u8]) -> Result<(), InvalidAnswer> {
+    fn decode(&mut self, quads: &[u8]) -> Result<(), InvalidBase64> {
         for url_safe in [self.url_safe, !self.url_safe] {
             let alphabet = if url_safe {
                 base64_simd::URL_SAFE_NO_PAD
@@ -110,7 +127,7 @@ impl Base64Pieces {
                 return Ok(());
             }
         }
-        Err(InvalidAnswer::Base64)
+        Err(InvalidBase64)
     }
 }
 
@@ -118,12 +135,12 @@ impl Base64Pieces {
 mod tests {
     use super::*;
 
-    fn decode(cuts: &[&[u8]]) -> Result<Vec<u8>, InvalidAnswer> {
-        let mut pieces = Base64Pieces::default();
+    fn decode(cuts: &[&[u8]]) -> Result<Vec<u8>, InvalidBase64> {
+        let mut pieces = Decoder::default();
         for cut in cuts {
             pieces.feed(cut)?;
         }
-        pieces.end()?;
+        pieces.end(LastBits::Any)?;
         Ok(pieces.take().map_or_else(Vec::new, Vec::from))
     }
 
@@ -136,6 +153,7 @@ mod tests {
             b"hello"
         );
         assert_eq!(decode(&[b"aGVs\r\nbG8=\n"]).unwrap(), b"hello");
+        assert_eq!(decode(&[b"\taGVs\x0cbG8 = "]).unwrap(), b"hello");
         assert_eq!(decode(&[b"-_-_"]).unwrap(), decode(&[b"+/+/"]).unwrap());
         assert_eq!(decode(&[b""]).unwrap(), b"");
     }
@@ -148,10 +166,22 @@ mod tests {
     }
 
     #[test]
+    fn bits_after_the_last_byte_are_ignored_or_refused() {
+        for (text, bytes) in [(&b"aB"[..], &b"h"[..]), (b"aGV", b"he")] {
+            for (bits, ends) in [(LastBits::Any, true), (LastBits::Zero, false)] {
+                let mut decoder = Decoder::default();
+                decoder.feed(text).unwrap();
+                assert_eq!(decoder.end(bits).is_ok(), ends);
+                assert_eq!(decoder.take().as_deref(), ends.then_some(bytes));
+            }
+        }
+    }
+
+    #[test]
     fn pieces_are_never_longer_than_their_capacity() {
         let text = base64_simd::STANDARD.encode_to_string(vec![7; 2 * PIECE_BYTES + 1]);
         let mut left = text.as_bytes();
-        let mut pieces = Base64Pieces::default();
+        let mut pieces = Decoder::default();
         let mut lengths = Vec::new();
         while !left.is_empty() {
             let taken = left.len().min(pieces.capacity_chars()).min(1000);
@@ -161,7 +191,7 @@ mod tests {
                 lengths.push(pieces.take().unwrap().len());
             }
         }
-        pieces.end().unwrap();
+        pieces.end(LastBits::Any).unwrap();
         lengths.push(pieces.take().unwrap().len());
         assert_eq!(lengths, [PIECE_BYTES, PIECE_BYTES, 1]);
     }
