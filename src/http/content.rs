@@ -51,14 +51,9 @@ pub(super) async fn upload(
     if upload.expires_at <= app.clock.now() {
         return Err(ApiError::new(StatusCode::GONE, "this upload has expired"));
     }
-    let key: Key = upload
-        .object
-        .parse()
-        .ok()
-        .ok_or_else(|| ApiError::not_found("file"))?;
     let life_s = (upload.expires_at - app.clock.now()).num_seconds();
     let disposition = Disposition::Inline;
-    let mut response = object(&app, &key, &disposition, (&method, &headers)).await?;
+    let mut response = object(&app, &upload.object, &disposition, (&method, &headers)).await?;
     cache_for(response.headers_mut(), life_s);
     Ok(response)
 }
@@ -75,8 +70,10 @@ pub(super) async fn file(
     let missing = || ApiError::not_found("file");
     let named = ResultLink::parse(&path).ok_or_else(missing)?;
     let image = named.find(&app).await?.ok_or_else(missing)?;
-    let key: Key = image.object.parse().ok().ok_or_else(&missing)?;
-    let link = app.storage.link(&key, download.disposition(&named)).await?;
+    let link = app
+        .storage
+        .link(&image.object, download.disposition(&named))
+        .await?;
     let life_s = (link.expires_at - app.clock.now()).num_seconds();
     let location = HeaderValue::try_from(link.url).ok().ok_or_else(missing)?;
     let mut response = StatusCode::FOUND.into_response();

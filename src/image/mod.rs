@@ -18,7 +18,7 @@ pub use size::{AspectRatio, ImageSize, Quality, Resolution, SizeError, resolve_s
 use serde::{Deserialize, Serialize};
 
 /// The formats that the gateway accepts and serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, sqlx::Type)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type)]
 #[serde(rename_all = "lowercase")]
 #[sqlx(type_name = "text", rename_all = "lowercase")]
 pub enum Format {

@@ -74,7 +74,7 @@ async fn read(app: &App, key: &Key) -> Result<Option<Image>, StorageError> {
 
 fn image(key: &Key, bytes: u64, info: ImageInfo) -> Image {
     Image {
-        object: key.to_string(),
+        object: key.clone(),
         format: info.format,
         bytes,
         width: info.width,

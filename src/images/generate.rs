@@ -48,6 +48,8 @@ pub enum GenerateError {
     Submit(#[from] SubmitError),
     #[error("the accepted task could not be looked up")]
     Database(#[from] sqlx::Error),
+    #[error("the request could not be serialized")]
+    Fingerprint(#[from] serde_json::Error),
     #[error("the end of the task is not known yet")]
     EndUnknown(TaskId),
 }
@@ -104,10 +106,11 @@ impl Images {
             unit_price,
             repeat,
         } = generation;
+        let fingerprint = repeats::fingerprint(&request)?;
         let gone = match repeat {
             Repeat::No | Repeat::Key(_) => Vec::new(),
             Repeat::Retry(number) => {
-                let gone = self.gone(id, caller.key_id, &request, number).await;
+                let gone = self.gone(id, caller.key_id, &fingerprint, number).await;
                 gone.map_err(|error| SubmitError::Database(Arc::new(error)))?
             }
         };
@@ -124,6 +127,7 @@ impl Images {
             waiter: self.waiters.waiter_of(id),
             caller,
             request,
+            fingerprint,
             inputs,
             unit_price,
             repeat,
@@ -146,13 +150,12 @@ impl Images {
         &self,
         id: TaskId,
         key: KeyId,
-        request: &Request,
+        fingerprint: &[u8],
         number: u16,
     ) -> sqlx::Result<Vec<TaskId>> {
-        let fingerprint = repeats::fingerprint(request);
         let same = async {
             let mut conn = db::acquire(&self.pool).await?;
-            repeats::same(&mut conn, &[key], &[fingerprint]).await
+            repeats::same(&mut conn, &[key], &[fingerprint.to_vec()]).await
         };
         let mut same = self.pool.in_time(same).await?;
         same.retain(|same| same.joined < repeats::number(number));

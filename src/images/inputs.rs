@@ -60,7 +60,7 @@ async fn input(
             failure(&name, &error)
         })?,
     };
-    open(app, &stored)
+    Ok(open(app, &stored))
 }
 
 async fn fetch(
@@ -97,12 +97,8 @@ fn failure(name: &str, error: &IntakeError<FetchError>) -> Failure {
     failed(kind, &message)
 }
 
-fn open(app: &App, stored: &StoredReference) -> Result<Input, Failure> {
-    let key: Key = stored
-        .object
-        .parse()
-        .ok()
-        .ok_or_else(|| failed(FailureKind::Internal, "a reference is no longer stored"))?;
+fn open(app: &App, stored: &StoredReference) -> Input {
+    let key = stored.object.clone();
     let storage = app.storage.clone();
     let read = key.clone();
     let open: OpenInput = Arc::new(move || {
@@ -119,12 +115,12 @@ fn open(app: &App, stored: &StoredReference) -> Result<Input, Failure> {
                 .boxed())
         })
     });
-    Ok(Input {
+    Input {
         format: stored.format,
         length: stored.bytes,
         open,
         link: Some(linked(app, &key)),
-    })
+    }
 }
 
 fn linked(app: &App, key: &Key) -> MakeLink {

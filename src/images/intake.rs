@@ -238,7 +238,7 @@ impl Kept {
             id: self.id,
             account_id: origin.account_id,
             name: linked.then(|| uploads::url_name(created_at, &file_name)),
-            object: self.key.to_string(),
+            object: self.key.clone(),
             format: self.format,
             bytes: i64::try_from(self.bytes).unwrap_or(i64::MAX),
             file_name,

@@ -167,7 +167,7 @@ impl ImageSink for StorageSink<'_> {
         };
         let key = Key::image(self.task.id, self.task.fence, seq, info.format);
         let image = Image {
-            object: key.to_string(),
+            object: key.clone(),
             format: info.format,
             bytes: held.bytes(),
             width: info.width,

@@ -7,6 +7,7 @@ use std::{collections::HashSet, error::Error};
 use crate::{
     app::App,
     clock::jittered,
+    ids::UploadId,
     storage::{Key, StorageError},
     tasks::{self, store::Unswept},
     uploads::store,
@@ -61,12 +62,8 @@ pub async fn sweep(app: &App) -> Result<u64, SweepError> {
         if expired.is_empty() {
             return Ok(deleted);
         }
-        let keys: Vec<Key> = expired
-            .iter()
-            .filter_map(|u| u.object.parse().ok())
-            .collect();
+        let (ids, keys): (Vec<UploadId>, Vec<Key>) = expired.into_iter().unzip();
         app.storage.delete(&keys).await?;
-        let ids: Vec<_> = expired.iter().map(|upload| upload.id).collect();
         let marked = async { store::mark_deleted(&mut *app.pool.acquire().await?, &ids).await };
         deleted += app.pool.in_time(marked).await?;
     }
@@ -98,13 +95,9 @@ pub async fn sweep_images(app: &App) -> Result<u64, SweepError> {
 }
 
 async fn delete_orphans(app: &App, task: &Unswept) -> Result<u64, StorageError> {
-    let delivered: HashSet<&str> = task
-        .images
-        .iter()
-        .map(|image| image.object.as_str())
-        .collect();
+    let delivered: HashSet<&Key> = task.images.iter().map(|image| &image.object).collect();
     let mut orphans = app.storage.images_of(task.id).await?;
-    orphans.retain(|key| !delivered.contains(key.as_str()));
+    orphans.retain(|key| !delivered.contains(key));
     app.storage.delete(&orphans).await?;
     Ok(orphans.len() as u64)
 }

@@ -20,6 +20,7 @@ use crate::{
     ids::{AccountId, FileId, KeyId, TaskId},
     image::{AspectRatio, Format, ImageSize, Quality, Resolution},
     money::Cny,
+    storage::Key,
 };
 
 /// What to generate: a complete and valid request, stored with the task.
@@ -57,7 +58,7 @@ pub enum Reference {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredReference {
     /// Its key in storage.
-    pub object: String,
+    pub object: Key,
     pub format: Format,
     pub bytes: u64,
     /// SHA-256 of the bytes in hex, if they came with the request: a repeat of the request has the
@@ -183,7 +184,7 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
     /// Its key in storage.
-    pub object: String,
+    pub object: Key,
     pub format: Format,
     pub bytes: u64,
     pub width: u32,

@@ -1,28 +1,30 @@
 //! Finds requests that repeat an earlier one. Runs while the account is locked, so that two
 //! simultaneous repeats cannot both be the first.
 
+use chrono::DateTime;
 use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, query, query_as, query_scalar};
+use uuid::Uuid;
 
 use super::{Reference, Request, wait::Waiters};
 use crate::{
     db,
     ids::{KeyId, TaskId},
+    storage::Key,
 };
 
 /// Identifies a request by everything it asks for: 16 bytes of SHA-256. References sent inside the
 /// request count by their bytes, not by where they are stored.
-pub fn fingerprint(request: &Request) -> Vec<u8> {
+pub fn fingerprint(request: &Request) -> serde_json::Result<Vec<u8>> {
     let mut request = request.clone();
     for reference in request.references.iter_mut().chain(&mut request.mask) {
         if let Reference::Stored(stored) = reference
             && !stored.digest.is_empty()
         {
-            stored.object.clear();
+            stored.object = Key::upload(DateTime::UNIX_EPOCH, Uuid::nil().into(), stored.format);
         }
     }
-    let text = serde_json::to_vec(&request).unwrap_or_default();
-    Sha256::digest(text)[..16].to_vec()
+    Ok(Sha256::digest(serde_json::to_vec(&request)?)[..16].to_vec())
 }
 
 /// The number of a retry, as the database stores it.

@@ -13,6 +13,7 @@ use chrono::{DateTime, Utc};
 use crate::{
     ids::{AccountId, UploadId},
     image::Format,
+    storage::Key,
 };
 
 /// A row of `uploads`.
@@ -23,7 +24,7 @@ pub struct Upload {
     /// The name in its URL; `None` if it came inside a request.
     pub name: Option<String>,
     /// The key of its bytes in storage.
-    pub object: String,
+    pub object: Key,
     pub format: Format,
     /// The size in bytes.
     pub bytes: i64,

@@ -1,10 +1,15 @@
 //! Uploads in the database.
 
+use std::error::Error;
+
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, query, query_as, query_scalar};
 
 use super::Upload;
-use crate::ids::{AccountId, UploadId};
+use crate::{
+    ids::{AccountId, UploadId},
+    storage::{InvalidKey, Key},
+};
 
 /// Inserts an upload.
 #[tracing::instrument(level = "debug", skip_all)]
@@ -15,7 +20,7 @@ pub async fn insert(conn: &mut PgConnection, upload: &Upload) -> sqlx::Result<()
         upload.id as _,
         upload.account_id as _,
         upload.name,
-        upload.object,
+        upload.object as _,
         upload.format as _,
         upload.bytes,
         upload.file_name,
@@ -35,8 +40,8 @@ pub async fn get(conn: &mut PgConnection, name: &str) -> sqlx::Result<Option<Upl
     }
     query_as!(
         Upload,
-        r#"SELECT id, account_id, name, object, format AS "format: _", bytes, file_name, created_at,
-               expires_at
+        r#"SELECT id, account_id, name, object AS "object: Key", format AS "format: _", bytes, file_name,
+               created_at, expires_at
            FROM uploads WHERE name = $1"#,
         name,
     )
@@ -45,24 +50,31 @@ pub async fn get(conn: &mut PgConnection, name: &str) -> sqlx::Result<Option<Upl
 }
 
 /// Lists uploads that expired before a time and still have bytes, the longest expired first. Two
-/// replicas may get the same ones: deleting twice is harmless.
+/// replicas may get the same ones: deleting twice is harmless. An upload whose key cannot be read is left out, and
+/// keeps its bytes.
 #[tracing::instrument(level = "debug", skip_all)]
 pub async fn expired(
     conn: &mut PgConnection,
     before: DateTime<Utc>,
     limit: i64,
-) -> sqlx::Result<Vec<Upload>> {
-    query_as!(
-        Upload,
-        r#"SELECT id, account_id, name, object, format AS "format: _", bytes, file_name, created_at,
-               expires_at
-           FROM uploads WHERE deleted_at IS NULL AND expires_at <= $1
+) -> sqlx::Result<Vec<(UploadId, Key)>> {
+    let rows = query!(
+        r#"SELECT id AS "id: UploadId", object FROM uploads WHERE deleted_at IS NULL AND expires_at <= $1
            ORDER BY expires_at LIMIT $2"#,
         before,
         limit,
     )
     .fetch_all(conn)
-    .await
+    .await?;
+    let readable = rows.into_iter().filter_map(|row| match row.object.parse() {
+        Ok(key) => Some((row.id, key)),
+        Err(error) => {
+            let error: InvalidKey = error;
+            tracing::error!(upload.id = %row.id, error = &error as &dyn Error, "uploads.object cannot be read: not deleted");
+            None
+        }
+    });
+    Ok(readable.collect())
 }
 
 /// The total bytes of an account's uploads that are not deleted.

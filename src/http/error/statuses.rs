@@ -90,6 +90,9 @@ impl From<GenerateError> for ApiError {
             GenerateError::Overload(overload) => overload.into(),
             GenerateError::Submit(error) => error.into(),
             GenerateError::Database(error) => error.into(),
+            GenerateError::Fingerprint(error) => {
+                Self::internal("the request could not be accepted", &error)
+            }
             GenerateError::EndUnknown(task) => Self::unknown_end(task),
             GenerateError::ShuttingDown | GenerateError::Closed(_) => {
                 Self::unavailable(&error.to_string(), 1)

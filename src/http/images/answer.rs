@@ -19,7 +19,7 @@ use crate::{
     http::{error::ApiError, page},
     ids::TaskId,
     images::{links, request::ResponseFormat},
-    storage::{InvalidKey, Key, SteadyRead, Storage, StorageError},
+    storage::{SteadyRead, Storage, StorageError},
     tasks::{Image, Outcome, Summary},
 };
 
@@ -139,9 +139,5 @@ async fn with_images(app: &App, task: &Summary) -> Result<Response, StorageError
 }
 
 async fn open(storage: &Storage, image: &Image) -> Result<SteadyRead, StorageError> {
-    let key: Key = image
-        .object
-        .parse()
-        .map_err(|error: InvalidKey| StorageError::Settings(error.to_string()))?;
-    storage.read_steadily(key).await
+    storage.read_steadily(image.object.clone()).await
 }

@@ -45,6 +45,7 @@ impl Candidate {
             waiter,
             caller,
             request,
+            fingerprint,
             inputs,
             unit_price,
             repeat,
@@ -58,7 +59,7 @@ impl Candidate {
             id,
             account_id: caller.account_id,
             api_key_id: caller.key_id,
-            fingerprint: repeats::fingerprint(&request),
+            fingerprint,
             idempotency_key: match &repeat {
                 Repeat::Key(key) => Some(key.clone()),
                 Repeat::No | Repeat::Retry(_) => None,

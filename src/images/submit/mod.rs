@@ -48,6 +48,8 @@ pub struct Submission {
     pub waiter: Option<i32>,
     pub caller: Arc<Caller>,
     pub request: Request,
+    /// Identifies the request: see [`repeats::fingerprint`].
+    pub fingerprint: Vec<u8>,
     /// The request's objects in storage: kept if it becomes a task.
     pub inputs: StoredInputs,
     /// The price of one image.

@@ -80,9 +80,9 @@ async fn a_failed_settlement_affects_no_other() {
     let ids: Vec<_> = batch.iter().map(|submission| submission.id).collect();
     engine.submit(batch.into()).await;
     let mut tasks = tasks(&engine, &ids).await;
-    let mut bad = outcome(1);
-    if let Outcome::Completed(images) = &mut bad {
-        images[0].object = "\0".to_owned();
+    let mut bad = outcome(0);
+    if let Outcome::Failed(failure) = &mut bad {
+        failure.message = "\0".to_owned();
     }
     let outcomes = [outcome(1), bad, outcome(0)];
     let answers = engine.settle(tasks.drain(..).zip(outcomes).collect()).await;

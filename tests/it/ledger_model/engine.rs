@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use easel::{
     accounts::{Caller, store as accounts},
     billing::ledger,
-    ids::{self, AccountId},
+    ids::{self, AccountId, TaskId},
     image::{AspectRatio, Format, Quality, Resolution},
     images::{
         Claimed,
@@ -15,8 +15,9 @@ use easel::{
     },
     money::Cny,
     progress::Progress,
+    storage::Key,
     tasks::{
-        Ending, Failure, FailureKind, Image, Outcome, Request, Summary, Task,
+        Ending, Failure, FailureKind, Image, Outcome, Request, Summary, Task, repeats,
         store::{self, Terms},
         wait::Waiters,
     },
@@ -162,8 +163,10 @@ pub fn submission(caller: &Arc<Caller>, prompt: &str, n: u8, price: Cny) -> Subm
         mask: None,
         options: serde_json::Map::new(),
     };
+    let fingerprint = repeats::fingerprint(&request).unwrap();
     Submission {
         id: ids::row_id(),
+        fingerprint,
         waiter: None,
         caller: Arc::clone(caller),
         request,
@@ -178,7 +181,7 @@ pub fn submission(caller: &Arc<Caller>, prompt: &str, n: u8, price: Cny) -> Subm
 /// An outcome with this many images; zero is a failure.
 pub fn outcome(images: u8) -> Outcome {
     let image = |seq| Image {
-        object: format!("images/{seq}"),
+        object: Key::image(TaskId::from(uuid::Uuid::nil()), 1, seq, Format::Png),
         format: Format::Png,
         bytes: 70,
         width: 1,
