@@ -22,7 +22,7 @@ use crate::{
         poll::{self, Poller},
         wait::Waiters,
     },
-    uploads::Stock,
+    uploads::StorageQuota,
 };
 
 /// What all use cases share. Cheap to clone.
@@ -48,7 +48,7 @@ pub struct Inner {
     /// Memory for request bodies that are held whole.
     pub buffers: Buffers,
     /// The storage that each account's uploads occupy.
-    pub stock: Stock,
+    pub storage_quota: StorageQuota,
     /// The prefix of every link.
     pub public_url: String,
     pub stalls: StallWatch,
@@ -90,7 +90,7 @@ impl App {
         let waiters = Waiters::default();
         let progress = Progress::default();
         let poller = poll::start(pool.clone(), progress.clone());
-        let stock = Stock::new(config.uploads.account_bytes_max);
+        let storage_quota = StorageQuota::new(config.uploads.account_bytes_max);
         let buffers = Buffers::new(
             config.server.buffer_bytes_max,
             config.server.account_buffer_bytes_max,
@@ -105,7 +105,7 @@ impl App {
             reload: Notify::new(),
             references,
             buffers,
-            stock,
+            storage_quota,
             public_url,
             waiters,
             inquiries: Inquiries::default(),

@@ -2,7 +2,7 @@
 //! way, the next one collects. A single item never waits for others.
 //!
 //! An error caused by one item must not affect the others: the batch is taken apart, and each
-//! account's items, including new ones, continue in a line of their own.
+//! account's items, including new ones, continue in a lane of their own.
 
 use std::{
     collections::HashMap,
@@ -17,13 +17,13 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::ids::AccountId;
 
-/// If a batch in an account's own line takes less than this, the line is closed.
+/// If a batch in an account's own lane takes less than this, the lane is closed.
 const BRIEF: Duration = Duration::from_millis(200);
 
 /// Passes items to a loop that works on all waiting items in batches.
 pub struct Batcher<T, R> {
     shared: Queue<T, R>,
-    own: Arc<OwnLines<T, R>>,
+    own: Arc<OwnLanes<T, R>>,
 }
 
 /// The loop has ended or lost the item.
@@ -33,21 +33,21 @@ pub struct Closed;
 
 /// Whose items a batch contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Line {
+pub enum Lane {
     /// Items of any account.
     Shared,
     /// Items of one account that delayed others.
     Own,
 }
 
-/// The answers to a batch's items, in order; or the items, to be taken apart (from the shared line only).
+/// The answers to a batch's items, in order; or the items, to be taken apart (from the shared lane only).
 pub type Worked<T, R> = Result<Vec<R>, Vec<T>>;
 
 type Queue<T, R> = mpsc::UnboundedSender<(T, oneshot::Sender<R>)>;
 type Waiting<T, R> = mpsc::UnboundedReceiver<(T, oneshot::Sender<R>)>;
 
 impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
-    /// Starts a loop with only the shared line.
+    /// Starts a loop with only the shared lane.
     ///
     /// `work` answers each item of a batch, in order.
     pub fn start<F, Fut>(size_max: usize, work: F) -> Self
@@ -57,31 +57,31 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
     {
         let work = Arc::new(work);
         let account_of = |_: &T| AccountId::from(uuid::Uuid::nil());
-        Self::start_with_lines(size_max, account_of, move |items, _| {
+        Self::start_with_lanes(size_max, account_of, move |items, _| {
             let work = Arc::clone(&work);
             async move { Ok(work(items).await) }
         })
     }
 
     /// Starts the loop. An accepted item is processed even if its caller stops waiting.
-    pub fn start_with_lines<F, Fut>(
+    pub fn start_with_lanes<F, Fut>(
         size_max: usize,
         account_of: fn(&T) -> AccountId,
         work: F,
     ) -> Self
     where
-        F: Fn(Vec<T>, Line) -> Fut + Send + Sync + 'static,
+        F: Fn(Vec<T>, Lane) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Worked<T, R>> + Send + 'static,
     {
         let work = Arc::new(work);
         let worker = Arc::clone(&work);
-        let own = Arc::new(OwnLines {
+        let own = Arc::new(OwnLanes {
             open: Mutex::default(),
             account_of,
-            start: Box::new(move |lines, account| {
+            start: Box::new(move |lanes, account| {
                 let (queue, waiting) = mpsc::unbounded_channel();
                 let work = Arc::clone(&worker);
-                spawn(work_alone(waiting, size_max, work, lines, account));
+                spawn(work_alone(waiting, size_max, work, lanes, account));
                 queue
             }),
         });
@@ -120,17 +120,17 @@ fn spawn(work: impl Future<Output = ()> + Send + 'static) {
 }
 
 type StartLine<T, R> =
-    Box<dyn Fn(std::sync::Weak<OwnLines<T, R>>, AccountId) -> Queue<T, R> + Send + Sync>;
+    Box<dyn Fn(std::sync::Weak<OwnLanes<T, R>>, AccountId) -> Queue<T, R> + Send + Sync>;
 
-/// The open lines of single accounts.
-struct OwnLines<T, R> {
+/// The open lanes of single accounts.
+struct OwnLanes<T, R> {
     open: Mutex<HashMap<AccountId, Queue<T, R>>>,
     account_of: fn(&T) -> AccountId,
     start: StartLine<T, R>,
 }
 
-impl<T, R> OwnLines<T, R> {
-    /// The line of the item's account, if it has one at present.
+impl<T, R> OwnLanes<T, R> {
+    /// The lane of the item's account, if it has one at present.
     fn of(&self, item: &T) -> Option<Queue<T, R>> {
         let open = self.lock();
         if open.is_empty() {
@@ -145,11 +145,11 @@ impl<T, R> OwnLines<T, R> {
         let queue = open
             .entry(account)
             .or_insert_with(|| (self.start)(Arc::downgrade(self), account));
-        // The receiver lives for as long as the line is open.
+        // The receiver lives for as long as the lane is open.
         drop(queue.send((item, reply)));
     }
 
-    /// Items already sent to the line are still processed there.
+    /// Items already sent to the lane are still processed there.
     fn close(&self, account: AccountId) {
         self.lock().remove(&account);
     }
@@ -163,9 +163,9 @@ async fn work_together<T, R, F, Fut>(
     mut waiting: Waiting<T, R>,
     size_max: usize,
     work: Arc<F>,
-    own: std::sync::Weak<OwnLines<T, R>>,
+    own: std::sync::Weak<OwnLanes<T, R>>,
 ) where
-    F: Fn(Vec<T>, Line) -> Fut,
+    F: Fn(Vec<T>, Lane) -> Fut,
     Fut: Future<Output = Worked<T, R>>,
 {
     let mut batch = Vec::new();
@@ -175,7 +175,7 @@ async fn work_together<T, R, F, Fut>(
             continue;
         }
         // A panic in one batch must not end the loop: its callers get `Closed`.
-        let worked = AssertUnwindSafe(work(items, Line::Shared)).catch_unwind();
+        let worked = AssertUnwindSafe(work(items, Lane::Shared)).catch_unwind();
         match worked.await.unwrap_or_else(|_| Ok(Vec::new())) {
             Ok(answers) => answer(replies, answers),
             Err(items) => {
@@ -192,10 +192,10 @@ async fn work_alone<T, R, F, Fut>(
     mut waiting: Waiting<T, R>,
     size_max: usize,
     work: Arc<F>,
-    lines: std::sync::Weak<OwnLines<T, R>>,
+    lanes: std::sync::Weak<OwnLanes<T, R>>,
     account: AccountId,
 ) where
-    F: Fn(Vec<T>, Line) -> Fut,
+    F: Fn(Vec<T>, Lane) -> Fut,
     Fut: Future<Output = Worked<T, R>>,
 {
     let mut batch = Vec::new();
@@ -205,13 +205,13 @@ async fn work_alone<T, R, F, Fut>(
             continue;
         }
         let began = Instant::now();
-        let worked = AssertUnwindSafe(work(items, Line::Own)).catch_unwind();
+        let worked = AssertUnwindSafe(work(items, Lane::Own)).catch_unwind();
         let answers = worked.await.unwrap_or_else(|_| Ok(Vec::new()));
         answer(replies, answers.unwrap_or_default());
         if began.elapsed() < BRIEF
-            && let Some(lines) = lines.upgrade()
+            && let Some(lanes) = lanes.upgrade()
         {
-            lines.close(account);
+            lanes.close(account);
         }
     }
 }
@@ -247,16 +247,16 @@ mod tests {
         let gate = Arc::new(Semaphore::new(0));
         let taken_apart = Arc::new(AtomicU32::new(0));
         let (held, apart) = (Arc::clone(&gate), Arc::clone(&taken_apart));
-        let batcher = Batcher::start_with_lines(
+        let batcher = Batcher::start_with_lanes(
             8,
             |account: &AccountId| *account,
-            move |accounts, line| {
+            move |accounts, lane| {
                 let (gate, apart) = (Arc::clone(&held), Arc::clone(&apart));
                 async move {
                     if !accounts.contains(&stuck) {
                         return Ok(accounts);
                     }
-                    if line == Line::Shared {
+                    if lane == Lane::Shared {
                         apart.fetch_add(1, Ordering::Relaxed);
                         return Err(accounts);
                     }

@@ -20,7 +20,7 @@ use sqlx::{
 use tokio::time::{Instant, timeout};
 
 use super::trouble::{Trouble, trouble};
-use crate::{batch::Line, config};
+use crate::{batch::Lane, config};
 
 /// Time limit of the last attempt, for a server that neither answers nor refuses.
 const LAST_TRY: Duration = Duration::from_secs(2);
@@ -126,11 +126,11 @@ pub enum Patience {
     Much,
 }
 
-impl From<Line> for Patience {
-    fn from(line: Line) -> Self {
-        match line {
-            Line::Shared => Self::Little,
-            Line::Own => Self::Much,
+impl From<Lane> for Patience {
+    fn from(lane: Lane) -> Self {
+        match lane {
+            Lane::Shared => Self::Little,
+            Lane::Own => Self::Much,
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     image::{Filter, InvalidImage, Metadata},
     storage::{Key, ObjectWriter, StorageError},
     tasks::StoredReference,
-    uploads::{self, StockError, Upload, store},
+    uploads::{self, QuotaError, Upload, store},
 };
 
 /// How much of an oversized file is still read, to report its size.
@@ -49,8 +49,8 @@ pub enum IntakeError<E> {
     #[error("file size {size} exceeds maximum {bytes_max} bytes")]
     TooLarge { size: u64, bytes_max: u64 },
     /// The account's stored images leave no space for it.
-    #[error("{stock}: they are deleted after {hours} hours")]
-    Full { stock: StockError, hours: u64 },
+    #[error("{quota}: they are deleted after {hours} hours")]
+    Full { quota: QuotaError, hours: u64 },
     /// The source stream failed.
     #[error("the image could not be read")]
     Read(#[source] E),
@@ -93,9 +93,9 @@ where
     S: Stream<Item = Result<Bytes, E>> + Unpin + Send,
     E: Error + Send,
 {
-    let stock = &app.stock;
-    let full = |error| IntakeError::of_stock(app, error);
-    stock
+    let quota = &app.storage_quota;
+    let full = |error| IntakeError::of_quota(app, error);
+    quota
         .check(&app.pool, origin.account_id)
         .await
         .map_err(full)?;
@@ -111,7 +111,7 @@ where
     }
     let kept = writer.finish().await?;
     let upload = kept.upload(app, origin);
-    let added = stock.add(&app.pool, origin.account_id, kept.bytes).await;
+    let added = quota.add(&app.pool, origin.account_id, kept.bytes).await;
     added.map_err(full)?;
     let inserted = async { store::insert(&mut *db::acquire(&app.pool).await?, &upload).await };
     app.pool.in_time(inserted).await?;
@@ -122,13 +122,13 @@ where
 }
 
 impl<E> IntakeError<E> {
-    fn of_stock(app: &App, error: StockError) -> Self {
+    fn of_quota(app: &App, error: QuotaError) -> Self {
         match error {
-            StockError::Full { .. } => Self::Full {
-                stock: error,
+            QuotaError::Full { .. } => Self::Full {
+                quota: error,
                 hours: app.config.uploads.ttl().as_secs().div_ceil(3600),
             },
-            StockError::Database(error) => error.into(),
+            QuotaError::Database(error) => error.into(),
         }
     }
 }

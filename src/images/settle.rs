@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use tokio::sync::Semaphore;
 
 use crate::{
-    batch::{Batcher, Line, Worked},
+    batch::{Batcher, Lane, Worked},
     billing::ledger::{self, Settlement},
     db::{self, Trouble, trouble},
     ids::TaskId,
@@ -16,7 +16,7 @@ use crate::{
 };
 
 const BATCH_MAX: usize = 256;
-/// How many accounts with a line of their own are settled at a time: each takes a connection.
+/// How many accounts with a lane of their own are settled at a time: each takes a connection.
 const ALONE_MAX: usize = 4;
 /// Between two attempts to reach an unresponsive database. A settlement is retried until it
 /// succeeds: only an expired lease passes the task on.
@@ -49,9 +49,9 @@ pub fn start(settle: SettleBatch) -> Settler {
     let settle = Arc::new(settle);
     let alone = Arc::new(Semaphore::new(ALONE_MAX));
     let account_of = |finished: &Finished| finished.task.account_id;
-    Batcher::start_with_lines(BATCH_MAX, account_of, move |batch, line| {
+    Batcher::start_with_lanes(BATCH_MAX, account_of, move |batch, lane| {
         let (settle, alone) = (Arc::clone(&settle), Arc::clone(&alone));
-        async move { settle.settle(batch, line, &alone).await }
+        async move { settle.settle(batch, lane, &alone).await }
     })
 }
 
@@ -61,7 +61,7 @@ impl SettleBatch {
     async fn settle(
         &self,
         mut batch: Vec<Finished>,
-        line: Line,
+        lane: Lane,
         alone: &Semaphore,
     ) -> Worked<Finished, Option<Arc<Summary>>> {
         let all = batch.clone();
@@ -69,9 +69,9 @@ impl SettleBatch {
         // twice, only the ending of its latest claim can apply, and only once.
         batch.sort_by_key(|finished| (finished.task.id, Reverse(finished.task.fence)));
         batch.dedup_by_key(|finished| finished.task.id);
-        let ended = match line {
-            Line::Shared => self.end_together(&batch).await,
-            Line::Own => Some(self.end_alone(&batch, alone).await),
+        let ended = match lane {
+            Lane::Shared => self.end_together(&batch).await,
+            Lane::Own => Some(self.end_alone(&batch, alone).await),
         };
         let Some(ended) = ended else {
             return Err(all);
@@ -89,7 +89,7 @@ impl SettleBatch {
         let mut tries = 1;
         loop {
             let attempt = self.progress.begin(Loop::Settle);
-            let error = match self.try_to_end(batch, Line::Shared).await {
+            let error = match self.try_to_end(batch, Lane::Shared).await {
                 Ok(ended) => {
                     attempt.succeeded();
                     return Some(ended);
@@ -115,7 +115,7 @@ impl SettleBatch {
         loop {
             let tried = async {
                 let _turn = alone.acquire().await;
-                self.try_to_end(batch, Line::Own).await
+                self.try_to_end(batch, Lane::Own).await
             };
             let error = match tried.await {
                 Ok(ended) => return ended,
@@ -146,8 +146,8 @@ impl SettleBatch {
         }
     }
 
-    async fn try_to_end(&self, batch: &[Finished], line: Line) -> sqlx::Result<EndedTasks> {
-        let ended = self.transact(batch, line);
+    async fn try_to_end(&self, batch: &[Finished], lane: Lane) -> sqlx::Result<EndedTasks> {
+        let ended = self.transact(batch, lane);
         let ended = self.pool.in_time(ended).await;
         if let Err(error) = &ended {
             tracing::warn!(
@@ -159,13 +159,13 @@ impl SettleBatch {
         ended
     }
 
-    async fn transact(&self, batch: &[Finished], line: Line) -> sqlx::Result<EndedTasks> {
+    async fn transact(&self, batch: &[Finished], lane: Lane) -> sqlx::Result<EndedTasks> {
         let claim = |finished: &Finished| (finished.task.id, finished.task.fence);
         let endings: Vec<_> = batch
             .iter()
             .map(|finished| (claim(finished), &*finished.ending))
             .collect();
-        let mut tx = db::begin(&self.pool, line.into()).await?;
+        let mut tx = db::begin(&self.pool, lane.into()).await?;
         let settlements = end(&mut tx, &endings, &self.time_zone).await?;
         // Waiters in this process are woken directly.
         let elsewhere: Vec<TaskId> = settlements

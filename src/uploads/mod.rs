@@ -2,11 +2,11 @@
 //! the same way, but have no URL and are deleted once their task must have ended.
 
 mod names;
-mod stock;
+mod quota;
 pub mod store;
 
 pub use names::{safe_file_name, url_name};
-pub use stock::{Stock, StockError};
+pub use quota::{QuotaError, StorageQuota};
 
 use chrono::{DateTime, Utc};
 

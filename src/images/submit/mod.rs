@@ -18,7 +18,7 @@ use self::{
 use super::{Claimed, stored_inputs::StoredInputs};
 use crate::{
     accounts::Caller,
-    batch::{Batcher, Closed, Line, Worked},
+    batch::{Batcher, Closed, Lane, Worked},
     billing::{Refusal, ledger},
     db::{self, Trouble, trouble},
     ids::{KeyId, TaskId},
@@ -33,7 +33,7 @@ use crate::{
 
 /// How many submissions may share a transaction.
 const BATCH_MAX: usize = 256;
-/// How many accounts with a line of their own are handled at a time: each takes a connection.
+/// How many accounts with a lane of their own are handled at a time: each takes a connection.
 const ALONE_MAX: usize = 4;
 /// A request that took at least this long to accept may have been retried elsewhere. Clients retry after half a
 /// second at the earliest.
@@ -140,15 +140,15 @@ pub fn start(submit: SubmitBatch) -> Submitter {
     let submit = Arc::new(submit);
     let alone = Arc::new(Semaphore::new(ALONE_MAX));
     let account_of = |candidate: &Candidate| candidate.task.account_id;
-    Submitter(Batcher::start_with_lines(
+    Submitter(Batcher::start_with_lanes(
         BATCH_MAX,
         account_of,
-        move |batch, line| {
+        move |batch, lane| {
             let (submit, alone) = (Arc::clone(&submit), Arc::clone(&alone));
             async move {
-                match line {
-                    Line::Shared => submit.accept_together(batch).await,
-                    Line::Own => Ok(submit.accept_alone(batch, &alone).await),
+                match lane {
+                    Lane::Shared => submit.accept_together(batch).await,
+                    Lane::Own => Ok(submit.accept_alone(batch, &alone).await),
                 }
             }
         },
@@ -167,7 +167,7 @@ impl SubmitBatch {
     async fn accept_together(&self, mut batch: Vec<Candidate>) -> Worked<Candidate, Answer> {
         let attempt = self.progress.begin(Loop::Submit);
         let until = self.patience_of(&batch);
-        match self.try_twice(&mut batch, Line::Shared, until).await {
+        match self.try_twice(&mut batch, Lane::Shared, until).await {
             Ok(tasks) => {
                 attempt.succeeded();
                 Ok(self.answer(batch, tasks))
@@ -193,7 +193,7 @@ impl SubmitBatch {
         let until = self.patience_of(&batch);
         let accepted = async {
             let _turn = alone.acquire().await;
-            self.try_twice(&mut batch, Line::Own, until).await
+            self.try_twice(&mut batch, Lane::Own, until).await
         };
         let accepted = tokio::time::timeout_at(until, accepted).await;
         let tasks = match accepted.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
@@ -202,7 +202,7 @@ impl SubmitBatch {
                 let mut tasks = Vec::new();
                 for candidate in &mut batch {
                     let candidate = slice::from_mut(candidate);
-                    match self.try_twice(candidate, Line::Own, until).await {
+                    match self.try_twice(candidate, Lane::Own, until).await {
                         Ok(task) => tasks.extend(task),
                         Err(error) => refuse(candidate, error),
                     }
@@ -226,37 +226,37 @@ impl SubmitBatch {
     /// Decides every candidate and returns the tasks of those that were granted.
     ///
     /// If the connection is lost, the first try may have been committed nevertheless: the second try, with the
-    /// same ids, finds its tasks. A locked account is waited for again only in a line of its own.
+    /// same ids, finds its tasks. A locked account is waited for again only in a lane of its own.
     async fn try_twice(
         &self,
         candidates: &mut [Candidate],
-        line: Line,
+        lane: Lane,
         until: Instant,
     ) -> sqlx::Result<Vec<Task>> {
-        let first = self.transact(candidates, line, Try::First);
+        let first = self.transact(candidates, lane, Try::First);
         let error = match self.pool.within(left(until), first).await {
             Ok(tasks) => return Ok(tasks),
             Err(error) => error,
         };
         let again = match trouble(&error) {
             Trouble::Unreachable => true,
-            Trouble::Contended => line == Line::Own,
+            Trouble::Contended => lane == Lane::Own,
             Trouble::Refused | Trouble::Other => false,
         };
         if !again || left(until).is_zero() {
             return Err(error);
         }
-        let second = self.transact(candidates, line, Try::Second);
+        let second = self.transact(candidates, lane, Try::Second);
         self.pool.within(left(until), second).await
     }
 
     async fn transact(
         &self,
         candidates: &mut [Candidate],
-        line: Line,
+        lane: Lane,
         which: Try,
     ) -> sqlx::Result<Vec<Task>> {
-        let mut tx = db::begin(&self.pool, line.into()).await?;
+        let mut tx = db::begin(&self.pool, lane.into()).await?;
         let mut keys: Vec<KeyId> = candidates.iter().map(|c| c.task.api_key_id).collect();
         keys.sort_unstable();
         keys.dedup();

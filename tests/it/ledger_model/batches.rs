@@ -1,11 +1,14 @@
 //! Requests and settlements that share a transaction do not share failures.
 
+use std::time::Duration;
+
 use easel::{
     billing::ledger,
     images::submit::{Repeat, Submission, SubmitError, Submitted},
     money::Cny,
-    tasks::{Outcome, Status, Task, store},
+    tasks::{Ending, Outcome, Status, Task, store},
 };
+use futures_util::future::join_all;
 use serde_json::json;
 
 use super::engine::{Engine, outcome, submission};
@@ -132,6 +135,48 @@ async fn of_two_endings_in_one_batch_only_that_of_the_latest_claim_counts() {
         .1
         .unwrap();
     assert_eq!(task.images().len(), 3);
+    assert_sound(&engine).await;
+}
+
+/// Both lock the rows of many tasks, in whatever order they know them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn renewals_and_settlements_do_not_deadlock() {
+    let database = TestDatabase::create().await;
+    let mut engine = Engine::open(&database).await;
+    let account = engine.account(Cny::from_micros(60_000_000), None).await;
+    let caller = engine.caller(account, None).await;
+    let batch = (0..300).map(|n| submission(&caller, &n.to_string(), 1, PRICE));
+    engine.submit(batch.collect()).await;
+    let claims = engine.claim(300).await;
+    let upwards: Vec<_> = claims.iter().map(|task| (task.id, task.fence)).collect();
+    let downwards: Vec<_> = upwards.iter().rev().copied().collect();
+    let (pool, ending) = (&engine.pool, &Ending::of(outcome(1)));
+    let (upwards, downwards) = (&upwards, &downwards);
+
+    let rounds = (0..40).map(|round| async move {
+        let (renewed, ended) = match round % 2 {
+            0 => (upwards, downwards),
+            _ => (downwards, upwards),
+        };
+        let renew = async {
+            let mut tx = pool.begin().await?;
+            let renewed = store::renew(&mut tx, renewed, Duration::from_mins(10)).await?;
+            tx.commit().await?;
+            Ok::<_, sqlx::Error>(renewed.len())
+        };
+        let end = async {
+            let endings: Vec<_> = ended.iter().map(|claim| (*claim, ending)).collect();
+            let mut tx = pool.begin().await?;
+            let ended = store::end(&mut tx, &endings).await?;
+            tx.rollback().await?;
+            Ok::<_, sqlx::Error>(ended.len())
+        };
+        tokio::try_join!(renew, end)
+    });
+
+    for round in join_all(rounds).await {
+        assert_eq!(round.unwrap(), (300, 300));
+    }
     assert_sound(&engine).await;
 }
 

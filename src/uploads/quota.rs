@@ -21,7 +21,7 @@ const REFUSED_FOR: Duration = Duration::from_secs(1);
 const ACCOUNTS_MAX: usize = 10_000;
 
 /// The bytes that each account's uploads occupy.
-pub struct Stock {
+pub struct StorageQuota {
     account_bytes_max: u64,
     known: Cache<AccountId, Arc<Known>>,
 }
@@ -33,7 +33,7 @@ struct Known {
 
 /// Why an upload does not fit.
 #[derive(Debug, thiserror::Error)]
-pub enum StockError {
+pub enum QuotaError {
     /// The account's limit is reached.
     #[error("this account's uploads hold {bytes} bytes, allowed are {bytes_max}")]
     Full { bytes: u64, bytes_max: u64 },
@@ -42,8 +42,8 @@ pub enum StockError {
     Database(#[from] sqlx::Error),
 }
 
-impl Stock {
-    /// A stock with this limit for each account, in bytes.
+impl StorageQuota {
+    /// A quota with this limit for each account, in bytes.
     pub fn new(account_bytes_max: u64) -> Self {
         Self {
             account_bytes_max,
@@ -52,7 +52,7 @@ impl Stock {
     }
 
     /// Checks that an account may store at least one more byte.
-    pub async fn check(&self, pool: &db::Pool, account_id: AccountId) -> Result<(), StockError> {
+    pub async fn check(&self, pool: &db::Pool, account_id: AccountId) -> Result<(), QuotaError> {
         self.require_capacity(pool, account_id, 1).await.map(drop)
     }
 
@@ -62,7 +62,7 @@ impl Stock {
         pool: &db::Pool,
         account_id: AccountId,
         bytes: u64,
-    ) -> Result<(), StockError> {
+    ) -> Result<(), QuotaError> {
         let known = self.require_capacity(pool, account_id, bytes).await?;
         known.bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
@@ -73,7 +73,7 @@ impl Stock {
         pool: &db::Pool,
         account_id: AccountId,
         more: u64,
-    ) -> Result<Arc<Known>, StockError> {
+    ) -> Result<Arc<Known>, QuotaError> {
         let bytes_max = self.account_bytes_max;
         let fits = |known: &Known| known.bytes.load(Ordering::Relaxed) + more <= bytes_max;
         let good_for = |known: &Known| if fits(known) { KNOWN_FOR } else { REFUSED_FOR };
@@ -86,7 +86,7 @@ impl Stock {
             return Ok(known);
         }
         let bytes = known.bytes.load(Ordering::Relaxed);
-        Err(StockError::Full { bytes, bytes_max })
+        Err(QuotaError::Full { bytes, bytes_max })
     }
 
     async fn read(&self, pool: &db::Pool, account_id: AccountId) -> sqlx::Result<Arc<Known>> {
