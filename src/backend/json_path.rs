@@ -137,6 +137,24 @@ mod tests {
     }
 
     #[test]
+    fn steps_are_items_or_names() {
+        let named = |name: &str| Step::Named(name.to_owned());
+        let path = JsonPath::from("/result/images/*/b64_json");
+        let steps = [
+            named("result"),
+            named("images"),
+            Step::Each,
+            named("b64_json"),
+        ];
+        assert_eq!(path.0, steps);
+        assert_eq!(
+            JsonPath::from("/a.b/0/~1*").0,
+            ["a.b", "0", "/*"].map(named)
+        );
+        assert_eq!(JsonPath::from("").0, []);
+    }
+
+    #[test]
     fn paths_begin_with_a_slash() {
         let error = serde_json::from_str::<JsonPaths>("\"data\"").unwrap_err();
         assert_eq!(
