@@ -1,5 +1,6 @@
 //! The `async_job` backend, each built-in profile against a fake of its service.
 
+mod protocol_file;
 mod quirks;
 mod sdks;
 mod server;
