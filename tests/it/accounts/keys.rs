@@ -49,7 +49,8 @@ async fn malformed_keys_are_refused() {
     let unknown = easel::accounts::keys::generate();
     let unknown = secrecy::ExposeSecret::expose_secret(&unknown.secret).to_owned();
     let good = caller.key.clone();
-    let mistyped = format!("{}x", &good[..good.len() - 1]);
+    let wrong = if good.ends_with('x') { 'y' } else { 'x' };
+    let mistyped = format!("{}{wrong}", &good[..good.len() - 1]);
     let ask = |headers: Vec<(&'static str, String)>| {
         let mut request = http_client().get(format!("{}/v1/balance", app.url));
         for (name, value) in headers {

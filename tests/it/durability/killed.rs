@@ -7,10 +7,11 @@ use std::{
 
 use futures_util::future::join_all;
 
-use super::{accepted, left, submit};
+use super::{accepted, generated_by, left, submit};
 use crate::harness::{
     database::TestDatabase,
     process::{Setup, postmaster, signal},
+    upstream::Upstream,
 };
 
 const ROUNDS: usize = 15;
@@ -108,15 +109,18 @@ async fn an_acknowledged_request_is_never_lost() {
 #[tokio::test]
 async fn tasks_of_a_killed_worker_end_at_another_within_35_seconds() {
     let database = TestDatabase::create().await;
-    let settings = "[backends.demo]\nkind = \"demo\"\ndelay_ms = 3000\n";
-    let killed = Setup::on(&database, settings).serve();
+    let upstream = Upstream::start().await;
+    let settings = generated_by(&upstream, "[tasks]\nrunning_max = 50\n");
+    let killed = Setup::on(&database, &settings).serve();
     let caller = database.caller(&killed.url(), "100").await;
+    let _gate = upstream.hold(50);
     join_all((0..50).map(|n| {
         let caller = caller.clone();
         async move { accepted(&caller, &format!("image {n}")).await }
     }))
     .await;
-    let other = Setup::on(&database, settings).serve();
+    upstream.wait_for(50).await;
+    let other = Setup::on(&database, &settings).serve();
     let began = Instant::now();
 
     killed.kill();
