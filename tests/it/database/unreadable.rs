@@ -37,6 +37,32 @@ async fn a_queued_task_that_cannot_be_read_stops_no_other_and_ends() {
     app.finish().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queued_task_whose_attempts_cannot_be_read_begins_anew() {
+    let upstream = Upstream::start().await;
+    let settings = "[tasks]\nrunning_max = 1\n";
+    let app = TestApp::with(&format!("{settings}{}", upstream.gateway(""))).await;
+    let caller = app.caller("1").await;
+    let gate = upstream.hold(1);
+    let submit = async |prompt: &str| {
+        let body = json!({"model": "gpt-image-2", "prompt": prompt});
+        caller.submit(&body).await
+    };
+    let running = submit("a bridge").await;
+    upstream.wait_for(1).await;
+    let queued = submit("a bridge of another version").await;
+    let behind = submit("a bridge behind it").await;
+    let change = "UPDATE tasks SET tried = '[{}]' WHERE request->>'prompt' LIKE '%version'";
+    app.database.run(change).await;
+
+    gate.add_permits(1);
+
+    for id in [&running, &queued, &behind] {
+        assert_eq!(caller.wait_for(id).await["status"], "completed");
+    }
+    app.finish().await;
+}
+
 #[tokio::test]
 async fn an_ended_task_that_cannot_be_read_is_neither_pending_nor_missing() {
     let app = TestApp::start().await;

@@ -202,6 +202,28 @@ async fn the_storage_share_of_an_account_is_freed_by_expiry() {
     app.finish().await;
 }
 
+/// As another version may have written it.
+#[tokio::test]
+async fn an_upload_whose_key_cannot_be_read_is_kept_and_stops_no_other() {
+    let app = TestApp::start().await;
+    let caller = app.caller("9").await;
+    for _ in 0..2 {
+        assert_eq!(upload(&caller).await.status, 200);
+    }
+    let change = "UPDATE uploads SET object = 'elsewhere/' || object
+        WHERE id = (SELECT id FROM uploads ORDER BY id LIMIT 1)";
+    app.database.run(change).await;
+
+    app.app.clock.advance(Duration::from_hours(73));
+
+    assert_eq!(app.sweep().await, 1);
+    let kept =
+        "SELECT count(*) FROM uploads WHERE deleted_at IS NULL AND object LIKE 'elsewhere/%'";
+    assert_eq!(app.database.number(kept).await, 1);
+    assert_eq!(objects(&app), 1);
+    app.finish().await;
+}
+
 #[tokio::test]
 async fn inputs_of_a_request_are_deleted_after_the_deadline_of_its_task() {
     let app = TestApp::start().await;

@@ -104,14 +104,14 @@ async fn s3_attachment(storage: &Storage) {
 /// The store uses its own clock: the link must be fetched after it has expired for the store.
 async fn s3_expired_link(server: &S3Server) {
     let mut settings = s3_settings(server);
-    settings["link_ttl_s"] = json!(1);
+    settings["link_ttl_s"] = json!(3);
     let storage = open(&config(&settings)).await.unwrap();
     let key = image_key();
     write(&storage, &key, b"image").await;
     let link = storage.link(&key, Disposition::Inline).await.unwrap();
     let signed = |url: &str| plain_client().get(url).send();
     assert_eq!(signed(&link.url).await.unwrap().status(), StatusCode::OK);
-    tokio::time::sleep(Duration::from_millis(2_100)).await;
+    tokio::time::sleep(Duration::from_millis(4_100)).await;
     let late = signed(&link.url).await.unwrap().status();
     assert_eq!(late, StatusCode::FORBIDDEN);
 }
