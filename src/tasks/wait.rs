@@ -146,9 +146,12 @@ impl Waiters {
         Ok(())
     }
 
-    /// Ends every wait without a result.
+    /// Ends every wait without a result. The callers are told to retry, and get these tasks then.
     pub fn dismiss(&self) {
-        self.lock().clear();
+        let dismissed: Vec<TaskId> = self.lock().drain().map(|(id, _)| id).collect();
+        for id in dismissed {
+            self.left.add(id);
+        }
     }
 
     /// Records who has stopped waiting. Never returns.
