@@ -6,16 +6,13 @@ use std::{sync::Arc, time::Duration};
 use super::{
     Images,
     admission::{Mode, Overload},
-    stored_inputs::StoredInputs,
-    submit::{Repeat, Submission, SubmitError, Submitted},
+    submit::{Generation, Repeat, Submission, SubmitError, Submitted},
 };
 use crate::{
-    accounts::Caller,
     batch, db,
     ids::{self, KeyId, TaskId},
-    money::Cny,
     tasks::{
-        Request, Summary,
+        Summary,
         repeats::{self, Same},
         wait::Waited,
     },
@@ -23,17 +20,6 @@ use crate::{
 
 /// A task ends at its deadline; reports of its end may take this much longer.
 const END_GRACE: Duration = Duration::from_secs(8);
-
-/// A valid request for images.
-#[derive(Debug)]
-pub struct Generation {
-    pub caller: Arc<Caller>,
-    pub request: Request,
-    /// Its inputs in storage, deleted unless the request is accepted.
-    pub inputs: StoredInputs,
-    pub unit_price: Cny,
-    pub repeat: Repeat,
-}
 
 /// Why a request was not accepted, or its end cannot be reported.
 #[derive(Debug, thiserror::Error)]
@@ -100,37 +86,29 @@ impl Images {
             return Err(GenerateError::ShuttingDown);
         }
         let Generation {
-            caller,
-            request,
-            inputs,
-            unit_price,
-            repeat,
-        } = generation;
-        let fingerprint = repeats::fingerprint(&request)?;
-        let gone = match repeat {
+            caller, request, ..
+        } = &generation;
+        let fingerprint = repeats::fingerprint(request)?;
+        let gone = match &generation.repeat {
             Repeat::No | Repeat::Key(_) => Vec::new(),
             Repeat::Retry(number) => {
-                let gone = self.gone(id, caller.key_id, &fingerprint, number).await;
+                let gone = self.gone(id, caller.key_id, &fingerprint, *number).await;
                 gone.map_err(|error| SubmitError::Database(Arc::new(error)))?
             }
         };
-        let slot = self.admission.slot(self, &request);
+        let slot = self.admission.slot(self, request);
         let queued = match &slot {
             Some(_) => None,
             None => Some(
                 self.admission
-                    .enqueue(self, caller.account_id, &request, mode)?,
+                    .enqueue(self, caller.account_id, request, mode)?,
             ),
         };
         let submission = Submission {
             id,
+            generation,
             waiter: self.waiters.waiter_of(id),
-            caller,
-            request,
             fingerprint,
-            inputs,
-            unit_price,
-            repeat,
             gone,
             slot,
         };

@@ -18,12 +18,7 @@ use crate::{
         error::ApiError,
         extract::{Admitted, Query},
     },
-    images::{
-        Images,
-        generate::{GenerateError, Generation},
-        request::ResponseFormat,
-        submit::Repeat,
-    },
+    images::{Images, generate::GenerateError, request::ResponseFormat, submit::Repeat},
 };
 
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Known, RETRIED_AFTER, Repeat, Slot, Submission, SubmitError};
+use super::{Generation, Known, RETRIED_AFTER, Repeat, Slot, Submission, SubmitError};
 use crate::{
     billing::Payers,
     ids::{self, TaskId},
@@ -42,16 +42,19 @@ impl Candidate {
     pub(super) fn new(submission: Submission) -> Self {
         let Submission {
             id,
+            generation,
             waiter,
-            caller,
-            request,
             fingerprint,
-            inputs,
-            unit_price,
-            repeat,
             gone,
             slot,
         } = submission;
+        let Generation {
+            caller,
+            request,
+            inputs,
+            unit_price,
+            repeat,
+        } = generation;
         let start = slot.as_ref().map_or(Start::Queued, |slot| Start::Claimed {
             route: slot.route.clone(),
         });

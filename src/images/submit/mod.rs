@@ -39,22 +39,28 @@ const ALONE_MAX: usize = 4;
 /// second at the earliest.
 const RETRIED_AFTER: Duration = Duration::from_millis(500);
 
+/// A valid request for images.
+#[derive(Debug)]
+pub struct Generation {
+    pub caller: Arc<Caller>,
+    pub request: Request,
+    /// The request's objects in storage: deleted unless it becomes a task.
+    pub inputs: StoredInputs,
+    /// The price of one image.
+    pub unit_price: Cny,
+    pub repeat: Repeat,
+}
+
 /// A request that is ready to be accepted.
 #[derive(Debug)]
 pub struct Submission {
     /// The id of the task, if it is a new one.
     pub id: TaskId,
+    pub generation: Generation,
     /// The process in which its caller waits for it; `None`: the caller polls.
     pub waiter: Option<i32>,
-    pub caller: Arc<Caller>,
-    pub request: Request,
     /// Identifies the request: see [`repeats::fingerprint`].
     pub fingerprint: Vec<u8>,
-    /// The request's objects in storage: kept if it becomes a task.
-    pub inputs: StoredInputs,
-    /// The price of one image.
-    pub unit_price: Cny,
-    pub repeat: Repeat,
     /// For a retry: equal tasks that other processes say, or seem, to have lost the callers of.
     pub gone: Vec<TaskId>,
     /// The slot in which this process can begin the task at once, if any.
