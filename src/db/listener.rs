@@ -6,6 +6,7 @@ use std::{mem, time::Duration};
 use sqlx::{
     Acquire, AssertSqlSafe, Connection, Executor, PgConnection, PgPool,
     postgres::{PgListener, PgNotification},
+    query_scalar,
 };
 use tokio::time::timeout;
 
@@ -35,6 +36,19 @@ fn present(process: i32) -> String {
              AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
              AND pid <> pg_backend_pid()"
     )
+}
+
+/// Whether a process other than this one is alive.
+pub async fn is_another_alive(conn: &mut PgConnection, process: i32) -> sqlx::Result<bool> {
+    query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted
+               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+               AND classid = $1::int::oid AND objid <> $2::int::oid) AS "another!""#,
+        PRESENCE_LOCK,
+        process,
+    )
+    .fetch_one(conn)
+    .await
 }
 
 /// The result of listening for a while.

@@ -10,7 +10,7 @@ use sqlx::{
     migrate::{MigrateError, Migrator},
 };
 
-pub use listener::{Heard, Listener, PRESENCE_LOCK};
+pub use listener::{Heard, Listener, PRESENCE_LOCK, is_another_alive};
 pub use notify::{RELOAD_CHANNEL, notify};
 pub use pool::{Patience, Pool, acquire, begin, open};
 

@@ -12,6 +12,7 @@ use crate::{
         Ask, Catalog, Pick,
         catalog::{Model, Requirements, Route},
     },
+    db,
     ids::TaskId,
     tasks::{
         Assignment, Claim, Request,
@@ -48,7 +49,12 @@ async fn claim_some(app: &App, limit: usize) -> sqlx::Result<Dispatched> {
         return Ok(Dispatched::Busy);
     }
     let most = u32::try_from(limit).unwrap_or(u32::MAX);
-    let queued = store::queued_classes(&mut tx).await?;
+    let mut queued = store::queued_classes(&mut tx).await?;
+    let is_known = |(model, _): &(String, i16)| catalog.model(model).is_some();
+    if !queued.iter().all(is_known) && db::is_another_alive(&mut tx, app.waiters.process()).await? {
+        // The other process may know the model: configurations change one process at a time.
+        queued.retain(is_known);
+    }
     let mut capacity = Capacity::read(&mut tx, &catalog, most).await?;
     let demands = capacity.demands(queued);
     let waiting = store::waiting(&mut tx, &demands, i64::from(most)).await?;
@@ -141,7 +147,7 @@ impl<'a> Capacity<'a> {
     }
 
     /// Returns those of the queued models and requirements of which a task may be claimed. A task whose
-    /// model is gone or that no route can take is claimed too, so that it fails with a reason.
+    /// model is gone, or that no route can take is claimed too, so that it fails with a reason.
     fn demands(&self, queued: Vec<(String, i16)>) -> Vec<Demand> {
         let mut pools: Vec<Vec<&Route>> = Vec::new();
         let mut demands = Vec::new();
@@ -215,7 +221,7 @@ impl<'a> Capacity<'a> {
     fn assign(&mut self, waiting: &Waiting) -> Option<Assignment> {
         let mut assignment = waiting.assignment.clone();
         let Some(model) = self.catalog.model(&waiting.model) else {
-            // It is claimed so that it fails with a reason: its model is gone.
+            // It is claimed so that it fails with a reason: no process knows its model.
             assignment.route = None;
             return Some(assignment);
         };

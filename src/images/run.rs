@@ -58,7 +58,8 @@ pub async fn run(app: &App, claim: &Claim) -> Ran {
     let catalog = app.catalog();
     let (model, route) = match find(&catalog, claim) {
         Ok(found) => found,
-        Err(ending) => return Ran::Ended(unless_delivered(ending, adopted)),
+        Err(Some(ending)) => return Ran::Ended(unless_delivered(ending, adopted)),
+        Err(None) => return not_called(adopted),
     };
     let inputs = match open_inputs(app, task).await {
         Ok(inputs) => inputs,
@@ -185,19 +186,28 @@ impl Called {
 /// The failure message of a task that has no time left.
 pub(super) const PAST_DEADLINE: &str = "the task ran past its deadline";
 
+/// The assigned route. `None` as an error: a reload has removed it since the claim, so that the task needs another.
 fn find<'a>(
     catalog: &'a Catalog,
     Claim { task, assignment }: &Claim,
-) -> Result<(&'a Model, &'a Route), Ending> {
-    let gone = || without_call(FailureKind::Internal, "the model is no longer configured");
-    let model = catalog.model(&task.request.model).ok_or_else(gone)?;
-    let route = assignment.route.as_deref();
-    let route = route.and_then(|route| model.route(route)).ok_or_else(|| {
-        tracing::warn!(model = model.name, "no route can be used for the task");
-        let message = "no upstream of this model can be used at present";
-        without_call(FailureKind::Upstream, message)
-    })?;
-    Ok((model, route))
+) -> Result<(&'a Model, &'a Route), Option<Ending>> {
+    let model = catalog.model(&task.request.model);
+    if let Some(assigned) = &assignment.route {
+        let model = model.ok_or(None)?;
+        return Ok((model, model.route(assigned).ok_or(None)?));
+    }
+    let (kind, message) = match model {
+        None => (FailureKind::Internal, "the model is no longer configured"),
+        Some(_) => (
+            FailureKind::Upstream,
+            "no upstream of this model can be used at present",
+        ),
+    };
+    tracing::warn!(
+        model = task.request.model,
+        "no route can be used for the task"
+    );
+    Err(Some(without_call(kind, message)))
 }
 
 fn fail(

@@ -257,3 +257,21 @@ impl Drop for Subscription {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids;
+
+    #[tokio::test]
+    async fn callers_dismissed_at_a_shutdown_count_as_gone() {
+        let waiters = Waiters::default();
+        let id = ids::row_id();
+        let waiting = waiters.subscribe(id);
+        assert!(!waiters.has_left(id));
+        waiters.dismiss();
+        assert!(waiters.has_left(id));
+        let waited = waiting.ended(Duration::from_secs(60)).await;
+        assert!(matches!(waited, Waited::Dismissed), "{waited:?}");
+    }
+}

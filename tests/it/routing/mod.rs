@@ -6,6 +6,7 @@ mod queue;
 mod reload;
 mod retries;
 mod shedding;
+mod unknown_models;
 
 use serde_json::{Value, json};
 
