@@ -10,6 +10,7 @@ use rustix::process::Signal;
 
 use super::{
     fault_proxy::Fault,
+    object_store::Condition,
     replica::Replica,
     stage::{REPLICAS, Stage},
 };
@@ -34,10 +35,11 @@ enum Kind {
     StoreGone,
     StoreSilent,
     StoreFails,
+    StoreFull,
     StoreSlow,
 }
 
-const KINDS: [Kind; 13] = [
+const KINDS: [Kind; 14] = [
     Kind::Kill,
     Kind::Stop,
     Kind::Restart,
@@ -50,6 +52,7 @@ const KINDS: [Kind; 13] = [
     Kind::StoreGone,
     Kind::StoreSilent,
     Kind::StoreFails,
+    Kind::StoreFull,
     Kind::StoreSlow,
 ];
 
@@ -121,10 +124,13 @@ async fn happen(stage: &Stage, kind: Kind, rng: &mut StdRng) -> anyhow::Result<P
             pause(rng, LASTS_MS).await;
             replica.database.set(Fault::None);
         }
-        Kind::StoreFails => {
-            stage.store.fail(true);
+        Kind::StoreFails | Kind::StoreFull => {
+            stage.store.set(match kind {
+                Kind::StoreFull => Condition::Full,
+                _ => Condition::Failing,
+            });
             pause(rng, LASTS_MS).await;
-            stage.store.fail(false);
+            stage.store.set(Condition::Working);
         }
         Kind::StoreGone | Kind::StoreSilent | Kind::StoreSlow => {
             let fault = match kind {

@@ -1,15 +1,11 @@
-//! The S3 store, in this process, which can be told to answer 500.
+//! The S3 store, in this process, which can be told to fail or to be full.
 
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
 };
 
-use hyper::{Response, StatusCode, service::service_fn};
+use hyper::{Method, Response, StatusCode, service::service_fn};
 use hyper_util::rt::TokioIo;
 use s3s::{
     Body,
@@ -18,17 +14,32 @@ use s3s::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::JoinSet,
 };
 
 pub(super) const ACCESS_KEY_ID: &str = "soak";
 pub(super) const SECRET_ACCESS_KEY: &str = "soak-secret";
 pub(super) const BUCKET: &str = "easel";
+/// What MinIO answers once its disks are full.
+const FULL: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
+    <Error><Code>XMinioStorageFull</Code><Message>Storage backend has reached its minimum free drive \
+    threshold. Please delete a few objects to proceed.</Message></Error>";
+
+/// What the store can do at present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Condition {
+    Working,
+    /// It answers every request with 500.
+    Failing,
+    /// It refuses to write. Reads, lists and deletes work.
+    Full,
+}
 
 /// A running S3 store.
 pub(super) struct ObjectStore {
     pub(super) address: SocketAddr,
-    fails: Arc<AtomicBool>,
+    condition: watch::Sender<Condition>,
     folder: PathBuf,
     _serving: JoinSet<()>,
 }
@@ -42,20 +53,20 @@ impl ObjectStore {
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY_ID, SECRET_ACCESS_KEY));
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let fails = Arc::new(AtomicBool::new(false));
+        let (condition, current) = watch::channel(Condition::Working);
         let mut serving = JoinSet::new();
-        serving.spawn(accept(listener, builder.build(), Arc::clone(&fails)));
+        serving.spawn(accept(listener, builder.build(), current));
         Ok(Self {
             address,
-            fails,
+            condition,
             folder: folder.to_path_buf(),
             _serving: serving,
         })
     }
 
-    /// Answers every request with 500 from now on, or normally again.
-    pub(super) fn fail(&self, fails: bool) {
-        self.fails.store(fails, Ordering::Relaxed);
+    /// Applies to every request from now on.
+    pub(super) fn set(&self, condition: Condition) {
+        self.condition.send_replace(condition);
     }
 
     /// The bytes of an object, read past the server.
@@ -64,24 +75,37 @@ impl ObjectStore {
     }
 }
 
-async fn accept(listener: TcpListener, service: S3Service, fails: Arc<AtomicBool>) {
+impl Condition {
+    /// The status and the body of the error that a request gets, if it gets one.
+    fn refusal(self, method: &Method) -> Option<(StatusCode, &'static str)> {
+        let is_write = [Method::PUT, Method::POST].contains(method);
+        match self {
+            Self::Failing => Some((StatusCode::INTERNAL_SERVER_ERROR, "out of order")),
+            Self::Full if is_write => Some((StatusCode::INSUFFICIENT_STORAGE, FULL)),
+            Self::Working | Self::Full => None,
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, service: S3Service, condition: watch::Receiver<Condition>) {
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         while connections.try_join_next().is_some() {}
-        connections.spawn(serve(stream, service.clone(), Arc::clone(&fails)));
+        connections.spawn(serve(stream, service.clone(), condition.clone()));
     }
 }
 
 /// Serves until the connection ends: a client that disconnects is no fault of the store.
-async fn serve(stream: TcpStream, store: S3Service, fails: Arc<AtomicBool>) {
+async fn serve(stream: TcpStream, store: S3Service, condition: watch::Receiver<Condition>) {
     let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-        let (store, fails) = (store.clone(), fails.load(Ordering::Relaxed));
+        let refusal = condition.borrow().refusal(request.method());
+        let store = store.clone();
         async move {
-            if !fails {
+            let Some((status, body)) = refusal else {
                 return store.call(request.map(Body::from)).await;
-            }
-            let mut response = Response::new(Body::from("out of order".to_owned()));
-            *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            };
+            let mut response = Response::new(Body::from(body.to_owned()));
+            *response.status_mut() = status;
             Ok(response)
         }
     });

@@ -114,8 +114,9 @@ async fn reach(app: &App) -> Outcome {
     if !matches!(database, Ok(Ok(()))) {
         return Err("the database cannot be reached");
     }
-    if storage.is_err() {
-        return Err("storage cannot be reached");
+    if let Err(error) = storage {
+        let trouble = error.trouble().unwrap_or(Trouble::Unreachable);
+        return Err(trouble.message());
     }
     Ok(())
 }

@@ -6,6 +6,9 @@ use object_store::client::HttpError;
 
 use super::{Key, Trouble};
 
+/// The status with which MinIO and others say that their disks are full.
+const INSUFFICIENT_STORAGE: u16 = 507;
+
 /// Why a storage operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
@@ -62,9 +65,13 @@ impl StorageError {
     }
 
     /// What the error says about the store as a whole. `None`: nothing, and a retry would fail the same way.
-    pub(super) fn trouble(&self) -> Option<Trouble> {
+    pub fn trouble(&self) -> Option<Trouble> {
         match self {
-            Self::Full(_) => Some(Trouble::Full),
+            Self::Full(_)
+            | Self::Refused {
+                status: INSUFFICIENT_STORAGE,
+                ..
+            } => Some(Trouble::Full),
             Self::Settings(_) | Self::Missing { .. } | Self::Range { .. } => None,
             _ => Some(Trouble::Unreachable),
         }
@@ -96,5 +103,16 @@ mod tests {
         assert!(matches!(class(full), StorageError::Full(_)));
         assert!(matches!(class(quota), StorageError::Full(_)));
         assert!(matches!(class(denied), StorageError::Local { .. }));
+    }
+
+    #[test]
+    fn a_store_can_be_full_as_well() {
+        let refused = |status| StorageError::Refused {
+            store: "s3://pics".to_owned(),
+            status,
+            detail: "XMinioStorageFull".to_owned(),
+        };
+        assert_eq!(refused(507).trouble(), Some(Trouble::Full));
+        assert_eq!(refused(500).trouble(), Some(Trouble::Unreachable));
     }
 }

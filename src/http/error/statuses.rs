@@ -41,6 +41,17 @@ impl ApiError {
         }
     }
 
+    /// 503 if storage fails as a whole, as before a request while this is known; 500 if a retry would fail as well.
+    fn of_storage(message: &str, cause: &StorageError) -> Self {
+        match cause.trouble() {
+            Some(trouble) => {
+                tracing::warn!(error = cause as &dyn Error, "a request failed: {message}");
+                trouble.into()
+            }
+            None => Self::internal(message, cause),
+        }
+    }
+
     /// 503 for a task whose end was not reported after its deadline. The task may still complete.
     fn unknown_end(task: TaskId) -> Self {
         let message = "the end of the task is not known yet: look it up by its id";
@@ -182,7 +193,7 @@ impl<E: Error + Into<Self> + 'static> From<IntakeError<E>> for ApiError {
             }
             IntakeError::Read(error) => error.into(),
             IntakeError::Database(cause) => Self::of_the_database("failed to upload image", &cause),
-            error @ IntakeError::Storage(_) => Self::internal("failed to upload image", &error),
+            IntakeError::Storage(cause) => Self::of_storage("failed to upload image", &cause),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Storage: the same checks against local files and S3 stores.
 
 mod every_store;
+mod full_disk;
 mod local;
 mod outage;
 mod private;

@@ -143,7 +143,7 @@ async fn outage(storage: &str, store: &impl Breakable) {
     app.finish().await;
 }
 
-async fn until_ready_says(caller: &Caller, status: u16, text: &str) {
+pub(super) async fn until_ready_says(caller: &Caller, status: u16, text: &str) {
     for _ in 0..1_000 {
         let ready = caller.get("/readyz").await;
         if ready.status == status && String::from_utf8_lossy(&ready.body).contains(text) {
