@@ -40,6 +40,7 @@ fn present(process: i32) -> String {
 /// The result of listening for a while.
 #[derive(Debug)]
 pub enum Heard {
+    /// A notification on one of the channels.
     Notification(PgNotification),
     /// The connection is alive and there was no notification.
     Nothing,

@@ -68,16 +68,24 @@ pub enum OpenError {
     Setting(#[from] InvalidSetting),
     /// The profile is unknown, or it and a file are both set.
     #[error("profile must be one of: {known}; or set protocol_file, but not both")]
-    Profile { known: String },
+    Profile {
+        /// The names of all profiles, separated by commas.
+        known: String,
+    },
     /// The file cannot be read.
     #[error("protocol_file {} cannot be read: {source}", path.display())]
     Unreadable {
+        /// The file, as set.
         path: PathBuf,
+        /// The system's error.
         source: std::io::Error,
     },
     /// The description is invalid.
     #[error("the protocol is invalid: {fault}")]
-    Protocol { fault: String },
+    Protocol {
+        /// What is wrong with it.
+        fault: String,
+    },
     /// Neither the settings nor the description have an address.
     #[error("base_url must be set: the protocol has no default")]
     BaseUrl,

@@ -54,9 +54,12 @@ struct Failed<'a> {
 /// An image on ComfyUI's disk. Its names are only ever sent back to ComfyUI.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(super) struct Image {
+    /// Its name within the subfolder.
     pub(super) filename: String,
+    /// Below the folder; empty: directly in it.
     #[serde(default)]
     pub(super) subfolder: String,
+    /// Such as `output` or `temp`; empty: ComfyUI's default.
     #[serde(default, rename = "type")]
     pub(super) folder: String,
 }

@@ -75,6 +75,7 @@ impl UpstreamError {
         }
     }
 
+    /// Whether the body says nothing about the error.
     pub(in crate::backend) fn is_empty(&self) -> bool {
         self.message.is_empty() && self.names.iter().all(String::is_empty)
     }
@@ -125,8 +126,11 @@ impl UpstreamError {
 
 /// An answer with an error status.
 pub(in crate::backend) struct ErrorResponse {
+    /// The status.
     pub(in crate::backend) status: StatusCode,
+    /// How long to wait, from the headers; `None`: they do not say.
     pub(in crate::backend) retry_after: Option<Duration>,
+    /// What the body says.
     pub(in crate::backend) error: UpstreamError,
 }
 
@@ -185,6 +189,7 @@ pub(in crate::backend) fn interrupted(error: reqwest::Error) -> BackendError {
     }
 }
 
+/// The error of an answer that the scanner cannot read.
 pub(in crate::backend) fn invalid_answer(error: InvalidAnswer) -> BackendError {
     BackendError::NoImage {
         detail: error.to_string(),

@@ -46,7 +46,9 @@ pub struct Submission {
     pub id: TaskId,
     /// The process in which its caller waits for it; `None`: the caller polls.
     pub waiter: Option<i32>,
+    /// Who asks and pays.
     pub caller: Arc<Caller>,
+    /// What to generate.
     pub request: Request,
     /// Identifies the request: see [`repeats::fingerprint`].
     pub fingerprint: Vec<u8>,
@@ -54,6 +56,7 @@ pub struct Submission {
     pub inputs: StoredInputs,
     /// The price of one image.
     pub unit_price: Cny,
+    /// Whether it is marked as a repeat.
     pub repeat: Repeat,
     /// For a retry: equal tasks that other processes say, or seem, to have lost the callers of.
     pub gone: Vec<TaskId>,
@@ -64,6 +67,7 @@ pub struct Submission {
 /// A free slot of this process's worker.
 #[derive(Debug)]
 pub struct Slot {
+    /// Frees the slot when dropped.
     pub permit: OwnedSemaphorePermit,
     /// The route that generates the task.
     pub route: String,
@@ -97,7 +101,10 @@ pub enum SubmitError {
     Refused(#[from] Refusal),
     /// The key's limit of open tasks is reached.
     #[error("the API key has {limit} tasks open already, as many as it may")]
-    Concurrency { limit: u32 },
+    Concurrency {
+        /// The key's limit.
+        limit: u32,
+    },
     /// Its idempotency key belongs to a different request.
     #[error("this Idempotency-Key was used for another request")]
     KeyReused,
@@ -124,12 +131,16 @@ impl Submitter {
 
 /// What the submitter works with.
 pub struct SubmitBatch {
+    /// The database.
     pub pool: db::Pool,
+    /// Callers that wait for tasks in this process.
     pub waiters: Waiters,
+    /// Reports whether the submitter makes progress.
     pub progress: Progress,
     /// Receives claimed tasks for the worker. The loop sends them, not the caller, which may have
     /// disconnected meanwhile.
     pub claimed: mpsc::UnboundedSender<Claimed>,
+    /// How long claims and tasks last.
     pub terms: Terms,
     /// Determines when a month begins, for quotas.
     pub time_zone: String,
