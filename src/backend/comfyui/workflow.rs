@@ -218,7 +218,7 @@ impl Workflow {
                     reference = references.next().or(reference);
                     Value::from(reference.map_or("", String::as_str))
                 }
-                Role::Mask => Value::from(values.mask.unwrap_or_default()),
+                Role::Mask => Value::from(values.mask.ok_or("the request has no mask to fill in")?),
                 Role::Output => continue,
             };
             set(&mut nodes, target, value);
