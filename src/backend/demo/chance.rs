@@ -35,8 +35,8 @@ impl Chance {
 
     /// An integer from 0 to `end` - 1.
     pub(super) fn below(&mut self, end: u8) -> u8 {
-        let below = self.next() % u64::from(end);
-        u8::try_from(below).unwrap_or_default()
+        let [below, ..] = (self.next() % u64::from(end)).to_le_bytes();
+        below
     }
 
     /// A number from the range, without its end.

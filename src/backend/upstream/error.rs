@@ -119,8 +119,12 @@ impl UpstreamError {
         let found = found.map(|value| Self::of_value(value, api_key));
         let refusal = found.iter().position(Self::is_refusal);
         let spoken = found.iter().position(|error| !error.message.is_empty());
-        let chosen = refusal.or(spoken).unwrap_or(2);
-        found.into_iter().nth(chosen).unwrap_or_default()
+        let [whole, detail, error] = found;
+        match refusal.or(spoken) {
+            Some(0) => whole,
+            Some(1) => detail,
+            _ => error,
+        }
     }
 }
 

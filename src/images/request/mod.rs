@@ -154,12 +154,8 @@ pub async fn before_file(
     let catalog = app.catalog();
     let cheapest = |model: &Model| {
         let settings = &model.settings;
-        let prices = [
-            settings.price_low,
-            settings.price_medium,
-            settings.price_high,
-        ];
-        prices.into_iter().min().unwrap_or_default()
+        let of_others = settings.price_medium.min(settings.price_high);
+        settings.price_low.min(of_others)
     };
     let price = match &params.model {
         Some(name) => cheapest(model(&catalog, Some(name))?),
