@@ -31,17 +31,26 @@ pub struct App(Arc<Inner>);
 
 /// What an [`App`] shares between its clones.
 pub struct Inner {
+    /// The settings as read at the start. A reload changes only the catalog.
     pub config: Config,
+    /// The only source of the time.
     pub clock: Clock,
+    /// The database.
     pub pool: db::Pool,
+    /// The bytes of images.
     pub storage: Storage,
     catalog: RwLock<Arc<Catalog>>,
     /// Notified when the configuration is to be reloaded.
     pub reload: Notify,
+    /// Fetches foreign references.
     pub references: Fetcher,
+    /// Recognises API keys.
     pub authenticator: Authenticator,
+    /// Callers that wait for tasks in this process.
     pub waiters: Waiters,
+    /// Questions to other processes about their callers.
     pub inquiries: Inquiries,
+    /// Looks up tasks that clients poll.
     pub poller: Poller,
     /// Whether the loops of this process make progress.
     pub progress: Progress,
@@ -51,7 +60,9 @@ pub struct Inner {
     pub storage_quota: StorageQuota,
     /// The prefix of every link.
     pub public_url: String,
+    /// Notices when this process could not run for a while.
     pub stalls: StallWatch,
+    /// The shutdown of this process, and the tasks it waits for.
     pub shutdown: Shutdown,
 }
 

@@ -37,7 +37,10 @@ pub struct Share {
 pub enum Exhausted {
     /// The account's limit is reached.
     #[error("this account's request bodies hold {bytes_max} bytes of memory, as much as they may")]
-    Account { bytes_max: usize },
+    Account {
+        /// The account's limit.
+        bytes_max: usize,
+    },
     /// The limit for all accounts is reached.
     #[error("too many large request bodies at once")]
     All,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use rust_decimal::{Decimal, prelude::ToPrimitive};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
 const MICROS_PER_YUAN: i64 = 1_000_000;
 
@@ -80,7 +80,13 @@ impl fmt::Display for Cny {
 /// A JSON number, as clients of the wire format expect: `0.2`.
 impl Serialize for Cny {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_f64(self.to_decimal().to_f64().unwrap_or_default())
+        let amount = self.to_decimal();
+        match amount.to_f64() {
+            Some(number) => serializer.serialize_f64(number),
+            None => Err(ser::Error::custom(format!(
+                "{amount} CNY cannot be written as a number"
+            ))),
+        }
     }
 }
 

@@ -16,7 +16,9 @@ use crate::{
 /// An account as `easel accounts list` shows it.
 #[derive(Debug)]
 pub struct Account {
+    /// Identifies it in the database and in the logs.
     pub id: AccountId,
+    /// Chosen by the operator; unique.
     pub name: String,
     /// Everything paid in minus everything captured.
     pub balance: Cny,
@@ -28,6 +30,7 @@ pub struct Account {
     pub month_spend: Cny,
     /// `None`: no quota.
     pub monthly_quota: Option<Cny>,
+    /// When it was created, by the database's clock.
     pub created_at: DateTime<Utc>,
     /// `None` while the account is enabled.
     pub disabled_at: Option<DateTime<Utc>>,
@@ -36,8 +39,11 @@ pub struct Account {
 /// The limits of a new key; `None` means no limit.
 #[derive(Debug, Default)]
 pub struct KeyLimits {
+    /// Requests in any minute.
     pub requests_per_minute: Option<u32>,
+    /// Tasks open at the same time.
     pub concurrent_requests: Option<u32>,
+    /// The key is refused from then on.
     pub expires_at: Option<DateTime<Utc>>,
     /// `None`: use the configured default.
     pub inline_images: Option<InlineImages>,
@@ -46,17 +52,25 @@ pub struct KeyLimits {
 /// An API key as `easel keys list` shows it.
 #[derive(Debug)]
 pub struct ApiKey {
+    /// Identifies it to `easel keys revoke`.
     pub id: KeyId,
     /// The name of its account.
     pub account: String,
+    /// Chosen by the operator; usage records show it.
     pub name: String,
     /// The key's first and last characters.
     pub hint: String,
+    /// Its rate; `None`: no limit.
     pub requests_per_minute: Option<i32>,
+    /// Its limit of open tasks; `None`: no limit.
     pub concurrent_requests: Option<i32>,
+    /// The mode of inline images, as stored; `None`: the configured default.
     pub inline_images: Option<String>,
+    /// When it was created, by the database's clock.
     pub created_at: DateTime<Utc>,
+    /// When it stops being accepted; `None`: never.
     pub expires_at: Option<DateTime<Utc>>,
+    /// `None`: it was not revoked.
     pub revoked_at: Option<DateTime<Utc>>,
 }
 
@@ -148,7 +162,9 @@ pub async fn available(conn: &mut PgConnection, id: AccountId) -> sqlx::Result<O
 /// Whether an account may be used.
 #[derive(Clone, Copy, Debug)]
 pub enum AccountStatus {
+    /// Its keys are accepted.
     Enabled,
+    /// Its keys are refused, and it spends nothing more.
     Disabled,
 }
 

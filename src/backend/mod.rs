@@ -165,31 +165,54 @@ pub enum SinkError {
 pub enum BackendError {
     /// Refused by the upstream's safety system; `message` may be shown to the client.
     #[error("refused by the upstream's safety system: {message}")]
-    Refused { message: String },
+    Refused {
+        /// The upstream's reason, without keys and addresses.
+        message: String,
+    },
     /// The upstream does not accept the request; `message` may be shown to the client.
     #[error("the upstream does not accept the request: {message}")]
-    Invalid { message: String },
+    Invalid {
+        /// The upstream's reason, without keys and addresses.
+        message: String,
+    },
     /// The upstream rejects the operator's key, or the quota is used up.
     #[error("the upstream does not accept the configured key or its quota is used up: {detail}")]
-    Credentials { detail: String },
+    Credentials {
+        /// The status and the upstream's message.
+        detail: String,
+    },
     /// Too many requests or too much load at the upstream.
     #[error("the upstream is limiting the rate: {detail}")]
     RateLimited {
+        /// The status and the upstream's message.
         detail: String,
+        /// How long the upstream asks to wait; `None`: it does not say.
         retry_after: Option<Duration>,
     },
     /// The upstream certainly did not accept the request: a retry cannot buy anything twice.
     #[error("the upstream could not be reached: {detail}")]
-    Unreachable { detail: String },
+    Unreachable {
+        /// Why there is no connection, without the URL.
+        detail: String,
+    },
     /// The upstream reported a failure: this call will deliver nothing more.
     #[error("the upstream failed: {detail}")]
-    Failed { detail: String },
+    Failed {
+        /// What the upstream reported.
+        detail: String,
+    },
     /// The upstream may have generated, but its answer did not arrive or could not be read.
     #[error("the outcome at the upstream is unknown: {detail}")]
-    OutcomeUnknown { detail: String },
+    OutcomeUnknown {
+        /// What went wrong with the answer.
+        detail: String,
+    },
     /// The upstream answered successfully, but without an image.
     #[error("the upstream answered without an image: {detail}")]
-    NoImage { detail: String },
+    NoImage {
+        /// What the answer contained instead.
+        detail: String,
+    },
     /// The image sink failed.
     #[error(transparent)]
     Sink(#[from] SinkError),

@@ -10,6 +10,7 @@ use super::{BackendError, Input};
 use crate::image::Format;
 
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// The longest side that is decoded.
 pub(super) const SIDE_PX_MAX: u32 = 16_384;
 const DECODED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 

@@ -15,7 +15,9 @@ use crate::{
 /// How the hold of a task that has ended is settled: `captured` is spent, the rest is released.
 #[derive(Clone, Copy, Debug)]
 pub struct Settlement {
+    /// The task that has ended.
     pub task_id: TaskId,
+    /// The account that pays it.
     pub account_id: AccountId,
     /// The full amount of the hold.
     pub held: Cny,

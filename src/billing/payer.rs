@@ -11,27 +11,35 @@ use crate::{
 /// An account as read under its lock, updated by the holds granted since.
 #[derive(Clone, Debug)]
 pub(super) struct Payer {
+    /// Everything paid in minus everything captured.
     pub balance: Cny,
+    /// What open tasks hold.
     pub held: Cny,
     /// What is left of the month's quota, with holds counted as spent. `None`: no quota.
     pub quota_left: Option<Cny>,
+    /// What the account may spend in a month; `None`: no quota.
     pub monthly_quota: Option<Cny>,
 }
 
 /// The locked accounts of some keys.
 #[derive(Debug, Default)]
 pub struct Payers {
+    /// The accounts, as changed by `holds`.
     pub(super) accounts: HashMap<AccountId, Payer>,
     /// The paying account of each usable key.
     pub(super) keys: HashMap<KeyId, AccountId>,
+    /// The holds granted so far, to be written.
     pub(super) holds: Vec<Hold>,
 }
 
 /// The part of a balance set aside for one task.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Hold {
+    /// Identifies the task, which may not be inserted yet.
     pub task_id: TaskId,
+    /// The account that pays it.
     pub account_id: AccountId,
+    /// The price of all its images.
     pub amount: Cny,
 }
 
@@ -43,12 +51,24 @@ pub enum Refusal {
     Key,
     /// The price exceeds the balance minus all holds.
     #[error("balance too low: this costs {cost} CNY and {available} CNY is available")]
-    Balance { cost: Cny, available: Cny },
+    Balance {
+        /// The price of the request.
+        cost: Cny,
+        /// The balance minus all holds.
+        available: Cny,
+    },
     /// The price exceeds what is left of the month's quota.
     #[error(
         "monthly quota used up: this costs {cost} CNY and {left} CNY of {quota} CNY is left this month"
     )]
-    Quota { cost: Cny, left: Cny, quota: Cny },
+    Quota {
+        /// The price of the request.
+        cost: Cny,
+        /// What is left this month.
+        left: Cny,
+        /// The quota of a month.
+        quota: Cny,
+    },
 }
 
 impl Payers {

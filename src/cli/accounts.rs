@@ -47,6 +47,7 @@ pub(super) enum Command {
     Enable { name: String },
 }
 
+/// Runs one of the commands. Works on the database directly, whether or not a gateway is running.
 pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<ExitCode> {
     let database = Database::open(config, Purpose::Command).await?;
     let done = act(command, &database, config).await;
@@ -160,6 +161,7 @@ async fn set_status(database: &Database, name: &str, status: AccountStatus) -> a
     output::print_line(&format!("{name:?} is {state}"))
 }
 
+/// The error of a name that no account has.
 pub(super) fn unknown(name: &str) -> String {
     format!("there is no account {name:?}: `easel accounts list` shows all")
 }

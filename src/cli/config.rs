@@ -23,6 +23,7 @@ pub(super) enum Command {
     Reload,
 }
 
+/// Runs one of the commands.
 pub(super) async fn run(
     command: &Command,
     config: &Config,
@@ -36,6 +37,7 @@ pub(super) async fn run(
     Ok(ExitCode::SUCCESS)
 }
 
+/// Reports every fault at once: those of the settings, and those of the files that backends name.
 pub(super) fn check(sources: &Sources) -> anyhow::Result<ExitCode> {
     let (config, mut faults) = Config::read(sources)?;
     for warning in config.warnings() {

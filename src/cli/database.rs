@@ -22,7 +22,9 @@ const CLOSE_WAIT: Duration = Duration::from_secs(3);
 
 /// A migrated database, with its server if it is the private one.
 pub(super) struct Database {
+    /// Connections to it.
     pub(super) pool: db::Pool,
+    /// The private server, to be stopped at the end; `None`: `database.url` is set.
     pub(super) private: Option<PrivatePostgres>,
     /// Whether it was just created.
     pub(super) is_new: bool,
@@ -31,11 +33,14 @@ pub(super) struct Database {
 /// How long the private server is needed.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Purpose {
+    /// As long as the gateway runs. It may create the database.
     Serve,
+    /// For one command, which shares the server of a running gateway and creates nothing.
     Command,
 }
 
 impl Database {
+    /// Opens the database and migrates it. Fails for a command if there is no database yet.
     pub(super) async fn open(config: &Config, purpose: Purpose) -> anyhow::Result<Self> {
         let is_new = config.database.url.is_none() && !PrivatePostgres::is_in(&config.data_dir);
         let (options, private) = if let Some(url) = &config.database.url {
@@ -90,6 +95,7 @@ impl Database {
         }
     }
 
+    /// Closes the connections, then stops the private server if this process runs it.
     pub(super) async fn close(self) -> anyhow::Result<()> {
         // An unresponsive server must not prevent the process from ending.
         if timeout(CLOSE_WAIT, self.pool.close()).await.is_err() {

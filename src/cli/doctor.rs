@@ -14,6 +14,7 @@ use crate::{
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Runs every check, also after one has failed. Opening the database migrates it.
 pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let mut report = Report {
         bad: 0,

@@ -27,11 +27,15 @@ const ACCOUNT: &str = "default";
 
 /// What the startup message tells the operator.
 pub(super) enum Welcome {
+    /// There are accounts already.
     Back,
+    /// This is the first start.
     First {
         /// Where a database was created; `None`: it existed.
         made_in: Option<PathBuf>,
+        /// The opening balance of the new account.
         balance: Cny,
+        /// The new key.
         key: Shown,
     },
 }
@@ -39,7 +43,9 @@ pub(super) enum Welcome {
 /// How the new key is delivered. A terminal shows it. Other outputs may be a log, so the key goes into a file that only
 /// its owner can read.
 pub(super) enum Shown {
+    /// The key itself.
     Here(String),
+    /// The path of the file with the key.
     InFile(PathBuf),
 }
 
@@ -93,6 +99,7 @@ fn write_key(data_dir: &Path, secret: &str) -> anyhow::Result<PathBuf> {
 }
 
 impl Welcome {
+    /// Writes the message to stdout, in the background.
     pub(super) fn print(&self, public_url: &str) {
         // The gateway must serve even if nobody reads its output: neither an error nor a full pipe may delay it.
         let text = self.text(public_url);

@@ -14,6 +14,7 @@ use crate::config::Config;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Asks the gateway at `server.listen` whether it is ready. Fails if it is not or does not answer.
 pub(super) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let answer = ask(config.server.listen, "/readyz").await?;
     let status = answer.lines().next();

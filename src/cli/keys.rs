@@ -69,6 +69,7 @@ pub(super) fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
         .ok_or_else(|| "not a date like 2027-01-31 nor a time like 2027-01-31T12:00:00Z".to_owned())
 }
 
+/// Runs one of the commands. Works on the database directly, whether or not a gateway is running.
 pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<ExitCode> {
     let database = Database::open(config, Purpose::Command).await?;
     let done = match command {

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::config::Config;
 
+/// Brings the schema up to date.
 pub(super) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     // Opening a database migrates it.
     Database::open(config, Purpose::Command)

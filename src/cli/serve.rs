@@ -30,6 +30,7 @@ pub(super) struct Args {
     pub(super) listen: Option<String>,
 }
 
+/// Runs the gateway until a signal ends it. Fails if it cannot start or cannot stop cleanly.
 pub(super) async fn run(mut config: Config, sources: Sources) -> anyhow::Result<ExitCode> {
     open_files::allow_most();
     for warning in config.warnings() {

@@ -16,8 +16,10 @@ const FILE: &str = "gateway.toml";
 /// Held by each gateway while it runs: the file alone could be that of a killed gateway.
 const LOCK: &str = "gateway.lock";
 
+/// The records of one gateway.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Traces {
+    /// Where it listens, with the actual port.
     pub(super) address: SocketAddr,
     /// `None`: no file.
     pub(super) config: Option<PathBuf>,
@@ -28,6 +30,7 @@ pub(super) struct Traces {
 pub(super) struct Running(#[expect(dead_code, reason = "held for its lock")] File);
 
 impl Traces {
+    /// Writes the records. The gateway counts as running for as long as the result is kept.
     pub(super) fn leave(&self, data_dir: &Path) -> io::Result<Running> {
         let lock = lock_file(data_dir)?;
         lock.lock_shared()?;

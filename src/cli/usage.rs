@@ -40,6 +40,7 @@ enum Format {
     Csv,
 }
 
+/// Prints the records in the requested format.
 pub(super) async fn run(args: Args, config: &Config) -> anyhow::Result<ExitCode> {
     let database = Database::open(config, Purpose::Command).await?;
     let records = read(&args, &database, &config.server.public_url()).await;

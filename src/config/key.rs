@@ -15,10 +15,12 @@ const SECRETS: [&str; 3] = [
 /// The suffix of keys that name a secret's file.
 const FILE_SUFFIX: &str = "_file";
 
+/// The parts between the dots. An operator's name is one part, even if it contains dots.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key(Vec<String>);
 
 impl Key {
+    /// The key of these parts, outermost first.
     pub(super) fn new<const N: usize>(parts: [&str; N]) -> Self {
         Self(parts.map(str::to_owned).to_vec())
     }
@@ -36,10 +38,12 @@ impl Key {
         }
     }
 
+    /// The first part.
     pub(super) fn section(&self) -> &str {
         self.0.first().map_or("", String::as_str)
     }
 
+    /// The last part.
     pub(super) fn leaf(&self) -> &str {
         self.0.last().map_or("", String::as_str)
     }
@@ -72,6 +76,7 @@ impl Key {
         }
     }
 
+    /// Whether its value is a secret, which is never printed.
     pub(super) fn is_secret(&self) -> bool {
         SECRETS.contains(&self.pattern().as_str())
     }

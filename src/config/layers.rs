@@ -13,17 +13,22 @@ use super::{
 /// The settings by key, from all sources.
 #[derive(Default)]
 pub(super) struct Layers {
+    /// The merged values: the source of the highest priority wins.
     pub(super) settings: BTreeMap<Key, Setting>,
+    /// What is wrong with the sources so far.
     pub(super) issues: Vec<ConfigIssue>,
 }
 
+/// A value and its source.
 pub(super) struct Setting {
+    /// The value, not parsed into its type yet.
     pub(super) given: Given,
     /// The environment variable it came from.
     pub(super) variable: Option<String>,
 }
 
 impl Setting {
+    /// A value from a TOML file.
     pub(super) fn toml(value: Value) -> Self {
         Self {
             given: Given::Toml(value),
@@ -80,6 +85,7 @@ impl Layers {
         self.lay(layer);
     }
 
+    /// Adds settings from flags, by dotted keys. They override everything before.
     pub(super) fn lay_overrides(&mut self, overrides: &[(String, String)]) {
         let layer = overrides.iter();
         let layer = layer.map(|(key, text)| (Key::from_dotted(key), Setting::text(text)));
@@ -155,6 +161,7 @@ impl Layers {
     }
 }
 
+/// The names, separated by commas.
 pub(super) fn listed<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> String {
     let names: Vec<String> = names
         .into_iter()

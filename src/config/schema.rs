@@ -121,19 +121,24 @@ const FORMS: [(&str, &str); 7] = [
 pub(super) enum Given {
     /// From the environment or a flag: parsed by the type of the value it overrides.
     Text(String),
+    /// From a TOML file, with its type.
     Toml(Value),
 }
 
+/// Which settings there are, and their types.
 pub(super) struct Schema {
+    /// The embedded `config/easel.toml`.
     pub(super) defaults: Table,
 }
 
 impl Schema {
+    /// Reads the embedded defaults. Fails only if the program was built with an invalid file.
     pub(super) fn embedded() -> Result<Self, toml::de::Error> {
         let defaults = DEFAULTS.parse()?;
         Ok(Self { defaults })
     }
 
+    /// The kinds of backends.
     pub(super) fn kinds(&self) -> Vec<&str> {
         let backends = tables(&self.defaults, "backends");
         backends.filter_map(|(_, table)| kind(table)).collect()
@@ -312,6 +317,7 @@ fn not_in_form(pattern: &str, error: &toml::de::Error) -> String {
     }
 }
 
+/// Whether a number is within its range; the error states the range. Settings without one accept any number.
 pub(super) fn in_range(pattern: &str, number: i64) -> Result<(), String> {
     let range = RANGES.iter().find(|(ranged, _)| *ranged == pattern);
     match range {

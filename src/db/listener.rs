@@ -54,6 +54,7 @@ pub async fn is_another_alive(conn: &mut PgConnection, process: i32) -> sqlx::Re
 /// The result of listening for a while.
 #[derive(Debug)]
 pub enum Heard {
+    /// A notification on one of the channels.
     Notification(PgNotification),
     /// The connection is alive and there was no notification.
     Nothing,

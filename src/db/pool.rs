@@ -99,6 +99,7 @@ pub async fn open(options: PgConnectOptions, config: &config::Database) -> sqlx:
     Err(last_refusal(&options).await)
 }
 
+/// Applies the session settings to a new connection.
 pub(super) async fn set_up(conn: &mut PgConnection) -> sqlx::Result<()> {
     conn.execute(SESSION).await.map(drop)
 }

@@ -3,7 +3,7 @@
 use axum::{
     body::Body,
     http::{HeaderValue, header},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
 
@@ -86,9 +86,14 @@ impl Limit {
     }
 }
 
-/// A JSON response with `no-store`: every response can change or is for one caller only.
+/// A JSON response with `no-store`: every response can change or is for one caller only. 500 if the body has no JSON.
 pub(super) fn json(body: &impl Serialize) -> Response {
-    let text = serde_json::to_vec(body).unwrap_or_default();
+    let text = match serde_json::to_vec(body) {
+        Ok(text) => text,
+        Err(error) => {
+            return ApiError::internal("the response could not be written", &error).into_response();
+        }
+    };
     let mut response = Response::new(Body::from(text));
     let headers = response.headers_mut();
     headers.insert(

@@ -67,7 +67,7 @@ fn refusal(error: IntakeError<ApiError>) -> ApiError {
 
 fn object(app: &App, upload: &Upload) -> serde_json::Value {
     json!({
-        "url": links::upload(upload.name.as_deref().unwrap_or_default(), &app.public_url),
+        "url": upload.name.as_deref().map(|name| links::upload(name, &app.public_url)),
         "filename": upload.file_name,
         "content_type": upload.format.content_type(),
         "bytes": upload.bytes,

@@ -12,6 +12,7 @@ const FRAME_BYTES: usize = 10;
 const APPLICATION_BYTES: usize = 3 + 11;
 const LOOPS: [&[u8]; 2] = [b"\x0BNETSCAPE2.0", b"\x0BANIMEXTS1.0"];
 
+/// The state of parsing one file.
 pub(super) struct Parser {
     limits: Limits,
     size: Option<ImageSize>,
@@ -35,6 +36,7 @@ enum Next {
 }
 
 impl Parser {
+    /// At the start of a file. Larger images are rejected as soon as their size is known.
     pub(super) fn new(limits: Limits) -> Self {
         Self {
             limits,

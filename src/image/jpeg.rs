@@ -17,6 +17,7 @@ const KEPT: [(u8, &[u8]); 3] = [
     (0xEE, b"Adobe"),
 ];
 
+/// The state of parsing one file.
 pub(super) struct Parser {
     limits: Limits,
     size: Option<ImageSize>,
@@ -36,6 +37,7 @@ enum Begun {
 }
 
 impl Parser {
+    /// At the start of a file. Larger images are rejected as soon as their size is known.
     pub(super) fn new(limits: Limits) -> Self {
         Self {
             limits,

@@ -22,18 +22,24 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "lowercase")]
 #[sqlx(type_name = "text", rename_all = "lowercase")]
 pub enum Format {
+    /// `image/jpeg`.
     Jpeg,
+    /// `image/png`, animated or not.
     Png,
+    /// `image/webp`, animated or not.
     Webp,
+    /// `image/gif`, animated or not.
     Gif,
 }
 
 /// What an image's header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageInfo {
+    /// The format, detected from the first bytes.
     pub format: Format,
     /// In pixels, as stored: the orientation is not applied.
     pub width: u32,
+    /// In pixels, as stored.
     pub height: u32,
 }
 
@@ -51,17 +57,25 @@ pub struct Limits {
 pub enum InvalidImage {
     /// `detected` is the detected media type, or `application/octet-stream` if it is unknown.
     #[error("unsupported image type: {detected}, allowed: jpeg, png, gif, webp")]
-    Type { detected: String },
+    Type {
+        /// A media type.
+        detected: String,
+    },
     /// The structure is invalid or incomplete.
     #[error("the image is damaged or cut off")]
     Damaged,
+    /// A side or the whole image has too many pixels.
     #[error(
         "the image is {width}x{height} pixels; allowed are {side_px_max} a side and {pixels_max} in all"
     )]
     TooLarge {
+        /// In pixels.
         width: u32,
+        /// In pixels.
         height: u32,
+        /// The longest side allowed.
         side_px_max: u32,
+        /// The most pixels allowed.
         pixels_max: u64,
     },
 }

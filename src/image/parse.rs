@@ -21,18 +21,27 @@ pub(super) trait FormatParser: Send + Sync {
 pub(super) enum Step {
     /// Nothing yet: the field is longer than expected. It is passed again with this many bytes.
     More(usize),
+    /// Write the field and the body.
     Keep {
+        /// The length of the body in bytes.
         body: u64,
+        /// What follows the body.
         then: Then,
     },
+    /// Write neither the field nor the body.
     Drop {
+        /// The length of the body in bytes.
         body: u64,
+        /// What follows the body.
         then: Then,
     },
     /// Write `field` instead of the field. The body keeps its length but becomes zeros.
     Replace {
+        /// The bytes to write.
         field: Bytes,
+        /// The length of the body in bytes.
         body: u64,
+        /// What follows the body.
         then: Then,
     },
 }
@@ -51,7 +60,9 @@ pub(super) enum Then {
 /// The action for bytes that no parser reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
+    /// Write them.
     Keep,
+    /// Leave them out.
     Drop,
     /// Replace with zeros: the format has already declared the length.
     Blank,

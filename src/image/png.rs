@@ -17,6 +17,7 @@ const KEPT: [&[u8; 4]; 17] = [
     b"bKGD", b"cICP", b"mDCV", b"cLLI", b"acTL", b"fcTL", b"fdAT",
 ];
 
+/// The state of parsing one file.
 pub(super) struct Parser {
     limits: Limits,
     size: Option<ImageSize>,
@@ -30,6 +31,7 @@ enum Data {
 }
 
 impl Parser {
+    /// At the start of a file. Larger images are rejected as soon as their size is known.
     pub(super) fn new(limits: Limits) -> Self {
         Self {
             limits,

@@ -18,6 +18,7 @@ use super::{Filter, ImageInfo, InvalidImage, Limits, Metadata};
 /// Text that the output of a stripping filter must not contain.
 pub(super) const SECRET: &[u8] = b"a secret prompt";
 
+/// Larger than every sample.
 pub(super) const LIMITS: Limits = Limits {
     side_px_max: 16_384,
     pixels_max: 50_000_000,
@@ -72,15 +73,18 @@ pub(super) fn filter<'a>(
     Ok((out.concat(), info))
 }
 
+/// The image without its metadata.
 pub(super) fn strip(image: &[u8]) -> Vec<u8> {
     let (stripped, _) = filter(Metadata::Strip, [image]).unwrap();
     stripped
 }
 
+/// Whether `part` is somewhere in the bytes.
 pub(super) fn contains(bytes: &[u8], part: &[u8]) -> bool {
     memchr::memmem::find(bytes, part).is_some()
 }
 
+/// The decoded pixels.
 pub(super) fn pixels(image: &[u8]) -> RgbaImage {
     ::image::load_from_memory(image).unwrap().to_rgba8()
 }
@@ -103,6 +107,7 @@ pub(super) fn png() -> Vec<u8> {
     image
 }
 
+/// A chunk with its length and checksum.
 pub(super) fn png_chunk(name: [u8; 4], data: &[u8]) -> Vec<u8> {
     let length = u32::try_from(data.len()).unwrap().to_be_bytes();
     let named = [&name, data].concat();
@@ -120,6 +125,7 @@ pub(super) fn jpeg() -> Vec<u8> {
     with_jpeg_segments(image)
 }
 
+/// Sixteen pixels square, in ten scans, with the metadata of [`jpeg`].
 pub(super) fn progressive_jpeg() -> Vec<u8> {
     with_jpeg_segments(decoded(PROGRESSIVE_JPEG))
 }
@@ -136,11 +142,13 @@ fn with_jpeg_segments(mut image: Vec<u8>) -> Vec<u8> {
     image
 }
 
+/// A segment with its marker and length.
 pub(super) fn jpeg_segment(code: u8, data: &[u8]) -> Vec<u8> {
     let length = u16::try_from(data.len() + 2).unwrap().to_be_bytes();
     [&[0xFF, code], &length[..], data].concat()
 }
 
+/// Lossless, rotated, with EXIF and XMP.
 pub(super) fn webp() -> Vec<u8> {
     let mut image = Vec::new();
     let mut encoder = WebPEncoder::new_lossless(&mut image);
@@ -154,10 +162,12 @@ pub(super) fn lossy_webp() -> Vec<u8> {
     decoded(LOSSY_WEBP)
 }
 
+/// Two frames, with a chunk that no standard defines.
 pub(super) fn animated_webp() -> Vec<u8> {
     with_webp_chunk(decoded(ANIMATED_WEBP), *b"prVt", SECRET)
 }
 
+/// The image with one more chunk at its end, and the length in its header corrected.
 pub(super) fn with_webp_chunk(mut image: Vec<u8>, name: [u8; 4], data: &[u8]) -> Vec<u8> {
     image.extend(name);
     image.extend(u32::try_from(data.len()).unwrap().to_le_bytes());
@@ -190,6 +200,7 @@ pub(super) fn gif() -> Vec<u8> {
     image
 }
 
+/// An extension made of these blocks.
 pub(super) fn gif_extension(label: u8, blocks: &[&[u8]]) -> Vec<u8> {
     let mut extension = vec![0x21, label];
     for block in blocks {

@@ -29,7 +29,9 @@ const OFFERS: [(AspectRatio, ImageSize, ImageSize); 13] = [
 /// Width and height in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageSize {
+    /// In pixels.
     pub width: u32,
+    /// In pixels.
     pub height: u32,
 }
 
@@ -45,10 +47,12 @@ pub struct AspectRatio {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, sqlx::Type)]
 #[sqlx(type_name = "text")]
 pub enum Resolution {
+    /// The smaller of the two sizes of each ratio, from 0.8 to 2.1 megapixels.
     #[default]
     #[serde(rename = "1k")]
     #[sqlx(rename = "1k")]
     OneK,
+    /// The larger one, from 2.4 to 5.2 megapixels.
     #[serde(rename = "2k")]
     #[sqlx(rename = "2k")]
     TwoK,
@@ -59,9 +63,12 @@ pub enum Resolution {
 #[serde(rename_all = "lowercase")]
 #[sqlx(type_name = "text", rename_all = "lowercase")]
 pub enum Quality {
+    /// Costs the model's `price_low`.
     Low,
+    /// Costs the model's `price_medium`.
     #[default]
     Medium,
+    /// Costs the model's `price_high`.
     High,
 }
 
@@ -96,6 +103,7 @@ pub fn resolve_size(
 }
 
 impl AspectRatio {
+    /// 1:1, the default.
     pub const SQUARE: Self = Self {
         width: 1,
         height: 1,

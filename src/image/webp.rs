@@ -13,6 +13,7 @@ const HEADER_BYTES: usize = 12;
 const CHUNK_HEAD_BYTES: usize = 8;
 const EXIF_AND_XMP_FLAGS: u8 = 0x08 | 0x04;
 
+/// The state of parsing one file.
 pub(super) struct Parser {
     limits: Limits,
     /// Size of the image, or of an animation's canvas.
@@ -37,6 +38,7 @@ struct Frame {
 }
 
 impl Parser {
+    /// At the start of a file. Larger images are rejected as soon as their size is known.
     pub(super) fn new(limits: Limits) -> Self {
         Self {
             limits,

@@ -46,22 +46,34 @@ pub enum Mode {
 pub enum Overload {
     /// The account's share of waiting requests is used up.
     #[error("the account has {limit} requests waiting already, as many as it may")]
-    AccountWaiters { limit: usize },
+    AccountWaiters {
+        /// The share, in requests.
+        limit: usize,
+    },
     /// The process's limit of waiting requests is reached.
     #[error("too many requests are waiting for their images")]
     Waiters,
     /// The account's share of the queue is used up.
     #[error("the account has {limit} tasks in the queue already, as many as it may")]
-    AccountQueue { limit: u64 },
+    AccountQueue {
+        /// The share, in tasks.
+        limit: u64,
+    },
     /// `tasks.queued_max` is reached.
     #[error("the queue is full")]
     Queue,
     /// The circuits of all routes are open; the next probe is in `probe_due`.
     #[error("no upstream of this model can be used at present")]
-    Circuits { probe_due: Duration },
+    Circuits {
+        /// From now.
+        probe_due: Duration,
+    },
     /// The expected wait exceeds the deadline or the client's wait by `too_long_by`.
     #[error("the queue is too long for the images to be ready in time")]
-    Wait { too_long_by: Duration },
+    Wait {
+        /// The part of the expected wait that is too much.
+        too_long_by: Duration,
+    },
 }
 
 impl Overload {

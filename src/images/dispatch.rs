@@ -27,6 +27,7 @@ pub enum Dispatched {
     Busy,
     /// Tasks that were claimed for this process; may be empty.
     Tasks {
+        /// The claimed tasks and how to generate each.
         claims: Vec<Claim>,
         /// Whether more claimable tasks may be waiting.
         more: bool,

@@ -24,18 +24,25 @@ const END_GRACE: Duration = Duration::from_secs(8);
 /// Why a request was not accepted, or its end cannot be reported.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
+    /// The process accepts nothing new.
     #[error("the gateway is shutting down")]
     ShuttingDown,
+    /// There is too much to do already.
     #[error(transparent)]
     Overload(#[from] Overload),
+    /// The loop that accepts submissions has ended.
     #[error(transparent)]
     Closed(#[from] batch::Closed),
+    /// The submission was refused or could not be stored.
     #[error(transparent)]
     Submit(#[from] SubmitError),
+    /// The task was accepted, but its row could not be read.
     #[error("the accepted task could not be looked up")]
     Database(#[from] sqlx::Error),
+    /// The request has no fingerprint, so nothing was submitted.
     #[error("the request could not be serialized")]
     Fingerprint(#[from] serde_json::Error),
+    /// The task was accepted and continues, but its caller has waited for as long as it may.
     #[error("the end of the task is not known yet")]
     EndUnknown(TaskId),
 }

@@ -21,7 +21,9 @@ use crate::{
 
 /// The inputs of a task, ready to be read.
 pub(super) struct Inputs {
+    /// In the request's order.
     pub(super) references: Vec<Input>,
+    /// The mask, if the request has one.
     pub(super) mask: Option<Input>,
 }
 

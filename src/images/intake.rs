@@ -24,9 +24,11 @@ const OVERSIZE_READ_MAX: u64 = 256 << 20;
 /// The owner of an image and how it arrived.
 #[derive(Clone, Copy, Debug)]
 pub struct Origin<'a> {
+    /// The account whose quota it counts against.
     pub account_id: AccountId,
     /// The name that the client sent.
     pub file_name: Option<&'a str>,
+    /// Whether it gets a URL.
     pub visibility: Visibility,
 }
 
@@ -47,10 +49,20 @@ pub enum IntakeError<E> {
     Invalid(#[from] InvalidImage),
     /// The image exceeds `uploads.bytes_max`.
     #[error("file size {size} exceeds maximum {bytes_max} bytes")]
-    TooLarge { size: u64, bytes_max: u64 },
+    TooLarge {
+        /// The bytes that were read: all of them, or enough to refuse it.
+        size: u64,
+        /// The limit, in bytes.
+        bytes_max: u64,
+    },
     /// The account's stored images leave no space for it.
     #[error("{quota}: they are deleted after {hours} hours")]
-    Full { quota: QuotaError, hours: u64 },
+    Full {
+        /// The limit, and how much of it is used.
+        quota: QuotaError,
+        /// How long uploads are kept.
+        hours: u64,
+    },
     /// The source stream failed.
     #[error("the image could not be read")]
     Read(#[source] E),
@@ -65,7 +77,9 @@ pub enum IntakeError<E> {
 /// An ingested image, and the SHA-256 of its bytes in hex (empty for an image with a URL).
 #[derive(Debug)]
 pub struct Ingested {
+    /// Its row, which is stored already.
     pub upload: Upload,
+    /// In lower case, or empty.
     pub digest: String,
 }
 

@@ -35,9 +35,12 @@ use crate::{
 /// The use cases of generating images, over what all use cases share. Cheap to clone.
 #[derive(Clone)]
 pub struct Images {
+    /// What all use cases share.
     pub app: App,
+    /// Decides which requests may wait.
     pub admission: Arc<Admission>,
     submitter: Submitter,
+    /// Ends tasks.
     pub settler: Settler,
 }
 
@@ -85,6 +88,7 @@ impl Deref for Images {
 /// A task that this process has claimed, with the slot it occupies.
 #[derive(Debug)]
 pub struct Claimed {
+    /// The task, and how to generate it.
     pub claim: Claim,
     /// Frees the slot when dropped.
     pub slot: OwnedSemaphorePermit,

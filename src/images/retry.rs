@@ -97,11 +97,15 @@ pub(super) fn wait(
 
 /// What the decision depends on besides the failure.
 pub(super) struct RetryContext<'a> {
+    /// The model of the task.
     pub(super) model: &'a Model,
+    /// What the task requires of a route.
     pub(super) requirements: Requirements,
+    /// The configured waits.
     pub(super) routing: &'a Routing,
     /// How many attempts were begun, and how many are allowed.
     pub(super) attempts: u16,
+    /// How many attempts a task may have.
     pub(super) attempts_max: u16,
     /// Time until the deadline.
     pub(super) left: Duration,

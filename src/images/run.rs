@@ -32,7 +32,12 @@ pub enum Ran {
     /// The task ends now.
     Ended(Ending),
     /// The attempt failed; the task is retried after `wait`.
-    Again { attempt: Attempt, wait: Duration },
+    Again {
+        /// The attempt that failed.
+        attempt: Attempt,
+        /// From now until the next one.
+        wait: Duration,
+    },
     /// No call was made: the time left or the route's circuit does not allow one now.
     NotBegun,
 }

@@ -27,7 +27,9 @@ const TRIES_TOGETHER: u32 = 3;
 /// A claimed task and how it ended.
 #[derive(Clone, Debug)]
 pub struct Finished {
+    /// The task, as claimed.
     pub task: Arc<Task>,
+    /// What it ended with.
     pub ending: Arc<Ending>,
 }
 
@@ -36,7 +38,9 @@ pub type Settler = Batcher<Finished, Option<Arc<Summary>>>;
 
 /// What the settler works with.
 pub struct SettleBatch {
+    /// The database.
     pub pool: db::Pool,
+    /// Woken when their task has ended.
     pub waiters: Waiters,
     /// Reports whether the settler makes progress.
     pub progress: Progress,

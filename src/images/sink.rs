@@ -38,7 +38,9 @@ pub(super) struct StorageSink<'a> {
 /// What a call has delivered.
 #[derive(Default)]
 pub(super) struct Kept {
+    /// The upstream's handle of the job, if it has one.
     pub(super) job: Option<String>,
+    /// The usage that the upstream reported.
     pub(super) usage: Option<Value>,
     /// Whole and stored, with their positions in the task.
     pub(super) images: Vec<(u8, Image)>,

@@ -18,8 +18,10 @@ const BATCH: i64 = 500;
 /// Why a sweep stopped early.
 #[derive(Debug, thiserror::Error)]
 pub enum SweepError {
+    /// The bytes may be deleted already; the next sweep deletes them again.
     #[error("the list of objects to delete could not be read or updated")]
     Database(#[from] sqlx::Error),
+    /// The rows stay, so that the next sweep tries again.
     #[error("unused objects could not be deleted from storage")]
     Storage(#[from] StorageError),
 }

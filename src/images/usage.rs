@@ -13,26 +13,38 @@ use crate::{
 /// One ended task as a usage record. Times are Unix seconds.
 #[derive(Debug, Serialize)]
 pub struct Record {
+    /// The same as `task_id`.
     pub id: TaskId,
+    /// Identifies the task.
     pub task_id: TaskId,
+    /// When the request was accepted.
     pub created: i64,
+    /// The name in the request.
     pub model: String,
+    /// Determined the price.
     pub quality: Quality,
+    /// Determined the size in pixels.
     pub resolution: Resolution,
     /// The aspect ratio, under its name in the API.
     pub size: AspectRatio,
+    /// `completed` or `failed`.
     pub status: &'static str,
+    /// The captured amount, in CNY; zero if the task failed.
     pub cost: Cny,
+    /// How the cost comes about.
     pub cost_breakdown: CostBreakdown,
+    /// The name of the API key, not the key itself.
     pub api_key: String,
 }
 
 /// The images of a record and their price.
 #[derive(Debug, Serialize)]
 pub struct CostBreakdown {
+    /// How many images were delivered.
     pub image_count: usize,
     /// The price of one image.
     pub image_cost_rmb: Cny,
+    /// The links to the images, in order; each is a credential.
     pub image_urls: Vec<String>,
 }
 

@@ -24,6 +24,7 @@ const ROOTS: [&str; 9] = [
     "/Applications/Postgres.app/Contents/Versions",
 ];
 
+/// The programs of one installation.
 #[derive(Clone, Debug)]
 pub(super) struct Binaries {
     dir: PathBuf,
@@ -36,10 +37,12 @@ impl Binaries {
         Self::find_in(&search_path(), cluster)
     }
 
+    /// The path of `initdb`, which creates a cluster.
     pub(super) fn initdb(&self) -> PathBuf {
         self.dir.join("initdb")
     }
 
+    /// The path of `postgres`, the server.
     pub(super) fn postgres(&self) -> PathBuf {
         self.dir.join("postgres")
     }

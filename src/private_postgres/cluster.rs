@@ -98,11 +98,14 @@ pub(super) async fn clear_leftover(layout: &Layout) -> Result<(), PrivatePostgre
 
 /// The contents of `postmaster.pid`.
 pub(super) struct PidFile {
+    /// The server's process id, which may be that of another process by now.
     pub(super) pid: u32,
+    /// Whether the server accepted connections when it last wrote the file.
     pub(super) is_ready: bool,
 }
 
 impl PidFile {
+    /// Reads the file. `None`: it does not exist or is incomplete.
     pub(super) fn read(cluster: &Path) -> Option<Self> {
         let text = fs::read_to_string(cluster.join("postmaster.pid")).ok()?;
         let mut lines = text.lines().map(str::trim);

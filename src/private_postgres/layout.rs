@@ -14,8 +14,10 @@ const SOCKET_DIR_BYTES_MAX: usize = 88;
 
 const UNFINISHED: &str = "postgres.unfinished";
 
+/// The paths of one private server.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
+    /// The configured one, which exists.
     pub(super) data_dir: PathBuf,
     /// The real, absolute path of the cluster.
     pub(super) cluster: PathBuf,
@@ -69,10 +71,12 @@ impl Layout {
         data_dir.join("postgres/PG_VERSION").exists() && !data_dir.join(UNFINISHED).exists()
     }
 
+    /// The server's log.
     pub(super) fn log(&self) -> PathBuf {
         self.cluster.join("server.log")
     }
 
+    /// The socket that clients connect to.
     pub(super) fn socket(&self) -> PathBuf {
         self.socket_dir.join(".s.PGSQL.5432")
     }

@@ -23,6 +23,7 @@ pub(super) struct ServerProcess {
 }
 
 impl ServerProcess {
+    /// Starts the server. It is killed when this process ends, however that happens.
     pub(super) async fn spawn(mut command: Command) -> io::Result<Self> {
         let (exit_tx, exit) = watch::channel(None);
         let (pid_tx, pid_rx) = oneshot::channel();
@@ -44,6 +45,7 @@ impl ServerProcess {
         Ok(Self { pid, exit })
     }
 
+    /// The process id of the server.
     pub(super) fn pid(&self) -> u32 {
         self.pid
     }
@@ -53,6 +55,7 @@ impl ServerProcess {
         *self.exit.borrow()
     }
 
+    /// Returns once the server has ended.
     pub(super) async fn ended(&self) {
         // An error means that the thread has ended, which happens only after the server ends.
         let _ = self.exit.clone().wait_for(Option::is_some).await;

@@ -20,9 +20,12 @@ pub(super) enum RunAs {
     Mapped(User),
 }
 
+/// A user of the system and its main group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct User {
+    /// The user's id.
     pub(super) uid: u32,
+    /// The group's id.
     pub(super) gid: u32,
 }
 

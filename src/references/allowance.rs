@@ -12,8 +12,11 @@ use crate::config;
 /// The bytes and the time left for the references of one task.
 #[derive(Debug)]
 pub struct FetchBudget {
+    /// When the time is up.
     pub(super) deadline: Instant,
+    /// The whole time limit, for error messages.
     pub(super) timeout: Duration,
+    /// The whole limit in bytes, for error messages.
     pub(super) bytes_max: u64,
     bytes_left: AtomicU64,
 }

@@ -37,9 +37,13 @@ const OVERHEAD_BYTES_MAX: u64 = 1024 * 1024;
 /// Connects to addresses that the guard permits.
 #[derive(Debug)]
 pub(super) struct Connector {
+    /// Resolves names to permitted addresses.
     pub(super) resolver: GuardedResolver,
+    /// How the server's certificate is checked.
     pub(super) tls: Arc<ClientConfig>,
+    /// For resolving the name, connecting and the TLS handshake together.
     pub(super) connect_timeout: Duration,
+    /// The longest silence of the server.
     pub(super) idle_timeout: Duration,
     /// Maximum bytes of a body.
     pub(super) bytes_max: u64,
@@ -47,12 +51,14 @@ pub(super) struct Connector {
 
 /// A response whose body is still arriving. Dropping it closes the connection.
 pub(super) struct Answer {
+    /// Its status and headers; the body is read through it.
     pub(super) response: Response<Incoming>,
     idle_timeout: Duration,
     _connection: JoinSet<()>,
 }
 
 impl Answer {
+    /// The declared length of the body in bytes, if it is declared.
     pub(super) fn content_length(&self) -> Option<u64> {
         self.response.body().size_hint().exact()
     }

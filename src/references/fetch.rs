@@ -44,29 +44,48 @@ pub struct Fetched {
 /// Its text is for the client: the same for rejected, closed, silent and filtered servers.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
+    /// For whatever reason: the cause is only in the log.
     #[error("could not be fetched")]
     Failed(#[source] FetchFault),
+    /// One reference exceeds its limit.
     #[error("must be at most {bytes_max} bytes")]
-    TooLarge { bytes_max: u64 },
+    TooLarge {
+        /// The limit of one reference.
+        bytes_max: u64,
+    },
+    /// The references of the task exceed their limit.
     #[error("exceeds the {bytes_max} bytes that all fetched ones may have together")]
-    TooLargeTogether { bytes_max: u64 },
+    TooLargeTogether {
+        /// The limit of all references of a task.
+        bytes_max: u64,
+    },
 }
 
 /// The actual cause. For the log only; contains no URL, because a URL can be a credential.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchFault {
+    /// The guard refuses the URL.
     #[error("its URL, or one that it redirects to, is refused")]
     Url(#[from] UrlError),
+    /// The request was not answered.
     #[error("the request failed")]
     Request(#[from] RequestFault),
+    /// `Location` is missing or is no URL.
     #[error("it redirects to an invalid URL")]
     Location,
+    /// As many redirects as allowed were followed.
     #[error("it redirects more than {redirects_max} times")]
-    Redirects { redirects_max: u32 },
+    Redirects {
+        /// The limit.
+        redirects_max: u32,
+    },
+    /// The server answered, but not with the reference.
     #[error("it returned status {0} instead of 200")]
     Status(StatusCode),
+    /// The gateway requests it uncompressed.
     #[error("the body is compressed")]
     Encoding,
+    /// The time of the reference, or of all references of the task, is up.
     #[error("it took longer than {} ms", .0.as_millis())]
     Timeout(Duration),
 }

@@ -34,18 +34,25 @@ enum AddressPolicy {
 /// network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
+    /// It cannot be parsed.
     #[error("must be a valid https:// URL")]
     Invalid,
+    /// It is refused before it is parsed.
     #[error("must be at most {URL_BYTES_MAX} bytes long")]
     TooLong,
+    /// It has another scheme.
     #[error("must be an https:// URL")]
     Scheme,
+    /// A public image needs neither.
     #[error("must not hold a user name or password")]
     UserInfo,
+    /// It has another port.
     #[error("must use port {HTTPS_PORT}")]
     Port,
+    /// The host is an address that is not public, or a name of local networks.
     #[error("must name a public host")]
     Host,
+    /// The gateway fetches nothing from itself: it knows its own links.
     #[error("must not be a URL of this gateway, other than that of an upload or image")]
     Own,
 }

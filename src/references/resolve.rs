@@ -24,9 +24,11 @@ const QUESTIONS: u32 = 3;
 /// Rejects a whole name if any of its addresses is rejected: an honest public name has no such address.
 #[derive(Clone, Debug)]
 pub(super) struct GuardedResolver {
+    /// Decides about each address.
     pub(super) guard: Guard,
     /// `None`: the system's name servers.
     pub(super) name_server: Option<SocketAddr>,
+    /// The limit of a connection, of which resolving takes at most a part.
     pub(super) connect_timeout: Duration,
 }
 

@@ -27,7 +27,9 @@ const FAILURES_MAX: u32 = 5;
 /// Why nothing can be stored, in words for clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
+    /// The store does not answer, or answers with errors.
     Unreachable,
+    /// The store has no space left.
     Full,
 }
 
@@ -56,6 +58,7 @@ impl Trouble {
 }
 
 impl Circuit {
+    /// A closed circuit.
     pub(super) fn new() -> Self {
         Self {
             state: watch::Sender::new(None),
@@ -64,6 +67,7 @@ impl Circuit {
         }
     }
 
+    /// Why the circuit is open; `None`: it is closed.
     pub(super) fn trouble(&self) -> Option<Trouble> {
         self.state.borrow().map(|failing| failing.trouble)
     }

@@ -23,39 +23,62 @@ pub enum StorageError {
     Local {
         /// Such as `write an object`.
         action: &'static str,
+        /// The system's error.
         #[source]
         source: io::Error,
     },
     /// A request of the client library failed.
     #[error("could not {action} in the s3 store")]
     S3 {
+        /// Such as `finish an object`.
         action: &'static str,
+        /// The library's error.
         #[source]
         source: object_store::Error,
     },
     /// The store returned an error status. `detail` holds its own code and message.
     #[error("{store} answered {status}: {detail}")]
     Refused {
+        /// The bucket and its endpoint.
         store: String,
+        /// The HTTP status.
         status: u16,
+        /// Such as `NoSuchBucket: The specified bucket does not exist`.
         detail: String,
     },
     /// No connection to the store.
     #[error("{store} could not be reached")]
     Unreachable {
+        /// The bucket and its endpoint.
         store: String,
+        /// The error of the connection.
         #[source]
         source: HttpError,
     },
     /// The store did not respond in time.
     #[error("{store} did not answer within {seconds} s")]
-    NoAnswer { store: String, seconds: u64 },
+    NoAnswer {
+        /// The bucket and its endpoint.
+        store: String,
+        /// The limit.
+        seconds: u64,
+    },
     /// The object was deleted, or should exist but does not.
     #[error("object {key} does not exist")]
-    Missing { key: Key },
+    Missing {
+        /// The key of the object.
+        key: Key,
+    },
     /// The requested range is not within the object.
     #[error("the range {start}..{end} is outside the object of {size} bytes")]
-    Range { start: u64, end: u64, size: u64 },
+    Range {
+        /// The first byte.
+        start: u64,
+        /// The byte after the last.
+        end: u64,
+        /// The length of the object.
+        size: u64,
+    },
 }
 
 impl StorageError {
@@ -85,6 +108,7 @@ impl StorageError {
         }
     }
 
+    /// Turns an error of the library into one that says what could not be done.
     pub(super) fn s3(action: &'static str) -> impl FnOnce(object_store::Error) -> Self {
         move |source| Self::S3 { action, source }
     }

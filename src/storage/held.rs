@@ -30,7 +30,9 @@ pub(super) struct Capacity {
 /// Whether files of held images are renamed to their key or stay nameless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Naming {
+    /// Renamed: the store is on the same disk.
     Named,
+    /// Nameless: nothing of them is left when the process ends.
     Nameless,
 }
 
@@ -60,11 +62,14 @@ struct Spooled {
 
 /// Where the bytes of a complete image are.
 pub(super) enum Whole {
+    /// In order.
     Memory(Vec<Bytes>),
+    /// In a file, and how many bytes it has.
     File(Arc<StagedFile>, u64),
 }
 
 impl Capacity {
+    /// Limits in bytes. Files go to `folder`.
     pub(super) fn new(memory_bytes: u64, disk_bytes: u64, folder: PathBuf, naming: Naming) -> Self {
         Self {
             memory: Pool::new(memory_bytes),
@@ -74,6 +79,7 @@ impl Capacity {
         }
     }
 
+    /// An empty image, which takes capacity as it grows.
     pub(super) fn hold(self: &Arc<Self>) -> HeldImage {
         HeldImage {
             capacity: Arc::clone(self),
@@ -164,6 +170,7 @@ impl HeldImage {
         }
     }
 
+    /// The capacity it takes from.
     pub(super) fn capacity(&self) -> &Capacity {
         &self.capacity
     }

@@ -25,9 +25,11 @@ pub struct Link {
 /// How a browser should handle an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Disposition {
+    /// Show it.
     Inline,
     /// Save it. Characters of the name outside `[A-Za-z0-9._-]` become `_`.
     Attachment {
+        /// The name to save it under.
         file_name: String,
     },
 }
@@ -66,6 +68,7 @@ impl fmt::Display for Disposition {
 }
 
 impl LinkSigner {
+    /// Reads the signing key, or creates it. Links begin with `public_url` and expire after `ttl`.
     pub(super) fn open(
         key_file: &Path,
         public_url: &str,
@@ -81,6 +84,7 @@ impl LinkSigner {
         })
     }
 
+    /// A link to an object. Whoever has it can read the object until it expires.
     pub(super) fn link(&self, key: &Key, disposition: &Disposition) -> Link {
         let expires_at = self.clock.now() + self.ttl;
         let expiry = expires_at.timestamp();
@@ -93,6 +97,7 @@ impl LinkSigner {
         Link { url, expires_at }
     }
 
+    /// Verifies the part of a link's path after `/f/object/`. `None`: not signed here, or expired.
     pub(super) fn verify(&self, path: &str) -> Option<Linked> {
         let (token, target) = path.split_once('/')?;
         let (expiry, signature) = token.split_once('-')?;

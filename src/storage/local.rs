@@ -29,10 +29,12 @@ use crate::{
     private_files::{self, Access},
 };
 
+/// A store in one directory, which several processes may share.
 pub(super) struct Local {
     root: PathBuf,
     /// Directory of files that are not complete yet.
     pub(super) staging: PathBuf,
+    /// Completes files.
     pub(super) publisher: Arc<Publisher>,
     links: LinkSigner,
     free_bytes_min: u64,
@@ -44,15 +46,22 @@ const DRAFT_AGE_MAX: Duration = Duration::from_hours(24);
 
 /// Options for opening a local store.
 pub(super) struct Options<'a> {
+    /// The directory; it is created if it does not exist.
     pub(super) root: PathBuf,
+    /// The prefix of every link.
     pub(super) public_url: &'a str,
+    /// How long a link can be used.
     pub(super) link_ttl: Duration,
+    /// Tells when links expire.
     pub(super) clock: Clock,
+    /// Whether files survive a power failure.
     pub(super) durability: Durability,
+    /// The space on the disk below which nothing is written.
     pub(super) free_bytes_min: u64,
 }
 
 impl Local {
+    /// Opens the store, and removes staging files that killed processes left.
     pub(super) fn open(options: Options<'_>) -> Result<Self, StorageError> {
         let root = std::path::absolute(&options.root)
             .map_err(StorageError::local("find the directory"))?;
@@ -79,6 +88,7 @@ impl Local {
         })
     }
 
+    /// The URL of the directory.
     pub(super) fn describe(&self) -> String {
         format!("file://{}", self.root.display())
     }
@@ -125,6 +135,7 @@ impl Local {
             .map_err(StorageError::local("list the images of a task"))
     }
 
+    /// Opens an object for reading, whole or in part. `None`: it does not exist. Fails if the range is not within it.
     pub(super) async fn read(
         &self,
         key: &Key,
@@ -159,6 +170,7 @@ impl Local {
         Ok(Some(ObjectRead::new(info, stream)))
     }
 
+    /// The size and the time of an object; `None`: it does not exist.
     pub(super) async fn head(&self, key: &Key) -> Result<Option<ObjectInfo>, StorageError> {
         let path = self.path(key);
         blocking(move || open_existing(&path))
@@ -167,6 +179,7 @@ impl Local {
             .map_err(StorageError::local("look for an object"))
     }
 
+    /// Deletes objects. Those that do not exist are no error.
     pub(super) async fn delete(&self, keys: &[Key]) -> Result<(), StorageError> {
         let paths: Vec<PathBuf> = keys.iter().map(|key| self.path(key)).collect();
         let delete_all = move || {
@@ -180,10 +193,12 @@ impl Local {
             .map_err(StorageError::local("delete an object"))
     }
 
+    /// A link to an object, which this gateway serves itself.
     pub(super) fn link(&self, key: &Key, disposition: &Disposition) -> Link {
         self.links.link(key, disposition)
     }
 
+    /// Verifies the path of a link: see [`LinkSigner::verify`].
     pub(super) fn verify(&self, path: &str) -> Option<Linked> {
         self.links.verify(path)
     }
@@ -214,6 +229,7 @@ impl Local {
             .map_err(StorageError::local("check the free space"))
     }
 
+    /// The file of an object.
     pub(super) fn path(&self, key: &Key) -> PathBuf {
         self.root.join(key.as_str())
     }

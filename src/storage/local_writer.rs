@@ -7,6 +7,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::{StorageError, key::Key, local::Local, staging::StagedFile};
 
+/// An object that is being written. Dropping it leaves nothing behind.
 pub(super) struct LocalWriter {
     local: Arc<Local>,
     target: PathBuf,
@@ -32,6 +33,7 @@ struct Staged {
 const BATCH_BYTES: usize = 64 * 1024;
 
 impl LocalWriter {
+    /// Begins the object. No file exists until a batch is full.
     pub(super) fn new(local: &Arc<Local>, key: &Key) -> Self {
         Self {
             local: Arc::clone(local),
@@ -44,6 +46,7 @@ impl LocalWriter {
         }
     }
 
+    /// Adds bytes. An error may belong to an earlier batch.
     pub(super) async fn write(&mut self, mut piece: &[u8]) -> Result<(), StorageError> {
         while !piece.is_empty() {
             if self.gathered.len() == BATCH_BYTES {
@@ -59,6 +62,7 @@ impl LocalWriter {
         Ok(())
     }
 
+    /// Returns once the object exists under its key, complete.
     pub(super) async fn finish(mut self) -> Result<(), StorageError> {
         self.settle()
             .await

@@ -12,6 +12,7 @@ use std::{
 use super::staging::{StagedFile, blocking};
 use crate::private_files::{self, Access};
 
+/// Publishes the files of one store.
 pub(super) struct Publisher {
     root: PathBuf,
     durability: Durability,
@@ -22,7 +23,9 @@ pub(super) struct Publisher {
 /// Whether files must survive a power failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Durability {
+    /// They must. Every publish waits for the disk.
     Synced,
+    /// They need not, as in tests.
     Unsynced,
 }
 

@@ -29,7 +29,9 @@ use crate::{clock::Clock, config, ids::TaskId};
 const PUT_TIMEOUT: Duration = Duration::from_secs(15);
 const BYTES_A_SECOND_MIN: u64 = 256 * 1024;
 
+/// A store in one bucket, below a prefix.
 pub(super) struct S3 {
+    /// Sends requests to the endpoint that this gateway reaches.
     pub(super) store: AmazonS3,
     /// Signs URLs for the endpoint that clients reach. It sends no requests.
     signer: AmazonS3,
@@ -40,6 +42,7 @@ pub(super) struct S3 {
 }
 
 impl S3 {
+    /// Opens the store; creates the bucket if it does not exist. Fails unless it is writable.
     pub(super) async fn open(
         config: &config::Storage,
         url: &Url,
@@ -89,14 +92,17 @@ impl S3 {
         Ok(s3)
     }
 
+    /// The bucket and its endpoint.
     pub(super) fn describe(&self) -> String {
         self.bucket.description.clone()
     }
 
+    /// The object's path in the bucket.
     pub(super) fn path(&self, key: &Key) -> Path {
         Path::from(format!("{}/{key}", self.prefix))
     }
 
+    /// Opens an object for reading, whole or in part. `None`: it does not exist.
     pub(super) async fn read(
         &self,
         key: &Key,
@@ -173,12 +179,14 @@ impl S3 {
         Ok(keys.collect())
     }
 
+    /// The size and the time of an object; `None`: it does not exist.
     pub(super) async fn head(&self, key: &Key) -> Result<Option<ObjectInfo>, StorageError> {
         let meta = found(self.store.head(&self.path(key)).await)
             .map_err(StorageError::s3("look for an object"))?;
         Ok(meta.map(Into::into))
     }
 
+    /// Deletes objects. Those that do not exist are no error.
     pub(super) async fn delete(&self, keys: &[Key]) -> Result<(), StorageError> {
         let paths: Vec<_> = keys.iter().map(|key| Ok(self.path(key))).collect();
         self.store
@@ -189,6 +197,7 @@ impl S3 {
             .map_err(StorageError::s3("delete an object"))
     }
 
+    /// A signed URL of an object, which clients fetch from the store itself.
     pub(super) async fn link(
         &self,
         key: &Key,
@@ -211,6 +220,7 @@ impl S3 {
         })
     }
 
+    /// Whether the bucket exists and is writable.
     pub(super) async fn check(&self) -> Result<(), StorageError> {
         if self.bucket.probe(&self.prefix).await? {
             return Ok(());

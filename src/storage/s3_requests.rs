@@ -14,10 +14,15 @@ use url::Url;
 use super::StorageError;
 use crate::tls;
 
+/// A bucket, and how to send signed requests to it.
 pub(super) struct Bucket {
+    /// Sends the requests.
     pub(super) http: HttpClient,
+    /// Supplies the keys, which may change.
     pub(super) credentials: AwsCredentialProvider,
+    /// Part of every signature.
     pub(super) region: String,
+    /// The bucket's URL.
     pub(super) url: Url,
     /// For error messages.
     pub(super) description: String,
@@ -74,6 +79,7 @@ impl Bucket {
         }
     }
 
+    /// Creates the bucket; no error if it exists.
     pub(super) async fn create(&self) -> Result<(), StorageError> {
         let body = match self.region.as_str() {
             // The one region that must be omitted.

@@ -14,6 +14,7 @@ use super::{
     s3::{S3, attributes},
 };
 
+/// An object that is being written. Nothing is visible until it is finished.
 pub(super) struct S3Writer {
     s3: Arc<S3>,
     path: Path,
@@ -28,6 +29,7 @@ const PART_BYTES: usize = 5 * 1024 * 1024;
 const PARTS_SENT_AT_ONCE_MAX: usize = 2;
 
 impl S3Writer {
+    /// Begins the object. Sends nothing until a part is full.
     pub(super) fn new(s3: &Arc<S3>, key: &Key) -> Self {
         Self {
             s3: Arc::clone(s3),
@@ -38,6 +40,7 @@ impl S3Writer {
         }
     }
 
+    /// Adds bytes. An error may belong to an earlier part.
     pub(super) async fn write(&mut self, piece: &[u8]) -> Result<(), StorageError> {
         // A piece can have any length. Each chunk starts at most one part.
         for piece in piece.chunks(PART_BYTES) {
@@ -58,6 +61,7 @@ impl S3Writer {
         Ok(())
     }
 
+    /// Returns once the store has confirmed the object.
     pub(super) async fn finish(mut self: Box<Self>) -> Result<(), StorageError> {
         let put = if let Some(parts) = self.parts.take() {
             parts.finish().await

@@ -24,6 +24,7 @@ pub(super) struct StagedFile {
 }
 
 impl StagedFile {
+    /// A file with a random name, which only its owner can read.
     pub(super) fn create(folder: &Path) -> io::Result<Self> {
         let path = folder.join(ids::random_hex());
         let mut options = private_files::options();
@@ -53,6 +54,7 @@ impl StagedFile {
         self.file.write_all_at(bytes, offset)
     }
 
+    /// Its first `length` bytes.
     pub(super) fn read(&self, length: u64) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
         self.file.read_exact_at(&mut bytes, 0)?;
@@ -103,6 +105,7 @@ pub(super) fn remove_old(folder: &Path, before: DateTime<Utc>) -> io::Result<()>
     Ok(())
 }
 
+/// The result of a deletion, without the error of a file that does not exist.
 pub(super) fn absent_is_fine(removed: io::Result<()>) -> io::Result<()> {
     match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

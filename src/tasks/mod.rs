@@ -26,17 +26,24 @@ use crate::{
 /// What to generate: a complete and valid request, stored with the task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
+    /// The name in the catalog.
     pub model: String,
+    /// The client's prompt.
     pub prompt: String,
     /// How many images, from 1 to the model's limit.
     pub n: u8,
+    /// The proportions requested.
     pub ratio: AspectRatio,
+    /// The pixel count requested.
     pub resolution: Resolution,
     /// In pixels, derived from the ratio and the resolution.
     pub size: ImageSize,
+    /// Determines the price.
     pub quality: Quality,
+    /// The references, in the client's order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<Reference>,
+    /// The mask, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<Reference>,
     /// Parameters that only some backends support (`background`, `style`, `user`, …), unchanged.
@@ -59,7 +66,9 @@ pub enum Reference {
 pub struct StoredReference {
     /// Its key in storage.
     pub object: Key,
+    /// The format of the bytes.
     pub format: Format,
+    /// The size in bytes.
     pub bytes: u64,
     /// SHA-256 of the bytes in hex, if they came with the request: a repeat of the request has the
     /// same bytes under another key. Empty for an upload, which keeps its key.
@@ -71,24 +80,34 @@ pub struct StoredReference {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type)]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum Status {
+    /// It waits for a worker.
     Queued,
+    /// A worker has claimed it.
     Running,
+    /// It ended with images.
     Completed,
+    /// It ended without images.
     Failed,
 }
 
 /// A row of `tasks`.
 #[derive(Clone, Debug)]
 pub struct Task {
+    /// Identifies it, also to clients.
     pub id: TaskId,
+    /// The account that pays it.
     pub account_id: AccountId,
+    /// The API key that requested it.
     pub api_key_id: KeyId,
+    /// The state when the row was read.
     pub status: Status,
+    /// What to generate.
     pub request: Request,
     /// The price of one image when the request was accepted.
     pub unit_price: Cny,
     /// Names its images in their links; a credential.
     pub file_id: FileId,
+    /// When it was accepted, by the database's clock.
     pub created_at: DateTime<Utc>,
     /// How often a worker has begun it.
     pub attempts: i16,
@@ -101,17 +120,25 @@ pub struct Task {
 /// What clients see of a task: its row without the request.
 #[derive(Clone, Debug)]
 pub struct Summary {
+    /// Identifies it.
     pub id: TaskId,
+    /// The account that pays it, and may see it.
     pub account_id: AccountId,
+    /// The state when the row was read.
     pub status: Status,
+    /// The name in the catalog.
     pub model: String,
+    /// Determines the price.
     pub quality: Quality,
+    /// The pixel count requested.
     pub resolution: Resolution,
+    /// The proportions requested.
     pub ratio: AspectRatio,
     /// The price of one image when the request was accepted.
     pub unit_price: Cny,
     /// Names its images in their links; a credential.
     pub file_id: FileId,
+    /// When it was accepted, by the database's clock.
     pub created_at: DateTime<Utc>,
     /// The fence of the latest claim.
     pub fence: i64,
@@ -122,7 +149,9 @@ pub struct Summary {
 /// A task that this process has claimed, and how it is to be generated.
 #[derive(Clone, Debug)]
 pub struct Claim {
+    /// The task, as it was when claimed.
     pub task: Task,
+    /// Which route generates it, and what came before.
     pub assignment: Assignment,
 }
 
@@ -145,6 +174,7 @@ pub struct Attempt {
     /// The upstream's job handles.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub jobs: Vec<String>,
+    /// From its begin to its end.
     #[serde(default)]
     pub duration_ms: u64,
     /// Why it failed; `None`: images were delivered.
@@ -155,6 +185,7 @@ pub struct Attempt {
 /// How to end a task, with what the upstreams reported.
 #[derive(Clone, Debug)]
 pub struct Ending {
+    /// The images, or the failure.
     pub outcome: Outcome,
     /// The last attempt; `None`: no upstream was called.
     pub attempt: Option<Attempt>,
@@ -165,9 +196,11 @@ pub struct Ending {
 /// How and when a task ended.
 #[derive(Clone, Debug)]
 pub struct End {
+    /// When it ended, by the database's clock.
     pub at: DateTime<Utc>,
     /// The captured amount.
     pub cost: Cny,
+    /// The images, or the failure.
     pub outcome: Outcome,
 }
 
@@ -185,16 +218,22 @@ pub enum Outcome {
 pub struct Image {
     /// Its key in storage.
     pub object: Key,
+    /// The format of the bytes.
     pub format: Format,
+    /// The size in bytes.
     pub bytes: u64,
+    /// In pixels.
     pub width: u32,
+    /// In pixels.
     pub height: u32,
 }
 
 /// Why a task failed, in words for the client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
+    /// The cause.
     pub kind: FailureKind,
+    /// The text; reveals no key, address or other cause.
     pub message: String,
 }
 

@@ -35,9 +35,13 @@ pub fn number(retry: u16) -> i16 {
 /// The task that an idempotency key of the last 24 hours belongs to.
 #[derive(Clone, Debug)]
 pub struct Named {
+    /// The API key that sent it. Others may use the same idempotency key.
     pub api_key_id: KeyId,
+    /// As the client sent it.
     pub idempotency_key: String,
+    /// The task.
     pub task_id: TaskId,
+    /// Of the task's request: see [`fingerprint`].
     pub fingerprint: Vec<u8>,
 }
 
@@ -71,8 +75,11 @@ const SAME_MAX: i64 = 256;
 /// than ten minutes ago.
 #[derive(Clone, Debug)]
 pub struct Same {
+    /// The API key that requested both.
     pub api_key_id: KeyId,
+    /// Of both requests: see [`fingerprint`].
     pub fingerprint: Vec<u8>,
+    /// The task.
     pub task_id: TaskId,
     /// Whether it is still queued or running.
     pub is_open: bool,
@@ -135,6 +142,7 @@ pub async fn same(
 /// A retry that joins a task.
 #[derive(Clone, Copy, Debug)]
 pub struct Join {
+    /// The task.
     pub task_id: TaskId,
     /// The number of the retry, from 1.
     pub number: i16,

@@ -21,13 +21,18 @@ pub use lines::Flush;
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
+    /// `log.filter` cannot be parsed.
     #[error("log.filter {filter:?} is not a filter, expected one like info or easel=debug,warn")]
     Filter {
+        /// The setting.
         filter: String,
+        /// What is wrong with it.
         source: tracing_subscriber::filter::ParseError,
     },
+    /// The system starts no more threads.
     #[error("could not start the log writer thread")]
     Stderr(#[source] io::Error),
+    /// This process has called [`init`] before.
     #[error("logging is already set up")]
     AlreadySet(#[source] tracing_subscriber::util::TryInitError),
 }

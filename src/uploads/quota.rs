@@ -36,7 +36,12 @@ struct Known {
 pub enum QuotaError {
     /// The account's limit is reached.
     #[error("this account's uploads hold {bytes} bytes, allowed are {bytes_max}")]
-    Full { bytes: u64, bytes_max: u64 },
+    Full {
+        /// What the account's uploads hold.
+        bytes: u64,
+        /// The account's limit.
+        bytes_max: u64,
+    },
     /// The database could not be queried.
     #[error("the uploads of an account could not be counted")]
     Database(#[from] sqlx::Error),

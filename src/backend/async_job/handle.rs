@@ -31,6 +31,7 @@ pub(super) struct JobHandle {
 }
 
 impl JobHandle {
+    /// The handle of a job not submitted yet: with a fresh key if the upstream recognises repeats.
     pub(super) fn new(repeatable: bool) -> Self {
         Self {
             repeat_key: repeatable.then(ids::random_hex),
@@ -38,6 +39,7 @@ impl JobHandle {
         }
     }
 
+    /// Parses the text form. `repeatable` must be as it was for [`Self::new`].
     pub(super) fn parse(text: &str, repeatable: bool) -> Self {
         let (key, name) = match (repeatable, text.split_once(' ')) {
             (false, _) => (None, Some(text)),
@@ -50,6 +52,7 @@ impl JobHandle {
         }
     }
 
+    /// The text form.
     pub(super) fn text(&self) -> String {
         let parts = [self.repeat_key.as_deref(), self.name.as_deref()];
         let parts: Vec<&str> = parts.into_iter().flatten().collect();

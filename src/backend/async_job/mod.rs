@@ -68,16 +68,24 @@ pub enum OpenError {
     Setting(#[from] InvalidSetting),
     /// The profile is unknown, or it and a file are both set.
     #[error("profile must be one of: {known}; or set protocol_file, but not both")]
-    Profile { known: String },
+    Profile {
+        /// The names of all profiles, separated by commas.
+        known: String,
+    },
     /// The file cannot be read.
     #[error("protocol_file {} cannot be read: {source}", path.display())]
     Unreadable {
+        /// The file, as set.
         path: PathBuf,
+        /// The system's error.
         source: std::io::Error,
     },
     /// The description is invalid.
     #[error("the protocol is invalid: {fault}")]
-    Protocol { fault: String },
+    Protocol {
+        /// What is wrong with it.
+        fault: String,
+    },
     /// Neither the settings nor the description have an address.
     #[error("base_url must be set: the protocol has no default")]
     BaseUrl,
@@ -123,30 +131,32 @@ impl AsyncJob {
         })
     }
 
-    /// Submits the request, unless an earlier worker did, and returns the job's handle.
-    async fn handle(
+    /// Submits the request, unless an earlier worker did, and returns the upstream's name for the job.
+    async fn job(
         &self,
         request: &GenerateRequest,
         waits: &mut Waits,
         images: &mut dyn ImageSink,
-    ) -> Result<JobHandle, BackendError> {
+    ) -> Result<String, BackendError> {
         let submit = self.protocol.submit(!request.references.is_empty());
         let repeatable = submit.repeat_header.is_some();
         let Some(job) = &request.job else {
             let mut handle = JobHandle::new(repeatable);
-            self.submit(request, &mut handle, images).await?;
+            let name = self.submit(request, &mut handle, images).await?;
             waits.answered().await;
-            return Ok(handle);
+            return Ok(name);
         };
         let mut handle = JobHandle::parse(job, repeatable);
-        while handle.name.is_none() {
+        loop {
+            if let Some(name) = handle.name.take() {
+                return Ok(name);
+            }
             // An earlier worker may have submitted it. Repeating buys nothing twice, and the upstream may be away.
             match self.submit(request, &mut handle, images).await {
                 Err(error) if passes(&error) => waits.failed(&error).await,
-                submitted => submitted?,
+                submitted => return submitted,
             }
         }
-        Ok(handle)
     }
 
     /// Fetches an image. It is paid for, so the fetch is retried as long as no byte of it has arrived.
@@ -193,8 +203,7 @@ impl Backend for AsyncJob {
         images: &mut dyn ImageSink,
     ) -> Result<(), BackendError> {
         let mut waits = Waits::new(self.interval);
-        let handle = self.handle(request, &mut waits, images).await?;
-        let name = handle.name.unwrap_or_default();
+        let name = self.job(request, &mut waits, images).await?;
         let mut delivery = Delivery::new(images, request.n);
         let outcome = self.outcome(&name, &mut waits, &mut delivery).await?;
         delivery.usage(usage(&self.protocol.result, &outcome));

@@ -38,6 +38,7 @@ pub(super) struct Waits {
 }
 
 impl Waits {
+    /// Waits of `interval` each, until a poll fails.
     pub(super) fn new(interval: Duration) -> Self {
         Self {
             interval,

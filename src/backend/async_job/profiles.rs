@@ -21,6 +21,7 @@ pub(super) fn get(name: &str) -> Option<&'static str> {
     found.map(|(_, text)| *text)
 }
 
+/// The names of all profiles.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
     PROFILES.iter().map(|(name, _)| *name)
 }

@@ -13,11 +13,13 @@ use url::Url;
 use super::template::{Piece, Placeholder, Template, Text};
 use crate::backend::json_path::JsonPaths;
 
+/// A description, as written in TOML.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Protocol {
     /// The upstream's address, unless the operator sets another.
     pub(super) base_url: Option<Url>,
+    /// How to authenticate.
     #[serde(default)]
     pub(super) auth: Auth,
     /// Hosts, besides that of the base URL, to which the key may be sent.
@@ -34,12 +36,17 @@ pub(super) struct Protocol {
     pub(super) check: String,
     /// `None` if no references are accepted.
     pub(super) references: Option<References>,
+    /// How to submit a job.
     pub(super) submit: Submit,
     /// Replaces `submit` for requests with references.
     pub(super) edit: Option<Submit>,
+    /// How to poll a job.
     pub(super) poll: Poll,
+    /// How to read the result.
     pub(super) result: Outcome,
+    /// How to cancel a job; `None`: the upstream cannot.
     pub(super) cancel: Option<Call>,
+    /// How to classify errors.
     #[serde(default)]
     pub(super) errors: ErrorNames,
 }
@@ -56,11 +63,14 @@ pub(super) enum Auth {
     None,
 }
 
+/// How references are sent.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct References {
+    /// How each is written in the body.
     #[serde(rename = "as")]
     pub(super) way: Way,
+    /// The most that one job may have.
     pub(super) count_max: usize,
     /// Larger ones are sent as links to this gateway, whatever `as` says.
     pub(super) link_above_bytes: Option<u64>,
@@ -72,7 +82,9 @@ pub(super) struct References {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Way {
+    /// Padded base64 of the standard alphabet, alone.
     Base64,
+    /// With a prefix such as `data:image/png;base64,`.
     DataUrl,
     /// A short-lived link to this gateway, which the upstream must be able to reach.
     Link,
@@ -84,19 +96,24 @@ pub(super) enum Way {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Upload {
+    /// Below the base URL.
     pub(super) path: Text,
+    /// The name of the field that holds the file.
     pub(super) field: String,
     /// The location of the image's URL in the answer.
     pub(super) url: JsonPaths,
 }
 
+/// A request that submits a job.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Submit {
     /// Below the base URL; may hold `{model}`.
     pub(super) path: Text,
+    /// Headers to send with it, besides that of the key.
     #[serde(default)]
     pub(super) headers: BTreeMap<String, String>,
+    /// The JSON body.
     pub(super) body: Template,
     /// The location of the job's name in the answer: an id, or a URL.
     pub(super) job: JsonPaths,
@@ -104,6 +121,7 @@ pub(super) struct Submit {
     pub(super) repeat_header: Option<String>,
 }
 
+/// How to poll a job, and how to read its state.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Poll {
@@ -111,8 +129,11 @@ pub(super) struct Poll {
     pub(super) path: Text,
     /// The location of the job's state. A state in none of the lists means that the job is running.
     pub(super) state: JsonPaths,
+    /// The states of a job that has succeeded.
     pub(super) done: Vec<String>,
+    /// The states of a job that has failed.
     pub(super) failed: Vec<String>,
+    /// The states of a job that the upstream's safety system has refused.
     #[serde(default)]
     pub(super) refused: Vec<String>,
     /// The location of the error in the answer of a job that has ended.
@@ -137,10 +158,12 @@ pub(super) struct Outcome {
     pub(super) usage: BTreeMap<String, JsonPaths>,
 }
 
+/// A request without a body.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Call {
     method: Verb,
+    /// Below the base URL, containing `{job}`.
     pub(super) path: Text,
 }
 
@@ -157,9 +180,13 @@ enum Verb {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ErrorNames {
+    /// Refusals by the safety system.
     pub(super) refused: Vec<String>,
+    /// Requests that the upstream does not accept.
     pub(super) invalid: Vec<String>,
+    /// An invalid key, or a quota that is used up.
     pub(super) credentials: Vec<String>,
+    /// Too many requests, or too much load.
     pub(super) rate_limited: Vec<String>,
 }
 
@@ -177,6 +204,7 @@ impl Protocol {
         edit.unwrap_or(&self.submit)
     }
 
+    /// Whether requests with references have a mask in their body.
     pub(super) fn takes_mask(&self) -> bool {
         let body = &self.submit(true).body;
         body.placeholders().contains(&&Placeholder::Mask)
@@ -263,6 +291,7 @@ impl Submit {
 }
 
 impl Call {
+    /// The verb as an HTTP method.
     pub(super) fn method(&self) -> Method {
         match self.method {
             Verb::Delete => Method::DELETE,

@@ -24,13 +24,13 @@ use crate::backend::{
 };
 
 impl AsyncJob {
-    /// Submits the request and records the names of the job.
+    /// Submits the request and records the names of the job. Returns the upstream's name.
     pub(super) async fn submit(
         &self,
         request: &GenerateRequest,
         handle: &mut JobHandle,
         images: &mut dyn ImageSink,
-    ) -> Result<(), BackendError> {
+    ) -> Result<String, BackendError> {
         let submit = self.protocol.submit(!request.references.is_empty());
         let fault = ReadFault::default();
         let mut body = JsonBody::new(&fault);
@@ -61,8 +61,9 @@ impl AsyncJob {
         let poll = &self.protocol.poll.path;
         handle::url(&self.endpoint, &self.key_hosts, poll, &name)
             .map_err(|detail| BackendError::OutcomeUnknown { detail })?;
-        handle.name = Some(name);
-        Ok(images.accepted(&handle.text()).await?)
+        handle.name = Some(name.clone());
+        images.accepted(&handle.text()).await?;
+        Ok(name)
     }
 
     async fn send_submit(

@@ -12,20 +12,31 @@ use crate::{backend::GenerateRequest, image::ImageSize};
 /// The names that may be in braces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Placeholder {
+    /// The prompt.
     Prompt,
+    /// The upstream's name for the model.
     Model,
+    /// The width in pixels.
     Width,
+    /// The height in pixels.
     Height,
+    /// The aspect ratio, such as `16:9`.
     Ratio,
+    /// The resolution, `1k` or `2k`.
     Resolution,
+    /// The number of images.
     N,
+    /// The quality, if the backend may set it: `low`, `medium` or `high`.
     Quality,
+    /// The client's seed.
     Seed,
+    /// All references, as a list.
     References,
     /// One reference, in a list item that is repeated for each.
     Reference,
     /// The reference with this index.
     ReferenceAt(usize),
+    /// The mask.
     Mask,
     /// The client's parameter of this name.
     Option(String),
@@ -37,28 +48,37 @@ pub(super) enum Placeholder {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Text(pub(super) Vec<Piece>);
 
+/// A part of a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Piece {
+    /// Copied as it is.
     Plain(String),
+    /// Replaced by the value.
     Value(Placeholder),
 }
 
 /// A body with placeholders in it.
 #[derive(Clone, Debug)]
 pub(super) enum Template {
+    /// Anything without placeholders: a number, a boolean or null.
     Constant(Value),
+    /// A text, which may hold placeholders.
     Text(Text),
+    /// A list, without the items that have no value.
     List(Vec<Template>),
+    /// A table, without the fields that have no value.
     Table(Vec<(String, Template)>),
 }
 
 /// The values for a template.
 pub(super) struct Values<'a> {
+    /// The request to fill in.
     pub(super) request: &'a GenerateRequest,
     /// The size to request from the upstream.
     pub(super) size: ImageSize,
     /// How the references are written in the body.
     pub(super) references: Vec<Value>,
+    /// How the mask is written in the body; `None`: the request has none.
     pub(super) mask: Option<Value>,
 }
 
@@ -89,6 +109,7 @@ impl Placeholder {
 }
 
 impl Text {
+    /// Parses a text. Fails on a brace without its end and on an unknown name, and says which.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let mut pieces = Vec::new();
         let mut rest = text;
@@ -108,6 +129,7 @@ impl Text {
         Ok(Self(pieces))
     }
 
+    /// The placeholders in it, in order.
     pub(super) fn placeholders(&self) -> impl Iterator<Item = &Placeholder> {
         self.0.iter().filter_map(|piece| match piece {
             Piece::Plain(_) => None,

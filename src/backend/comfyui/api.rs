@@ -26,14 +26,19 @@ const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// The folder for references, below ComfyUI's temporary folder.
 const SUBFOLDER: &str = "easel";
 
+/// The calls to one ComfyUI.
 pub(super) struct Api {
+    /// Its address and key.
     pub(super) endpoint: Endpoint,
 }
 
 /// The stage of a prompt.
 pub(super) enum Stage {
+    /// It has ended: with images, or with an error.
     Ended(Ended),
+    /// It waits in ComfyUI's queue.
     Queued,
+    /// ComfyUI is executing it.
     Running,
     /// The prompt was never submitted, or ComfyUI has restarted since.
     Unknown,
@@ -100,12 +105,14 @@ impl Api {
         Ok(submitted.prompt_id)
     }
 
+    /// How the prompt ended; `None`: ComfyUI's history does not have it.
     pub(super) async fn ended(&self, id: Uuid) -> Result<Option<Ended>, BackendError> {
         let mut response = self.get(&format!("history/{id}")).await?;
         let body = read(&mut response, HISTORY_BYTES_MAX).await?;
         Ended::of(&body, &id.to_string())
     }
 
+    /// The stage of the prompt, from the history and the queue.
     pub(super) async fn stage(&self, id: Uuid) -> Result<Stage, BackendError> {
         if let Some(ended) = self.ended(id).await? {
             return Ok(Stage::Ended(ended));
@@ -136,10 +143,12 @@ impl Api {
         scanner.finish().ok_or_else(|| invalid(&"it is cut off"))
     }
 
+    /// Removes the prompt from the queue, if it still waits there.
     pub(super) async fn unqueue(&self, id: Uuid) -> Result<(), BackendError> {
         self.post("queue", &json!({"delete": [id]})).await
     }
 
+    /// Interrupts the prompt, if ComfyUI is executing it.
     pub(super) async fn interrupt(&self, id: Uuid) -> Result<(), BackendError> {
         self.post("interrupt", &json!({"prompt_id": id})).await
     }

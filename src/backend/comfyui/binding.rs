@@ -5,14 +5,23 @@ use serde_json::{Map, Value};
 /// The value that a binding receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
+    /// The name of a checkpoint.
     Model,
+    /// The prompt.
     Prompt,
+    /// The negative prompt.
     Negative,
+    /// The width in pixels.
     Width,
+    /// The height in pixels.
     Height,
+    /// The number of images.
     Batch,
+    /// The seed.
     Seed,
+    /// The file name of a reference.
     Reference,
+    /// The file name of the mask.
     Mask,
     /// Only a node: its images are the results.
     Output,
@@ -21,14 +30,18 @@ pub(super) enum Role {
 /// A node's input.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
+    /// The id of the node in the workflow.
     pub(super) node: String,
     /// Empty for an output.
     pub(super) input: String,
 }
 
+/// A role and the input that receives its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct NodeBinding {
+    /// Which value.
     pub(super) role: Role,
+    /// Which input.
     pub(super) target: Target,
 }
 
@@ -37,25 +50,46 @@ pub(super) struct NodeBinding {
 pub enum BindingError {
     /// The text has the wrong form.
     #[error("{text:?} is not a binding such as prompt=6.text or output=9")]
-    Form { text: String },
+    Form {
+        /// The binding as set.
+        text: String,
+    },
     /// The name before `=` is unknown.
     #[error("{text}: unknown name {name:?}, known: {}", Role::ALL.map(Role::name).join(", "))]
-    Role { text: String, name: String },
+    Role {
+        /// The binding as set.
+        text: String,
+        /// The unknown name.
+        name: String,
+    },
     /// The node does not exist.
     #[error("{text}: the workflow has no node {node:?}")]
-    Node { text: String, node: String },
+    Node {
+        /// The binding as set.
+        text: String,
+        /// The id of the missing node.
+        node: String,
+    },
     /// The node has no such input.
     #[error("{text}: node {node} ({class}) has no input {input:?}, it has: {inputs}")]
     Input {
+        /// The binding as set.
         text: String,
+        /// The id of the node.
         node: String,
+        /// Its class, such as `CLIPTextEncode`.
         class: String,
+        /// The name of the missing input.
         input: String,
+        /// The inputs that it has, separated by commas.
         inputs: String,
     },
     /// The input is a link, not a value.
     #[error("{text}: this input is linked to another node, it must hold a value")]
-    Linked { text: String },
+    Linked {
+        /// The binding as set.
+        text: String,
+    },
     /// A binding that the workflow needs is missing.
     #[error("missing binding: {0}")]
     Missing(&'static str),
@@ -65,6 +99,7 @@ pub enum BindingError {
 }
 
 impl Role {
+    /// Every role, in the order of the documentation.
     pub(super) const ALL: [Self; 10] = [
         Self::Model,
         Self::Prompt,
@@ -78,6 +113,7 @@ impl Role {
         Self::Output,
     ];
 
+    /// Its name in a binding.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Model => "model",

@@ -39,7 +39,7 @@ struct Output<'a> {
 }
 
 /// The data of the event `execution_error`.
-#[derive(Default, Deserialize)]
+#[derive(Deserialize)]
 struct Failed<'a> {
     #[serde(borrow)]
     node_id: Option<&'a RawValue>,
@@ -54,9 +54,12 @@ struct Failed<'a> {
 /// An image on ComfyUI's disk. Its names are only ever sent back to ComfyUI.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(super) struct Image {
+    /// Its name within the subfolder.
     pub(super) filename: String,
+    /// Below the folder; empty: directly in it.
     #[serde(default)]
     pub(super) subfolder: String,
+    /// Such as `output` or `temp`; empty: ComfyUI's default.
     #[serde(default, rename = "type")]
     pub(super) folder: String,
 }
@@ -110,8 +113,13 @@ impl Entry<'_> {
             pairs.find(|(event, _)| event == name).map(|(_, said)| said)
         };
         if let Some(said) = event("execution_error") {
-            let failed = serde_json::from_str(said.get()).unwrap_or_default();
-            return Some(judge(&failed, workflow, api_key));
+            return Some(match serde_json::from_str(said.get()) {
+                Ok(failed) => judge(&failed, workflow, api_key),
+                // The reason may quote the prompt.
+                Err(_unreadable) => BackendError::Failed {
+                    detail: "an execution_error that cannot be read".to_owned(),
+                },
+            });
         }
         let interrupted = event("execution_interrupted").is_some();
         let reason = if interrupted { "interrupted" } else { "error" };

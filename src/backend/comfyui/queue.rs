@@ -38,12 +38,16 @@ enum Within {
 /// The prompt's location.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
+    /// It is being executed.
     Running,
+    /// It waits to be executed.
     Pending,
+    /// The queue does not have it.
     Nowhere,
 }
 
 impl QueueScanner {
+    /// Looks for the prompt with this id.
     pub(super) fn new(id: &str) -> Self {
         Self {
             id: id.to_owned(),

@@ -29,8 +29,11 @@ const BUILT_IN: [(&str, &str); 3] = [
 /// What a workflow generates from; decides which bindings it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
+    /// A prompt only.
     Text,
+    /// References.
     Images,
+    /// A reference and a mask.
     Mask,
 }
 
@@ -40,28 +43,41 @@ pub enum WorkflowError {
     /// The file cannot be read.
     #[error("{key}: cannot read {file}: {error}")]
     Unreadable {
+        /// The setting.
         key: String,
+        /// The file, as set.
         file: String,
+        /// The system's error.
         error: std::io::Error,
     },
     /// No built-in workflow has this name.
     #[error(
         "{key}: unknown workflow {file}, known: builtin:text-to-image, builtin:image-to-image, builtin:inpaint"
     )]
-    NotBuiltIn { key: String, file: String },
+    NotBuiltIn {
+        /// The setting.
+        key: String,
+        /// The name, as set.
+        file: String,
+    },
     /// The file is not a workflow in the API format.
     #[error(
         "{key}: {file} is not a workflow in ComfyUI's API format (save it with Export (API)): {reason}"
     )]
     Format {
+        /// The setting.
         key: String,
+        /// The file, as set.
         file: String,
+        /// What is wrong with it.
         reason: String,
     },
     /// Bindings are invalid or missing.
     #[error("{key}: {}", .faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Bindings {
+        /// The setting.
         key: String,
+        /// Every fault, not only the first.
         faults: Vec<BindingError>,
     },
 }
@@ -76,14 +92,23 @@ pub(super) struct Workflow {
 /// The values of one request. References and mask are names of files on ComfyUI's disk.
 #[derive(Debug)]
 pub(super) struct Values<'a> {
+    /// The name of the checkpoint.
     pub(super) model: &'a str,
+    /// The client's prompt.
     pub(super) prompt: &'a str,
+    /// What the image must not show; `None`: the client sent none.
     pub(super) negative: Option<&'a str>,
+    /// In pixels.
     pub(super) width: u32,
+    /// In pixels.
     pub(super) height: u32,
+    /// The number of images.
     pub(super) batch: u8,
+    /// Determines the noise.
     pub(super) seed: u32,
+    /// File names, in the request's order.
     pub(super) references: &'a [String],
+    /// A file name; `None`: the request has no mask.
     pub(super) mask: Option<&'a str>,
 }
 
@@ -140,6 +165,7 @@ impl Workflow {
         Ok(Some(Self { nodes, bindings }))
     }
 
+    /// How many bindings have this role.
     pub(super) fn count(&self, role: Role) -> usize {
         self.bindings
             .iter()
@@ -192,7 +218,7 @@ impl Workflow {
                     reference = references.next().or(reference);
                     Value::from(reference.map_or("", String::as_str))
                 }
-                Role::Mask => Value::from(values.mask.unwrap_or_default()),
+                Role::Mask => Value::from(values.mask.ok_or("the request has no mask to fill in")?),
                 Role::Output => continue,
             };
             set(&mut nodes, target, value);

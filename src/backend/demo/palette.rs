@@ -8,10 +8,15 @@ pub(super) type Colour = [f32; 3];
 /// Four colours from the darkest to the lightest, and an accent.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Palette {
+    /// The darkest.
     pub(super) deep: Colour,
+    /// Between the darkest and the warm one.
     pub(super) middle: Colour,
+    /// Between the middle one and the lightest.
     pub(super) warm: Colour,
+    /// The lightest.
     pub(super) light: Colour,
+    /// For the sun and some bubbles.
     pub(super) accent: Colour,
 }
 
@@ -32,6 +37,7 @@ const PALETTES: [[u32; 5]; PALETTE_COUNT as usize] = [
 ];
 
 impl Palette {
+    /// One of the palettes.
     pub(super) fn pick(chance: &mut Chance) -> Self {
         let picked = usize::from(chance.below(PALETTE_COUNT));
         let [deep, middle, warm, light, accent] = PALETTES[picked].map(colour);

@@ -22,23 +22,33 @@ pub(super) struct Scene {
     pub(super) sky: Vec<Colour>,
     /// The sky's step at a pixel is `x * across + y * down + offset`.
     pub(super) across: f32,
+    /// See `across`.
     pub(super) down: f32,
+    /// See `across`.
     pub(super) offset: f32,
+    /// The sun and the bubbles, in front of the sky.
     pub(super) discs: Vec<Disc>,
     /// Ordered from far to near.
     pub(super) waves: Vec<Wave>,
 }
 
+/// A disc whose opacity changes from its center to its edge.
 pub(super) struct Disc {
+    /// The center, from the left.
     pub(super) x: f32,
+    /// The center, from the top.
     pub(super) y: f32,
+    /// From the center to the edge.
     pub(super) radius: f32,
+    /// The same everywhere.
     pub(super) colour: Colour,
     /// The opacity in the center and at the edge, from 0 to 1.
     pub(super) inner: f32,
+    /// See `inner`.
     pub(super) outer: f32,
 }
 
+/// A wave, which covers everything below its crest.
 pub(super) struct Wave {
     /// The top of the wave in each column.
     pub(super) crest: Vec<f32>,
@@ -46,8 +56,11 @@ pub(super) struct Wave {
     pub(super) top: f32,
     /// The height over which the colours change.
     pub(super) depth: f32,
+    /// The colour at the crest.
     pub(super) upper: Colour,
+    /// The colour `depth` below the crest and further down.
     pub(super) lower: Colour,
+    /// From 0 to 1.
     pub(super) opacity: f32,
 }
 
@@ -59,6 +72,7 @@ pub(super) struct Strength {
 }
 
 impl Strength {
+    /// For an image without a reference.
     pub(super) const ALONE: Self = Self {
         discs: 1.0,
         waves: 1.0,
@@ -71,6 +85,7 @@ impl Strength {
 }
 
 impl Scene {
+    /// The scene of an image of this size, the same for the same choices.
     pub(super) fn new(mut chance: Chance, size: ImageSize, strength: Strength) -> Self {
         let palette = Palette::pick(&mut chance);
         let (width, height) = (size.width as f32, size.height as f32);

@@ -82,6 +82,7 @@ pub(super) async fn receive(
 }
 
 impl Answer {
+    /// Takes out the usage that the upstream reports.
     pub(super) fn usage(&mut self) -> Option<Value> {
         self.0.get_mut("usageMetadata").map(Value::take)
     }

@@ -6,15 +6,18 @@ use crate::backend::json_path::{JsonPath, Step};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImagePath {
     path: JsonPath,
+    /// How to read the strings there.
     pub(super) holds: Holds,
 }
 
 /// What kind of strings are at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Holds {
+    /// Images, as base64 or as data URLs.
     Base64,
     /// Images if they are data URLs; other strings are kept.
     DataUrls,
+    /// Repetitions of the request: not images, and not kept.
     Echo,
 }
 

@@ -8,6 +8,7 @@ use crate::backend::json_path::Step;
 /// A set of paths, by their indexes.
 type PathSet = u32;
 
+/// Which paths lead through the value that comes next.
 #[derive(Debug)]
 pub(super) struct Position {
     paths: Arc<[ImagePath]>,
@@ -47,6 +48,7 @@ impl Position {
         self.deeper == 0 && self.next.is_none()
     }
 
+    /// Enters the value of the field with this name.
     pub(super) fn name(&mut self, name: &[u8]) {
         let Some(open) = self.open.last() else {
             return;
@@ -59,6 +61,7 @@ impl Position {
         self.next = Some(self.filter(open.paths, named));
     }
 
+    /// Moves to the next item or field.
     pub(super) fn comma(&mut self) {
         if self.deeper > 0 {
             return;
@@ -70,6 +73,7 @@ impl Position {
         };
     }
 
+    /// Enters an array or object, given its opening bracket.
     pub(super) fn open(&mut self, bracket: u8) {
         let is_object = bracket == b'{';
         let depth = self.open.len();
@@ -87,6 +91,7 @@ impl Position {
         self.next = if is_object { None } else { Some(paths) };
     }
 
+    /// Leaves the innermost array or object.
     pub(super) fn close(&mut self) {
         if self.deeper > 0 {
             self.deeper -= 1;

@@ -21,6 +21,7 @@ pub(super) struct Answer {
     /// Some upstreams answer 200 with an error.
     #[serde(default)]
     error: Option<Value>,
+    /// The usage that the upstream reports, unchanged.
     #[serde(default)]
     pub(super) usage: Option<Value>,
 }

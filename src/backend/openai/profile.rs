@@ -11,12 +11,17 @@ use crate::{
     config::OpenaiProfile,
 };
 
+/// How one of the copies differs.
 pub(super) struct Profile {
+    /// How the key is sent.
     pub(super) key: Scheme<'static>,
+    /// The limits of a request.
     pub(super) capabilities: Capabilities,
+    /// How references are sent.
     pub(super) references: References,
     /// Sent to upstreams that return base64 only on request; OpenAI's own image models reject the field.
     pub(super) response_format: Option<&'static str>,
+    /// Replacements in prompts.
     pub(super) prompt: &'static [Replaced],
 }
 
@@ -42,6 +47,7 @@ const OPENAI: Profile = Profile {
 };
 
 impl Profile {
+    /// The row of the table.
     pub(super) fn of(profile: OpenaiProfile) -> Self {
         match profile {
             OpenaiProfile::Openai | OpenaiProfile::Generic => OPENAI,

@@ -8,6 +8,7 @@ use super::{BackendError, ImageSink};
 /// The largest image, whether it comes in an answer or by URL.
 pub(in crate::backend) const IMAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// Images on their way from an answer to the sink.
 pub(in crate::backend) struct Delivery<'a> {
     images: &'a mut dyn ImageSink,
     wanted: u8,
@@ -17,6 +18,7 @@ pub(in crate::backend) struct Delivery<'a> {
 }
 
 impl<'a> Delivery<'a> {
+    /// Passes on at most `wanted` images.
     pub(in crate::backend) fn new(images: &'a mut dyn ImageSink, wanted: u8) -> Self {
         Self {
             images,
@@ -26,6 +28,7 @@ impl<'a> Delivery<'a> {
         }
     }
 
+    /// How many images are complete.
     pub(in crate::backend) fn finished(&self) -> u8 {
         self.finished
     }
@@ -52,6 +55,7 @@ impl<'a> Delivery<'a> {
         }
     }
 
+    /// Adds bytes to the current image. Fails if it grows beyond [`IMAGE_BYTES_MAX`], or if the sink fails.
     pub(in crate::backend) async fn write(&mut self, piece: Bytes) -> Result<(), BackendError> {
         if self.is_done() {
             return Ok(());
@@ -71,6 +75,7 @@ impl<'a> Delivery<'a> {
         self.bytes = 0;
     }
 
+    /// Completes the current image. The next bytes begin another.
     pub(in crate::backend) async fn finish(&mut self) -> Result<(), BackendError> {
         if self.is_done() {
             return Ok(());

@@ -16,6 +16,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
 /// An upstream's address and key. The key goes to no other host: redirects are not followed, and requests
 /// go only to paths below the address or to URLs that a rule allows.
 pub(in crate::backend) struct Endpoint {
+    /// Follows no redirects and knows no key: only requests built here carry it.
     pub(in crate::backend) client: Client,
     base_url: Url,
     secret: SecretString,
@@ -97,10 +98,12 @@ impl Endpoint {
         }
     }
 
+    /// A GET with the key, of a path below the address.
     pub(in crate::backend) fn get(&self, path: &str) -> RequestBuilder {
         self.request(Method::GET, path)
     }
 
+    /// A POST with the key, to a path below the address.
     pub(in crate::backend) fn post(&self, path: &str) -> RequestBuilder {
         self.request(Method::POST, path)
     }

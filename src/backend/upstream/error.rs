@@ -75,6 +75,7 @@ impl UpstreamError {
         }
     }
 
+    /// Whether the body says nothing about the error.
     pub(in crate::backend) fn is_empty(&self) -> bool {
         self.message.is_empty() && self.names.iter().all(String::is_empty)
     }
@@ -118,15 +119,22 @@ impl UpstreamError {
         let found = found.map(|value| Self::of_value(value, api_key));
         let refusal = found.iter().position(Self::is_refusal);
         let spoken = found.iter().position(|error| !error.message.is_empty());
-        let chosen = refusal.or(spoken).unwrap_or(2);
-        found.into_iter().nth(chosen).unwrap_or_default()
+        let [whole, detail, error] = found;
+        match refusal.or(spoken) {
+            Some(0) => whole,
+            Some(1) => detail,
+            _ => error,
+        }
     }
 }
 
 /// An answer with an error status.
 pub(in crate::backend) struct ErrorResponse {
+    /// The status.
     pub(in crate::backend) status: StatusCode,
+    /// How long to wait, from the headers; `None`: they do not say.
     pub(in crate::backend) retry_after: Option<Duration>,
+    /// What the body says.
     pub(in crate::backend) error: UpstreamError,
 }
 
@@ -185,6 +193,7 @@ pub(in crate::backend) fn interrupted(error: reqwest::Error) -> BackendError {
     }
 }
 
+/// The error of an answer that the scanner cannot read.
 pub(in crate::backend) fn invalid_answer(error: InvalidAnswer) -> BackendError {
     BackendError::NoImage {
         detail: error.to_string(),

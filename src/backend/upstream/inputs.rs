@@ -73,6 +73,7 @@ pub(in crate::backend) struct JsonBody<'a> {
 /// How an input is written in JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::backend) enum Encoding {
+    /// Alone.
     Base64,
     /// With a prefix such as `data:image/png;base64,`.
     DataUrl,
@@ -82,6 +83,7 @@ pub(in crate::backend) enum Encoding {
 const DIGITS: usize = 4;
 
 impl<'a> JsonBody<'a> {
+    /// An empty body, whose inputs will record their errors in `fault`.
     pub(in crate::backend) fn new(fault: &'a ReadFault) -> Self {
         Self {
             fault,

@@ -2,6 +2,7 @@
 
 use crate::image::ImageSize;
 
+/// The sizes of a model.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::backend) struct NativeSize {
     /// The side of the square it was trained on; 0 if it generates any size.
@@ -11,6 +12,7 @@ pub(in crate::backend) struct NativeSize {
 }
 
 impl NativeSize {
+    /// The size to generate for `wanted`.
     pub(in crate::backend) fn fit(self, wanted: ImageSize) -> ImageSize {
         if self.side_px == 0 {
             return wanted;

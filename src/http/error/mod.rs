@@ -35,10 +35,14 @@ pub(in crate::http) struct ApiError {
 /// The fields of the error body that differ from error to error.
 #[derive(Clone, Debug, Serialize)]
 pub(in crate::http) struct ErrorBody {
+    /// For people. Contains no cause.
     pub message: String,
+    /// The class of the error, such as `invalid_request_error`.
     #[serde(rename = "type")]
     pub kind: &'static str,
+    /// The specific error, as a string for programs, or null.
     pub code: Value,
+    /// The name of the parameter at fault, or null.
     pub param: Value,
 }
 

@@ -32,15 +32,20 @@ const FIELDS_MAX: usize = 256;
 /// The fields of a request.
 #[derive(Debug)]
 pub(super) struct Fields {
+    /// All fields but the images.
     pub params: Params,
+    /// The references, in the order sent.
     pub references: Sources,
+    /// The mask, if sent.
     pub mask: Option<Source>,
 }
 
 /// A text part of a form, unless it exceeds its limit.
 #[derive(Debug)]
 pub(super) enum Part {
+    /// All bytes of its value.
     Whole(Bytes),
+    /// The value was discarded.
     TooLong,
 }
 

@@ -30,13 +30,21 @@ pub const PROMPT_CHARS_MAX: usize = 32_000;
 /// The parameters of a request as its client sent them, `None` if not sent. Its images are [`Sources`].
 #[derive(Debug, Default)]
 pub struct Params {
+    /// The name of a model.
     pub model: Option<String>,
+    /// The prompt.
     pub prompt: Option<String>,
+    /// How many images.
     pub n: Option<Count>,
+    /// An aspect ratio or pixels.
     pub size: Option<String>,
+    /// `1k` or `2k`.
     pub resolution: Option<String>,
+    /// `low`, `medium` or `high`, or a name that OpenAI has used for them.
     pub quality: Option<String>,
+    /// `url` or `b64_json`.
     pub response_format: Option<String>,
+    /// Whether `stream` is true, which is not supported.
     pub wants_stream: bool,
     /// All others, for backends that support them.
     pub options: Options,
@@ -45,7 +53,9 @@ pub struct Params {
 /// The value of `n`, which may not be a number.
 #[derive(Debug)]
 pub enum Count {
+    /// A number that may be out of range.
     Given(u64),
+    /// Anything else.
     NotANumber,
 }
 
@@ -144,12 +154,8 @@ pub async fn before_file(
     let catalog = app.catalog();
     let cheapest = |model: &Model| {
         let settings = &model.settings;
-        let prices = [
-            settings.price_low,
-            settings.price_medium,
-            settings.price_high,
-        ];
-        prices.into_iter().min().unwrap_or_default()
+        let of_others = settings.price_medium.min(settings.price_high);
+        settings.price_low.min(of_others)
     };
     let price = match &params.model {
         Some(name) => cheapest(model(&catalog, Some(name))?),

@@ -28,6 +28,7 @@ pub struct Sources {
     pub references: Vec<Source>,
     /// The number of references, including those not kept.
     pub given: usize,
+    /// The mask, if there is one.
     pub mask: Option<Source>,
 }
 
@@ -47,7 +48,9 @@ pub type Pieces = Box<dyn Iterator<Item = Option<Bytes>> + Send>;
 /// What an image is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
+    /// To generate from.
     Reference,
+    /// Marks the part to change.
     Mask,
 }
 

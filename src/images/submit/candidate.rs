@@ -16,29 +16,38 @@ use crate::{
 
 /// A submission, the task that it would become, and the decision about it.
 pub(super) struct Candidate {
+    /// The row to insert.
     pub(super) task: NewTask,
+    /// Its inputs in storage, deleted unless they are kept.
     pub(super) inputs: StoredInputs,
+    /// Whether it is marked as a repeat.
     pub(super) repeat: Repeat,
+    /// Equal tasks whose callers are gone.
     pub(super) gone: Vec<TaskId>,
     /// `None`: no limit.
     pub(super) concurrent_requests: Option<u32>,
+    /// The slot to begin in; `None`: it waits in the queue.
     pub(super) slot: Option<Slot>,
     /// When its caller submitted it.
     pub(super) asked: Instant,
+    /// What is decided so far.
     pub(super) decision: Decision,
 }
 
 /// What becomes of a candidate.
 pub(super) enum Decision {
+    /// Nothing was found or refused yet.
     Undecided,
     /// The price is held; the task will be inserted.
     Granted,
     /// It repeats the request of this task.
     Joined(TaskId),
+    /// Nothing is held or inserted for it.
     Refused(SubmitError),
 }
 
 impl Candidate {
+    /// An undecided candidate, submitted now.
     pub(super) fn new(submission: Submission) -> Self {
         let Submission {
             id,

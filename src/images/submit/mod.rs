@@ -42,12 +42,15 @@ const RETRIED_AFTER: Duration = Duration::from_millis(500);
 /// A valid request for images.
 #[derive(Debug)]
 pub struct Generation {
+    /// Who asks and pays.
     pub caller: Arc<Caller>,
+    /// What to generate.
     pub request: Request,
     /// The request's objects in storage: deleted unless it becomes a task.
     pub inputs: StoredInputs,
     /// The price of one image.
     pub unit_price: Cny,
+    /// Whether it is marked as a repeat.
     pub repeat: Repeat,
 }
 
@@ -56,6 +59,7 @@ pub struct Generation {
 pub struct Submission {
     /// The id of the task, if it is a new one.
     pub id: TaskId,
+    /// What it asks for.
     pub generation: Generation,
     /// The process in which its caller waits for it; `None`: the caller polls.
     pub waiter: Option<i32>,
@@ -70,6 +74,7 @@ pub struct Submission {
 /// A free slot of this process's worker.
 #[derive(Debug)]
 pub struct Slot {
+    /// Frees the slot when dropped.
     pub permit: OwnedSemaphorePermit,
     /// The route that generates the task.
     pub route: String,
@@ -103,7 +108,10 @@ pub enum SubmitError {
     Refused(#[from] Refusal),
     /// The key's limit of open tasks is reached.
     #[error("the API key has {limit} tasks open already, as many as it may")]
-    Concurrency { limit: u32 },
+    Concurrency {
+        /// The key's limit.
+        limit: u32,
+    },
     /// Its idempotency key belongs to a different request.
     #[error("this Idempotency-Key was used for another request")]
     KeyReused,
@@ -130,12 +138,16 @@ impl Submitter {
 
 /// What the submitter works with.
 pub struct SubmitBatch {
+    /// The database.
     pub pool: db::Pool,
+    /// Callers that wait for tasks in this process.
     pub waiters: Waiters,
+    /// Reports whether the submitter makes progress.
     pub progress: Progress,
     /// Receives claimed tasks for the worker. The loop sends them, not the caller, which may have
     /// disconnected meanwhile.
     pub claimed: mpsc::UnboundedSender<Claimed>,
+    /// How long claims and tasks last.
     pub terms: Terms,
     /// Determines when a month begins, for quotas.
     pub time_zone: String,

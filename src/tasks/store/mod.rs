@@ -37,16 +37,23 @@ pub const FIRST_FENCE: i64 = 1;
 /// A task to insert.
 #[derive(Clone, Debug)]
 pub struct NewTask {
+    /// Identifies it; chosen by the submitter.
     pub id: TaskId,
+    /// The account that pays it.
     pub account_id: AccountId,
+    /// The API key that requested it.
     pub api_key_id: KeyId,
+    /// What to generate.
     pub request: Request,
     /// The price of one image.
     pub unit_price: Cny,
+    /// Names its images in their links; a credential.
     pub file_id: FileId,
+    /// As the client sent it; `None`: it sent none.
     pub idempotency_key: Option<String>,
     /// Identifies the request: see `repeats::fingerprint`.
     pub fingerprint: Vec<u8>,
+    /// Who begins it.
     pub start: Start,
     /// The process where its caller waits; `None`: nobody waits.
     pub waiter: Option<i32>,
@@ -60,7 +67,10 @@ pub enum Start {
     /// Any worker that claims it.
     Queued,
     /// This process, at once: it is inserted as already claimed, over this route.
-    Claimed { route: String },
+    Claimed {
+        /// The name of the route.
+        route: String,
+    },
 }
 
 /// How long claims and tasks last.

@@ -19,16 +19,27 @@ use crate::{
 
 /// The columns of a [`Task`].
 pub(super) struct Row {
+    /// `id`.
     pub(super) id: TaskId,
+    /// `account_id`.
     pub(super) account_id: AccountId,
+    /// `api_key_id`.
     pub(super) api_key_id: KeyId,
+    /// `status`.
     pub(super) status: Status,
+    /// `request`, which may be unreadable.
     pub(super) request: Parsed<Request>,
+    /// `unit_price`.
     pub(super) unit_price: Cny,
+    /// `file_id`.
     pub(super) file_id: FileId,
+    /// `created_at`.
     pub(super) created_at: DateTime<Utc>,
+    /// `attempts`.
     pub(super) attempts: i16,
+    /// `fence`.
     pub(super) fence: i64,
+    /// From now until `deadline_at` in milliseconds; negative once it has passed.
     pub(super) left_ms: i64,
 }
 
@@ -162,6 +173,7 @@ fn unreadable(id: TaskId, column: &'static str, source: Option<BoxDynError>) -> 
 }
 
 impl<T> Parsed<T> {
+    /// The value, or an error that names the task and the column.
     pub(super) fn of(self, id: TaskId, column: &'static str) -> sqlx::Result<T> {
         self.0.map_err(|error| unreadable(id, column, Some(error)))
     }

@@ -17,16 +17,25 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub enum Overdue {
     /// Past their deadline. A worker has `grace` to end its own task first.
-    Expired { grace: Duration },
+    Expired {
+        /// From the deadline on.
+        grace: Duration,
+    },
     /// Lost by their workers, with no attempt left.
-    Exhausted { attempts_max: i16 },
+    Exhausted {
+        /// How often a task may be begun.
+        attempts_max: i16,
+    },
 }
 
 /// An open task that is overdue.
 #[derive(Clone, Copy, Debug)]
 pub struct OverdueTask {
+    /// Identifies it.
     pub id: TaskId,
+    /// The fence of its latest claim, under which it is ended.
     pub fence: i64,
+    /// The account that pays it.
     pub account_id: AccountId,
 }
 

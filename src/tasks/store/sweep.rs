@@ -13,7 +13,9 @@ use crate::{ids::TaskId, tasks::Image};
 /// An ended task and the images to keep.
 #[derive(Debug)]
 pub struct Unswept {
+    /// Identifies it.
     pub id: TaskId,
+    /// Those that were delivered; none if it failed.
     pub images: Vec<Image>,
 }
 

@@ -39,7 +39,9 @@ pub async fn queued_classes(conn: &mut PgConnection) -> sqlx::Result<Vec<(String
 /// A queued class (model and requirements) of which some tasks may be claimed now.
 #[derive(Clone, Debug)]
 pub struct Demand {
+    /// The name in the catalog.
     pub model: String,
+    /// As stored: see `Requirements::column`.
     pub requirements: i16,
     /// Classes with the same number share their capacity.
     pub pool: i32,
@@ -52,11 +54,15 @@ pub struct Demand {
 /// A queued task that may be claimed.
 #[derive(Debug)]
 pub struct Waiting {
+    /// Identifies it.
     pub id: TaskId,
+    /// The name in the catalog.
     pub model: String,
+    /// As stored: see `Requirements::column`.
     pub requirements: i16,
     /// Time until its deadline.
     pub left: Duration,
+    /// What its earlier attempts left behind.
     pub assignment: Assignment,
 }
 
@@ -196,8 +202,11 @@ pub async fn step_aside(
 /// A line of the queue: the tasks of one model, requirements and account.
 #[derive(Clone, Debug)]
 pub struct Line {
+    /// The name in the catalog.
     pub model: String,
+    /// As stored: see `Requirements::column`.
     pub requirements: i16,
+    /// The account of all its tasks.
     pub account_id: AccountId,
 }
 
