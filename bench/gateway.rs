@@ -31,7 +31,8 @@ const TICK: Duration = Duration::from_millis(10);
 /// Where and with which settings a gateway runs.
 pub(super) struct Site {
     program: PathBuf,
-    dir: PathBuf,
+    /// The disk that is measured.
+    pub(super) dir: PathBuf,
 }
 
 /// A running gateway.
@@ -233,8 +234,15 @@ pub(super) fn cpu_each(before: Cpu, after: Cpu, requests: f64) -> String {
     )
 }
 
+/// Processor time of this process so far.
+pub(super) fn own_cpu() -> anyhow::Result<Duration> {
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    let stat = Stat::parse(&stat).context("the system does not report processor time")?;
+    Ok(TICK * stat.ticks)
+}
+
 /// Keeps the files, and the directories that a gateway has created over time.
-fn empty_files(folder: &Path) -> anyhow::Result<()> {
+pub(super) fn empty_files(folder: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {

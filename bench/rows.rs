@@ -18,7 +18,7 @@ use super::{
         Floor::{self, AtLeast, AtMost},
     },
     upstream::{self, Upstream},
-    wire,
+    wire, writers,
 };
 
 const CLIENTS: usize = 64;
@@ -42,6 +42,7 @@ pub(super) enum Row {
     Waiting,
     Upload,
     Binary,
+    Writers,
 }
 
 /// How thorough the measurement is.
@@ -88,11 +89,12 @@ impl Bench {
         match row {
             Row::Direct => return self.direct().await,
             Row::Binary => return self.binary(),
+            Row::Writers => return writers::compare(&self.site, self.effort.uploads_each).await,
             _ => {}
         }
         let gateway = self.site.start().await?;
         let figures = match row {
-            Row::Direct | Row::Binary => vec![],
+            Row::Direct | Row::Binary | Row::Writers => vec![],
             Row::Start => self.start(&gateway).await?,
             Row::Submit => self.submit(&gateway).await?,
             Row::Poll => self.poll(&gateway).await?,

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, error::Error, time::Duration};
 use futures_util::future::join_all;
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
+use tracing::Instrument;
 
 use super::{
     adopt::{self, Adopted},
@@ -342,7 +343,7 @@ impl Call<'_> {
             return;
         };
         let backend = route.backend.clone();
-        app.shutdown.tracker.spawn(async move {
+        let cancel = async move {
             match timeout(CANCEL_TIMEOUT, backend.cancel(&job)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
@@ -353,6 +354,7 @@ impl Call<'_> {
                 }
                 Err(_) => tracing::warn!("could not cancel an upstream job in time"),
             }
-        });
+        };
+        app.shutdown.tracker.spawn(cancel.in_current_span());
     }
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
 
 use crate::{
     app::App,
@@ -176,7 +177,7 @@ impl ImageSink for StorageSink<'_> {
             height: info.height,
         };
         let storage = self.app.storage.clone();
-        let keep = async move { storage.keep(&key, held).await };
+        let keep = async move { storage.keep(&key, held).await }.in_current_span();
         let stored = AbortOnDropHandle::new(self.app.shutdown.tracker.spawn(keep));
         self.storing.push(Storing { seq, image, stored });
         Ok(())

@@ -1,6 +1,7 @@
-//! A log that cannot be written, and answers that nobody reads: requests are answered nevertheless.
+//! What the log contains, and what it never contains. Requests are answered even if it cannot be written.
 
 use std::{
+    collections::BTreeSet,
     fs::{File, OpenOptions},
     io::{PipeReader, Read, Write},
     net::TcpListener,
@@ -8,6 +9,8 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+
+use serde_json::Value;
 
 use crate::harness::{
     caller::{Answer, Caller, http_client},
@@ -282,4 +285,94 @@ async fn the_most_verbose_log_contains_no_key_prompt_or_link() {
         let found = log.lines().find(|line| line.contains(secret));
         assert!(found.is_none(), "{secret:?} is in the log: {found:?}");
     }
+}
+
+/// A line of a log in JSON.
+struct Line(Value);
+
+impl Line {
+    fn all_of(log: &str) -> Vec<Self> {
+        let read = |line| Self(serde_json::from_str(line).unwrap());
+        log.lines().map(read).collect()
+    }
+
+    fn is_by(&self, target: &str) -> bool {
+        self.0["target"].as_str().unwrap().starts_with(target)
+    }
+
+    fn message(&self) -> &str {
+        self.0["fields"]["message"].as_str().unwrap_or_default()
+    }
+
+    /// The spans it is in, from the outermost.
+    fn spans(&self) -> &[Value] {
+        let spans = self.0["spans"].as_array();
+        spans.map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The names of its spans: `task/attempt`.
+    fn place(&self) -> String {
+        let names = self.spans().iter().map(|span| span["name"].as_str());
+        names.map(Option::unwrap).collect::<Vec<_>>().join("/")
+    }
+
+    /// The value of this field in one of its spans.
+    fn field(&self, name: &str) -> Option<&Value> {
+        self.spans().iter().find_map(|span| span.get(name))
+    }
+}
+
+/// The first attempt fails, and the image of the second cannot be stored at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_task_id_finds_every_line_of_a_tasks_life() {
+    let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
+    let settings = format!("[routing]\nretry_wait_ms = 10\n{}", upstream.gateway(""));
+    let setup = Setup::on(&database, &settings).env("EASEL_LOG__FORMAT", "json");
+    let gateway = setup.spawn(&["--log", "debug", "serve", "--listen", "127.0.0.1:0"]);
+    gateway.wait_ready();
+    let caller = database.caller(&gateway.url(), "5").await;
+    upstream.next(Reply::error(500, "server_error", "It is so."));
+    let gate = upstream.hold(1);
+    let waiting = caller.waiting("a bridge");
+    upstream.wait_for(2).await;
+    let staging = setup.data_dir().join("objects/.staging");
+    let elsewhere = staging.with_file_name("elsewhere");
+    std::fs::rename(&staging, &elsewhere).unwrap();
+    gate.add_permits(1);
+    gateway.wait_logged("could not store an image");
+    std::fs::rename(&elsewhere, &staging).unwrap();
+    let answer = waiting.await.unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}");
+    gateway.end();
+
+    let lines = Line::all_of(&gateway.stderr());
+    let id = answer.json()["id"].clone();
+    let (found, others): (Vec<&Line>, Vec<&Line>) = lines
+        .iter()
+        .partition(|line| line.field("task.id") == Some(&id));
+    let ours = found.iter().filter(|line| line.is_by("easel"));
+    let told: BTreeSet<_> = ours.map(|line| (line.place(), line.message())).collect();
+    let call = "task/attempt/upstream_call";
+    let life = [
+        ("request", "answered"),
+        (call, "an upstream call failed"),
+        ("task", "requeued a task for another attempt"),
+        (call, "could not store an image, retrying"),
+        ("task", "ended a task"),
+    ];
+    let life = life.map(|(place, message)| (place.to_owned(), message));
+    assert_eq!(told, BTreeSet::from(life));
+    // sqlx logs each statement, within the function of the store that sends it.
+    let mut statements = found.iter().filter(|line| line.is_by("sqlx::query"));
+    assert!(statements.any(|line| line.place() == "task/requeue"));
+    let is_missed = |line: &&&Line| told.iter().any(|(_, message)| *message == line.message());
+    let missed = others.iter().find(is_missed).map(|line| &line.0);
+    assert_eq!(missed, None);
+
+    let is_failure = |line: &&&Line| line.message() == "an upstream call failed";
+    let failure = found.iter().find(is_failure).unwrap();
+    let account = caller.account_id.to_string();
+    assert_eq!(failure.field("account.id").unwrap(), &account);
+    assert_eq!(failure.field("route").unwrap(), "up");
+    assert_eq!(failure.field("fence").unwrap(), 1);
 }
