@@ -63,7 +63,17 @@ async fn models_show_their_prices() {
         assert_eq!(model.json(), list["data"][index], "{name}");
     }
     let missing = caller.get("/v1/models/dall-e-3").await;
-    missing.assert_refused(404, "no such model");
+    assert_json_snapshot!(missing.refused(404), @r#"
+    {
+      "error": {
+        "code": null,
+        "message": "no such model",
+        "param": null,
+        "provider": "easel",
+        "type": "not_found_error"
+      }
+    }
+    "#);
     app.finish().await;
 }
 
@@ -100,15 +110,20 @@ async fn held_money_is_not_available() {
     let body = json!({"model": "gpt-image-2", "prompt": "a cat", "quality": "high"});
     caller.submit(&body).await;
 
-    let balance = caller.balance().await;
-
-    assert_eq!(balance["balance"], 1.0);
-    assert_eq!(balance["held"], 0.4);
-    assert_eq!(balance["available"], 0.6);
-    assert_eq!(balance["remain_balance"], 0.6);
-    assert_eq!(balance["used_balance"], 0.0);
-    assert_eq!(balance["month_spend"], 0.0);
-    assert_eq!(balance["monthly_quota"], 5.0);
+    assert_json_snapshot!(caller.balance().await, @r#"
+    {
+      "available": 0.6,
+      "balance": 1.0,
+      "currency": "CNY",
+      "held": 0.4,
+      "month_spend": 0.0,
+      "monthly_quota": 5.0,
+      "remain_balance": 0.6,
+      "success": true,
+      "unlimited_quota": false,
+      "used_balance": 0.0
+    }
+    "#);
     app.finish().await;
 }
 
@@ -126,49 +141,83 @@ async fn a_usage_record_has_its_cost_broken_down() {
 
     let usage = caller.get("/v1/usage").await.json();
 
-    assert_json_snapshot!(usage["data"], @r#"
-    [
-      {
-        "api_key": "test",
-        "cost": 0.2,
-        "cost_breakdown": {
-          "image_cost_rmb": 0.1,
-          "image_count": 2,
-          "image_urls": [
-            "https://HOST/v1/images/files/gpt-image-2/[date]/[file]-1.png",
-            "https://HOST/v1/images/files/gpt-image-2/[date]/[file]-2.png"
-          ]
-        },
-        "created": [time],
-        "id": "[task]",
-        "model": "gpt-image-2",
-        "quality": "low",
-        "resolution": "1k",
-        "size": "4:3",
-        "status": "completed",
-        "task_id": "[task]"
-      }
-    ]
+    assert_json_snapshot!(usage, @r#"
+    {
+      "data": [
+        {
+          "api_key": "test",
+          "cost": 0.2,
+          "cost_breakdown": {
+            "image_cost_rmb": 0.1,
+            "image_count": 2,
+            "image_urls": [
+              "https://HOST/v1/images/files/gpt-image-2/[date]/[file]-1.png",
+              "https://HOST/v1/images/files/gpt-image-2/[date]/[file]-2.png"
+            ]
+          },
+          "created": [time],
+          "id": "[task]",
+          "model": "gpt-image-2",
+          "quality": "low",
+          "resolution": "1k",
+          "size": "4:3",
+          "status": "completed",
+          "task_id": "[task]"
+        }
+      ],
+      "first_id": "[task]",
+      "has_more": false,
+      "last_id": "[task]",
+      "object": "list"
+    }
     "#);
     app.finish().await;
 }
 
 #[tokio::test]
 async fn a_failed_request_is_a_record_without_cost() {
+    let _redacted = redacted();
     let app = TestApp::with("[backends.demo]\nkind = 'demo'\nfailure_percent = 100").await;
     let (caller, other) = (app.caller("1").await, app.caller("1").await);
     assert_eq!(caller.generate("a cat").await.status, 502);
 
     let usage = caller.get("/v1/usage").await.json();
 
-    let record = &usage["data"][0];
-    assert_eq!(
-        (&record["status"], &record["cost"]),
-        (&json!("failed"), &json!(0.0))
-    );
-    assert_eq!(record["cost_breakdown"]["image_count"], 0);
-    assert_eq!(record["cost_breakdown"]["image_urls"], json!([]));
-    assert_eq!(other.get("/v1/usage").await.json()["data"], json!([]));
-    assert_eq!(other.get("/v1/usage").await.json()["first_id"], json!(null));
+    assert_json_snapshot!(usage, @r#"
+    {
+      "data": [
+        {
+          "api_key": "test",
+          "cost": 0.0,
+          "cost_breakdown": {
+            "image_cost_rmb": 0.2,
+            "image_count": 0,
+            "image_urls": []
+          },
+          "created": [time],
+          "id": "[task]",
+          "model": "gpt-image-2",
+          "quality": "medium",
+          "resolution": "1k",
+          "size": "1:1",
+          "status": "failed",
+          "task_id": "[task]"
+        }
+      ],
+      "first_id": "[task]",
+      "has_more": false,
+      "last_id": "[task]",
+      "object": "list"
+    }
+    "#);
+    assert_json_snapshot!(other.get("/v1/usage").await.json(), @r#"
+    {
+      "data": [],
+      "first_id": null,
+      "has_more": false,
+      "last_id": null,
+      "object": "list"
+    }
+    "#);
     app.finish().await;
 }

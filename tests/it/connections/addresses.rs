@@ -37,8 +37,17 @@ async fn only_the_address_that_guesses_keys_is_limited() {
 
     let answer = ask(&app, "203.0.113.1", balance, Some("sk_guess")).await;
 
-    let error = answer.assert_refused(429, LIMITED);
-    assert_eq!(error["type"], "rate_limit_error");
+    insta::assert_json_snapshot!(answer.refused(429), @r#"
+    {
+      "error": {
+        "code": 429,
+        "message": "Rate limit exceeded. Please try again later",
+        "param": null,
+        "provider": "easel",
+        "type": "rate_limit_error"
+      }
+    }
+    "#);
     let seconds: u32 = answer.header("retry-after").unwrap().parse().unwrap();
     assert!((1..=20).contains(&seconds), "{seconds}");
     assert_eq!(ask(&app, "203.0.113.1", balance, None).await.status, 429);

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::try_join_all;
+use insta::{assert_json_snapshot, assert_snapshot};
 use serde_json::json;
 
 use super::{BRIEF, Behind, in_time};
@@ -17,12 +19,13 @@ async fn clients_get_a_retryable_error_within_five_seconds() {
     let behind = Behind::start("").await;
     let caller = behind.caller("1").await;
     assert_eq!(caller.generate("before").await.status, 200);
+    let mut bodies = Vec::new();
     for fault in [Fault::BlackHole, Fault::Reset] {
         behind.proxy.set(fault);
         let body = json!({"model": "gpt-image-2", "prompt": "meanwhile"});
         for path in ["/v1/images/generations", "/v1/images/generations?async=1"] {
             let refused = in_time(caller.post(path, &body)).await;
-            refused.assert_refused(503, "the task could not be stored");
+            bodies.push(refused.refusal());
             assert_eq!(refused.header("retry-after"), Some("2"), "{fault:?}");
             assert_eq!(refused.header("x-should-retry"), None);
         }
@@ -48,7 +51,37 @@ async fn clients_get_a_retryable_error_within_five_seconds() {
         }
         assert_eq!(caller.get("/v1/balance").await.status, 200);
     }
+    bodies.dedup();
+    assert_snapshot!(bodies.join("\n"), @r#"503 {"error":{"message":"the task could not be stored","type":"server_error","code":null,"param":null,"provider":"easel"}}"#);
     behind.app.finish().await;
+}
+
+/// All connections of the pool are in use.
+#[tokio::test]
+async fn a_busy_pool_is_reported_as_such() {
+    let app = TestApp::with(BRIEF).await;
+    let caller = app.caller("1").await;
+    assert_eq!(caller.get("/v1/balance").await.status, 200);
+    let pool = &app.app.pool;
+    let all = (0..pool.options().get_max_connections()).map(|_| pool.acquire());
+    let all = try_join_all(all).await.unwrap();
+
+    let refused = in_time(caller.get("/v1/balance")).await;
+
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_json_snapshot!(refused.refused(503), @r#"
+    {
+      "error": {
+        "code": null,
+        "message": "the database is busy",
+        "param": null,
+        "provider": "easel",
+        "type": "server_error"
+      }
+    }
+    "#);
+    drop(all);
+    app.finish().await;
 }
 
 /// As with `max_connections`, too: SQLSTATE 53300.
@@ -151,10 +184,17 @@ async fn waiting_callers_are_answered_soon_after_the_deadline() {
         "{:?}",
         began.elapsed()
     );
-    refused.assert_refused(
-        503,
-        "the end of the task is not known yet: look it up by its id",
-    );
+    assert_json_snapshot!(refused.refused(503), @r#"
+    {
+      "error": {
+        "code": null,
+        "message": "the end of the task is not known yet: look it up by its id",
+        "param": null,
+        "provider": "easel",
+        "type": "server_error"
+      }
+    }
+    "#);
     assert_eq!(refused.header("x-should-retry"), Some("false"));
     let id = refused.header("x-task-id").unwrap();
     behind.proxy.set(Fault::None);

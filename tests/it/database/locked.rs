@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use insta::assert_snapshot;
 use sqlx::Connection;
 
-use super::in_time;
+use super::{BRIEF, in_time};
 use crate::harness::{
-    TestApp, caller::Caller, database::TestDatabase, process::Setup, upstream::Upstream,
+    TestApp, caller::Caller, database::TestDatabase, images::png, process::Setup,
+    upstream::Upstream,
 };
 
 async fn lock<'a>(
@@ -56,6 +58,30 @@ async fn a_locked_account_delays_no_other() {
     assert_eq!(settled.status, 200, "{settled:?}");
     assert_eq!(locked.generate("afterwards").await.status, 200);
     assert_eq!(locked.balance().await["balance"], 1.6);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_need_a_locked_table_get_an_error_in_time() {
+    let app = TestApp::with(BRIEF).await;
+    let caller = app.caller("1").await;
+    assert_eq!(caller.get("/v1/balance").await.status, 200);
+    let mut conn = app.database.connect().await;
+    let mut tx = conn.begin().await.unwrap();
+    sqlx::raw_sql("LOCK TABLE accounts, uploads IN ACCESS EXCLUSIVE MODE")
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+
+    let balance = in_time(caller.get("/v1/balance")).await;
+    let upload = in_time(caller.upload(png(), "a.png")).await;
+
+    tx.rollback().await.unwrap();
+    let bodies = [balance, upload].map(|answer| answer.refusal());
+    assert_snapshot!(bodies.join("\n"), @r#"
+    503 {"error":{"message":"the database did not answer","type":"server_error","code":null,"param":null,"provider":"easel"}}
+    503 {"error":{"message":"failed to upload image","type":"server_error","code":null,"param":"file","provider":"easel"}}
+    "#);
     app.finish().await;
 }
 

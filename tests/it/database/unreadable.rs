@@ -94,7 +94,17 @@ async fn an_ended_task_that_cannot_be_read_is_neither_pending_nor_missing() {
 
     let shown = caller.get(&format!("/v1/images/tasks/{id}")).await;
 
-    assert_eq!(shown.status, 500, "{shown:?}");
+    insta::assert_json_snapshot!(shown.refused(500), @r#"
+    {
+      "error": {
+        "code": null,
+        "message": "the database did not answer",
+        "param": null,
+        "provider": "easel",
+        "type": "server_error"
+      }
+    }
+    "#);
     let mended = "UPDATE tasks SET images = kept; ALTER TABLE tasks DROP COLUMN kept";
     app.database.run(mended).await;
     app.finish().await;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use insta::assert_snapshot;
 use serde_json::{Value, json};
 
 use super::{generated_by, left};
@@ -11,34 +12,23 @@ use crate::harness::{
     upstream::{KEY, Reply, Upstream, image},
 };
 
-/// What a client gets for one failure: status, type, code and message.
-type Expected = (u16, &'static str, &'static str, &'static str);
-
-/// Both ways: as the answer to a sync request, and in the task object of an async one.
-async fn assert_failure(caller: &Caller, upstream: &Upstream, reply: &Reply, expected: Expected) {
-    let (status, kind, code, message) = expected;
+/// What a client gets for one failure, in the answer to a sync request and, the same, in the task of an async one.
+async fn failure(caller: &Caller, upstream: &Upstream, reply: &Reply) -> String {
     upstream.next(reply.clone());
     let answer = caller.generate("a bridge").await;
-    assert_eq!(answer.status, status, "{expected:?}: {answer:?}");
-    assert_eq!(
-        answer.header("x-should-retry"),
-        Some("false"),
-        "{expected:?}"
-    );
-    let body = json!({"error": {"message": message, "type": kind, "code": code, "param": null, "provider": "easel"}});
-    assert_eq!(answer.json(), body, "{expected:?}");
+    assert_eq!(answer.header("x-should-retry"), Some("false"), "{answer:?}");
+    let error = answer.json()["error"].take();
 
     upstream.next(reply.clone());
     let id = super::accepted(caller, "a bridge").await;
     let task = caller.wait_for(&id).await;
-    assert_eq!(task["status"], "failed", "{expected:?}");
+    assert_eq!(task["status"], "failed", "{task}");
     assert_eq!(task["cost"], 0.0);
-    assert_eq!(task["fail_reason"], message);
-    assert_eq!(
-        task["error"],
-        json!({"type": kind, "code": code, "message": message})
-    );
+    assert_eq!(task["fail_reason"], error["message"]);
+    let shown = json!({"type": error["type"], "code": error["code"], "message": error["message"]});
+    assert_eq!(task["error"], shown);
     assert_eq!(task["data"], Value::Null);
+    answer.refusal()
 }
 
 fn images(count: usize) -> Reply {
@@ -54,51 +44,31 @@ async fn every_upstream_failure_is_distinguished_and_costs_nothing() {
     let caller = app.caller("1").await;
     let not_an_image =
         json!({"created": 1, "data": [{"b64_json": "aGVsbG8gd29ybGQsIG5vIHBpY3R1cmU="}]});
-    let result = images(1);
-    let server_error = |code, message| (502, "server_error", code, message);
-    let upstream_error = |message| server_error("upstream_error", message);
-    let invalid_request = |code, message| (400, "invalid_request_error", code, message);
-    let cases = [
-        (
-            Reply::error(400, "moderation_blocked", "No."),
-            invalid_request("moderation_blocked", "No."),
-        ),
-        (
-            Reply::error(400, "invalid_value", "Too odd."),
-            invalid_request("upstream_rejected", "Too odd."),
-        ),
-        (
-            Reply::error(401, "invalid_api_key", &format!("Incorrect API key: {KEY}")),
-            upstream_error("the upstream cannot be used at present"),
-        ),
-        (
-            Reply::error(429, "rate_limit_exceeded", "Slow down."),
-            upstream_error("the upstream is overloaded at present"),
-        ),
-        (
-            Reply::error(500, "server_error", "At 10.0.0.7: oh."),
-            upstream_error("the upstream failed"),
-        ),
-        (
-            Reply::bytes("text/html", b"<html>".to_vec()),
-            upstream_error("the upstream answered without a usable image"),
-        ),
-        (
-            Reply::json(200, &json!({"data": []})),
-            upstream_error("the upstream answered without a usable image"),
-        ),
-        (
-            Reply::json(200, &not_an_image),
-            upstream_error("the upstream answered without a usable image"),
-        ),
-        (
-            result.clone().cut_in_half(),
-            upstream_error("the upstream failed"),
-        ),
-    ];
-    for (reply, expected) in cases {
-        assert_failure(&caller, &upstream, &reply, expected).await;
+    let mut bodies = Vec::new();
+    for reply in [
+        Reply::error(400, "moderation_blocked", "No."),
+        Reply::error(400, "invalid_value", "Too odd."),
+        Reply::error(401, "invalid_api_key", &format!("Incorrect API key: {KEY}")),
+        Reply::error(429, "rate_limit_exceeded", "Slow down."),
+        Reply::error(500, "server_error", "At 10.0.0.7: oh."),
+        Reply::bytes("text/html", b"<html>".to_vec()),
+        Reply::json(200, &json!({"data": []})),
+        Reply::json(200, &not_an_image),
+        images(1).cut_in_half(),
+    ] {
+        bodies.push(failure(&caller, &upstream, &reply).await);
     }
+    assert_snapshot!(bodies.join("\n"), @r#"
+    400 {"error":{"message":"No.","type":"invalid_request_error","code":"moderation_blocked","param":null,"provider":"easel"}}
+    400 {"error":{"message":"Too odd.","type":"invalid_request_error","code":"upstream_rejected","param":null,"provider":"easel"}}
+    502 {"error":{"message":"the upstream cannot be used at present","type":"server_error","code":"upstream_error","param":null,"provider":"easel"}}
+    502 {"error":{"message":"the upstream is overloaded at present","type":"server_error","code":"upstream_error","param":null,"provider":"easel"}}
+    502 {"error":{"message":"the upstream failed","type":"server_error","code":"upstream_error","param":null,"provider":"easel"}}
+    502 {"error":{"message":"the upstream answered without a usable image","type":"server_error","code":"upstream_error","param":null,"provider":"easel"}}
+    502 {"error":{"message":"the upstream answered without a usable image","type":"server_error","code":"upstream_error","param":null,"provider":"easel"}}
+    502 {"error":{"message":"the upstream answered without a usable image","type":"server_error","code":"upstream_error","param":null,"provider":"easel"}}
+    502 {"error":{"message":"the upstream failed","type":"server_error","code":"upstream_error","param":null,"provider":"easel"}}
+    "#);
     assert_eq!(left(&caller).await, 1.0);
     app.finish().await;
 }
@@ -111,20 +81,17 @@ async fn a_silent_or_unreachable_upstream_fails_in_time() {
     let app = TestApp::with(&settings).await;
     let caller = app.caller("1").await;
     let silence = images(1).after(Duration::from_hours(1));
-    let failed = (502, "server_error", "upstream_error", "the upstream failed");
-    assert_failure(&caller, &upstream, &silence, failed).await;
+    let silent = failure(&caller, &upstream, &silence).await;
 
     let nobody = settings.replace(&upstream.url, "http://127.0.0.1:9");
     let alone = app.replica(&nobody).await;
     let caller = caller.at(&alone.url);
-    let away = (
-        502,
-        "server_error",
-        "upstream_error",
-        "the upstream could not be reached",
-    );
-    assert_failure(&caller, &upstream, &silence, away).await;
+    let unreachable = failure(&caller, &upstream, &silence).await;
 
+    assert_snapshot!([silent, unreachable].join("\n"), @r#"
+    502 {"error":{"message":"the upstream failed","type":"server_error","code":"upstream_error","param":null,"provider":"easel"}}
+    502 {"error":{"message":"the upstream could not be reached","type":"server_error","code":"upstream_error","param":null,"provider":"easel"}}
+    "#);
     assert_eq!(left(&caller).await, 1.0);
     alone.finish().await;
     app.finish().await;

@@ -6,9 +6,12 @@ use std::{
 };
 
 use futures_util::future::join_all;
+use reqwest::Method;
+use serde_json::json;
 
 use super::{accepted, generated_by, left, submit};
 use crate::harness::{
+    caller::{Answer, Caller},
     database::TestDatabase,
     process::{Setup, postmaster, signal},
     upstream::Upstream,
@@ -143,7 +146,13 @@ async fn a_task_that_is_always_lost_fails_and_costs_nothing() {
     let setup = Setup::on(&database, &demo(60_000, "attempts_max = 2"));
     let gateway = setup.serve();
     let caller = database.caller(&gateway.url(), "1").await;
-    let id = accepted(&caller, "never done").await;
+    let ask = async |caller: &Caller, path: &str| {
+        let body = json!({"model": "gpt-image-2", "prompt": "never done"});
+        let request = caller.request(Method::POST, path).json(&body);
+        Answer::of(request.header("idempotency-key", "once")).await
+    };
+    let ticket = ask(&caller, "/v1/images/generations/async").await;
+    let id = ticket.json()["id"].as_str().unwrap().to_owned();
     gateway.kill();
     let gateway = setup.serve();
     database
@@ -167,6 +176,18 @@ async fn a_task_that_is_always_lost_fails_and_costs_nothing() {
       "code": "internal_error",
       "message": "the task was begun several times and never ended",
       "type": "server_error"
+    }
+    "#);
+    let repeat = ask(&caller, "/v1/images/generations").await;
+    insta::assert_json_snapshot!(repeat.refused(500), @r#"
+    {
+      "error": {
+        "code": "internal_error",
+        "message": "the task was begun several times and never ended",
+        "param": null,
+        "provider": "easel",
+        "type": "server_error"
+      }
     }
     "#);
     assert_eq!(left(&caller).await, 1.0);

@@ -23,12 +23,19 @@ async fn running_requests_are_answered_and_new_ones_left_to_other_gateways() {
 
     let not_ready = caller.get("/readyz").await;
     assert_eq!(not_ready.status, 503);
-    assert_eq!(
-        not_ready.json()["error"]["message"],
-        "the gateway is shutting down"
-    );
     let refused = caller.generate("too late").await;
-    assert_eq!(refused.status, 503);
+    insta::assert_json_snapshot!(refused.refused(503), @r#"
+    {
+      "error": {
+        "code": null,
+        "message": "the gateway is shutting down",
+        "param": null,
+        "provider": "easel",
+        "type": "server_error"
+      }
+    }
+    "#);
+    assert_eq!(not_ready.json(), refused.json());
     assert_eq!(refused.header("retry-after"), Some("1"));
     // Behind a connection-level load balancer, the next request must reach another gateway.
     assert_eq!(refused.header("connection"), Some("close"));
@@ -102,11 +109,17 @@ async fn tasks_that_take_too_long_are_requeued_unstarted() {
     gateway.end();
 
     let refused = request.await.unwrap();
-    assert_eq!(refused.status, 503);
-    assert_eq!(
-        refused.json()["error"]["message"],
-        "the gateway is shutting down"
-    );
+    insta::assert_json_snapshot!(refused.refused(503), @r#"
+    {
+      "error": {
+        "code": null,
+        "message": "the gateway is shutting down",
+        "param": null,
+        "provider": "easel",
+        "type": "server_error"
+      }
+    }
+    "#);
     let unbegun = "SELECT count(*) FROM tasks WHERE status = 'queued' AND attempts = 0";
     assert_eq!(database.number(unbegun).await, 2);
     let gateway = setup.serve();

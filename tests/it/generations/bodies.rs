@@ -1,5 +1,6 @@
 //! Bodies: JSON and forms are equivalent, anything else is refused, and all have a size limit.
 
+use insta::{assert_json_snapshot, assert_snapshot};
 use reqwest::{
     Method,
     multipart::{Form, Part},
@@ -38,8 +39,17 @@ async fn json_is_accepted_under_any_content_type_that_clients_use() {
         assert_eq!(answer.status, 202, "{content_type:?} {answer:?}");
     }
     let other = send(&caller, Some("application/xml"), "<a/>").await;
-    let message = "unsupported content type, allowed: application/json, multipart/form-data";
-    other.assert_refused(415, message);
+    assert_json_snapshot!(other.refused(415), @r#"
+    {
+      "error": {
+        "code": null,
+        "message": "unsupported content type, allowed: application/json, multipart/form-data",
+        "param": null,
+        "provider": "easel",
+        "type": "invalid_request_error"
+      }
+    }
+    "#);
     app.finish().await;
 }
 
@@ -47,6 +57,7 @@ async fn json_is_accepted_under_any_content_type_that_clients_use() {
 async fn anything_but_a_json_object_is_refused() {
     let app = TestApp::start().await;
     let caller = app.caller("9").await;
+    let mut bodies = Vec::new();
     for text in [
         "",
         "{",
@@ -58,14 +69,24 @@ async fn anything_but_a_json_object_is_refused() {
         "\u{0}",
     ] {
         let answer = send(&caller, Some("application/json"), text).await;
-        assert_eq!(answer.status, 400, "{text} {answer:?}");
-        let error = &answer.json()["error"];
-        let message = error["message"].as_str().unwrap();
-        assert!(message.starts_with("malformed JSON: "), "{message}");
-        assert_eq!(error["code"], "invalid_json");
+        bodies.push(answer.refusal());
     }
     let not_utf8 = send(&caller, None, b"{\"prompt\":\"\xff\"}".to_vec()).await;
-    assert_eq!(not_utf8.status, 400, "{not_utf8:?}");
+    bodies.push(not_utf8.refusal());
+    let fields = format!("{{{}\"a\":1}}", "\"a\":1,".repeat(256));
+    bodies.push(send(&caller, None, fields).await.refusal());
+    assert_snapshot!(bodies.join("\n"), @r#"
+    400 {"error":{"message":"malformed JSON: EOF while parsing a value at line 1 column 0","type":"invalid_request_error","code":"invalid_json","param":null,"provider":"easel"}}
+    400 {"error":{"message":"malformed JSON: EOF while parsing an object at line 1 column 1","type":"invalid_request_error","code":"invalid_json","param":null,"provider":"easel"}}
+    400 {"error":{"message":"malformed JSON: invalid type: sequence, expected an object at line 1 column 0","type":"invalid_request_error","code":"invalid_json","param":null,"provider":"easel"}}
+    400 {"error":{"message":"malformed JSON: invalid type: string \"a\", expected an object at line 1 column 3","type":"invalid_request_error","code":"invalid_json","param":null,"provider":"easel"}}
+    400 {"error":{"message":"malformed JSON: invalid type: null, expected an object at line 1 column 4","type":"invalid_request_error","code":"invalid_json","param":null,"provider":"easel"}}
+    400 {"error":{"message":"malformed JSON: expected value at line 1 column 11","type":"invalid_request_error","code":"invalid_json","param":null,"provider":"easel"}}
+    400 {"error":{"message":"malformed JSON: trailing characters at line 1 column 4","type":"invalid_request_error","code":"invalid_json","param":null,"provider":"easel"}}
+    400 {"error":{"message":"malformed JSON: expected value at line 1 column 1","type":"invalid_request_error","code":"invalid_json","param":null,"provider":"easel"}}
+    400 {"error":{"message":"malformed JSON: invalid unicode code point at line 1 column 12","type":"invalid_request_error","code":"invalid_json","param":null,"provider":"easel"}}
+    400 {"error":{"message":"a body may have 256 fields","type":"invalid_request_error","code":null,"param":null,"provider":"easel"}}
+    "#);
     app.finish().await;
 }
 
@@ -153,39 +174,33 @@ async fn forms_are_refused_like_json() {
     };
     let text = Part::bytes(b"plain".to_vec()).file_name("a.png");
     let mask = Part::bytes(png()).file_name("mask.png");
-    for (form, param, message) in [
-        (
-            Form::new().text("model", "gpt-image-2"),
-            "prompt",
-            "prompt is required",
-        ),
-        (
-            base().text("n", "1.5"),
-            "n",
-            "n must be an integer from 1 to 10",
-        ),
-        (
-            base().part("mask", mask),
-            "mask",
-            "the model gpt-image-2 takes no mask",
-        ),
-        (
-            base().part("image", text),
-            "image",
-            "unsupported image type: application/octet-stream, allowed: jpeg, png, gif, webp",
-        ),
-    ] {
-        let answer = caller.post_form(PATH, form).await;
-        answer.assert_refused_field(400, param, message);
-    }
+    let not_utf8 = Part::bytes(vec![0xff_u8]);
     let mut many = base();
     for _ in 0..65 {
         many = many.text("x", "y");
     }
-    let answer = caller.post_form(PATH, many).await;
-    answer.assert_refused(400, "a form may have 64 parts");
+    let mut bodies = Vec::new();
+    for form in [
+        Form::new().text("model", "gpt-image-2"),
+        base().text("n", "1.5"),
+        base().part("mask", mask),
+        base().part("image", text),
+        base().part("prompt", not_utf8),
+        many,
+    ] {
+        bodies.push(caller.post_form(PATH, form).await.refusal());
+    }
     let broken = send(&caller, Some("multipart/form-data; boundary=x"), "--x\r\n").await;
-    assert_eq!(broken.status, 400, "{broken:?}");
+    bodies.push(broken.refusal());
+    assert_snapshot!(bodies.join("\n"), @r#"
+    400 {"error":{"message":"prompt is required","type":"invalid_request_error","code":null,"param":"prompt","provider":"easel"}}
+    400 {"error":{"message":"n must be an integer from 1 to 10","type":"invalid_request_error","code":null,"param":"n","provider":"easel"}}
+    400 {"error":{"message":"the model gpt-image-2 takes no mask","type":"invalid_request_error","code":null,"param":"mask","provider":"easel"}}
+    400 {"error":{"message":"unsupported image type: application/octet-stream, allowed: jpeg, png, gif, webp","type":"invalid_request_error","code":null,"param":"image","provider":"easel"}}
+    400 {"error":{"message":"a text part is not UTF-8","type":"invalid_request_error","code":null,"param":null,"provider":"easel"}}
+    400 {"error":{"message":"a form may have 64 parts","type":"invalid_request_error","code":null,"param":null,"provider":"easel"}}
+    400 {"error":{"message":"malformed multipart body: it ends before its last boundary","type":"invalid_request_error","code":null,"param":null,"provider":"easel"}}
+    "#);
     app.finish().await;
 }
 
@@ -199,14 +214,22 @@ async fn a_json_body_has_a_limit() {
     };
 
     assert_eq!(send(&caller, None, of_size(4096)).await.status, 202);
-    let message = "body size 4097 exceeds maximum 4096 bytes";
-    send(&caller, None, of_size(4097))
-        .await
-        .assert_refused(413, message);
+    let refused = send(&caller, None, of_size(4097)).await.refused(413);
+    assert_json_snapshot!(refused, @r#"
+    {
+      "error": {
+        "code": null,
+        "message": "body size 4097 exceeds maximum 4096 bytes",
+        "param": null,
+        "provider": "easel",
+        "type": "invalid_request_error"
+      }
+    }
+    "#);
     let chunks = futures_util::stream::iter([Ok::<_, std::io::Error>(of_size(4097))]);
     let chunked = caller
         .request(Method::POST, PATH)
         .body(reqwest::Body::wrap_stream(chunks));
-    Answer::of(chunked).await.assert_refused(413, message);
+    assert_eq!(Answer::of(chunked).await.refused(413), refused);
     app.finish().await;
 }

@@ -1,80 +1,75 @@
 //! The fields of a request: how each is read, and the exact error for each that is refused.
 
+use insta::{assert_json_snapshot, assert_snapshot};
 use reqwest::{Method, multipart::Form};
 use serde_json::json;
 
 use super::{FAILING, READING, accepted, body};
 use crate::harness::{TestApp, caller::Answer};
 
-const SIZES: &str = "size must be auto, one of 1:1, 3:2, 2:3, 4:3, 3:4, 5:4, 4:5, 16:9, 9:16, 2:1, 1:2, \
-                     21:9, 9:21, or pixels like 1536x1024 within 3 % of one of these ratios";
-
 #[tokio::test]
 async fn invalid_fields_are_refused_by_name() {
     let app = TestApp::start().await;
     let caller = app.caller("9").await;
-    let models = "allowed: gemini-3-pro-image-preview, gpt-image-2";
-    let n = "n must be an integer from 1 to 10";
-    let quality = "quality must be low, medium, high or auto";
-    let resolution = "resolution must be 1k or 2k";
-    let format = "response_format must be url or b64_json";
-    for (field, value, message) in [
-        ("model", json!(null), format!("model is required, {models}")),
-        ("model", json!(""), format!("model is required, {models}")),
-        ("model", json!(7), "model must be a string".to_owned()),
-        ("prompt", json!(null), "prompt is required".to_owned()),
-        ("prompt", json!(""), "prompt must not be blank".to_owned()),
-        (
-            "prompt",
-            json!(" \n\t"),
-            "prompt must not be blank".to_owned(),
-        ),
-        (
-            "prompt",
-            json!("a\0b"),
-            "prompt must not contain the character NUL".to_owned(),
-        ),
-        ("prompt", json!(["a"]), "prompt must be a string".to_owned()),
-        (
-            "prompt",
-            json!("猫".repeat(32_001)),
-            "prompt has 32001 characters, allowed are 32000".to_owned(),
-        ),
-        ("n", json!(0), n.to_owned()),
-        ("n", json!(11), n.to_owned()),
-        ("n", json!(300), n.to_owned()),
-        ("n", json!(-1), n.to_owned()),
-        ("n", json!(1.5), n.to_owned()),
-        ("n", json!("two"), n.to_owned()),
-        ("size", json!("7:5"), SIZES.to_owned()),
-        ("size", json!("1000x700"), SIZES.to_owned()),
-        ("size", json!("1055x1024"), SIZES.to_owned()),
-        ("size", json!("0x0"), SIZES.to_owned()),
-        ("size", json!("huge"), SIZES.to_owned()),
-        (
-            "size",
-            json!("4096x4096"),
-            "size must be below 5767168 pixels in all".to_owned(),
-        ),
-        ("resolution", json!("4k"), resolution.to_owned()),
-        ("resolution", json!("1024"), resolution.to_owned()),
-        ("quality", json!("ultra"), quality.to_owned()),
-        ("response_format", json!("png"), format.to_owned()),
-        (
-            "mask",
-            json!("data:image/png;base64,AAAA"),
-            "the model gpt-image-2 takes no mask".to_owned(),
-        ),
+    let mut bodies = Vec::new();
+    for (field, value) in [
+        ("model", json!(null)),
+        ("model", json!("")),
+        ("model", json!(7)),
+        ("model", json!("dall-e-3")),
+        ("prompt", json!(null)),
+        ("prompt", json!("")),
+        ("prompt", json!(" \n\t")),
+        ("prompt", json!("a\0b")),
+        ("prompt", json!(["a"])),
+        ("prompt", json!("猫".repeat(32_001))),
+        ("prompt", json!("x".repeat(400_000))),
+        ("n", json!(0)),
+        ("n", json!(11)),
+        ("n", json!(300)),
+        ("n", json!(-1)),
+        ("n", json!(1.5)),
+        ("n", json!("two")),
+        ("size", json!("7:5")),
+        ("size", json!("1000x700")),
+        ("size", json!("1055x1024")),
+        ("size", json!("0x0")),
+        ("size", json!("huge")),
+        ("size", json!("4096x4096")),
+        ("size", json!("x".repeat(4096))),
+        ("resolution", json!("4k")),
+        ("resolution", json!("1024")),
+        ("quality", json!("ultra")),
+        ("response_format", json!("png")),
+        ("mask", json!("data:image/png;base64,AAAA")),
+        ("mask", json!(["https://a.invalid/", "https://b.invalid/"])),
     ] {
         let answer = caller
             .post("/v1/images/generations", &body(json!({ field: value })))
             .await;
-        answer.assert_refused_field(400, field, &message);
+        bodies.push(answer.refusal());
     }
-    let unknown = body(json!({"model": "dall-e-3"}));
-    let answer = caller.post("/v1/images/generations", &unknown).await;
-    answer.assert_refused_field(404, "model", &format!("no such model: dall-e-3, {models}"));
-    assert_eq!(answer.json()["error"]["code"], "model_not_found");
+    bodies.dedup();
+    assert_snapshot!(bodies.join("\n"), @r#"
+    400 {"error":{"message":"model is required, allowed: gemini-3-pro-image-preview, gpt-image-2","type":"invalid_request_error","code":null,"param":"model","provider":"easel"}}
+    400 {"error":{"message":"model must be a string","type":"invalid_request_error","code":null,"param":"model","provider":"easel"}}
+    404 {"error":{"message":"no such model: dall-e-3, allowed: gemini-3-pro-image-preview, gpt-image-2","type":"not_found_error","code":"model_not_found","param":"model","provider":"easel"}}
+    400 {"error":{"message":"prompt is required","type":"invalid_request_error","code":null,"param":"prompt","provider":"easel"}}
+    400 {"error":{"message":"prompt must not be blank","type":"invalid_request_error","code":null,"param":"prompt","provider":"easel"}}
+    400 {"error":{"message":"prompt must not contain the character NUL","type":"invalid_request_error","code":null,"param":"prompt","provider":"easel"}}
+    400 {"error":{"message":"prompt must be a string","type":"invalid_request_error","code":null,"param":"prompt","provider":"easel"}}
+    400 {"error":{"message":"prompt has 32001 characters, allowed are 32000","type":"invalid_request_error","code":null,"param":"prompt","provider":"easel"}}
+    400 {"error":{"message":"prompt must have at most 32000 characters","type":"invalid_request_error","code":null,"param":"prompt","provider":"easel"}}
+    400 {"error":{"message":"n must be an integer from 1 to 10","type":"invalid_request_error","code":null,"param":"n","provider":"easel"}}
+    400 {"error":{"message":"size must be auto, one of 1:1, 3:2, 2:3, 4:3, 3:4, 5:4, 4:5, 16:9, 9:16, 2:1, 1:2, 21:9, 9:21, or pixels like 1536x1024 within 3 % of one of these ratios","type":"invalid_request_error","code":null,"param":"size","provider":"easel"}}
+    400 {"error":{"message":"size must be below 5767168 pixels in all","type":"invalid_request_error","code":null,"param":"size","provider":"easel"}}
+    400 {"error":{"message":"size must have at most 4096 bytes","type":"invalid_request_error","code":null,"param":"size","provider":"easel"}}
+    400 {"error":{"message":"resolution must be 1k or 2k","type":"invalid_request_error","code":null,"param":"resolution","provider":"easel"}}
+    400 {"error":{"message":"quality must be low, medium, high or auto","type":"invalid_request_error","code":null,"param":"quality","provider":"easel"}}
+    400 {"error":{"message":"response_format must be url or b64_json","type":"invalid_request_error","code":null,"param":"response_format","provider":"easel"}}
+    400 {"error":{"message":"the model gpt-image-2 takes no mask","type":"invalid_request_error","code":null,"param":"mask","provider":"easel"}}
+    400 {"error":{"message":"mask must be one image","type":"invalid_request_error","code":null,"param":"mask","provider":"easel"}}
+    "#);
     assert_eq!(caller.balance().await["balance"], 9.0);
     app.finish().await;
 }
@@ -193,17 +188,17 @@ async fn fields_that_no_backend_reads_are_ignored_and_not_stored() {
 async fn fields_that_a_backend_reads_have_a_length() {
     let app = TestApp::with(READING).await;
     let caller = app.caller("9").await;
-    let message = "user must have at most 4096 bytes";
+    let mut bodies = Vec::new();
     let long = "u".repeat(4095);
     let asked = body(json!({ "user": long }));
     let answer = caller.post("/v1/images/generations", &asked).await;
-    answer.assert_refused_field(400, "user", message);
+    bodies.push(answer.refusal());
     let form = Form::new()
         .text("user", format!("{long}uu"))
         .text("model", "gpt-image-2")
         .text("prompt", "a cat");
     let answer = caller.post_form("/v1/images/generations", form).await;
-    answer.assert_refused_field(400, "user", message);
+    bodies.push(answer.refusal());
 
     let most = accepted(&app, &caller, json!({ "user": &long[1..] })).await;
     assert_eq!(most["options"]["user"], &long[1..]);
@@ -212,8 +207,12 @@ async fn fields_that_a_backend_reads_have_a_length() {
     let asked = format!("{{\"model\":\"gpt-image-2\",\"prompt\":\"a cat\",{many}}}");
     let request = caller.request(Method::POST, "/v1/images/generations");
     let answer = Answer::of(request.body(asked)).await;
-    let message = "the fields beside prompt and references must have at most 65536 bytes in all";
-    answer.assert_refused_field(400, "user", message);
+    bodies.push(answer.refusal());
+    assert_snapshot!(bodies.join("\n"), @r#"
+    400 {"error":{"message":"user must have at most 4096 bytes","type":"invalid_request_error","code":null,"param":"user","provider":"easel"}}
+    400 {"error":{"message":"user must have at most 4096 bytes","type":"invalid_request_error","code":null,"param":"user","provider":"easel"}}
+    400 {"error":{"message":"the fields beside prompt and references must have at most 65536 bytes in all","type":"invalid_request_error","code":null,"param":"user","provider":"easel"}}
+    "#);
     app.finish().await;
 }
 
@@ -221,13 +220,13 @@ async fn fields_that_a_backend_reads_have_a_length() {
 async fn streaming_is_refused_before_anything_is_held() {
     let app = TestApp::start().await;
     let caller = app.caller("9").await;
-    let message = "stream is not available yet: leave it out, or send false";
+    let mut bodies = Vec::new();
     for fields in [
         json!({"stream": true}),
         json!({"stream": "true", "partial_images": 2}),
     ] {
         let answer = caller.post("/v1/images/generations", &body(fields)).await;
-        answer.assert_refused_field(400, "stream", message);
+        bodies.push(answer.refusal());
     }
     for text in ["true", "1"] {
         let form = Form::new()
@@ -235,8 +234,10 @@ async fn streaming_is_refused_before_anything_is_held() {
             .text("prompt", "a cat")
             .text("stream", text);
         let answer = caller.post_form("/v1/images/edits", form).await;
-        answer.assert_refused_field(400, "stream", message);
+        bodies.push(answer.refusal());
     }
+    bodies.dedup();
+    assert_snapshot!(bodies.join("\n"), @r#"400 {"error":{"message":"stream is not available yet: leave it out, or send false","type":"invalid_request_error","code":null,"param":"stream","provider":"easel"}}"#);
     for fields in [json!({"stream": false}), json!({"stream": null})] {
         let answer = caller.post("/v1/images/generations", &body(fields)).await;
         assert_eq!(answer.status, 200, "{answer:?}");
@@ -274,7 +275,16 @@ async fn options_that_no_single_route_supports_are_refused_before_the_hold() {
     let image = "data:image/png;base64,AAAA";
     let both = body(json!({"image_urls": [image, image], "mask": image}));
     let answer = caller.post("/v1/images/generations", &both).await;
-    let message = "2 reference images given, the model gpt-image-2 takes 1 at most beside a mask";
-    answer.assert_refused_field(400, "image_urls", message);
+    assert_json_snapshot!(answer.refused(400), @r#"
+    {
+      "error": {
+        "code": null,
+        "message": "2 reference images given, the model gpt-image-2 takes 1 at most beside a mask",
+        "param": "image_urls",
+        "provider": "easel",
+        "type": "invalid_request_error"
+      }
+    }
+    "#);
     app.finish().await;
 }

@@ -47,6 +47,21 @@ async fn a_sync_answer_has_its_links() {
       "id": "[task]"
     }
     "#);
+    let asked = body(json!({"response_format": "b64_json"}));
+    let inline = caller.post(PATH, &asked).await;
+    assert_eq!(inline.header("cache-control"), Some("no-store"));
+    assert_json_snapshot!(inline.json(), { ".data[].b64_json" => "[base64]" }, @r#"
+    {
+      "created": [time],
+      "data": [
+        {
+          "b64_json": "[base64]",
+          "url": "https://HOST/v1/images/files/gpt-image-2/[date]/[file]-1.png"
+        }
+      ],
+      "id": "[task]"
+    }
+    "#);
     app.finish().await;
 }
 

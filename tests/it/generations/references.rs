@@ -1,6 +1,7 @@
 //! Reference images, in every form that clients use.
 
 use image::ImageFormat;
+use insta::{assert_json_snapshot, assert_snapshot};
 use serde_json::{Value, json};
 
 use super::{FAILING, accepted, body};
@@ -9,8 +10,6 @@ use crate::harness::{
     caller::Answer,
     images::{image, png},
 };
-
-const DATA_URL: &str = "a data URL must be data:image/…;base64, followed by valid base64";
 
 fn data_url(bytes: &[u8]) -> String {
     format!(
@@ -79,54 +78,52 @@ async fn data_urls_are_decoded_leniently() {
     app.finish().await;
 }
 
-const HTTPS: &str = "image_urls must be an https:// URL";
-const PUBLIC: &str = "image_urls must name a public host";
-
 #[tokio::test]
 async fn invalid_references_are_refused_and_cost_nothing() {
     let app = TestApp::start().await;
     let caller = app.caller("9").await;
     let pdf = base64_simd::STANDARD.encode_to_string(b"%PDF-1.7\n");
     let damaged = data_url(&png()[..40]);
-    for (reference, message) in [
-        ("data:image/png;base64,@@@@".to_owned(), DATA_URL),
-        ("data:image/png;base64,A".to_owned(), DATA_URL),
-        ("data:image/png,AAAA".to_owned(), DATA_URL),
-        ("data:text/html;base64,AAAA".to_owned(), DATA_URL),
-        ("data:".to_owned(), DATA_URL),
-        (
-            format!("data:image/png;base64,{pdf}"),
-            "unsupported image type: application/pdf, allowed: jpeg, png, gif, webp",
-        ),
-        (damaged, "the image is damaged or cut off"),
-        ("http://example.com/a.png".to_owned(), HTTPS),
-        ("ftp://example.com/a.png".to_owned(), HTTPS),
-        ("file:///etc/passwd".to_owned(), HTTPS),
-        (
-            "cat.png".to_owned(),
-            "image_urls must be a valid https:// URL",
-        ),
-        ("https://127.0.0.1/a.png".to_owned(), PUBLIC),
-        ("https://10.0.0.1/a.png".to_owned(), PUBLIC),
-        ("https://169.254.169.254/latest".to_owned(), PUBLIC),
-        ("https://[::1]/a.png".to_owned(), PUBLIC),
-        ("https://2130706433/a.png".to_owned(), PUBLIC),
-        ("https://localhost/a.png".to_owned(), PUBLIC),
-        (
-            "https://me:pw@example.com/a.png".to_owned(),
-            "image_urls must not hold a user name or password",
-        ),
-        (
-            "https://example.com:8443/a.png".to_owned(),
-            "image_urls must use port 443",
-        ),
+    let mut bodies = Vec::new();
+    for reference in [
+        "data:image/png;base64,@@@@",
+        "data:image/png;base64,A",
+        "data:image/png,AAAA",
+        "data:text/html;base64,AAAA",
+        "data:",
+        &format!("data:image/png;base64,{pdf}"),
+        &damaged,
+        "http://example.com/a.png",
+        "ftp://example.com/a.png",
+        "file:///etc/passwd",
+        "cat.png",
+        "https://127.0.0.1/a.png",
+        "https://10.0.0.1/a.png",
+        "https://169.254.169.254/latest",
+        "https://[::1]/a.png",
+        "https://2130706433/a.png",
+        "https://localhost/a.png",
+        "https://me:pw@example.com/a.png",
+        "https://example.com:8443/a.png",
+        &format!("https://example.com/{}", "ä".repeat(4000)),
     ] {
         let asked = body(json!({"image_urls": [reference]}));
         let answer = caller.post("/v1/images/generations", &asked).await;
-        assert_eq!(answer.json()["error"]["message"], message, "{reference}");
-        answer.assert_refused_field(400, "image_urls", message);
+        bodies.push(answer.refusal());
         assert_eq!(answer.header("x-should-retry"), None);
     }
+    bodies.dedup();
+    assert_snapshot!(bodies.join("\n"), @r#"
+    400 {"error":{"message":"a data URL must be data:image/…;base64, followed by valid base64","type":"invalid_request_error","code":null,"param":"image_urls","provider":"easel"}}
+    400 {"error":{"message":"unsupported image type: application/pdf, allowed: jpeg, png, gif, webp","type":"invalid_request_error","code":null,"param":"image_urls","provider":"easel"}}
+    400 {"error":{"message":"the image is damaged or cut off","type":"invalid_request_error","code":null,"param":"image_urls","provider":"easel"}}
+    400 {"error":{"message":"image_urls must be an https:// URL","type":"invalid_request_error","code":null,"param":"image_urls","provider":"easel"}}
+    400 {"error":{"message":"image_urls must be a valid https:// URL","type":"invalid_request_error","code":null,"param":"image_urls","provider":"easel"}}
+    400 {"error":{"message":"image_urls must name a public host","type":"invalid_request_error","code":null,"param":"image_urls","provider":"easel"}}
+    400 {"error":{"message":"image_urls must not hold a user name or password","type":"invalid_request_error","code":null,"param":"image_urls","provider":"easel"}}
+    400 {"error":{"message":"image_urls must use port 443","type":"invalid_request_error","code":null,"param":"image_urls","provider":"easel"}}
+    400 {"error":{"message":"image_urls must be at most 8192 bytes long","type":"invalid_request_error","code":null,"param":"image_urls","provider":"easel"}}
+    "#);
     assert_eq!(caller.balance().await["balance"], 9.0);
     app.finish().await;
 }
@@ -135,14 +132,16 @@ async fn invalid_references_are_refused_and_cost_nothing() {
 async fn fields_without_references_are_refused() {
     let app = TestApp::start().await;
     let caller = app.caller("9").await;
+    let mut bodies = Vec::new();
     for (field, value) in [("image", json!(5)), ("images", json!([{"file_id": "x"}]))] {
         let asked = body(json!({ field: value }));
         let answer = caller.post("/v1/images/generations", &asked).await;
-        let message = format!(
-            "{field} must be an https:// or data: URL, a list of them, or of objects with url"
-        );
-        answer.assert_refused_field(400, field, &message);
+        bodies.push(answer.refusal());
     }
+    assert_snapshot!(bodies.join("\n"), @r#"
+    400 {"error":{"message":"image must be an https:// or data: URL, a list of them, or of objects with url","type":"invalid_request_error","code":null,"param":"image","provider":"easel"}}
+    400 {"error":{"message":"images must be an https:// or data: URL, a list of them, or of objects with url","type":"invalid_request_error","code":null,"param":"images","provider":"easel"}}
+    "#);
     app.finish().await;
 }
 
@@ -156,8 +155,17 @@ async fn at_most_sixteen_are_accepted_in_all() {
 
     let more = body(json!({"image_urls": links(10), "images": links(7)}));
     let answer = caller.post("/v1/images/generations", &more).await;
-    let message = "17 reference images given, allowed are 16";
-    answer.assert_refused_field(400, "image_urls", message);
+    assert_json_snapshot!(answer.refused(400), @r#"
+    {
+      "error": {
+        "code": null,
+        "message": "17 reference images given, allowed are 16",
+        "param": "image_urls",
+        "provider": "easel",
+        "type": "invalid_request_error"
+      }
+    }
+    "#);
     app.finish().await;
 }
 
@@ -176,7 +184,7 @@ async fn own_links_are_read_from_storage_whatever_their_scheme() {
             assert_eq!(answer.status, 200, "{link} {answer:?}");
         }
     }
-    let nothing = "a reference is a link of this gateway that names nothing";
+    let mut bodies = Vec::new();
     for link in [
         format!("{}/f/image/1-2-a.png", app.url),
         format!("{}/f/image/%00", app.url),
@@ -184,12 +192,16 @@ async fn own_links_are_read_from_storage_whatever_their_scheme() {
     ] {
         let asked = body(json!({ "image": link }));
         let answer: Answer = caller.post("/v1/images/edits", &asked).await;
-        answer.assert_refused_field(400, "image_urls", nothing);
+        bodies.push(answer.refusal());
     }
     app.app.clock.advance(app.app.config.uploads.ttl());
     let expired = body(json!({ "image": links[0] }));
     let answer = caller.post("/v1/images/edits", &expired).await;
-    let message = "a reference is an upload that has expired";
-    answer.assert_refused_field(400, "image_urls", message);
+    bodies.push(answer.refusal());
+    bodies.dedup();
+    assert_snapshot!(bodies.join("\n"), @r#"
+    400 {"error":{"message":"a reference is a link of this gateway that names nothing","type":"invalid_request_error","code":null,"param":"image_urls","provider":"easel"}}
+    400 {"error":{"message":"a reference is an upload that has expired","type":"invalid_request_error","code":null,"param":"image_urls","provider":"easel"}}
+    "#);
     app.finish().await;
 }

@@ -30,6 +30,11 @@ pub struct Answer {
     pub body: Vec<u8>,
 }
 
+/// The body of an answer that was read from a connection whole.
+pub fn body_of(answer: &str) -> &str {
+    answer.split_once("\r\n\r\n").unwrap().1
+}
+
 /// A client that follows no redirects.
 pub fn http_client() -> reqwest::Client {
     easel::tls::install_crypto_provider();
@@ -161,9 +166,14 @@ impl Answer {
             .unwrap_or_else(|error| panic!("{error} in {:?}", String::from_utf8_lossy(&self.body)))
     }
 
-    /// Asserts an error: the status, the type that belongs to it, all five keys, and the exact message.
+    /// The body as it was sent.
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    /// Asserts an error: the status, the type that belongs to it, and all five keys. Returns its body, for a snapshot.
     #[track_caller]
-    pub fn assert_refused(&self, status: u16, message: &str) -> Value {
+    pub fn refused(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{self:?}");
         assert_eq!(self.header("content-type"), Some("application/json"));
         assert!(self.header("x-request-id").is_some());
@@ -181,8 +191,22 @@ impl Answer {
             _ => "invalid_request_error",
         };
         assert_eq!(error["type"], kind);
+        body
+    }
+
+    /// An error as one line of a snapshot: its status, and its body as it was sent.
+    #[track_caller]
+    pub fn refusal(&self) -> String {
+        self.refused(self.status);
+        format!("{} {}", self.status, self.text())
+    }
+
+    /// Like [`refused`](Self::refused), with this exact message. Returns the fields of the error.
+    #[track_caller]
+    pub fn assert_refused(&self, status: u16, message: &str) -> Value {
+        let error = self.refused(status)["error"].take();
         assert_eq!(error["message"], message);
-        body["error"].clone()
+        error
     }
 
     /// Like [`assert_refused`](Self::assert_refused), for a field of the request.

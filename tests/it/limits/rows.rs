@@ -64,8 +64,17 @@ async fn an_address_that_would_fill_a_row_is_refused() {
     let address = |bytes: usize| format!("{:x<bytes$}", "https://images.invalid/");
     let refused = asked(json!({"image_urls": [address(8193)]}));
     let answer = caller.post("/v1/images/generations", &refused).await;
-    let message = "image_urls must be an https:// URL of at most 8192 bytes";
-    answer.assert_refused_field(400, "image_urls", message);
+    insta::assert_json_snapshot!(answer.refused(400), @r#"
+    {
+      "error": {
+        "code": null,
+        "message": "image_urls must be an https:// URL of at most 8192 bytes",
+        "param": "image_urls",
+        "provider": "easel",
+        "type": "invalid_request_error"
+      }
+    }
+    "#);
     caller
         .submit(&asked(json!({"image_urls": [address(8192)]})))
         .await;

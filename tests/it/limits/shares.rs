@@ -2,11 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use insta::assert_snapshot;
 use serde_json::json;
 use tokio::time::sleep;
 
 use super::{Sending, asked};
-use crate::harness::{TestApp, caller::Caller};
+use crate::harness::{
+    TestApp,
+    caller::{Caller, body_of},
+};
 
 const SETTINGS: &str = "
     [server]
@@ -65,8 +69,7 @@ async fn slow_bodies_of_one_key_shut_out_nobody_else() {
     wait_for(&app, 1_048_576).await;
     let answer = sent(&greedy, &large).await;
     assert!(answer.starts_with("HTTP/1.1 429 "), "{answer}");
-    let message = "this account's request bodies hold 1048576 bytes of memory, as much as they may";
-    assert!(answer.contains(message), "{answer}");
+    assert_snapshot!(body_of(&answer), @r#"{"error":{"message":"this account's request bodies hold 1048576 bytes of memory, as much as they may","type":"rate_limit_error","code":"concurrency_limit","param":null,"provider":"easel"}}"#);
     assert!(answer.contains("retry-after: 1\r\n"), "{answer}");
     for (caller, body) in [(&greedy, &small), (&other, &large), (&other, &small)] {
         let answer = sent(caller, body).await;
@@ -77,6 +80,28 @@ async fn slow_bodies_of_one_key_shut_out_nobody_else() {
     drop(slow);
     wait_for(&app, 0).await;
     assert!(sent(&greedy, &large).await.starts_with("HTTP/1.1 202 "));
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn all_bodies_together_have_a_limit() {
+    let app = TestApp::with(&SETTINGS.replace("4_194_304", "1_048_576")).await;
+    let (greedy, other) = (app.caller("9").await, app.caller("9").await);
+    let large = body(900_000);
+    let mut slow = Vec::new();
+    for _ in 0..2 {
+        let mut sending = Sending::begin(&greedy, JSON, large.len()).await;
+        sending.send(&large[..large.len() / 2]).await;
+        slow.push(sending);
+    }
+    wait_for(&app, 1_048_576).await;
+    let answer = sent(&other, &large).await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(answer.contains("retry-after: 1\r\n"), "{answer}");
+    assert_snapshot!(body_of(&answer), @r#"{"error":{"message":"too many large request bodies at once","type":"server_error","code":null,"param":null,"provider":"easel"}}"#);
+    drop(slow);
+    wait_for(&app, 0).await;
+    assert!(sent(&other, &large).await.starts_with("HTTP/1.1 202 "));
     app.finish().await;
 }
 
@@ -102,8 +127,7 @@ async fn the_text_parts_of_a_form_take_from_the_same_share() {
     over.send(part.repeat(3).as_bytes()).await;
     let answer = over.answer().await;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
-    let message = "the text parts exceed maximum 1048576 bytes in all";
-    assert!(answer.contains(message), "{answer}");
+    assert_snapshot!(body_of(&answer), @r#"{"error":{"message":"the text parts exceed maximum 1048576 bytes in all","type":"invalid_request_error","code":null,"param":null,"provider":"easel"}}"#);
     app.finish().await;
 }
 
@@ -127,8 +151,7 @@ async fn a_large_dripping_body_loses_its_share_and_a_small_one_may_drip() {
     };
     let answer = drip(body(900_000), 300_000).await;
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
-    let message = "the body arrives too slowly: a large one must bring 100000 bytes a second";
-    assert!(answer.contains(message), "{answer}");
+    assert_snapshot!(body_of(&answer), @r#"{"error":{"message":"the body arrives too slowly: a large one must bring 100000 bytes a second","type":"invalid_request_error","code":null,"param":null,"provider":"easel"}}"#);
     let answer = drip(body(60_000), 59_980).await;
     assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
     app.finish().await;
@@ -149,9 +172,6 @@ async fn a_form_that_drips_is_ended_when_its_time_is_over() {
     }
     let answer = sending.answer().await;
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
-    assert!(
-        answer.contains("the body did not arrive in time"),
-        "{answer}"
-    );
+    assert_snapshot!(body_of(&answer), @r#"{"error":{"message":"the body did not arrive in time","type":"invalid_request_error","code":null,"param":null,"provider":"easel"}}"#);
     app.finish().await;
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use insta::assert_json_snapshot;
 use serde_json::json;
 
 use super::{routed, submitted};
@@ -39,11 +40,17 @@ async fn only_the_account_that_fills_its_queue_share_is_refused() {
         }
         tasks.push(answer.json()["id"].as_str().unwrap().to_owned());
     };
-    let error = refused.assert_refused(
-        429,
-        "the account has 3 tasks in the queue already, as many as it may",
-    );
-    assert_eq!(error["code"], "concurrency_limit");
+    assert_json_snapshot!(refused.refused(429), @r#"
+    {
+      "error": {
+        "code": "concurrency_limit",
+        "message": "the account has 3 tasks in the queue already, as many as it may",
+        "param": null,
+        "provider": "easel",
+        "type": "rate_limit_error"
+      }
+    }
+    "#);
     assert_eq!(retry_after(&refused), 5);
     assert_eq!(refused.header("x-should-retry"), None);
     let other = submitted(&one, "of another account").await;
@@ -67,17 +74,34 @@ async fn sync_requests_have_a_share_per_account() {
     let mut waits = vec![one.waiting("first"), one.waiting("second")];
     upstream.wait_for(2).await;
     let refused = one.generate("third").await;
-    refused.assert_refused(
-        429,
-        "the account has 2 requests waiting already, as many as it may",
-    );
+    assert_json_snapshot!(refused.refused(429), @r#"
+    {
+      "error": {
+        "code": "concurrency_limit",
+        "message": "the account has 2 requests waiting already, as many as it may",
+        "param": null,
+        "provider": "easel",
+        "type": "rate_limit_error"
+      }
+    }
+    "#);
     assert_eq!(retry_after(&refused), 5);
     // Async requests are not counted.
     let task = submitted(&one, "third").await;
     waits.push(other.waiting("first"));
     upstream.wait_for(4).await;
     let refused = other.generate("second").await;
-    refused.assert_refused(503, "too many requests are waiting for their images");
+    assert_json_snapshot!(refused.refused(503), @r#"
+    {
+      "error": {
+        "code": null,
+        "message": "too many requests are waiting for their images",
+        "param": null,
+        "provider": "easel",
+        "type": "server_error"
+      }
+    }
+    "#);
     assert_eq!(refused.header("x-should-retry"), None);
     assert_eq!(one.get("/healthz").await.status, 200);
 
@@ -146,10 +170,17 @@ async fn a_burst_of_one_account_gets_no_other_refused() {
         tasks.push(submitted(&crowd, &format!("image {index}")).await);
     }
     let refused = crowd.generate("one too many").await;
-    refused.assert_refused(
-        503,
-        "the queue is too long for the images to be ready in time",
-    );
+    assert_json_snapshot!(refused.refused(503), @r#"
+    {
+      "error": {
+        "code": null,
+        "message": "the queue is too long for the images to be ready in time",
+        "param": null,
+        "provider": "easel",
+        "type": "server_error"
+      }
+    }
+    "#);
     assert_eq!(one.generate("in turn").await.status, 200);
     for task in tasks {
         assert_eq!(crowd.wait_for(&task).await["status"], "completed");
@@ -168,7 +199,17 @@ async fn without_a_probe_in_time_a_request_is_refused_at_once_and_nothing_held()
     found_out.assert_refused(502, "the upstream cannot be used at present");
     let began = Instant::now();
     let refused = caller.generate("a bridge").await;
-    refused.assert_refused(503, "no upstream of this model can be used at present");
+    assert_json_snapshot!(refused.refused(503), @r#"
+    {
+      "error": {
+        "code": null,
+        "message": "no upstream of this model can be used at present",
+        "param": null,
+        "provider": "easel",
+        "type": "server_error"
+      }
+    }
+    "#);
     assert!(began.elapsed() < Duration::from_secs(2));
     assert!((15..=20).contains(&retry_after(&refused)), "{refused:?}");
     assert_eq!(refused.header("x-should-retry"), None);

@@ -3,6 +3,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
+use insta::{assert_json_snapshot, assert_snapshot};
 use serde_json::json;
 
 use crate::harness::{
@@ -166,19 +167,19 @@ async fn a_full_disk_is_reported_before_an_upstream_is_called() {
     );
     let app = TestApp::with(&settings).await;
     let caller = app.caller("1").await;
+    let mut bodies = Vec::new();
     for path in ["/v1/images/generations", "/v1/images/generations/async"] {
         let body = json!({"model": "gpt-image-2", "prompt": "no room"});
         let refused = caller.post(path, &body).await;
-        refused.assert_refused(503, "storage is full");
+        bodies.push(refused.refusal());
         assert_eq!(refused.header("retry-after"), Some("5"));
     }
     // The remaining space is reserved for images that are paid for.
     let upload = caller.upload(images::png(), "a.png").await;
-    upload.assert_refused(503, "storage is full");
-    caller
-        .get("/readyz")
-        .await
-        .assert_refused(503, "storage is full");
+    bodies.push(upload.refusal());
+    bodies.push(caller.get("/readyz").await.refusal());
+    bodies.dedup();
+    assert_snapshot!(bodies.join("\n"), @r#"503 {"error":{"message":"storage is full","type":"server_error","code":null,"param":null,"provider":"easel"}}"#);
     assert_eq!(upstream.calls().len(), 0);
     let balance = caller.balance().await;
     assert_eq!(
@@ -207,6 +208,18 @@ async fn a_store_that_never_recovers_costs_nothing() {
     failed.assert_refused(504, "the task ran past its deadline");
     assert_eq!(failed.header("x-should-retry"), Some("false"));
     until_ready_says(&caller, 503, "storage cannot be reached").await;
+    let refused = caller.generate("still").await;
+    assert_json_snapshot!(refused.refused(503), @r#"
+    {
+      "error": {
+        "code": null,
+        "message": "storage cannot be reached",
+        "param": null,
+        "provider": "easel",
+        "type": "server_error"
+      }
+    }
+    "#);
     assert_eq!(caller.balance().await["balance"], 0.8);
 
     std::fs::remove_file(&objects).unwrap();
@@ -214,5 +227,45 @@ async fn a_store_that_never_recovers_costs_nothing() {
     until_ready_says(&caller, 200, "ok").await;
     assert_eq!(caller.generate("after").await.status, 200);
     assert_eq!(caller.balance().await["balance"], 0.6);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn an_upload_that_cannot_be_stored_or_read_is_our_fault() {
+    let app = TestApp::start().await;
+    let caller = app.caller("1").await;
+    let upload = caller.upload(images::png(), "a.png").await.json();
+    let objects = app.app.config.data_dir.join("objects");
+    let away = app.app.config.data_dir.join("away");
+    std::fs::rename(&objects, &away).unwrap();
+    std::fs::write(&objects, "in the way").unwrap();
+
+    let read = caller.get(upload["url"].as_str().unwrap()).await;
+    let stored = caller.upload(images::png(), "b.png").await;
+
+    assert_json_snapshot!(read.refused(500), @r#"
+    {
+      "error": {
+        "code": null,
+        "message": "storage did not answer",
+        "param": null,
+        "provider": "easel",
+        "type": "server_error"
+      }
+    }
+    "#);
+    assert_json_snapshot!(stored.refused(500), @r#"
+    {
+      "error": {
+        "code": null,
+        "message": "failed to upload image",
+        "param": "file",
+        "provider": "easel",
+        "type": "server_error"
+      }
+    }
+    "#);
+    std::fs::remove_file(&objects).unwrap();
+    std::fs::rename(&away, &objects).unwrap();
     app.finish().await;
 }

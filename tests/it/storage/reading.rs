@@ -8,12 +8,14 @@ use crate::harness::{
     caller::Answer,
     fault_proxy::{Fault, FaultProxy, Target},
     images,
+    redact::redacted,
     s3::S3Server,
     upstream::{Reply, Upstream},
 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_with_unreadable_images_has_their_links() {
+    let _redacted = redacted();
     let (server, upstream) = (S3Server::s3s().await, Upstream::start().await);
     let proxy = FaultProxy::start(Target::Tcp(server.address())).await;
     let storage = S3Server::settings(&format!("http://{}", proxy.address()));
@@ -41,12 +43,18 @@ async fn an_answer_with_unreadable_images_has_their_links() {
 
     proxy.set(Fault::Reset);
     let failed = ask().await;
-    failed.assert_refused(
-        503,
-        &format!(
-            "the image is stored but cannot be read at present: it is at /v1/images/tasks/{task}"
-        ),
-    );
+    insta::assert_json_snapshot!(failed.refused(503), @r#"
+    {
+      "error": {
+        "code": null,
+        "message": "the image is stored but cannot be read at present: it is at /v1/images/tasks/[task]",
+        "param": null,
+        "provider": "easel",
+        "type": "server_error"
+      }
+    }
+    "#);
+    assert!(failed.text().contains(&task), "{failed:?}");
     assert_eq!(failed.header("x-task-id"), Some(task.as_str()));
     assert_eq!(failed.header("x-should-retry"), Some("false"));
     assert_eq!(failed.header("retry-after"), Some("5"));

@@ -1,5 +1,6 @@
 //! Enforces the architecture: floors, sizes, the places of SQL, forbidden words, dependencies and lists of commands.
 
+mod bodies;
 mod commands;
 mod dependencies;
 mod imports;

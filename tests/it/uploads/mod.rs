@@ -154,7 +154,17 @@ async fn an_upload_ends_after_72_hours_and_its_bytes_are_deleted() {
 
     app.app.clock.advance(minutes(1));
     let gone = caller.get(&link).await;
-    gone.assert_refused(410, "this upload has expired");
+    assert_json_snapshot!(gone.refused(410), @r#"
+    {
+      "error": {
+        "code": null,
+        "message": "this upload has expired",
+        "param": null,
+        "provider": "easel",
+        "type": "not_found_error"
+      }
+    }
+    "#);
     let head = Answer::of(caller.request(reqwest::Method::HEAD, &link)).await;
     assert_eq!(head.status, 410);
 

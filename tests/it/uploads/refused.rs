@@ -1,6 +1,7 @@
 //! The exact errors of uploads, and that nothing of a refused upload is kept.
 
 use image::ImageFormat;
+use insta::{assert_json_snapshot, assert_snapshot};
 use reqwest::multipart::{Form, Part};
 use serde_json::json;
 use tokio::{
@@ -15,7 +16,6 @@ use crate::harness::{
 };
 
 const BYTES_MAX: usize = 20_971_520;
-const NO_FILE: &str = "missing or invalid file field: http: no such file";
 
 async fn form(caller: &Caller, form: Form) -> Answer {
     caller.post_form("/v1/uploads/images", form).await
@@ -26,22 +26,22 @@ async fn a_form_without_a_file_is_refused() {
     let app = TestApp::start().await;
     let caller = app.caller("0").await;
     let file = Part::bytes(png()).file_name("a.png");
+    let mut bodies = Vec::new();
     for given in [
         Form::new().text("purpose", "vision"),
         Form::new().text("file", "https://example.com/a.png"),
         Form::new().part("image", file),
     ] {
-        let shown = format!("{given:?}");
-        let answer = form(&caller, given).await;
-        answer.assert_refused_field(400, "file", NO_FILE);
-        assert_eq!(answer.json()["error"]["code"], json!(null), "{shown}");
+        bodies.push(form(&caller, given).await.refusal());
     }
     let json = caller
         .post("/v1/uploads/images", &json!({"file": "a"}))
         .await;
-    json.assert_refused_field(400, "file", NO_FILE);
+    bodies.push(json.refusal());
     let bare = Answer::of(caller.request(reqwest::Method::POST, "/v1/uploads/images")).await;
-    bare.assert_refused_field(400, "file", NO_FILE);
+    bodies.push(bare.refusal());
+    bodies.dedup();
+    assert_snapshot!(bodies.join("\n"), @r#"400 {"error":{"message":"missing or invalid file field: http: no such file","type":"invalid_request_error","code":null,"param":"file","provider":"easel"}}"#);
     app.finish().await;
 }
 
@@ -49,26 +49,32 @@ async fn a_form_without_a_file_is_refused() {
 async fn other_types_are_refused_by_name() {
     let app = TestApp::start().await;
     let caller = app.caller("0").await;
-    for (bytes, detected) in [
-        (&b"%PDF-1.7\n%\xE2\xE3\xCF\xD3\n"[..], "application/pdf"),
-        (
-            b"<svg xmlns='http://www.w3.org/2000/svg'><script>1</script></svg>",
-            "image/svg+xml",
-        ),
-        (b"<!doctype html><script>alert(1)</script>", "text/html"),
-        (b"PK\x03\x04\x14\0\0\0", "application/zip"),
-        (b"BM\x36\0\0\0\0\0\0\0", "image/bmp"),
-        (b"plain text", "application/octet-stream"),
-        (b"\0\0\0\x20ftypheic\0\0\0\0", "image/heif"),
+    let mut bodies = Vec::new();
+    for bytes in [
+        &b"%PDF-1.7\n%\xE2\xE3\xCF\xD3\n"[..],
+        b"<svg xmlns='http://www.w3.org/2000/svg'><script>1</script></svg>",
+        b"<!doctype html><script>alert(1)</script>",
+        b"PK\x03\x04\x14\0\0\0",
+        b"BM\x36\0\0\0\0\0\0\0",
+        b"plain text",
+        b"\0\0\0\x20ftypheic\0\0\0\0",
     ] {
         let file = Part::bytes(bytes.to_vec())
             .file_name("photo.png")
             .mime_str("image/png")
             .unwrap();
         let answer = form(&caller, Form::new().part("file", file)).await;
-        let message = format!("unsupported image type: {detected}, allowed: jpeg, png, gif, webp");
-        answer.assert_refused_field(400, "file", &message);
+        bodies.push(answer.refusal());
     }
+    assert_snapshot!(bodies.join("\n"), @r#"
+    400 {"error":{"message":"unsupported image type: application/pdf, allowed: jpeg, png, gif, webp","type":"invalid_request_error","code":null,"param":"file","provider":"easel"}}
+    400 {"error":{"message":"unsupported image type: image/svg+xml, allowed: jpeg, png, gif, webp","type":"invalid_request_error","code":null,"param":"file","provider":"easel"}}
+    400 {"error":{"message":"unsupported image type: text/html, allowed: jpeg, png, gif, webp","type":"invalid_request_error","code":null,"param":"file","provider":"easel"}}
+    400 {"error":{"message":"unsupported image type: application/zip, allowed: jpeg, png, gif, webp","type":"invalid_request_error","code":null,"param":"file","provider":"easel"}}
+    400 {"error":{"message":"unsupported image type: image/bmp, allowed: jpeg, png, gif, webp","type":"invalid_request_error","code":null,"param":"file","provider":"easel"}}
+    400 {"error":{"message":"unsupported image type: application/octet-stream, allowed: jpeg, png, gif, webp","type":"invalid_request_error","code":null,"param":"file","provider":"easel"}}
+    400 {"error":{"message":"unsupported image type: image/heif, allowed: jpeg, png, gif, webp","type":"invalid_request_error","code":null,"param":"file","provider":"easel"}}
+    "#);
     app.finish().await;
 }
 
@@ -76,26 +82,13 @@ async fn other_types_are_refused_by_name() {
 async fn damaged_and_oversized_images_are_refused_and_nothing_is_kept() {
     let app = TestApp::start().await;
     let caller = app.caller("0").await;
-    let damaged = "the image is damaged or cut off";
-    let mut files: Vec<(Vec<u8>, String)> = vec![
-        (Vec::new(), damaged.to_owned()),
-        (b"\x89PNG\r\n\x1A\n".to_vec(), damaged.to_owned()),
-        (
-            b"GIF89a/*js*/=1;alert(1)//".to_vec(),
-            "the image is 10799x29546 pixels; allowed are 16384 a side and 50000000 in all"
-                .to_owned(),
-        ),
-        (png_claiming(0, 7), damaged.to_owned()),
-        (
-            png_claiming(65535, 65535),
-            "the image is 65535x65535 pixels; allowed are 16384 a side and 50000000 in all"
-                .to_owned(),
-        ),
-        (
-            png_claiming(16384, 16384),
-            "the image is 16384x16384 pixels; allowed are 16384 a side and 50000000 in all"
-                .to_owned(),
-        ),
+    let mut files = vec![
+        Vec::new(),
+        b"\x89PNG\r\n\x1A\n".to_vec(),
+        b"GIF89a/*js*/=1;alert(1)//".to_vec(),
+        png_claiming(0, 7),
+        png_claiming(65535, 65535),
+        png_claiming(16384, 16384),
     ];
     for format in [
         ImageFormat::Jpeg,
@@ -104,14 +97,22 @@ async fn damaged_and_oversized_images_are_refused_and_nothing_is_kept() {
         ImageFormat::Gif,
     ] {
         let whole = image(format);
-        files.push((whole[..whole.len() / 2].to_vec(), damaged.to_owned()));
-        files.push((whole[..whole.len() - 2].to_vec(), damaged.to_owned()));
+        files.push(whole[..whole.len() / 2].to_vec());
+        files.push(whole[..whole.len() - 2].to_vec());
     }
-    for (index, (bytes, message)) in files.into_iter().enumerate() {
-        let answer = caller.upload(bytes, "a.png").await;
-        assert_eq!(answer.json()["error"]["message"], message, "file {index}");
-        answer.assert_refused_field(400, "file", &message);
+    let mut bodies = Vec::new();
+    for bytes in files {
+        bodies.push(caller.upload(bytes, "a.png").await.refusal());
     }
+    bodies.dedup();
+    assert_snapshot!(bodies.join("\n"), @r#"
+    400 {"error":{"message":"the image is damaged or cut off","type":"invalid_request_error","code":null,"param":"file","provider":"easel"}}
+    400 {"error":{"message":"the image is 10799x29546 pixels; allowed are 16384 a side and 50000000 in all","type":"invalid_request_error","code":null,"param":"file","provider":"easel"}}
+    400 {"error":{"message":"the image is damaged or cut off","type":"invalid_request_error","code":null,"param":"file","provider":"easel"}}
+    400 {"error":{"message":"the image is 65535x65535 pixels; allowed are 16384 a side and 50000000 in all","type":"invalid_request_error","code":null,"param":"file","provider":"easel"}}
+    400 {"error":{"message":"the image is 16384x16384 pixels; allowed are 16384 a side and 50000000 in all","type":"invalid_request_error","code":null,"param":"file","provider":"easel"}}
+    400 {"error":{"message":"the image is damaged or cut off","type":"invalid_request_error","code":null,"param":"file","provider":"easel"}}
+    "#);
     assert_eq!(kept(&app), Vec::<std::path::PathBuf>::new());
     app.finish().await;
 }
@@ -146,11 +147,17 @@ async fn twenty_mebibytes_are_accepted_and_one_byte_more_is_not() {
     assert_eq!(taken.json()["bytes"], BYTES_MAX);
 
     let refused = caller.upload(png_of(BYTES_MAX + 1), "big.png").await;
-    refused.assert_refused_field(
-        413,
-        "file",
-        "file size 20971521 exceeds maximum 20971520 bytes",
-    );
+    assert_json_snapshot!(refused.refused(413), @r#"
+    {
+      "error": {
+        "code": null,
+        "message": "file size 20971521 exceeds maximum 20971520 bytes",
+        "param": "file",
+        "provider": "easel",
+        "type": "invalid_request_error"
+      }
+    }
+    "#);
     assert_eq!(kept(&app).len(), 1);
     app.finish().await;
 }
@@ -204,33 +211,33 @@ async fn send(caller: &Caller, content_type: &str, body: &[u8]) -> String {
 async fn malformed_forms_are_refused() {
     let app = TestApp::start().await;
     let caller = app.caller("0").await;
-    for (content_type, body, message) in [
+    let mut bodies = Vec::new();
+    for (parameters, body) in [
+        ("", "--x--".to_owned()),
+        ("; boundary=x", String::new()),
         (
-            "multipart/form-data",
-            "--x--",
-            "malformed multipart body: it has no boundary",
+            "; boundary=x",
+            "--x\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\nGIF"
+                .to_owned(),
         ),
-        (
-            "multipart/form-data; boundary=x",
-            "",
-            "malformed multipart body: ",
-        ),
-        (
-            "multipart/form-data; boundary=x",
-            "--x\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\nGIF",
-            "malformed multipart body: ",
-        ),
+        ("; boundary=x", "--xy\r\n\r\n\r\n--x--".to_owned()),
+        ("; boundary=x", "--x\r\nfile\r\n\r\n\r\n--x--".to_owned()),
+        ("; boundary=x", format!("--x\r\na: {}", "b".repeat(20_000))),
     ] {
         let request = caller
             .request(reqwest::Method::POST, "/v1/uploads/images")
-            .header("content-type", content_type)
+            .header("content-type", format!("multipart/form-data{parameters}"))
             .body(body);
-        let answer = Answer::of(request).await;
-        assert_eq!(answer.status, 400, "{answer:?}");
-        let error = answer.json();
-        let shown = error["error"]["message"].as_str().unwrap();
-        assert!(shown.starts_with(message), "{shown}");
+        bodies.push(Answer::of(request).await.refusal());
     }
+    assert_snapshot!(bodies.join("\n"), @r#"
+    400 {"error":{"message":"malformed multipart body: it has no boundary","type":"invalid_request_error","code":null,"param":null,"provider":"easel"}}
+    400 {"error":{"message":"malformed multipart body: it ends before its last boundary","type":"invalid_request_error","code":null,"param":null,"provider":"easel"}}
+    400 {"error":{"message":"malformed multipart body: it ends before its last boundary","type":"invalid_request_error","code":null,"param":"file","provider":"easel"}}
+    400 {"error":{"message":"malformed multipart body: a boundary must stand on a line of its own","type":"invalid_request_error","code":null,"param":null,"provider":"easel"}}
+    400 {"error":{"message":"malformed multipart body: a part's head has a line without a colon","type":"invalid_request_error","code":null,"param":null,"provider":"easel"}}
+    400 {"error":{"message":"malformed multipart body: the head of a part exceeds maximum 16384 bytes","type":"invalid_request_error","code":null,"param":null,"provider":"easel"}}
+    "#);
     assert_eq!(kept(&app), Vec::<std::path::PathBuf>::new());
     app.finish().await;
 }
