@@ -23,17 +23,14 @@ async fn a_failed_submission_affects_no_other() {
     let account = engine.account(Cny::from_micros(500_000), None).await;
     let caller = engine.caller(account, None).await;
     let mut bad = submission(&caller, "bad", 1, PRICE);
-    bad.request.options.insert("user".to_owned(), json!("\0"));
-    bad.repeat = Repeat::Key("order-1".to_owned());
-    let joining = Submission {
-        repeat: Repeat::Key("order-1".to_owned()),
-        request: bad.request.clone(),
-        ..submission(&caller, "", 1, PRICE)
-    };
-    let named = Submission {
-        repeat: Repeat::Key("order-1".to_owned()),
-        ..submission(&caller, "good", 1, PRICE)
-    };
+    let options = &mut bad.generation.request.options;
+    options.insert("user".to_owned(), json!("\0"));
+    let mut joining = submission(&caller, "", 1, PRICE);
+    joining.generation.request = bad.generation.request.clone();
+    let mut named = submission(&caller, "good", 1, PRICE);
+    for repeat in [&mut bad, &mut joining, &mut named] {
+        repeat.generation.repeat = Repeat::Key("order-1".to_owned());
+    }
     let good = submission(&caller, "good", 1, PRICE);
     let dear = submission(&caller, "dear", 10, PRICE);
     let answers = engine.submit(vec![bad, joining, named, good, dear]).await;

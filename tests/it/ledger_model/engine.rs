@@ -11,7 +11,7 @@ use easel::{
         Claimed,
         settle::{self, Finished, Settler},
         stored_inputs::StoredInputs,
-        submit::{self, Repeat, Slot, Submission, SubmitError, Submitted, Submitter},
+        submit::{self, Generation, Repeat, Slot, Submission, SubmitError, Submitted, Submitter},
     },
     money::Cny,
     progress::Progress,
@@ -166,13 +166,15 @@ pub fn submission(caller: &Arc<Caller>, prompt: &str, n: u8, price: Cny) -> Subm
     let fingerprint = repeats::fingerprint(&request).unwrap();
     Submission {
         id: ids::row_id(),
-        fingerprint,
+        generation: Generation {
+            caller: Arc::clone(caller),
+            request,
+            inputs: StoredInputs::default(),
+            unit_price: price,
+            repeat: Repeat::No,
+        },
         waiter: None,
-        caller: Arc::clone(caller),
-        request,
-        inputs: StoredInputs::default(),
-        unit_price: price,
-        repeat: Repeat::No,
+        fingerprint,
         gone: Vec::new(),
         slot: None,
     }

@@ -155,15 +155,14 @@ impl Ledger {
 
     fn submission(&self, model: &Model, ask: &Ask) -> Submission {
         let (caller, price) = (&self.callers[ask.key], Cny::from_micros(model.price));
-        Submission {
-            repeat: match ask.repeat {
-                Repeats::No => Repeat::No,
-                Repeats::Name(name) => Repeat::Key(name.to_string()),
-                Repeats::Retry => Repeat::Retry(1),
-            },
-            slot: ask.claimed.then(|| self.engine.slot()),
-            ..submission(caller, &ask.prompt.to_string(), ask.n(), price)
-        }
+        let mut submission = submission(caller, &ask.prompt.to_string(), ask.n(), price);
+        submission.generation.repeat = match ask.repeat {
+            Repeats::No => Repeat::No,
+            Repeats::Name(name) => Repeat::Key(name.to_string()),
+            Repeats::Retry => Repeat::Retry(1),
+        };
+        submission.slot = ask.claimed.then(|| self.engine.slot());
+        submission
     }
 
     fn answer(&mut self, answer: Result<Submitted, SubmitError>) -> Answer {
