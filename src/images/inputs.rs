@@ -27,8 +27,17 @@ pub(super) struct Inputs {
     pub(super) mask: Option<Input>,
 }
 
+/// Why an input could not be prepared.
+#[derive(Debug)]
+pub(super) enum InputError {
+    /// The input is not usable: the task fails.
+    Unusable(Failure),
+    /// Storage or the database failed: the task can be begun again.
+    NotStored,
+}
+
 /// Prepares the inputs of a task, several at a time. Errors with the first one that cannot be prepared.
-pub(super) async fn open_all(app: &App, task: &Task) -> Result<Inputs, Failure> {
+pub(super) async fn open_all(app: &App, task: &Task) -> Result<Inputs, InputError> {
     let request = &task.request;
     let allowance = app.references.allowance();
     let named = (1..).map(|number| format!("reference image {number}"));
@@ -51,7 +60,7 @@ async fn input(
     reference: &Reference,
     name: String,
     allowance: &Arc<FetchBudget>,
-) -> Result<Input, Failure> {
+) -> Result<Input, InputError> {
     let stored = match reference {
         Reference::Stored(stored) => stored.clone(),
         Reference::Foreign(url) => fetch(app, task, url, allowance).await.map_err(|error| {
@@ -85,18 +94,14 @@ async fn fetch(
 }
 
 /// Describes what is wrong with the input, but reveals nothing about the network.
-fn failure(name: &str, error: &IntakeError<FetchError>) -> Failure {
-    let (kind, message) = match error {
-        IntakeError::Invalid(invalid) => (FailureKind::Reference, format!("{name}: {invalid}")),
-        IntakeError::TooLarge { .. } | IntakeError::Full { .. } => {
-            (FailureKind::Reference, format!("{name}: {error}"))
-        }
-        IntakeError::Read(error) => (FailureKind::Reference, format!("{name} {error}")),
-        IntakeError::Storage(_) | IntakeError::Database(_) => {
-            (FailureKind::Internal, format!("{name} could not be stored"))
-        }
+fn failure(name: &str, error: &IntakeError<FetchError>) -> InputError {
+    let message = match error {
+        IntakeError::Invalid(invalid) => format!("{name}: {invalid}"),
+        IntakeError::TooLarge { .. } | IntakeError::Full { .. } => format!("{name}: {error}"),
+        IntakeError::Read(error) => format!("{name} {error}"),
+        IntakeError::Storage(_) | IntakeError::Database(_) => return InputError::NotStored,
     };
-    failed(kind, &message)
+    InputError::Unusable(failed(FailureKind::Reference, &message))
 }
 
 fn open(app: &App, stored: &StoredReference) -> Input {

@@ -10,7 +10,7 @@ use tracing::Instrument;
 
 use super::{
     adopt::{self, Adopted},
-    inputs::{self, Inputs},
+    inputs::{self, InputError, Inputs},
     retry::{self, RetryContext, failed},
     sink::StorageSink,
 };
@@ -39,7 +39,7 @@ pub enum Ran {
         /// From now until the next one.
         wait: Duration,
     },
-    /// No call was made: the time left or the route's circuit does not allow one now.
+    /// No call was made: the time left, the route's circuit or storage does not allow one now.
     NotBegun,
 }
 
@@ -69,7 +69,8 @@ pub async fn run(app: &App, claim: &Claim) -> Ran {
     };
     let inputs = match open_inputs(app, task).await {
         Ok(inputs) => inputs,
-        Err(ending) => return Ran::Ended(unless_delivered(ending, adopted)),
+        Err(Some(ending)) => return Ran::Ended(unless_delivered(ending, adopted)),
+        Err(None) => return not_called(adopted),
     };
     let began = Instant::now();
     let left = deadline.saturating_duration_since(began);
@@ -146,11 +147,13 @@ fn not_called(adopted: Adopted) -> Ran {
     }
 }
 
-async fn open_inputs(app: &App, task: &Task) -> Result<Inputs, Ending> {
+/// Opens the inputs. `None` as an error: they could not be stored at present.
+async fn open_inputs(app: &App, task: &Task) -> Result<Inputs, Option<Ending>> {
     match timeout(task.left, inputs::open_all(app, task)).await {
         Ok(Ok(inputs)) => Ok(inputs),
-        Ok(Err(failure)) => Err(Ending::of(Outcome::Failed(failure))),
-        Err(_) => Err(without_call(FailureKind::Deadline, PAST_DEADLINE)),
+        Ok(Err(InputError::NotStored)) => Err(None),
+        Ok(Err(InputError::Unusable(failure))) => Err(Some(Ending::of(Outcome::Failed(failure)))),
+        Err(_) => Err(Some(without_call(FailureKind::Deadline, PAST_DEADLINE))),
     }
 }
 

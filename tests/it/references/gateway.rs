@@ -1,6 +1,8 @@
 //! The whole program, with proxies in its environment: what clients get, what they pay, and how many references of a
 //! task are fetched at once.
 
+use std::time::Duration;
+
 use insta::assert_snapshot;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -17,6 +19,16 @@ use crate::harness::{
 
 /// A gateway process that trusts the server and may reach it. The proxy never answers, if it is used.
 async fn serve(database: &TestDatabase, web: &Web, proxy: &TcpListener) -> Process {
+    serve_in(setup(database, web, proxy)).await
+}
+
+async fn serve_in(setup: Setup) -> Process {
+    tokio::task::spawn_blocking(move || setup.serve())
+        .await
+        .unwrap()
+}
+
+fn setup(database: &TestDatabase, web: &Web, proxy: &TcpListener) -> Setup {
     let settings = format!(
         "[uploads]\nbytes_max = {BYTES_MAX}\n\
          [references]\nallow_private_networks = true\nfailure_delay_step_ms = 1\nfetched_bytes_max = 150_000\n"
@@ -31,9 +43,7 @@ async fn serve(database: &TestDatabase, web: &Web, proxy: &TcpListener) -> Proce
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
         setup = setup.env(name, &proxy).env(&name.to_lowercase(), &proxy);
     }
-    tokio::task::spawn_blocking(move || setup.serve())
-        .await
-        .unwrap()
+    setup
 }
 
 fn body(urls: &[String]) -> Value {
@@ -83,8 +93,38 @@ async fn references_are_fetched_before_anything_is_generated_and_failures_are_fr
 
     gateway.end();
     database.assert_invariants().await;
-    let asked = tokio::time::timeout(std::time::Duration::ZERO, proxy.accept()).await;
+    let asked = tokio::time::timeout(Duration::ZERO, proxy.accept()).await;
     assert!(asked.is_err(), "the proxy was asked");
+}
+
+// The server has to answer while the test waits for the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reference_that_cannot_be_stored_for_a_moment_fails_no_task() {
+    let web = Web::start().await;
+    let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let database = TestDatabase::create().await;
+    let setup = setup(&database, &web, &proxy);
+    let objects = setup.data_dir().join("objects");
+    let gateway = serve_in(setup).await;
+    let caller = database.caller(&gateway.url(), "1").await;
+    let url = format!("https://{}/slow-png", web.address);
+    let task = caller.submit(&body(&[url])).await;
+    while web.slow_max() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let away = objects.with_file_name("away");
+    std::fs::rename(&objects, &away).unwrap();
+    std::fs::write(&objects, "in the way").unwrap();
+
+    gateway.wait_logged("a reference could not be fetched");
+
+    std::fs::remove_file(&objects).unwrap();
+    std::fs::rename(&away, &objects).unwrap();
+    let ended = caller.wait_for(&task).await;
+    assert_eq!(ended["status"], "completed", "{ended}");
+    assert_eq!(caller.balance().await["balance"], 0.8);
+    gateway.end();
+    database.assert_invariants().await;
 }
 
 /// The refusal, which is the same in both modes.
