@@ -18,7 +18,12 @@ use crate::{
         error::ApiError,
         extract::{Admitted, Query},
     },
-    images::{Images, generate::GenerateError, request::ResponseFormat, submit::Repeat},
+    images::{
+        Images,
+        generate::GenerateError,
+        request::ResponseFormat,
+        submit::{Generation, Repeat},
+    },
 };
 
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;

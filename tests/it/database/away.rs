@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{BRIEF, Behind, in_time};
 use crate::harness::{
+    TestApp,
     database::TestDatabase,
     fault_proxy::Fault,
     process::Setup,
