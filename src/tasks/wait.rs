@@ -271,7 +271,7 @@ mod tests {
         assert!(!waiters.has_left(id));
         waiters.dismiss();
         assert!(waiters.has_left(id));
-        let waited = waiting.ended(Duration::from_secs(60)).await;
+        let waited = waiting.ended(Duration::from_mins(1)).await;
         assert!(matches!(waited, Waited::Dismissed), "{waited:?}");
     }
 }
