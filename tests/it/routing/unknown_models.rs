@@ -41,17 +41,19 @@ async fn a_task_of_a_model_that_one_gateway_does_not_know_is_left_to_the_others(
 
     // Once no other gateway is there, nobody can know the model.
     let gate = of_old.hold(1);
-    caller.submit(&body("old")).await;
+    let lost = caller.submit(&body("old")).await;
     of_old.wait_for(3).await;
     let orphan = caller.submit(&body("old")).await;
     older.kill();
     drop(gate);
-    let failed = caller_of_newer.wait_for(&orphan).await;
-    assert_eq!(failed["status"], "failed", "{failed}");
-    assert_eq!(
-        failed["fail_reason"], "the model is no longer configured",
-        "{failed}"
-    );
+    for task in [lost, orphan] {
+        let failed = caller_of_newer.wait_for(&task).await;
+        assert_eq!(failed["status"], "failed", "{failed}");
+        assert_eq!(
+            failed["fail_reason"], "the model is no longer configured",
+            "{failed}"
+        );
+    }
     newer.end();
     database.assert_invariants().await;
 }

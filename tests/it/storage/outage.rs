@@ -231,7 +231,7 @@ async fn a_store_that_never_recovers_costs_nothing() {
 }
 
 #[tokio::test]
-async fn an_upload_that_cannot_be_stored_or_read_is_our_fault() {
+async fn an_upload_that_cannot_be_stored_may_be_retried_and_one_that_cannot_be_read_is_our_fault() {
     let app = TestApp::start().await;
     let caller = app.caller("1").await;
     let upload = caller.upload(images::png(), "a.png").await.json();
@@ -254,11 +254,12 @@ async fn an_upload_that_cannot_be_stored_or_read_is_our_fault() {
       }
     }
     "#);
-    assert_json_snapshot!(stored.refused(500), @r#"
+    assert_eq!(stored.header("retry-after"), Some("5"));
+    assert_json_snapshot!(stored.refused(503), @r#"
     {
       "error": {
         "code": null,
-        "message": "failed to upload image",
+        "message": "storage cannot be reached",
         "param": "file",
         "provider": "easel",
         "type": "server_error"
