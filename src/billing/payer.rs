@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use crate::{
-    ids::{AccountId, KeyId, TaskId},
+    ids::{AccountId, KeyId},
     money::Cny,
 };
 
@@ -28,19 +28,6 @@ pub struct Payers {
     pub(super) accounts: HashMap<AccountId, Payer>,
     /// The paying account of each usable key.
     pub(super) keys: HashMap<KeyId, AccountId>,
-    /// The holds granted so far, to be written.
-    pub(super) holds: Vec<Hold>,
-}
-
-/// The part of a balance set aside for one task.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Hold {
-    /// Identifies the task, which may not be inserted yet.
-    pub task_id: TaskId,
-    /// The account that pays it.
-    pub account_id: AccountId,
-    /// The price of all its images.
-    pub amount: Cny,
 }
 
 /// Why a hold was refused.
@@ -72,8 +59,8 @@ pub enum Refusal {
 }
 
 impl Payers {
-    /// Holds `amount` for a task, or returns why not.
-    pub fn hold(&mut self, key_id: KeyId, task_id: TaskId, amount: Cny) -> Result<(), Refusal> {
+    /// Holds `amount` for a task of this key, or returns why not.
+    pub fn hold(&mut self, key_id: KeyId, amount: Cny) -> Result<(), Refusal> {
         let account_id = *self.keys.get(&key_id).ok_or(Refusal::Key)?;
         let payer = self.accounts.get_mut(&account_id).ok_or(Refusal::Key)?;
         let available = payer.balance - payer.held;
@@ -94,11 +81,6 @@ impl Payers {
             payer.quota_left = Some(left - amount);
         }
         payer.held = payer.held + amount;
-        self.holds.push(Hold {
-            task_id,
-            account_id,
-            amount,
-        });
         Ok(())
     }
 }
@@ -127,16 +109,12 @@ mod tests {
     fn the_balance_is_granted_to_the_last_micro_and_no_further() {
         let (mut payers, key) = payers(1_000_000, None);
         let granted = (0..200)
-            .filter(|_| {
-                payers
-                    .hold(key, row_id(), Cny::from_micros(200_000))
-                    .is_ok()
-            })
+            .filter(|_| payers.hold(key, Cny::from_micros(200_000)).is_ok())
             .count();
         assert_eq!(granted, 5);
         assert_eq!(
             payers
-                .hold(key, row_id(), Cny::from_micros(1))
+                .hold(key, Cny::from_micros(1))
                 .unwrap_err()
                 .to_string(),
             "balance too low: this costs 0.000001 CNY and 0.00 CNY is available"
@@ -146,29 +124,17 @@ mod tests {
     #[test]
     fn a_refused_hold_uses_up_nothing() {
         let (mut payers, key) = payers(300_000, None);
-        assert!(
-            payers
-                .hold(key, row_id(), Cny::from_micros(400_000))
-                .is_err()
-        );
-        assert!(
-            payers
-                .hold(key, row_id(), Cny::from_micros(300_000))
-                .is_ok()
-        );
+        assert!(payers.hold(key, Cny::from_micros(400_000)).is_err());
+        assert!(payers.hold(key, Cny::from_micros(300_000)).is_ok());
     }
 
     #[test]
     fn the_quota_binds_before_the_balance() {
         let (mut payers, key) = payers(1_000_000, Some(500_000));
-        assert!(
-            payers
-                .hold(key, row_id(), Cny::from_micros(400_000))
-                .is_ok()
-        );
+        assert!(payers.hold(key, Cny::from_micros(400_000)).is_ok());
         assert_eq!(
             payers
-                .hold(key, row_id(), Cny::from_micros(200_000))
+                .hold(key, Cny::from_micros(200_000))
                 .unwrap_err()
                 .to_string(),
             "monthly quota used up: this costs 0.20 CNY and 0.10 CNY of 0.50 CNY is left this month"
@@ -178,9 +144,6 @@ mod tests {
     #[test]
     fn an_unknown_key_pays_nothing() {
         let (mut payers, _) = payers(1_000_000, None);
-        assert_eq!(
-            payers.hold(row_id(), row_id(), Cny::ZERO),
-            Err(Refusal::Key)
-        );
+        assert_eq!(payers.hold(row_id(), Cny::ZERO), Err(Refusal::Key));
     }
 }

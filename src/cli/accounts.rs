@@ -12,6 +12,7 @@ use crate::{
     accounts::store::{self, AccountStatus},
     billing::ledger,
     config::Config,
+    db::{self, Patience},
     money::Cny,
 };
 
@@ -79,7 +80,7 @@ async fn create(
     if balance < Cny::ZERO || monthly_quota.is_some_and(|quota| quota < Cny::ZERO) {
         bail!("a balance and a quota must not be negative");
     }
-    let mut tx = database.pool.begin().await?;
+    let mut tx = db::begin(&database.pool, Patience::Much).await?;
     let Some(id) = store::insert(&mut tx, name, monthly_quota).await? else {
         bail!("account {name:?} already exists");
     };
@@ -91,7 +92,7 @@ async fn create(
 }
 
 async fn top_up(database: &Database, name: &str, amount: Cny) -> anyhow::Result<()> {
-    let mut tx = database.pool.begin().await?;
+    let mut tx = db::begin(&database.pool, Patience::Much).await?;
     let Some(id) = store::id_of(&mut tx, name).await? else {
         bail!("{}", unknown(name))
     };

@@ -19,6 +19,7 @@ use crate::{
     },
     billing::ledger,
     config::Config,
+    db::{self, Patience},
     money::Cny,
     private_files,
 };
@@ -51,7 +52,7 @@ pub(super) enum Shown {
 
 /// Creates the account and its key if there is no account at all.
 pub(super) async fn prepare(config: &Config, database: &Database) -> anyhow::Result<Welcome> {
-    let mut tx = database.pool.begin().await?;
+    let mut tx = db::begin(&database.pool, Patience::Much).await?;
     if store::any(&mut tx).await? {
         return Ok(Welcome::Back);
     }

@@ -37,7 +37,7 @@ const RANGES: &[(&str, RangeInclusive<i64>)] = &[
     ("server.account_buffer_bytes_max", 1..=1024 * GIB),
     ("server.body_bytes_per_s_min", 0..=GIB),
     ("server.drain_timeout_ms", 1..=DAY_MS),
-    ("database.connections_max", 1..=10_000),
+    ("database.connections_max", 6..=10_000),
     ("database.connect_timeout_ms", 1..=DAY_MS),
     ("database.transaction_timeout_ms", 100..=DAY_MS),
     // An S3 signature is valid for at most a week.

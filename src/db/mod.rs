@@ -1,20 +1,39 @@
 //! The database: connection setup, time limits, and migrations.
 
+mod kept;
 mod listener;
 mod notify;
 mod pool;
+mod time;
+mod transaction;
 mod trouble;
+
+use std::time::Duration;
 
 use sqlx::{
     Connection, PgConnection, PgPool,
     migrate::{MigrateError, Migrator},
+    postgres::types::PgInterval,
 };
 
+pub use kept::{Keeper, KeptConnection};
 pub use listener::{Heard, Listener, PRESENCE_LOCK, is_another_alive};
 pub use notify::{RELOAD_CHANNEL, notify};
-pub use pool::{Patience, Pool, acquire, begin, open};
+pub use pool::{Patience, Pool, acquire, open};
+pub use time::DatabaseTime;
+pub use transaction::{Transaction, begin};
 
 pub use trouble::{Trouble, is_timeout, trouble};
+
+/// A duration as PostgreSQL has it.
+pub fn interval(duration: Duration) -> PgInterval {
+    let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+    PgInterval {
+        months: 0,
+        days: 0,
+        microseconds,
+    }
+}
 
 static MIGRATIONS: Migrator = sqlx::migrate!();
 

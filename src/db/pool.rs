@@ -13,13 +13,16 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use sqlx::{
-    Connection, Executor, PgConnection, PgPool, Postgres, Transaction,
+    Connection, Executor, PgConnection, PgPool, Postgres,
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::time::{Instant, timeout};
 
-use super::trouble::{Trouble, trouble};
+use super::{
+    kept::{Keeper, Kept, KeptConnection},
+    trouble::{Trouble, trouble},
+};
 use crate::{batch::Lane, config};
 
 /// Time limit of the last attempt, for a server that neither answers nor refuses.
@@ -33,12 +36,13 @@ const PROVEN_FOR: Duration = Duration::from_secs(10);
 
 /// Session settings. Not startup parameters, which poolers refuse.
 const SESSION: &str = "
-    -- That there was no transaction to roll back is not worth a line.
-    SET client_min_messages = error;
     -- Locks are taken for what READ COMMITTED then reads; a server may have another default.
     SET default_transaction_isolation = 'read committed';
     -- A process that is paused or lost in the middle keeps nobody from its locks for long.
     SET idle_in_transaction_session_timeout = '2s';
+    -- Each of our queries has an index. A plan that was made while a table was small must not scan it once it is large.
+    SET enable_seqscan = off;
+    SET jit = off;
     SET tcp_keepalives_idle = 5;
     SET tcp_keepalives_interval = 2;
     SET tcp_keepalives_count = 3;
@@ -50,6 +54,7 @@ const SESSION: &str = "
 #[derive(Clone, Debug)]
 pub struct Pool {
     connections: PgPool,
+    kept: Arc<Kept>,
     /// Time limit of a transaction or query, including the wait for a connection.
     timeout: Duration,
     doubt: Doubt,
@@ -74,18 +79,14 @@ pub async fn open(options: PgConnectOptions, config: &config::Database) -> sqlx:
             })
         })
         .after_connect(|conn, _| Box::pin(in_time(LAST_TRY, set_up(conn))))
-        // A `begin()` cancelled half-way leaves a transaction open on the server (sqlx #4385), and later statements on
-        // that connection would be lost with it. A connection given up because it is silent must not keep its pool
-        // slot.
+        // A connection given up because it is silent must not keep its pool slot.
         .after_release(|conn, _| {
-            Box::pin(async move {
-                let rolled_back = in_time(PROOF_TIMEOUT, conn.execute("ROLLBACK")).await;
-                rolled_back.map(|_| true)
-            })
+            Box::pin(async move { in_time(PROOF_TIMEOUT, conn.ping()).await.map(|()| true) })
         })
         .connect_lazy_with(options.clone());
     let pool = Pool {
         connections,
+        kept: Arc::default(),
         timeout: config.transaction_timeout(),
         doubt,
     };
@@ -127,6 +128,16 @@ pub enum Patience {
     Much,
 }
 
+impl Patience {
+    /// PostgreSQL's `lock_timeout` for it.
+    pub fn lock_timeout(self) -> &'static str {
+        match self {
+            Self::Little => "250ms",
+            Self::Much => "2500ms",
+        }
+    }
+}
+
 impl From<Lane> for Patience {
     fn from(lane: Lane) -> Self {
         match lane {
@@ -136,22 +147,29 @@ impl From<Lane> for Patience {
     }
 }
 
-/// Begins a transaction.
-pub async fn begin(
-    pool: &PgPool,
-    patience: Patience,
-) -> sqlx::Result<Transaction<'static, Postgres>> {
-    match patience {
-        // One round trip, like BEGIN alone.
-        Patience::Little => {
-            pool.begin_with("BEGIN; SET LOCAL lock_timeout = '250ms'")
-                .await
-        }
-        Patience::Much => pool.begin().await,
-    }
-}
-
 impl Pool {
+    /// The connection that a loop keeps; from the pool if there is none, or if it must be checked first.
+    pub async fn kept(&self, keeper: Keeper) -> sqlx::Result<KeptConnection<'_>> {
+        if let Some((conn, since)) = self.kept.take(keeper)
+            && !self.doubt.covers(since.elapsed())
+        {
+            return Ok(self.kept.lend(keeper, conn));
+        }
+        let conn = acquire(&self.connections).await?;
+        Ok(self.kept.lend(keeper, conn))
+    }
+
+    /// Closes all connections, once those in use are returned.
+    pub async fn close(&self) {
+        self.kept.clear();
+        self.connections.close().await;
+    }
+
+    /// Time limit of a transaction or query.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// When a caller must be told that its work failed: leaves time to detect a dead connection and to open a new one.
     pub fn patience(&self) -> Duration {
         self.timeout.mul_f32(1.5)

@@ -12,7 +12,7 @@ use crate::{
         Ask, Catalog, Pick,
         catalog::{Model, Requirements, Route},
     },
-    db,
+    db::{self, Patience},
     ids::TaskId,
     tasks::{
         Assignment, Claim, Request,
@@ -44,7 +44,7 @@ pub async fn claim(app: &App, limit: usize) -> sqlx::Result<Dispatched> {
 
 async fn claim_some(app: &App, limit: usize) -> sqlx::Result<Dispatched> {
     let catalog = app.catalog();
-    let mut tx = app.pool.begin().await?;
+    let mut tx = db::begin(&app.pool, Patience::Much).await?;
     if !store::lock_queue(&mut tx).await? {
         tx.rollback().await?;
         return Ok(Dispatched::Busy);

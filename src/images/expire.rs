@@ -3,10 +3,10 @@
 
 use std::{collections::HashSet, error::Error, time::Duration};
 
-use super::{retry::failed, run::PAST_DEADLINE, settle};
+use super::{retry::failed, run::PAST_DEADLINE};
 use crate::{
     app::App,
-    billing::ledger,
+    billing::ledger::{self, Settling},
     db::{self, Patience},
     ids::{AccountId, TaskId},
     tasks::{
@@ -83,12 +83,16 @@ async fn end_some(
         .iter()
         .map(|task| ((task.id, task.fence), ending))
         .collect();
-    let settlements = settle::end(&mut tx, &endings, &app.config.billing.time_zone).await?;
+    let settling = Settling {
+        time_zone: &app.config.billing.time_zone,
+        process: 0,
+        patience: Patience::Little,
+    };
+    let settlements = ledger::settle(&mut tx, &endings, settling).await?;
     let ids: Vec<TaskId> = settlements
         .iter()
         .map(|settlement| settlement.task_id)
         .collect();
-    store::notify_ended(&mut tx, &ids).await?;
     tx.commit().await?;
     Ok(Some(ids))
 }

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use chrono::NaiveDate;
 use url::Url;
 
 use crate::{
@@ -77,9 +78,12 @@ impl ResultLink {
 
     /// The image that the link names; `None` unless every part matches.
     pub async fn find(&self, app: &App) -> sqlx::Result<Option<Image>> {
+        let Ok(day) = NaiveDate::parse_from_str(&self.date, "%Y%m%d") else {
+            return Ok(None);
+        };
         let task = async {
             let mut conn = db::acquire(&app.pool).await?;
-            tasks::store::by_file_id(&mut conn, self.file_id).await
+            tasks::store::by_file_id(&mut conn, day, self.file_id).await
         };
         let task = app.pool.in_time(task).await?;
         Ok(task.and_then(|task| {

@@ -25,11 +25,8 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use self::{admission::Admission, settle::Settler, submit::Submitter};
 use crate::{
-    app::App,
-    config,
-    image::Quality,
-    money::Cny,
-    tasks::{Claim, store::Terms},
+    app::App, billing::ledger::Terms, config, db::DatabaseTime, image::Quality, money::Cny,
+    tasks::Claim,
 };
 
 /// The use cases of generating images, over what all use cases share. Cheap to clone.
@@ -57,8 +54,9 @@ impl Images {
             terms: Terms {
                 lease: app.config.tasks.lease(),
                 deadline: app.config.tasks.deadline(),
+                time_zone: time_zone.clone(),
             },
-            time_zone: time_zone.clone(),
+            time: DatabaseTime::default(),
         });
         let settler = settle::start(settle::SettleBatch {
             pool: app.pool.clone(),

@@ -1,4 +1,4 @@
-//! Ends tasks: one transaction writes the outcome, captures the price of what was delivered and
+//! Ends tasks: one statement writes the outcome, captures the price of what was delivered and
 //! releases the rest. Tasks that end at the same time share it.
 
 use std::{cmp::Reverse, collections::HashMap, error::Error, slice, sync::Arc, time::Duration};
@@ -8,8 +8,8 @@ use tokio::sync::Semaphore;
 
 use crate::{
     batch::{Batcher, Lane, Worked},
-    billing::ledger::{self, Settlement},
-    db::{self, Trouble, trouble},
+    billing::ledger::{self, Settlement, Settling},
+    db::{self, Keeper, Trouble, trouble},
     ids::TaskId,
     progress::{Loop, Progress},
     tasks::{End, Ending, Summary, Task, store, wait::Waiters},
@@ -151,7 +151,7 @@ impl SettleBatch {
     }
 
     async fn try_to_end(&self, batch: &[Finished], lane: Lane) -> sqlx::Result<EndedTasks> {
-        let ended = self.transact(batch, lane);
+        let ended = self.end(batch, lane);
         let ended = self.pool.in_time(ended).await;
         if let Err(error) = &ended {
             tracing::warn!(
@@ -163,25 +163,22 @@ impl SettleBatch {
         ended
     }
 
-    async fn transact(&self, batch: &[Finished], lane: Lane) -> sqlx::Result<EndedTasks> {
+    async fn end(&self, batch: &[Finished], lane: Lane) -> sqlx::Result<EndedTasks> {
         let claim = |finished: &Finished| (finished.task.id, finished.task.fence);
         let endings: Vec<_> = batch
             .iter()
             .map(|finished| (claim(finished), &*finished.ending))
             .collect();
-        let mut tx = db::begin(&self.pool, lane.into()).await?;
-        let settlements = end(&mut tx, &endings, &self.time_zone).await?;
-        // Waiters in this process are woken directly.
-        let elsewhere: Vec<TaskId> = settlements
-            .iter()
-            .map(|settlement| settlement.task_id)
-            .filter(|id| !self.waiters.has(*id))
-            .collect();
-        store::notify_ended(&mut tx, &elsewhere).await?;
-        // Includes tasks that an earlier try ended, if its commit succeeded although it seemed to fail.
-        let mut tasks = ended_before(&mut tx, batch, &settlements).await?;
-        tx.commit().await?;
-
+        let settling = Settling {
+            time_zone: &self.time_zone,
+            process: self.waiters.process(),
+            patience: lane.into(),
+        };
+        let mut conn = self.pool.kept(Keeper::Settle).await?;
+        let settlements = ledger::settle(&mut conn, &endings, settling).await?;
+        // Includes tasks that an earlier try ended, if it succeeded although it seemed to fail.
+        let mut tasks = ended_before(&mut conn, batch, &settlements).await?;
+        conn.keep();
         let settlements: HashMap<TaskId, Settlement> =
             settlements.into_iter().map(|s| (s.task_id, s)).collect();
         for finished in batch {
@@ -191,17 +188,6 @@ impl SettleBatch {
         }
         Ok(tasks)
     }
-}
-
-/// Ends tasks and settles their holds, in the caller's transaction.
-pub(super) async fn end(
-    conn: &mut PgConnection,
-    endings: &[((TaskId, i64), &Ending)],
-    time_zone: &str,
-) -> sqlx::Result<Vec<Settlement>> {
-    let settlements = store::end(conn, endings).await?;
-    ledger::settle(conn, &settlements, time_zone).await?;
-    Ok(settlements)
 }
 
 async fn ended_before(

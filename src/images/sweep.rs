@@ -1,4 +1,4 @@
-//! Deletes expired uploads and images left by lost attempts. Deletes the bytes first and records
+//! Deletes expired uploads and images left by lost attempts, and adds the partitions of coming months. Deletes the bytes first and records
 //! that afterwards, so that a crash in between only repeats the deletion. Several replicas may
 //! sweep at once.
 
@@ -14,6 +14,8 @@ use crate::{
 };
 
 const BATCH: i64 = 500;
+/// Partitions exist this far ahead, in case none can be added for a while.
+const MONTHS_AHEAD: i32 = 2;
 
 /// Why a sweep stopped early.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +46,14 @@ pub async fn keep_sweeping(app: App) {
                 error = &error as &dyn Error,
                 "images of lost attempts could not be swept"
             ),
+        }
+        let months =
+            async { tasks::store::add_months(&mut *app.pool.acquire().await?, MONTHS_AHEAD).await };
+        if let Err(error) = app.pool.in_time(months).await {
+            tracing::warn!(
+                error = &error as &dyn Error,
+                "the partitions of coming months could not be added"
+            );
         }
         let interval = app.config.uploads.sweep_interval();
         tokio::time::sleep(jittered(interval, 1.0..=1.1)).await;

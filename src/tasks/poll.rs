@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use super::{Summary, store};
 use crate::{
     batch::Batcher,
-    db::{self, Trouble, trouble},
+    db::{self, Keeper, Trouble, trouble},
     ids::TaskId,
     progress::{Loop, Progress},
 };
@@ -41,7 +41,12 @@ pub fn start(pool: db::Pool, progress: Progress) -> Poller {
 
 /// Retries once if the connection turns out to be dead.
 async fn look_up(pool: &db::Pool, ids: &[TaskId]) -> sqlx::Result<HashMap<TaskId, Found>> {
-    let summaries = || async { store::summaries(&mut *pool.acquire().await?, ids).await };
+    let summaries = || async {
+        let mut conn = pool.kept(Keeper::Poll).await?;
+        let summaries = store::summaries(&mut conn, ids).await?;
+        conn.keep();
+        Ok(summaries)
+    };
     let tasks = match pool.within(pool.patience() / 2, summaries()).await {
         Err(error) if trouble(&error) == Trouble::Unreachable => {
             pool.within(pool.patience() / 2, summaries()).await?

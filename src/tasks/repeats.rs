@@ -54,10 +54,19 @@ pub async fn named(
 ) -> sqlx::Result<Vec<Named>> {
     query_as!(
         Named,
-        r#"SELECT DISTINCT ON (t.api_key_id, t.idempotency_key) t.api_key_id,
-               t.idempotency_key AS "idempotency_key!", t.id AS task_id, t.fingerprint
-           FROM tasks t JOIN UNNEST($1::uuid[], $2::text[]) AS asked (api_key_id, name)
-               ON t.api_key_id = asked.api_key_id AND t.idempotency_key = asked.name
+        r#"SELECT DISTINCT ON (t.api_key_id, t.idempotency_key) t.api_key_id AS "api_key_id!",
+               t.idempotency_key AS "idempotency_key!", t.id AS "task_id!", t.fingerprint AS "fingerprint!"
+           FROM UNNEST($1::uuid[], $2::text[]) AS asked (api_key_id, name) CROSS JOIN LATERAL (
+               SELECT id, api_key_id, idempotency_key, fingerprint, created_at FROM open_tasks o
+               WHERE o.api_key_id = asked.api_key_id AND o.idempotency_key = asked.name
+               UNION ALL
+               SELECT id, api_key_id, idempotency_key, fingerprint, created_at FROM task_history h
+               WHERE date_bin('1 day', h.created_at, 'epoch') IN (date_bin('1 day', now(), 'epoch'),
+                       date_bin('1 day', now() - interval '24 hours', 'epoch'))
+                   AND h.api_key_id = asked.api_key_id AND h.idempotency_key = asked.name
+                   -- Ids are made by the clocks of processes, which may differ from the database's.
+                   AND h.id >= uuid_of(now() - interval '2 days')
+           ) t
            WHERE t.created_at > now() - interval '24 hours'
            ORDER BY t.api_key_id, t.idempotency_key, t.id DESC"#,
         keys as _,
@@ -120,14 +129,21 @@ pub async fn same(
                    AND l.classid = $3::int::oid
            )
            SELECT same.api_key_id AS "api_key_id!", same.fingerprint AS "fingerprint!", same.id AS "task_id!",
-               same.joined AS "joined!", same.waiter, same.status IN ('queued', 'running') AS "is_open!",
+               same.joined AS "joined!", same.waiter, same.is_open AS "is_open!",
                same.waiter::oid IN (SELECT process FROM there) IS TRUE AS "is_there!"
            FROM (SELECT DISTINCT * FROM UNNEST($1::uuid[], $2::bytea[]) AS asked (api_key_id, fingerprint)) asked
            CROSS JOIN LATERAL (
-               SELECT t.api_key_id, t.fingerprint, t.id, t.joined, t.waiter, t.status FROM tasks t
-               WHERE t.api_key_id = asked.api_key_id AND t.fingerprint = asked.fingerprint
-                   AND (t.status IN ('queued', 'running')
-                       OR (t.status = 'completed' AND t.ended_at > now() - interval '10 minutes'))
+               SELECT t.* FROM (
+                   SELECT o.api_key_id, o.fingerprint, o.id, o.joined, o.waiter, true AS is_open FROM open_tasks o
+                   WHERE o.api_key_id = asked.api_key_id AND o.fingerprint = asked.fingerprint
+                   UNION ALL
+                   SELECT h.api_key_id, h.fingerprint, h.id, h.joined, h.waiter, false FROM task_history h
+                   WHERE date_bin('10 minutes', h.ended_at, 'epoch') IN (date_bin('10 minutes', now(), 'epoch'),
+                           date_bin('10 minutes', now() - interval '10 minutes', 'epoch'))
+                       AND h.api_key_id = asked.api_key_id AND h.fingerprint = asked.fingerprint
+                       AND h.status = 'completed' AND h.ended_at > now() - interval '10 minutes'
+                       AND h.id >= uuid_of(now() - interval '2 days')
+               ) t
                ORDER BY t.joined, COALESCE(t.waiter, 0) <> 0, t.id DESC LIMIT $4
            ) same"#,
         keys as _,
@@ -160,9 +176,12 @@ pub async fn join(conn: &mut PgConnection, joins: &[Join]) -> sqlx::Result<()> {
     let numbers: Vec<i16> = joins.iter().map(|join| join.number).collect();
     let waiters: Vec<Option<i32>> = joins.iter().map(|join| join.waiter).collect();
     query!(
-        "UPDATE tasks SET joined = j.number, waiter = j.waiter
-         FROM UNNEST($1::uuid[], $2::smallint[], $3::int[]) AS j (id, number, waiter)
-         WHERE tasks.id = j.id",
+        "WITH j AS MATERIALIZED (
+             SELECT * FROM UNNEST($1::uuid[], $2::smallint[], $3::int[]) AS j (id, number, waiter)
+         ), open AS (
+             UPDATE open_tasks SET joined = j.number, waiter = j.waiter FROM j WHERE open_tasks.id = j.id
+         )
+         UPDATE task_history SET joined = j.number, waiter = j.waiter FROM j WHERE task_history.id = j.id",
         &ids as _,
         &numbers,
         &waiters as &[Option<i32>],
@@ -172,13 +191,13 @@ pub async fn join(conn: &mut PgConnection, joins: &[Join]) -> sqlx::Result<()> {
     .map(drop)
 }
 
-/// How many open tasks a key has.
+/// How many open tasks a key has. Counts no further than `limit`.
 #[tracing::instrument(level = "debug", skip_all)]
-pub async fn open_of(conn: &mut PgConnection, key_id: KeyId) -> sqlx::Result<i64> {
+pub async fn open_of(conn: &mut PgConnection, key_id: KeyId, limit: u32) -> sqlx::Result<i64> {
     query_scalar!(
-        r#"SELECT (SELECT count(*) FROM tasks WHERE status = 'running' AND api_key_id = $1)
-                + (SELECT count(*) FROM tasks WHERE status = 'queued' AND api_key_id = $1) AS "count!""#,
+        r#"SELECT count(*) AS "count!" FROM (SELECT FROM open_tasks WHERE api_key_id = $1 LIMIT $2) AS open"#,
         key_id as _,
+        i64::from(limit),
     )
     .fetch_one(conn)
     .await

@@ -4,14 +4,13 @@ use tokio::time::Instant;
 
 use super::{Generation, Known, RETRIED_AFTER, Repeat, Slot, Submission, SubmitError};
 use crate::{
-    billing::Payers,
-    ids::{self, TaskId},
-    images::stored_inputs::StoredInputs,
-    tasks::{
-        repeats,
-        store::{NewTask, Start},
-        wait::Waiters,
+    billing::{
+        Payers,
+        ledger::{Accepted, NewTask, Start},
     },
+    ids::{self, TaskId},
+    images::{run::requirements, stored_inputs::StoredInputs},
+    tasks::{repeats, wait::Waiters},
 };
 
 /// A submission, the task that it would become, and the decision about it.
@@ -38,8 +37,10 @@ pub(super) struct Candidate {
 pub(super) enum Decision {
     /// Nothing was found or refused yet.
     Undecided,
-    /// The price is held; the task will be inserted.
+    /// The price is held; the task is to be inserted in the same transaction.
     Granted,
+    /// The task exists.
+    Accepted(Accepted),
     /// It repeats the request of this task.
     Joined(TaskId),
     /// Nothing is held or inserted for it.
@@ -76,6 +77,7 @@ impl Candidate {
                 Repeat::Key(key) => Some(key.clone()),
                 Repeat::No | Repeat::Retry(_) => None,
             },
+            requirements: requirements(&request).column(),
             request,
             unit_price,
             file_id: ids::credential_id().into(),
@@ -98,9 +100,25 @@ impl Candidate {
         }
     }
 
+    pub(super) fn is_undecided(&self) -> bool {
+        matches!(self.decision, Decision::Undecided)
+    }
+
+    /// Whether only its price decides: it repeats nothing, and its key may have any number of open tasks.
+    pub(super) fn is_plain(&self, waiters: &Waiters) -> bool {
+        self.repeat == Repeat::No
+            && self.concurrent_requests.is_none()
+            && !self.is_abandoned(waiters)
+    }
+
     /// Decides: joins an earlier request, holds the price, or refuses.
-    pub(super) fn decide(&mut self, payers: &mut Payers, known: &mut Known, waiters: &Waiters) {
-        self.decision = match known.earlier(self) {
+    pub(super) fn decide(
+        &self,
+        payers: &mut Payers,
+        known: &mut Known,
+        waiters: &Waiters,
+    ) -> Decision {
+        match known.earlier(self) {
             Some(Ok(task_id)) => Decision::Joined(task_id),
             Some(Err(error)) => Decision::Refused(error),
             None if self.is_abandoned(waiters) => Decision::Refused(SubmitError::Abandoned),
@@ -108,7 +126,7 @@ impl Candidate {
                 Ok(()) => Decision::Granted,
                 Err(error) => Decision::Refused(error),
             },
-        };
+        }
     }
 
     /// Whether its caller has left and may have retried at another process, which did not find this request yet.
@@ -127,11 +145,7 @@ impl Candidate {
         {
             return Err(SubmitError::Concurrency { limit });
         }
-        payers.hold(
-            task.api_key_id,
-            task.id,
-            task.unit_price * u32::from(task.request.n),
-        )?;
+        payers.hold(task.api_key_id, task.unit_price * u32::from(task.request.n))?;
         *open += 1;
         known.remember(task);
         Ok(())

@@ -6,10 +6,10 @@ use sqlx::PgConnection;
 
 use super::{Candidate, Repeat, SubmitError};
 use crate::{
+    billing::ledger::NewTask,
     ids::{KeyId, TaskId},
     tasks::{
         repeats::{self, Join, Same},
-        store::NewTask,
         wait::Waiters,
     },
 };
@@ -30,7 +30,7 @@ impl Known {
     /// Reads only what some candidate needs, which is mostly nothing.
     pub(super) async fn read(
         conn: &mut PgConnection,
-        candidates: &[Candidate],
+        candidates: &[&mut Candidate],
         waiters: &Waiters,
     ) -> sqlx::Result<Self> {
         let mut known = Self {
@@ -44,7 +44,7 @@ impl Known {
             repeat,
             concurrent_requests,
             ..
-        } in candidates
+        } in candidates.iter().map(|candidate| &**candidate)
         {
             match repeat {
                 Repeat::No => {}
@@ -57,8 +57,10 @@ impl Known {
                     fingerprints.push(task.fingerprint.clone());
                 }
             }
-            if concurrent_requests.is_some() && !known.open.contains_key(&task.api_key_id) {
-                let open = repeats::open_of(conn, task.api_key_id).await?;
+            if let Some(limit) = *concurrent_requests
+                && !known.open.contains_key(&task.api_key_id)
+            {
+                let open = repeats::open_of(conn, task.api_key_id, limit).await?;
                 known.open.insert(task.api_key_id, open);
             }
         }

@@ -1,13 +1,22 @@
-//! Accepts requests: one short transaction locks the accounts, finds repeats, holds the prices and
-//! inserts the tasks. Requests that arrive while one is under way share the next.
+//! Accepts requests: one statement holds the prices and inserts the tasks, in a transaction that locks the accounts
+//! first where repeats are looked for or prices are refused. Requests that arrive meanwhile share the next.
 
 mod candidate;
 mod known;
+mod submission;
 
-use std::{collections::HashMap, slice, sync::Arc, time::Duration};
+pub use submission::{Generation, Repeat, Slot, Submission, SubmitError, Submitted};
 
+use std::{
+    collections::{HashMap, HashSet},
+    slice,
+    sync::Arc,
+    time::Duration,
+};
+
+use sqlx::PgConnection;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{Semaphore, mpsc},
     time::Instant,
 };
 
@@ -15,20 +24,14 @@ use self::{
     candidate::{Candidate, Decision},
     known::Known,
 };
-use super::{Claimed, stored_inputs::StoredInputs};
+use super::Claimed;
 use crate::{
-    accounts::Caller,
     batch::{Batcher, Closed, Lane, Worked},
-    billing::{Refusal, ledger},
-    db::{self, Trouble, trouble},
-    ids::{KeyId, TaskId},
-    money::Cny,
+    billing::ledger::{self, Acceptance, Accepted, NewTask, Terms},
+    db::{self, DatabaseTime, Keeper, Trouble, trouble},
+    ids::{AccountId, KeyId, TaskId},
     progress::{Loop, Progress},
-    tasks::{
-        Assignment, Claim, Request, Status, Task, repeats,
-        store::{self, NewTask, Start, Terms},
-        wait::Waiters,
-    },
+    tasks::{Assignment, Claim, repeats, wait::Waiters},
 };
 
 /// How many submissions may share a transaction.
@@ -38,90 +41,6 @@ const ALONE_MAX: usize = 4;
 /// A request that took at least this long to accept may have been retried elsewhere. Clients retry after half a
 /// second at the earliest.
 const RETRIED_AFTER: Duration = Duration::from_millis(500);
-
-/// A valid request for images.
-#[derive(Debug)]
-pub struct Generation {
-    /// Who asks and pays.
-    pub caller: Arc<Caller>,
-    /// What to generate.
-    pub request: Request,
-    /// The request's objects in storage: deleted unless it becomes a task.
-    pub inputs: StoredInputs,
-    /// The price of one image.
-    pub unit_price: Cny,
-    /// Whether it is marked as a repeat.
-    pub repeat: Repeat,
-}
-
-/// A request that is ready to be accepted.
-#[derive(Debug)]
-pub struct Submission {
-    /// The id of the task, if it is a new one.
-    pub id: TaskId,
-    /// What it asks for.
-    pub generation: Generation,
-    /// The process in which its caller waits for it; `None`: the caller polls.
-    pub waiter: Option<i32>,
-    /// Identifies the request: see [`repeats::fingerprint`].
-    pub fingerprint: Vec<u8>,
-    /// For a retry: equal tasks that other processes say, or seem, to have lost the callers of.
-    pub gone: Vec<TaskId>,
-    /// The slot in which this process can begin the task at once, if any.
-    pub slot: Option<Slot>,
-}
-
-/// A free slot of this process's worker.
-#[derive(Debug)]
-pub struct Slot {
-    /// Frees the slot when dropped.
-    pub permit: OwnedSemaphorePermit,
-    /// The route that generates the task.
-    pub route: String,
-}
-
-/// How a submission may repeat an earlier one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Repeat {
-    /// It is not marked as a repeat.
-    No,
-    /// It has an idempotency key: the same key within 24 hours means the same request.
-    Key(String),
-    /// The number of the retry, from 1, of a request without an idempotency key.
-    Retry(u16),
-}
-
-/// The result of an accepted submission.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Submitted {
-    /// A new task.
-    New(TaskId),
-    /// The task of an earlier request, which this one repeats.
-    Joined(TaskId),
-}
-
-/// Why a submission was not accepted. Nothing is held and nothing will be generated.
-#[derive(Debug, thiserror::Error)]
-pub enum SubmitError {
-    /// The hold was refused.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// The key's limit of open tasks is reached.
-    #[error("the API key has {limit} tasks open already, as many as it may")]
-    Concurrency {
-        /// The key's limit.
-        limit: u32,
-    },
-    /// Its idempotency key belongs to a different request.
-    #[error("this Idempotency-Key was used for another request")]
-    KeyReused,
-    /// Its caller left before it was accepted.
-    #[error("the client disconnected before the request was accepted")]
-    Abandoned,
-    /// The database failed. If the connection broke during the commit, the task may exist nevertheless.
-    #[error("the task could not be stored")]
-    Database(#[source] Arc<sqlx::Error>),
-}
 
 type Answer = Result<Submitted, SubmitError>;
 
@@ -149,8 +68,8 @@ pub struct SubmitBatch {
     pub claimed: mpsc::UnboundedSender<Claimed>,
     /// How long claims and tasks last.
     pub terms: Terms,
-    /// Determines when a month begins, for quotas.
-    pub time_zone: String,
+    /// The database's clock.
+    pub time: DatabaseTime,
 }
 
 /// Starts the loop that accepts submissions.
@@ -186,13 +105,13 @@ impl SubmitBatch {
         let attempt = self.progress.begin(Loop::Submit);
         let until = self.patience_of(&batch);
         match self.try_twice(&mut batch, Lane::Shared, until).await {
-            Ok(tasks) => {
+            Ok(()) => {
                 attempt.succeeded();
-                Ok(self.answer(batch, tasks))
+                Ok(self.answer(batch))
             }
             Err(error) if trouble(&error) == Trouble::Unreachable => {
                 refuse(&mut batch, error);
-                Ok(self.answer(batch, Vec::new()))
+                Ok(self.answer(batch))
             }
             Err(error) => {
                 attempt.succeeded();
@@ -214,25 +133,19 @@ impl SubmitBatch {
             self.try_twice(&mut batch, Lane::Own, until).await
         };
         let accepted = tokio::time::timeout_at(until, accepted).await;
-        let tasks = match accepted.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
-            Ok(tasks) => tasks,
+        match accepted.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
+            Ok(()) => {}
             Err(error) if is_of_one(&error) && batch.len() > 1 => {
-                let mut tasks = Vec::new();
                 for candidate in &mut batch {
                     let candidate = slice::from_mut(candidate);
-                    match self.try_twice(candidate, Lane::Own, until).await {
-                        Ok(task) => tasks.extend(task),
-                        Err(error) => refuse(candidate, error),
+                    if let Err(error) = self.try_twice(candidate, Lane::Own, until).await {
+                        refuse(candidate, error);
                     }
                 }
-                tasks
             }
-            Err(error) => {
-                refuse(&mut batch, error);
-                Vec::new()
-            }
-        };
-        self.answer(batch, tasks)
+            Err(error) => refuse(&mut batch, error),
+        }
+        self.answer(batch)
     }
 
     /// When the caller that has waited longest must have an answer.
@@ -241,7 +154,7 @@ impl SubmitBatch {
         asked.unwrap_or_else(Instant::now) + self.pool.patience()
     }
 
-    /// Decides every candidate and returns the tasks of those that were granted.
+    /// Decides every candidate.
     ///
     /// If the connection is lost, the first try may have been committed nevertheless: the second try, with the
     /// same ids, finds its tasks. A locked account is waited for again only in a lane of its own.
@@ -250,11 +163,13 @@ impl SubmitBatch {
         candidates: &mut [Candidate],
         lane: Lane,
         until: Instant,
-    ) -> sqlx::Result<Vec<Task>> {
-        let first = self.transact(candidates, lane, Try::First);
-        let error = match self.pool.within(left(until), first).await {
-            Ok(tasks) => return Ok(tasks),
-            Err(error) => error,
+    ) -> sqlx::Result<()> {
+        let first = async {
+            self.accept_plain(candidates, lane, left(until)).await?;
+            self.transact(candidates, lane, Try::First).await
+        };
+        let Err(error) = self.pool.within(left(until), first).await else {
+            return Ok(());
         };
         let again = match trouble(&error) {
             Trouble::Unreachable => true,
@@ -268,64 +183,132 @@ impl SubmitBatch {
         self.pool.within(left(until), second).await
     }
 
+    /// Accepts, in one statement, the candidates that only their price can refuse. Those whose accounts cannot pay for
+    /// all of theirs stay undecided. Past its limit the statement accepts nothing, so that a second try can rely on it.
+    async fn accept_plain(
+        &self,
+        candidates: &mut [Candidate],
+        lane: Lane,
+        limit: Duration,
+    ) -> sqlx::Result<()> {
+        let Some(until) = self.time.after(limit.min(self.pool.timeout())) else {
+            return Ok(());
+        };
+        // The requests of an account are decided in their order: all of them here, or none.
+        let others = candidates.iter().filter(|c| !c.is_plain(&self.waiters));
+        let others: HashSet<AccountId> = others.map(|c| c.task.account_id).collect();
+        let mut plain: Vec<&mut Candidate> = candidates
+            .iter_mut()
+            .filter(|c| c.is_undecided() && !others.contains(&c.task.account_id))
+            .collect();
+        if plain.is_empty() {
+            return Ok(());
+        }
+        let mut conn = self.pool.kept(Keeper::Submit).await?;
+        let acceptance = Acceptance {
+            patience: lane.into(),
+            until: Some(until),
+        };
+        let accepted = self.insert(&mut conn, &mut plain, acceptance).await?;
+        conn.keep();
+        for candidate in plain {
+            if let Some(accepted) = accepted.get(&candidate.task.id) {
+                candidate.decision = Decision::Accepted(*accepted);
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides the undecided candidates one by one, while their accounts are locked.
     async fn transact(
         &self,
         candidates: &mut [Candidate],
         lane: Lane,
         which: Try,
-    ) -> sqlx::Result<Vec<Task>> {
+    ) -> sqlx::Result<()> {
+        let undecided = candidates.iter_mut().filter(|c| c.is_undecided());
+        let mut undecided: Vec<&mut Candidate> = undecided.collect();
+        if undecided.is_empty() {
+            return Ok(());
+        }
         let mut tx = db::begin(&self.pool, lane.into()).await?;
-        let mut keys: Vec<KeyId> = candidates.iter().map(|c| c.task.api_key_id).collect();
+        let mut keys: Vec<KeyId> = undecided.iter().map(|c| c.task.api_key_id).collect();
         keys.sort_unstable();
         keys.dedup();
-        let mut payers = ledger::lock(&mut tx, &keys, &self.time_zone).await?;
+        let mut payers = ledger::lock(&mut tx, &keys, &self.terms.time_zone).await?;
         if which == Try::Second {
             // The accounts are locked now, so the first try has either committed or never will.
-            let ids: Vec<TaskId> = candidates.iter().map(|c| c.task.id).collect();
-            let there = store::present(&mut tx, &ids).await?;
-            if !there.is_empty() {
-                tx.rollback().await?;
-                return Ok(there);
-            }
+            let ids: Vec<TaskId> = undecided.iter().map(|c| c.task.id).collect();
+            let there = by_id(ledger::present(&mut tx, &ids).await?);
+            undecided.retain_mut(|candidate| match there.get(&candidate.task.id) {
+                Some(accepted) => {
+                    candidate.decision = Decision::Accepted(*accepted);
+                    false
+                }
+                None => true,
+            });
         }
-        let mut known = Known::read(&mut tx, candidates, &self.waiters).await?;
-        for candidate in candidates.iter_mut() {
-            candidate.decide(&mut payers, &mut known, &self.waiters);
-        }
-        let granted: Vec<&mut Candidate> = candidates
+        let mut known = Known::read(&mut tx, &undecided, &self.waiters).await?;
+        let decide = |c: &&mut Candidate| c.decide(&mut payers, &mut known, &self.waiters);
+        let mut decisions: Vec<Decision> = undecided.iter().map(decide).collect();
+        let mut granted: Vec<&mut Candidate> = undecided
             .iter_mut()
-            .filter(|candidate| matches!(candidate.decision, Decision::Granted))
+            .zip(&decisions)
+            .filter(|(_, decision)| matches!(decision, Decision::Granted))
+            .map(|(candidate, _)| &mut **candidate)
             .collect();
         if granted.is_empty() && known.joins.is_empty() {
             tx.rollback().await?;
-            return Ok(Vec::new());
+        } else {
+            let acceptance = Acceptance {
+                patience: lane.into(),
+                until: None,
+            };
+            let mut accepted = self.insert(&mut tx, &mut granted, acceptance).await?;
+            // A retry may already have joined one of the new tasks.
+            repeats::join(&mut tx, &known.joins).await?;
+            tx.commit().await?;
+            for (candidate, decision) in undecided.iter().zip(&mut decisions) {
+                if let Some(accepted) = accepted.remove(&candidate.task.id) {
+                    *decision = Decision::Accepted(accepted);
+                }
+            }
         }
-        let mut new_tasks = Vec::with_capacity(granted.len());
-        for candidate in granted {
-            candidate.task.waiter = self.waiters.waiter_of(candidate.task.id);
-            new_tasks.push(&candidate.task);
+        for (candidate, decision) in undecided.into_iter().zip(decisions) {
+            candidate.decision = decision;
         }
-        ledger::hold(&mut tx, payers).await?;
-        let tasks = store::insert(&mut tx, &new_tasks, self.terms).await?;
-        // A retry may already have joined one of the new tasks.
-        repeats::join(&mut tx, &known.joins).await?;
-        if new_tasks.iter().any(|task| task.start == Start::Queued) {
-            db::notify(&mut tx, store::QUEUED_CHANNEL, "").await?;
-        }
-        tx.commit().await?;
-        Ok(tasks)
+        Ok(())
     }
 
-    fn answer(&self, batch: Vec<Candidate>, tasks: Vec<Task>) -> Vec<Answer> {
-        let mut tasks: HashMap<TaskId, Task> =
-            tasks.into_iter().map(|task| (task.id, task)).collect();
-        let answer = |candidate: Candidate| self.answer_one(candidate, &mut tasks);
+    async fn insert(
+        &self,
+        conn: &mut PgConnection,
+        candidates: &mut [&mut Candidate],
+        acceptance: Acceptance,
+    ) -> sqlx::Result<HashMap<TaskId, Accepted>> {
+        for candidate in &mut *candidates {
+            candidate.task.waiter = self.waiters.waiter_of(candidate.task.id);
+        }
+        let tasks: Vec<&NewTask> = candidates.iter().map(|c| &c.task).collect();
+        if tasks.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let accepted = ledger::accept(conn, &tasks, &self.terms, acceptance).await?;
+        if let Some(accepted) = accepted.first() {
+            self.time.read(accepted.created_at);
+        }
+        Ok(by_id(accepted))
+    }
+
+    fn answer(&self, batch: Vec<Candidate>) -> Vec<Answer> {
+        let answer = |candidate: Candidate| self.answer_one(candidate);
         batch.into_iter().map(answer).collect()
     }
 
-    fn answer_one(&self, candidate: Candidate, tasks: &mut HashMap<TaskId, Task>) -> Answer {
-        let NewTask { id, waiter, .. } = candidate.task;
-        match candidate.decision {
+    fn answer_one(&self, candidate: Candidate) -> Answer {
+        let accepted = match candidate.decision {
+            Decision::Accepted(accepted) => accepted,
+            Decision::Joined(id) => return Ok(Submitted::Joined(id)),
             Decision::Refused(error) => {
                 // The commit may have succeeded nevertheless.
                 if matches!(error, SubmitError::Database(_)) {
@@ -333,23 +316,29 @@ impl SubmitBatch {
                 }
                 return Err(error);
             }
-            Decision::Joined(id) => return Ok(Submitted::Joined(id)),
-            Decision::Undecided | Decision::Granted => {}
-        }
+            // Its row is missing although its hold was granted.
+            Decision::Undecided | Decision::Granted => {
+                let error = Arc::new(sqlx::Error::RowNotFound);
+                return Err(SubmitError::Database(error));
+            }
+        };
         candidate.inputs.keep();
-        let not_inserted = || SubmitError::Database(Arc::new(sqlx::Error::RowNotFound));
-        let task = tasks.remove(&id).ok_or_else(not_inserted)?;
+        let NewTask { id, waiter, .. } = candidate.task;
         if waiter.is_some() {
             // Its caller may have disconnected before the task existed.
             self.waiters.check(id);
         }
         // After an ambiguous commit, another worker may have claimed the task meanwhile.
-        let untouched = task.status == Status::Running && task.fence == store::FIRST_FENCE;
-        if let Some(Slot { permit, route }) = candidate.slot.filter(|_| untouched) {
+        if let Some(Slot { permit, route }) = candidate.slot.filter(|_| accepted.is_untouched) {
             let assignment = Assignment {
                 route: Some(route),
                 ..Assignment::default()
             };
+            let left = self
+                .terms
+                .deadline
+                .saturating_sub(candidate.asked.elapsed());
+            let task = candidate.task.claimed(accepted.created_at, left);
             let claimed = Claimed {
                 claim: Claim { task, assignment },
                 slot: permit,
@@ -361,14 +350,20 @@ impl SubmitBatch {
     }
 }
 
+fn by_id(accepted: Vec<Accepted>) -> HashMap<TaskId, Accepted> {
+    let by_id = accepted.into_iter().map(|task| (task.id, task));
+    by_id.collect()
+}
+
 /// Whether a single item of the batch may have caused the error.
 fn is_of_one(error: &sqlx::Error) -> bool {
     matches!(trouble(error), Trouble::Refused | Trouble::Other)
 }
 
+/// Refuses those that are not decided yet.
 fn refuse(candidates: &mut [Candidate], error: sqlx::Error) {
     let error = Arc::new(error);
-    for candidate in candidates {
+    for candidate in candidates.iter_mut().filter(|c| c.is_undecided()) {
         candidate.decision = Decision::Refused(SubmitError::Database(Arc::clone(&error)));
     }
 }

@@ -1,13 +1,12 @@
 //! Reads tasks: mostly their summaries, without the request.
 
-use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, PgConnection, Row as _, query, query_as};
+use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
+use sqlx::{AssertSqlSafe, PgConnection, Row as _, query};
 
-use super::row::{Parsed, Row, SUMMARY, readable, summary};
+use super::row::{SUMMARY, readable, summary};
 use crate::{
     ids::{AccountId, FileId, TaskId},
-    money::Cny,
-    tasks::{Request, Status, Summary, Task},
+    tasks::Summary,
 };
 
 /// Lists a page of an account's tasks, newest first.
@@ -42,8 +41,8 @@ pub async fn list_ended(
     limit: i64,
 ) -> sqlx::Result<Vec<(Summary, String)>> {
     let sql = format!(
-        "SELECT {SUMMARY}, k.name AS api_key FROM tasks t JOIN api_keys k ON k.id = t.api_key_id
-         WHERE t.account_id = $1 AND t.status IN ('completed', 'failed')
+        "SELECT {SUMMARY}, k.name AS api_key FROM task_history t JOIN api_keys k ON k.id = t.api_key_id
+         WHERE t.account_id = $1
              AND ($2::uuid IS NULL OR t.id < $2)
              AND ($4::timestamptz IS NULL OR t.created_at >= $4)
              AND ($5::timestamptz IS NULL OR t.created_at < $5)
@@ -81,34 +80,26 @@ pub async fn summaries(
 /// Returns those of these tasks that have ended.
 #[tracing::instrument(level = "debug", skip_all)]
 pub async fn ended_among(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<Vec<Summary>> {
-    let sql = format!(
-        "SELECT {SUMMARY} FROM tasks t WHERE t.id = ANY($1) AND t.status IN ('completed', 'failed')"
-    );
+    let sql = format!("SELECT {SUMMARY} FROM task_history t WHERE t.id = ANY($1)");
     let rows = query(AssertSqlSafe(sql)).bind(ids).fetch_all(conn).await?;
     Ok(readable(rows, summary).collect())
 }
 
-/// Returns the completed task with this file id.
+/// Returns the completed task with this file id that was created on this day, in UTC.
 #[tracing::instrument(level = "debug", skip_all)]
-pub async fn by_file_id(conn: &mut PgConnection, file_id: FileId) -> sqlx::Result<Option<Summary>> {
-    let sql =
-        format!("SELECT {SUMMARY} FROM tasks t WHERE t.file_id = $1 AND t.status = 'completed'");
-    let row = query(AssertSqlSafe(sql)).bind(file_id);
+pub async fn by_file_id(
+    conn: &mut PgConnection,
+    day: NaiveDate,
+    file_id: FileId,
+) -> sqlx::Result<Option<Summary>> {
+    // Ids are made by the clocks of processes, which may differ from the database's.
+    let sql = format!(
+        "SELECT {SUMMARY} FROM task_history t
+         WHERE date_bin('1 day', t.created_at, 'epoch') = $2 AND t.file_id = $1 AND t.status = 'completed'
+             AND t.id >= uuid_of($2 - interval '2 days') AND t.id < uuid_of($2 + interval '3 days')"
+    );
+    let row = query(AssertSqlSafe(sql))
+        .bind(file_id)
+        .bind(day.and_time(NaiveTime::MIN).and_utc());
     row.fetch_optional(conn).await?.map(summary).transpose()
-}
-
-/// Returns those of these tasks that exist, with their requests.
-#[tracing::instrument(level = "debug", skip_all)]
-pub async fn present(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<Vec<Task>> {
-    let rows = query_as!(
-        Row,
-        r#"SELECT id, account_id, api_key_id, status AS "status: Status", request AS "request: Parsed<Request>",
-               unit_price AS "unit_price: Cny", file_id, created_at, attempts, fence,
-               (extract(epoch FROM deadline_at - now()) * 1000)::bigint AS "left_ms!"
-           FROM tasks WHERE id = ANY($1)"#,
-        ids as _,
-    )
-    .fetch_all(conn)
-    .await?;
-    rows.into_iter().map(Task::try_from).collect()
 }

@@ -5,11 +5,9 @@ use std::{collections::HashMap, time::Duration};
 
 use sqlx::{PgConnection, query, query_as, query_scalar, types::Json};
 
-use super::{
-    interval,
-    row::{Parsed, Row, readable},
-};
+use super::row::{Parsed, Row, readable};
 use crate::{
+    db::interval,
     failure::Class,
     ids::TaskId,
     money::Cny,
@@ -23,7 +21,7 @@ const QUEUE_LOCK: i64 = 0x6561_7365_6c51;
 #[tracing::instrument(level = "debug", skip_all)]
 pub async fn is_any_waiting(conn: &mut PgConnection) -> sqlx::Result<bool> {
     query_scalar!(
-        r#"SELECT EXISTS (SELECT FROM tasks
+        r#"SELECT EXISTS (SELECT FROM open_tasks
            WHERE status = 'queued' AND run_at <= now() AND deadline_at > now()) AS "any!""#
     )
     .fetch_one(conn)
@@ -48,7 +46,7 @@ pub async fn running(
     models: &[String],
 ) -> sqlx::Result<Vec<(String, String, i64)>> {
     let rows = query!(
-        r#"SELECT model, route AS "route!", count(*) AS "running!" FROM tasks
+        r#"SELECT model, route AS "route!", count(*) AS "running!" FROM open_tasks
            WHERE status = 'running' AND route IS NOT NULL AND model = ANY($1)
            GROUP BY model, route"#,
         models,
@@ -74,16 +72,15 @@ pub async fn claim(
         .map(|(id, assignment)| (*id, assignment.route.as_deref()))
         .unzip();
     query!(
-        "INSERT INTO account_schedule (account_id, last_dispatched_at)
-         SELECT DISTINCT account_id, now() FROM tasks WHERE id = ANY($1)
-         ON CONFLICT (account_id) DO UPDATE SET last_dispatched_at = excluded.last_dispatched_at",
+        "SELECT FROM setval('queue_turn', GREATEST((SELECT last_value FROM queue_turn),
+             (SELECT max(turn) FROM open_tasks WHERE id = ANY($1))))",
         &ids as _,
     )
     .execute(&mut *conn)
     .await?;
     let rows = query_as!(
         Row,
-        r#"UPDATE tasks AS t
+        r#"UPDATE open_tasks AS t
            SET status = 'running', lease_until = now() + $3, attempts = attempts + 1, fence = fence + 1,
                route = next.route,
                jobs = CASE WHEN t.route IS NOT DISTINCT FROM next.route THEN jobs ELSE '{}' END
@@ -115,7 +112,7 @@ pub async fn note_job(
     job: &str,
 ) -> sqlx::Result<bool> {
     let done = query!(
-        "UPDATE tasks SET jobs[$3 + 1] = $4 WHERE id = $1 AND fence = $2 AND status = 'running'",
+        "UPDATE open_tasks SET jobs[$3 + 1] = $4 WHERE id = $1 AND fence = $2 AND status = 'running'",
         id as _,
         fence,
         i32::from(call),
@@ -136,7 +133,7 @@ pub async fn requeue(
     wait: Duration,
 ) -> sqlx::Result<bool> {
     let done = query!(
-        "UPDATE tasks SET status = 'queued', lease_until = NULL, fence = fence + 1, run_at = now() + $4,
+        "UPDATE open_tasks SET status = 'queued', lease_until = NULL, fence = fence + 1, run_at = now() + $4,
              route = NULL, jobs = '{}', tried = tried || $3
          WHERE id = $1 AND fence = $2 AND status = 'running'",
         id as _,
@@ -157,10 +154,10 @@ pub async fn release_claims(
 ) -> sqlx::Result<u64> {
     let (ids, fences): (Vec<_>, Vec<_>) = claims.iter().copied().unzip();
     let done = query!(
-        "UPDATE tasks SET status = 'queued', lease_until = NULL, attempts = attempts - 1, fence = tasks.fence + 1,
+        "UPDATE open_tasks SET status = 'queued', lease_until = NULL, attempts = attempts - 1, fence = open_tasks.fence + 1,
              route = CASE WHEN jobs = '{}' THEN NULL ELSE route END
          FROM UNNEST($1::uuid[], $2::bigint[]) AS mine (id, fence)
-         WHERE tasks.id = mine.id AND tasks.fence = mine.fence AND status = 'running'",
+         WHERE open_tasks.id = mine.id AND open_tasks.fence = mine.fence AND status = 'running'",
         &ids as _,
         &fences,
     )
@@ -180,12 +177,12 @@ pub async fn renew(
     // Locks in id order, as transactions that end some of these tasks do.
     query_scalar!(
         r#"WITH mine AS MATERIALIZED (
-             SELECT t.id FROM tasks t JOIN UNNEST($1::uuid[], $2::bigint[]) AS m (id, fence)
+             SELECT t.id FROM open_tasks t JOIN UNNEST($1::uuid[], $2::bigint[]) AS m (id, fence)
                  ON t.id = m.id AND t.fence = m.fence
              WHERE t.status = 'running' ORDER BY t.id FOR NO KEY UPDATE OF t
          )
-         UPDATE tasks SET lease_until = now() + $3 FROM mine WHERE tasks.id = mine.id
-         RETURNING tasks.id AS "id: TaskId""#,
+         UPDATE open_tasks SET lease_until = now() + $3 FROM mine WHERE open_tasks.id = mine.id
+         RETURNING open_tasks.id AS "id: TaskId""#,
         &ids as _,
         &fences,
         interval(lease),
@@ -198,7 +195,7 @@ pub async fn renew(
 #[tracing::instrument(level = "debug", skip_all)]
 pub async fn is_any_lost(conn: &mut PgConnection) -> sqlx::Result<bool> {
     query_scalar!(
-        r#"SELECT EXISTS (SELECT FROM tasks WHERE status = 'running' AND lease_until < now()) AS "any!""#
+        r#"SELECT EXISTS (SELECT FROM open_tasks WHERE status = 'running' AND lease_until < now()) AS "any!""#
     )
     .fetch_one(conn)
     .await
@@ -215,11 +212,11 @@ pub async fn requeue_lost(conn: &mut PgConnection, attempts_max: i16) -> sqlx::R
         class: Some(Class::Lost),
     };
     let done = query!(
-        "UPDATE tasks SET status = 'queued', lease_until = NULL, run_at = now(), fence = fence + 1,
+        "UPDATE open_tasks SET status = 'queued', lease_until = NULL, run_at = now(), fence = fence + 1,
              route = CASE WHEN jobs = '{}' THEN NULL ELSE route END,
              tried = CASE WHEN route IS NULL THEN tried
                  ELSE tried || jsonb_set($2, '{route}', to_jsonb(route)) END
-         WHERE id IN (SELECT id FROM tasks
+         WHERE id IN (SELECT id FROM open_tasks
                       WHERE status = 'running' AND lease_until < now()
                           AND attempts < $1 AND deadline_at > now()
                       FOR UPDATE SKIP LOCKED)",

@@ -4,11 +4,8 @@ use std::time::Duration;
 
 use sqlx::{PgConnection, query};
 
-use super::{
-    interval,
-    row::{Parsed, readable},
-};
-use crate::{ids::TaskId, tasks::Image};
+use super::row::{Parsed, readable};
+use crate::{db::interval, ids::TaskId, tasks::Image};
 
 /// An ended task and the images to keep.
 #[derive(Debug)]
@@ -28,11 +25,10 @@ pub async fn unswept(
     limit: i64,
 ) -> sqlx::Result<Vec<Unswept>> {
     let rows = query!(
-        r#"SELECT id, images AS "images: Parsed<Vec<Image>>" FROM tasks
-           WHERE ended_at IS NOT NULL AND swept_at IS NULL
-               AND (fence > 1 OR failure ->> 'kind' IN ('internal', 'deadline'))
-               AND deadline_at < now() - $1::interval
-           ORDER BY deadline_at LIMIT $2"#,
+        r#"SELECT h.id, h.images AS "images: Parsed<Vec<Image>>"
+           FROM unswept_tasks u JOIN task_history h ON h.id = u.task_id
+           WHERE u.sweep_at < now() - $1::interval
+           ORDER BY u.sweep_at LIMIT $2"#,
         interval(grace),
         limit,
     )
@@ -53,7 +49,7 @@ pub async fn unswept(
 #[tracing::instrument(level = "debug", skip_all)]
 pub async fn mark_swept(conn: &mut PgConnection, ids: &[TaskId]) -> sqlx::Result<u64> {
     let done = query!(
-        "UPDATE tasks SET swept_at = now() WHERE id = ANY($1)",
+        "DELETE FROM unswept_tasks WHERE task_id = ANY($1)",
         ids as _
     )
     .execute(conn)

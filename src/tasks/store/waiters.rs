@@ -12,8 +12,16 @@ pub async fn remove_waiter(
     process: i32,
 ) -> sqlx::Result<()> {
     query!(
-        "UPDATE tasks SET waiter = 0 WHERE waiter = $2 AND id IN (
-             SELECT id FROM tasks WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE)",
+        "UPDATE open_tasks SET waiter = 0 WHERE waiter = $2 AND id IN (
+             SELECT id FROM open_tasks WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE)",
+        ids as _,
+        process,
+    )
+    .execute(&mut *conn)
+    .await?;
+    // Those that have ended meanwhile.
+    query!(
+        "UPDATE task_history SET waiter = 0 WHERE waiter = $2 AND id = ANY($1)",
         ids as _,
         process,
     )

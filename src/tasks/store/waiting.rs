@@ -1,15 +1,13 @@
 //! Reads the queue: which tasks come next, and how many there are. The queue has one line per
-//! model, requirements and account.
+//! model and requirements, in the order of turns.
 
 use std::{error::Error, time::Duration};
 
 use sqlx::{PgConnection, query, query_scalar};
 
-use super::{
-    interval,
-    row::{Parsed, time_left},
-};
+use super::row::{Parsed, time_left};
 use crate::{
+    db::interval,
     ids::{AccountId, TaskId},
     tasks::{Assignment, Attempt},
 };
@@ -19,10 +17,10 @@ use crate::{
 pub async fn queued_classes(conn: &mut PgConnection) -> sqlx::Result<Vec<(String, i16)>> {
     let rows = query!(
         r#"WITH RECURSIVE class AS (
-               (SELECT model, requirements FROM tasks WHERE status = 'queued' ORDER BY model, requirements LIMIT 1)
+               (SELECT model, requirements FROM open_tasks WHERE status = 'queued' ORDER BY model, requirements LIMIT 1)
                UNION ALL
                SELECT next.model, next.requirements FROM class CROSS JOIN LATERAL (
-                   SELECT t.model, t.requirements FROM tasks t
+                   SELECT t.model, t.requirements FROM open_tasks t
                    WHERE t.status = 'queued' AND (t.model, t.requirements) > (class.model, class.requirements)
                    ORDER BY t.model, t.requirements LIMIT 1) AS next
            )
@@ -66,8 +64,7 @@ pub struct Waiting {
     pub assignment: Assignment,
 }
 
-/// Returns the next tasks of these classes, at most `limit`. Accounts take turns: an account waits longer
-/// the more of its tasks are running or come earlier, and then the more recently it was served.
+/// Returns the next tasks of these classes, at most `limit`. Accounts take turns: the least turn comes first.
 #[tracing::instrument(level = "debug", skip_all)]
 pub async fn waiting(
     conn: &mut PgConnection,
@@ -76,50 +73,27 @@ pub async fn waiting(
 ) -> sqlx::Result<Vec<Waiting>> {
     let columns = DemandColumns::of(demands);
     let rows = query!(
-        r#"WITH RECURSIVE class AS MATERIALIZED (
+        r#"WITH class AS MATERIALIZED (
                SELECT * FROM UNNEST($1::text[], $2::smallint[], $3::int[], $4::bigint[], $5::bigint[])
                    AS class (model, requirements, pool, capacity, least_ms)
-           ), line AS (
-               SELECT class.model, class.requirements, first.account_id FROM class CROSS JOIN LATERAL (
-                   SELECT t.account_id FROM tasks t
-                   WHERE t.status = 'queued' AND t.model = class.model AND t.requirements = class.requirements
-                   ORDER BY t.account_id LIMIT 1) AS first
-               UNION ALL
-               SELECT line.model, line.requirements, next.account_id FROM line CROSS JOIN LATERAL (
-                   SELECT t.account_id FROM tasks t
-                   WHERE t.status = 'queued' AND t.model = line.model AND t.requirements = line.requirements
-                       AND t.account_id > line.account_id
-                   ORDER BY t.account_id LIMIT 1) AS next
-           ), at_work AS (
-               SELECT account_id, count(*) AS tasks FROM tasks WHERE status = 'running' GROUP BY account_id
            ), head AS (
-               SELECT next.id, next.run_at, account_schedule.last_dispatched_at, class.pool, class.capacity,
-                   COALESCE(at_work.tasks, 0)
-                       + row_number() OVER (PARTITION BY line.account_id ORDER BY next.run_at, next.id) AS turn
-               FROM line
-               JOIN class USING (model, requirements)
-               LEFT JOIN at_work USING (account_id)
-               LEFT JOIN account_schedule USING (account_id)
-               CROSS JOIN LATERAL (
-                   SELECT t.id, t.run_at FROM tasks t
-                   WHERE t.status = 'queued' AND t.model = line.model AND t.requirements = line.requirements
-                       AND t.account_id = line.account_id AND t.run_at <= now() AND t.deadline_at > now()
+               SELECT next.id, next.turn, class.pool, class.capacity FROM class CROSS JOIN LATERAL (
+                   SELECT t.id, t.turn FROM open_tasks t
+                   WHERE t.status = 'queued' AND t.model = class.model AND t.requirements = class.requirements
+                       AND t.run_at <= now() AND t.deadline_at > now()
                        AND (t.deadline_at >= now() + class.least_ms * INTERVAL '1 millisecond'
                            OR t.route IS NOT NULL)
-                   ORDER BY t.run_at, t.id LIMIT LEAST(class.capacity, $6)) AS next
+                   ORDER BY t.turn, t.id LIMIT LEAST(class.capacity, $6)) AS next
            ), ranked AS (
-               SELECT id, run_at, turn, last_dispatched_at, capacity, row_number() OVER (
-                   PARTITION BY pool ORDER BY turn, last_dispatched_at NULLS FIRST, run_at, id) AS rank
-               FROM head
+               SELECT id, turn, capacity, row_number() OVER (PARTITION BY pool ORDER BY turn, id) AS rank FROM head
            ), chosen AS MATERIALIZED (
-               SELECT id, run_at, turn, last_dispatched_at FROM ranked WHERE rank <= capacity
-               ORDER BY turn, last_dispatched_at NULLS FIRST, run_at, id LIMIT $6
+               SELECT id, turn FROM ranked WHERE rank <= capacity ORDER BY turn, id LIMIT $6
            )
            SELECT t.id, t.model, t.requirements, t.route, t.jobs AS "jobs: Vec<Option<String>>",
                t.tried AS "tried: Parsed<Vec<Attempt>>",
                (extract(epoch FROM t.deadline_at - now()) * 1000)::bigint AS "left_ms!"
-           FROM chosen JOIN tasks t ON t.id = chosen.id
-           ORDER BY turn, last_dispatched_at NULLS FIRST, chosen.run_at, t.id"#,
+           FROM chosen JOIN open_tasks t ON t.id = chosen.id
+           ORDER BY chosen.turn, t.id"#,
         &columns.models,
         &columns.requirements,
         &columns.pools,
@@ -190,7 +164,7 @@ pub async fn step_aside(
     wait: Duration,
 ) -> sqlx::Result<()> {
     query!(
-        "UPDATE tasks SET run_at = now() + $2 WHERE id = ANY($1) AND status = 'queued'",
+        "UPDATE open_tasks SET run_at = now() + $2 WHERE id = ANY($1) AND status = 'queued'",
         ids as _,
         interval(wait),
     )
@@ -218,14 +192,14 @@ pub async fn count_queued(
 ) -> sqlx::Result<(Vec<(Line, u64)>, u64)> {
     let rows = query!(
         r#"SELECT model, requirements, account_id AS "account_id: AccountId", count(*) AS "tasks!"
-           FROM (SELECT model, requirements, account_id FROM tasks WHERE status = 'queued' LIMIT $1) AS queued
+           FROM (SELECT model, requirements, account_id FROM open_tasks WHERE status = 'queued' LIMIT $1) AS queued
            GROUP BY model, requirements, account_id"#,
         at_most,
     )
     .fetch_all(&mut *conn)
     .await?;
     let running =
-        query_scalar!(r#"SELECT count(*) AS "running!" FROM tasks WHERE status = 'running'"#)
+        query_scalar!(r#"SELECT count(*) AS "running!" FROM open_tasks WHERE status = 'running'"#)
             .fetch_one(conn)
             .await?;
     let lines = rows.into_iter().map(|row| {

@@ -17,11 +17,17 @@ async fn broken(conn: &mut PgConnection) -> Vec<&'static str> {
     broken.map(|(promise, _)| promise).collect()
 }
 
-const SUMS: &str = "the entries of an account add up to its balance, holds and spending";
-const HOLDS: &str = "a task has one hold, of its whole price";
-const SETTLEMENTS: &str = "an open task keeps its hold, and one settlement ends it with the task";
-const CAPTURES: &str =
-    "what is captured is the price of the images delivered, nothing for a failed task";
+const SUMS: &str = "the entries of an account add up to its balance and spending";
+const HOLDS: &str = "what is held is the price of the open tasks";
+const ENDS: &str = "a task is open or has ended, never both";
+const COSTS: &str = "a task costs the price of the images delivered, nothing if it failed";
+const CAPTURES: &str = "what a task costs is captured once";
+
+/// An open task of 0.20 CNY of the only account.
+const OPEN_TASK: &str = "INSERT INTO open_tasks (id, account_id, api_key_id, status, model, quality, resolution, ratio,
+        requirements, n, unit_price, file_id, fingerprint, deadline_at, request)
+    SELECT $1, account_id, id, 'queued', 'm', 'low', '1k', '1:1', 0, 1, 200000, gen_random_uuid(), '', now(), '{}'
+    FROM api_keys";
 
 #[tokio::test]
 async fn the_audit_finds_manual_changes() {
@@ -36,32 +42,28 @@ async fn the_audit_finds_manual_changes() {
 
     for (tampering, found) in [
         ("UPDATE accounts SET balance = balance + 1", &[SUMS][..]),
-        ("UPDATE accounts SET held = 1", &[SUMS]),
+        ("UPDATE accounts SET held = 1", &[HOLDS]),
         ("UPDATE accounts SET spent = spent - 1", &[SUMS]),
         ("DELETE FROM entries WHERE kind = 'top_up'", &[SUMS]),
         (
             "DELETE FROM entries WHERE kind = 'capture'",
-            &[SUMS, SETTLEMENTS, CAPTURES],
+            &[SUMS, CAPTURES],
         ),
         (
-            "DELETE FROM entries WHERE kind = 'hold'",
-            &[SUMS, HOLDS, SETTLEMENTS],
+            "UPDATE entries SET balance_change = balance_change - 1 WHERE kind = 'capture'",
+            &[SUMS, CAPTURES],
         ),
-        ("DELETE FROM tasks", &[HOLDS, SETTLEMENTS, CAPTURES]),
-        ("UPDATE tasks SET unit_price = 300000", &[HOLDS, CAPTURES]),
-        ("UPDATE tasks SET cost = cost - 1", &[CAPTURES]),
-        ("UPDATE tasks SET images = images - 1", &[CAPTURES]),
+        ("DELETE FROM task_history", &[CAPTURES]),
         (
-            "UPDATE tasks SET status = 'failed', cost = 0, images = NULL, failure = '{}'",
+            "UPDATE task_history SET status = 'failed', cost = 0, images = NULL, failure = '{}'",
             &[CAPTURES],
         ),
         (
-            "UPDATE tasks SET status = 'queued', ended_at = NULL, cost = NULL, images = NULL",
-            &[SETTLEMENTS, CAPTURES],
-        ),
-        (
-            "UPDATE entries SET held_change = held_change - 1 WHERE kind = 'capture'",
-            &[SUMS, SETTLEMENTS],
+            "INSERT INTO open_tasks (id, account_id, api_key_id, status, model, quality, resolution, ratio,
+                 requirements, n, unit_price, file_id, fingerprint, deadline_at, request)
+             SELECT id, account_id, api_key_id, 'queued', model, quality, resolution, ratio,
+                 0, n, unit_price, file_id, fingerprint, now(), request FROM task_history",
+            &[HOLDS, ENDS],
         ),
     ] {
         let mut tx = conn.begin().await.unwrap();
@@ -70,6 +72,17 @@ async fn the_audit_finds_manual_changes() {
         assert_eq!(broken(&mut tx).await, found, "{tampering}");
         tx.rollback().await.unwrap();
     }
+    // Of the rows of the first version, the database does not check this.
+    let mut tx = conn.begin().await.unwrap();
+    let tampering = "DO $$
+        DECLARE partition text := (SELECT tableoid::regclass FROM task_history);
+        BEGIN
+            EXECUTE format('ALTER TABLE %I DROP CONSTRAINT %I', partition, partition || '_status_check');
+            UPDATE task_history SET cost = cost - 1;
+        END $$";
+    sqlx::query(tampering).execute(&mut *tx).await.unwrap();
+    assert_eq!(broken(&mut tx).await, [COSTS, CAPTURES]);
+    tx.rollback().await.unwrap();
     app.finish().await;
 }
 
@@ -86,7 +99,7 @@ async fn the_audit_finds_an_entry_on_the_wrong_account() {
         .execute(&mut *tx)
         .await
         .unwrap();
-    assert_eq!(broken(&mut tx).await, [SUMS, HOLDS, SETTLEMENTS, CAPTURES]);
+    assert_eq!(broken(&mut tx).await, [SUMS, CAPTURES]);
     tx.rollback().await.unwrap();
     app.finish().await;
 }
@@ -96,16 +109,13 @@ struct EntryRow {
     kind: &'static str,
     of_task: bool,
     balance: i64,
-    held: i64,
 }
 
 impl EntryRow {
     fn is_sound(&self) -> bool {
         match self.kind {
-            "top_up" => !self.of_task && self.held == 0,
-            "hold" => self.of_task && self.balance == 0 && self.held >= 0,
-            "capture" => self.of_task && self.balance <= 0 && self.held <= self.balance,
-            "release" => self.of_task && self.balance == 0 && self.held <= 0,
+            "top_up" => !self.of_task,
+            "capture" => self.of_task && self.balance < 0,
             _ => false,
         }
     }
@@ -117,31 +127,27 @@ fn amount() -> impl Strategy<Value = i64> {
 }
 
 fn entry_row() -> impl Strategy<Value = EntryRow> {
-    let kinds = ["top_up", "hold", "capture", "release", "refund"];
+    let kinds = ["top_up", "capture", "hold", "refund"];
     let fields = (
         prop::sample::select(kinds.to_vec()),
         any::<bool>(),
         amount(),
-        amount(),
     );
-    fields.prop_map(|(kind, of_task, balance, held)| EntryRow {
+    fields.prop_map(|(kind, of_task, balance)| EntryRow {
         kind,
         of_task,
         balance,
-        held,
     })
 }
 
 async fn takes_entry(conn: &mut PgConnection, account: AccountId, row: &EntryRow) -> bool {
     let inserted = sqlx::query(
-        "INSERT INTO entries (account_id, task_id, kind, balance_change, held_change)
-         VALUES ($1, $2, $3, $4, $5)",
+        "INSERT INTO entries (account_id, task_id, kind, balance_change) VALUES ($1, $2, $3, $4)",
     )
     .bind(account)
     .bind(row.of_task.then(ids::row_id::<OfTask>))
     .bind(row.kind)
     .bind(row.balance)
-    .bind(row.held)
     .execute(conn)
     .await;
     inserted.is_ok()
@@ -201,39 +207,25 @@ fn the_database_stores_valid_rows_only() {
 }
 
 #[tokio::test]
-async fn a_task_has_one_hold_and_one_settlement() {
+async fn a_task_is_captured_once() {
     let database = TestDatabase::create().await;
     let mut conn = database.connect().await;
     let account = database.caller("", "1").await.account_id;
     let task: TaskId = ids::row_id();
-    for (kind, balance, held, taken) in [
-        ("hold", 0, 2, Ok(())),
-        ("hold", 0, 2, Err("entries_hold_key")),
-        ("capture", -1, -2, Ok(())),
-        ("capture", -1, -2, Err("entries_settlement_key")),
-        ("release", 0, -2, Err("entries_settlement_key")),
-    ] {
-        let inserted = sqlx::query(
-            "INSERT INTO entries (account_id, task_id, kind, balance_change, held_change)
-             VALUES ($1, $2, $3, $4, $5)",
+    let mut capture = async || {
+        sqlx::query(
+            "INSERT INTO entries (account_id, task_id, kind, balance_change) VALUES ($1, $2, 'capture', -1)",
         )
         .bind(account)
         .bind(task)
-        .bind(kind)
-        .bind(balance)
-        .bind(held)
         .execute(&mut conn)
-        .await;
-        let constraint = inserted.map(drop).map_err(|error| {
-            let error = error.into_database_error().unwrap();
-            error.constraint().unwrap_or_default().to_owned()
-        });
-        assert_eq!(
-            constraint.as_ref().map_err(String::as_str).copied(),
-            taken,
-            "{kind}"
-        );
-    }
+        .await
+    };
+
+    assert!(capture().await.is_ok());
+
+    let again = capture().await.unwrap_err().into_database_error().unwrap();
+    assert!(again.is_unique_violation(), "{again}");
 }
 
 #[tokio::test]
@@ -243,23 +235,42 @@ async fn a_task_in_an_invalid_state_is_refused() {
     let caller = app.caller("1.00").await;
     assert_eq!(caller.generate("a state").await.status, 200);
     let mut conn = app.database.connect().await;
-    for change in [
-        "status = 'done'",
-        "status = 'failed'",
-        "status = 'failed', images = NULL, failure = '{}'",
-        "status = 'failed', images = NULL, failure = '{}', cost = NULL",
-        "status = 'running'",
-        "status = 'queued'",
-        "cost = NULL",
-        "images = NULL",
-        "failure = '{}'",
-        "n = 0",
-        "unit_price = -1",
+    let mut tx = conn.begin().await.unwrap();
+    let task: TaskId = ids::row_id();
+    sqlx::query(OPEN_TASK)
+        .bind(task)
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    for (table, change) in [
+        ("task_history", "status = 'done'"),
+        ("task_history", "status = 'failed'"),
+        ("task_history", "status = 'queued'"),
+        (
+            "task_history",
+            "status = 'failed', images = NULL, failure = '{}'",
+        ),
+        ("task_history", "cost = cost - 1"),
+        ("task_history", "images = NULL"),
+        ("task_history", "images = '[]'"),
+        ("task_history", "failure = '{}'"),
+        ("task_history", "unit_price = 300000"),
+        ("open_tasks", "status = 'completed'"),
+        ("open_tasks", "status = 'running'"),
+        ("open_tasks", "lease_until = now()"),
+        ("open_tasks", "n = 0"),
+        ("open_tasks", "unit_price = -1"),
     ] {
-        let update = sqlx::AssertSqlSafe(format!("UPDATE tasks SET {change}"));
-        let error = sqlx::query(update).execute(&mut conn).await.unwrap_err();
+        let mut savepoint = tx.begin().await.unwrap();
+        let update = sqlx::AssertSqlSafe(format!("UPDATE {table} SET {change}"));
+        let error = sqlx::query(update)
+            .execute(&mut *savepoint)
+            .await
+            .unwrap_err();
         let error = error.into_database_error().unwrap();
-        assert!(error.is_check_violation(), "{change}: {error}");
+        assert!(error.is_check_violation(), "{table}: {change}: {error}");
+        savepoint.rollback().await.unwrap();
     }
+    tx.rollback().await.unwrap();
     app.finish().await;
 }

@@ -1,13 +1,8 @@
 //! Monthly quotas: exact, also across the end of a month.
 
-use easel::{
-    billing::ledger::{self, Settlement},
-    clock::Clock,
-    ids,
-};
 use serde_json::json;
 
-use super::{accepted, cny, slow, submit};
+use super::{accepted, slow, submit};
 use crate::harness::{TestApp, account::Account, caller::Caller, upstream::Upstream};
 
 /// Moves the recorded spend of an account to another month.
@@ -66,7 +61,7 @@ async fn the_quota_is_exact_while_holding_and_over_the_end_of_a_month() {
     app.finish().await;
 }
 
-/// The time of a transaction is that of its start: one that began before midnight may settle after one that began
+/// The time of a statement is that of its start: one that began before midnight may settle after one that began
 /// later.
 #[tokio::test]
 async fn a_late_settlement_does_not_turn_the_month_back() {
@@ -76,24 +71,14 @@ async fn a_late_settlement_does_not_turn_the_month_back() {
         .create(Account::with("9.00").monthly_quota("0.60"))
         .await;
     assert_eq!(caller.generate("before midnight").await.status, 200);
-    // As if the spend belonged to a month that this transaction does not know yet.
+    let gate = upstream.hold(1);
+    let late = accepted(&caller, &json!({})).await;
+    upstream.wait_for(2).await;
+    // As if the spend belonged to a month that the settlement does not know yet.
     shift_month(&app, &caller, "1 month").await;
+    gate.add_permits(1);
+    assert_eq!(caller.wait_for(&late).await["status"], "completed");
     let mut conn = app.database.connect().await;
-    sqlx::query("UPDATE accounts SET held = held + 200000 WHERE id = $1")
-        .bind(caller.account_id)
-        .execute(&mut conn)
-        .await
-        .unwrap();
-    let late = Settlement {
-        task_id: ids::row_id(),
-        account_id: caller.account_id,
-        held: cny("0.20"),
-        captured: cny("0.20"),
-        at: Clock::default().now(),
-    };
-    ledger::settle(&mut conn, &[late], "Asia/Shanghai")
-        .await
-        .unwrap();
     let (month_spend, is_next): (i64, bool) =
         sqlx::query_as("SELECT month_spend, month > now() FROM accounts WHERE id = $1")
             .bind(caller.account_id)
@@ -103,5 +88,5 @@ async fn a_late_settlement_does_not_turn_the_month_back() {
     assert_eq!((month_spend, is_next), (400_000, true));
     // Holds that are made meanwhile count it as spent.
     assert_eq!(submit(&caller, &json!({"n": 2})).await.status, 402);
-    app.kill();
+    app.finish().await;
 }

@@ -9,18 +9,14 @@ pub(super) async fn insert(app: &TestApp, caller: &Caller, count: i32, status: &
     let mut conn = app.database.connect().await;
     sqlx::query(
         "WITH new AS (
-             INSERT INTO tasks (id, account_id, api_key_id, status, request, n, unit_price, fingerprint, file_id,
-                 deadline_at, attempts, fence, lease_until)
-             SELECT gen_random_uuid(), $1, $2, $3,
-                 CASE WHEN i = 1 THEN '{\"model\": \"gpt-image-2\", \"quality\": \"medium\", \"resolution\": \"1k\", \"ratio\": \"1:1\"}'::jsonb
+             INSERT INTO open_tasks (id, account_id, api_key_id, status, model, quality, resolution, ratio, requirements,
+                 request, n, unit_price, fingerprint, file_id, deadline_at, attempts, fence, lease_until)
+             SELECT gen_random_uuid(), $1, $2, $3, 'gpt-image-2', 'medium', '1k', '1:1', 0,
+                 CASE WHEN i = 1 THEN '{}'::jsonb
                      ELSE '{\"model\": \"gpt-image-2\", \"prompt\": \"late\", \"n\": 1, \"quality\": \"medium\", \"resolution\": \"1k\", \"ratio\": \"1:1\", \"size\": \"1024x1024\"}'::jsonb END,
                  1, 200000, '', gen_random_uuid(), now() - $4::interval, 1, 1,
                  CASE WHEN $3 = 'running' THEN now() + interval '1 hour' END
              FROM generate_series(1, $5) AS i
-             RETURNING id
-         ), entered AS (
-             INSERT INTO entries (account_id, task_id, kind, balance_change, held_change)
-             SELECT $1, id, 'hold', 0, 200000 FROM new
          )
          UPDATE accounts SET held = held + 200000 * $5::bigint WHERE id = $1",
     )
@@ -87,7 +83,7 @@ async fn a_locked_account_delays_only_its_own_tasks() {
         .await
         .unwrap();
     let mut other = app.database.connect().await;
-    sqlx::query("UPDATE tasks SET deadline_at = now() - interval '1 minute'")
+    sqlx::query("UPDATE open_tasks SET deadline_at = now() - interval '1 minute'")
         .execute(&mut other)
         .await
         .unwrap();

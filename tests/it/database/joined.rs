@@ -238,7 +238,7 @@ async fn a_thousand_equal_tasks_neither_slow_retries_nor_hide_lost_tasks() {
     let caller = app.caller("1000").await;
     expired::insert(&app, &caller, 1_000, "running", "-1 hour").await;
     let mut conn = app.database.connect().await;
-    let lost = "UPDATE tasks SET waiter = CASE WHEN id = (SELECT id FROM tasks ORDER BY id LIMIT 1) THEN 0 ELSE 1 END";
+    let lost = "UPDATE open_tasks SET waiter = CASE WHEN id = (SELECT id FROM tasks ORDER BY id LIMIT 1) THEN 0 ELSE 1 END";
     sqlx::query(lost).execute(&mut conn).await.unwrap();
 
     let (keys, fingerprints) = (vec![caller.key_id; 100], vec![Vec::new(); 100]);
@@ -252,7 +252,7 @@ async fn a_thousand_equal_tasks_neither_slow_retries_nor_hide_lost_tasks() {
     );
     assert_eq!(same.iter().filter(|same| same.waiter == Some(0)).count(), 1);
 
-    let end = "UPDATE tasks SET deadline_at = now(), lease_until = now()";
+    let end = "UPDATE open_tasks SET deadline_at = now(), lease_until = now()";
     sqlx::query(end).execute(&mut conn).await.unwrap();
     app.finish().await;
 }

@@ -2,7 +2,11 @@
 
 use std::borrow::Cow;
 
-use easel::{db, tasks::store};
+use easel::{
+    billing::ledger,
+    db::{self, Patience},
+    tasks::store,
+};
 use sqlx::{Executor, PgPool, migrate::Migrator};
 
 use crate::harness::database::{TestDatabase, over_route, queue_head};
@@ -10,12 +14,14 @@ use crate::harness::database::{TestDatabase, over_route, queue_head};
 static ALL: Migrator = sqlx::migrate!();
 
 /// What each version wrote, in order: one for each migration.
-const ROWS: [&str; 7] = [
+const ROWS: [&str; 8] = [
     // An account with a hold for each of its open tasks.
     r#"INSERT INTO accounts (id, name, balance, held)
        VALUES ('018f0000-0000-7000-8000-00000000000a', 'studio', 2000000, 1200000);
        INSERT INTO api_keys (id, account_id, name, hash, hint)
        VALUES ('018f0000-0000-7000-8000-00000000000b', '018f0000-0000-7000-8000-00000000000a', 'first', 'x', 'sk');
+       INSERT INTO entries (account_id, kind, balance_change, held_change)
+       VALUES ('018f0000-0000-7000-8000-00000000000a', 'top_up', 2000000, 0);
        CREATE FUNCTION sample(task_id text, more jsonb) RETURNS void LANGUAGE sql AS $$
            INSERT INTO tasks (id, account_id, api_key_id, status, request, n, unit_price, fingerprint, file_id, deadline_at)
            VALUES (task_id::uuid, '018f0000-0000-7000-8000-00000000000a', '018f0000-0000-7000-8000-00000000000b',
@@ -47,6 +53,15 @@ const ROWS: [&str; 7] = [
        UPDATE tasks SET tried = '[{"route": "demo", "class": "outcome_unknown", "jobs": [], "duration_ms": 5}]'
            WHERE id = '018f0000-0000-7000-8000-000000000007';
        DROP FUNCTION sample"#,
+    // Another that has ended, and what it cost.
+    r"INSERT INTO task_history (id, account_id, api_key_id, status, model, quality, resolution, ratio, n, unit_price,
+           file_id, fingerprint, ended_at, cost, images, request)
+       VALUES (uuid_of(now() + interval '2 days'), '018f0000-0000-7000-8000-00000000000a',
+           '018f0000-0000-7000-8000-00000000000b', 'completed', 'gpt-image-2', 'medium', '1k', '1:1', 1, 200000,
+           gen_random_uuid(), 'f', now(), 200000, '[{}]', '{}');
+       INSERT INTO entries (account_id, task_id, kind, balance_change)
+       SELECT account_id, id, 'capture', -cost FROM task_history WHERE cost > 0;
+       UPDATE accounts SET balance = balance - 200000, spent = 200000",
 ];
 
 /// A new migration comes with rows of its version in [`ROWS`].
@@ -65,7 +80,7 @@ async fn the_data_of_every_version_stays_usable() {
     }
     db::migrate(&pool).await.unwrap();
 
-    let mut tx = pool.begin().await.unwrap();
+    let mut tx = db::begin(&pool, Patience::Much).await.unwrap();
     assert_eq!(store::requeue_lost(&mut tx, 3).await.unwrap(), 1);
     let waiting = queue_head(&mut tx, 10).await;
     let tried: usize = waiting.iter().map(|task| task.assignment.tried.len()).sum();
@@ -78,5 +93,8 @@ async fn the_data_of_every_version_stays_usable() {
     let ids: Vec<_> = ["018f0000-0000-7000-8000-000000000006".parse().unwrap()].into();
     let failed = store::ended_among(&mut tx, &ids).await.unwrap();
     assert!(failed[0].end.is_some());
+    for (promise, broken) in ledger::faults(&mut tx).await.unwrap() {
+        assert_eq!(broken, 0, "broken: {promise}");
+    }
     tx.commit().await.unwrap();
 }

@@ -7,6 +7,7 @@ mod expired;
 mod joined;
 mod locked;
 mod migrations;
+mod plans;
 mod refused;
 mod silent;
 mod unreadable;

@@ -56,41 +56,46 @@ async fn running_tasks_are_settled_and_reported_meanwhile() {
     behind.app.finish().await;
 }
 
-/// The answer to COMMIT is lost, on a connection that stays open.
+/// The answer to COMMIT is lost, on a connection that stays open. The first request of a process is accepted in a
+/// transaction, later ones by a statement alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_whose_answer_is_lost_is_one_task_and_one_hold() {
-    let behind = Behind::start("[database]\ntransaction_timeout_ms = 2000\n").await;
-    let caller = behind.caller("1").await;
-    let mut conn = behind.app.database.connect().await;
-    sqlx::raw_sql(
-        "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS
-             $$ BEGIN PERFORM pg_sleep(0.4); RETURN NULL; END $$;
-         CREATE CONSTRAINT TRIGGER commits_slowly AFTER INSERT ON tasks
-             DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slowly()",
-    )
-    .execute(&mut conn)
-    .await
-    .unwrap();
+    for (earlier, statement) in [(0, "COMMIT"), (1, "%WITH patience%")] {
+        let behind = Behind::start("[database]\ntransaction_timeout_ms = 2000\n").await;
+        let caller = behind.caller("1").await;
+        for _ in 0..earlier {
+            assert_eq!(caller.generate("before").await.status, 200);
+        }
+        let mut conn = behind.app.database.connect().await;
+        sqlx::raw_sql(
+            "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN PERFORM pg_sleep(0.4); RETURN NULL; END $$;
+             CREATE CONSTRAINT TRIGGER commits_slowly AFTER INSERT ON open_tasks
+                 DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slowly()",
+        )
+        .execute(&mut conn)
+        .await
+        .unwrap();
 
-    let request = caller.waiting("a bridge");
-    let committing = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
-        AND wait_event = 'PgSleep' AND query = 'COMMIT'";
-    behind.app.database.wait_for(committing, 1).await;
-    behind.proxy.freeze();
+        let request = caller.waiting("a bridge");
+        let committing: &'static str = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                 AND wait_event = 'PgSleep' AND query LIKE '{statement}'"
+        )
+        .leak();
+        behind.app.database.wait_for(committing, 1).await;
+        behind.proxy.freeze();
 
-    let answer = in_time(async { request.await.unwrap() }).await;
-    assert_eq!(answer.status, 200, "{answer:?}");
-    assert_eq!(
-        behind
-            .app
-            .database
-            .number("SELECT count(*) FROM tasks")
-            .await,
-        1
-    );
-    assert_eq!(behind.upstream.calls().len(), 1);
-    assert_eq!(caller.balance().await["balance"], 0.8);
-    behind.app.finish().await;
+        let answer = in_time(async { request.await.unwrap() }).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let tasks = "SELECT count(*) FROM tasks";
+        assert_eq!(behind.app.database.number(tasks).await, earlier + 1);
+        let calls = i64::try_from(behind.upstream.calls().len()).unwrap();
+        assert_eq!(calls, earlier + 1);
+        let spent = caller.balance().await["used_balance"].clone();
+        assert_eq!(spent, [0.2, 0.4][usize::from(earlier > 0)]);
+        behind.app.finish().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -36,7 +36,8 @@ impl Queue {
         upstream.wait_for(1).await;
         let changed = submit("a bridge of another version").await;
         let behind = submit("a bridge behind it").await;
-        let change = format!("UPDATE tasks SET {change} WHERE request->>'prompt' LIKE '%version'");
+        let change =
+            format!("UPDATE open_tasks SET {change} WHERE request->>'prompt' LIKE '%version'");
         app.database.run(&change).await;
         Self {
             app,
@@ -88,8 +89,7 @@ async fn an_ended_task_that_cannot_be_read_is_neither_pending_nor_missing() {
     let caller = app.caller("1").await;
     let answer = caller.generate("a bridge").await;
     let id = answer.json()["id"].as_str().unwrap().to_owned();
-    let broken =
-        "ALTER TABLE tasks ADD COLUMN kept jsonb; UPDATE tasks SET kept = images, images = '[{}]'";
+    let broken = "ALTER TABLE task_history ADD COLUMN kept jsonb; UPDATE task_history SET kept = images, images = '[{}]'";
     app.database.run(broken).await;
 
     let shown = caller.get(&format!("/v1/images/tasks/{id}")).await;
@@ -105,7 +105,7 @@ async fn an_ended_task_that_cannot_be_read_is_neither_pending_nor_missing() {
       }
     }
     "#);
-    let mended = "UPDATE tasks SET images = kept; ALTER TABLE tasks DROP COLUMN kept";
+    let mended = "UPDATE task_history SET images = kept; ALTER TABLE task_history DROP COLUMN kept";
     app.database.run(mended).await;
     app.finish().await;
 }

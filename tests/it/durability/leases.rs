@@ -4,7 +4,12 @@ use easel::tasks::{Ending, Outcome};
 use serde_json::json;
 
 use super::{accepted, generated_by, left, submit};
-use crate::harness::{TestApp, database::TestDatabase, process::Setup, upstream::Upstream};
+use crate::harness::{
+    TestApp,
+    database::{TestDatabase, task_rows},
+    process::Setup,
+    upstream::Upstream,
+};
 
 const RUNNING: &str = "SELECT count(*) FROM tasks WHERE status = 'running'";
 const COMPLETED: &str = "SELECT count(*) FROM tasks WHERE status = 'completed'";
@@ -49,7 +54,7 @@ async fn a_result_under_an_old_fence_changes_nothing() {
     upstream.wait_for(1).await;
     // Another worker claims it, and does not end it yet.
     let mut conn = app.database.connect().await;
-    let claim = sqlx::query("UPDATE tasks SET fence = fence + 1, attempts = attempts + 1");
+    let claim = sqlx::query("UPDATE open_tasks SET fence = fence + 1, attempts = attempts + 1");
     claim.execute(&mut conn).await.unwrap();
 
     gate.add_permits(1);
@@ -59,8 +64,7 @@ async fn a_result_under_an_old_fence_changes_nothing() {
     let settled = app.app.settler.call(easel::images::settle::Finished {
         task: {
             let ids = [id.parse().unwrap()];
-            let found = easel::tasks::store::present(&mut conn, &ids).await;
-            let task = found.unwrap().remove(0);
+            let task = task_rows(&mut conn, &ids).await.remove(0);
             let fence = task.fence - 1;
             easel::tasks::Task { fence, ..task }.into()
         },
@@ -71,7 +75,7 @@ async fn a_result_under_an_old_fence_changes_nothing() {
     assert_eq!(app.database.number(RUNNING).await, 1);
     assert_eq!(caller.balance().await["held"], 0.2);
     // The lease of the worker that claimed it runs out.
-    let lost = sqlx::query("UPDATE tasks SET status = 'queued', lease_until = NULL");
+    let lost = sqlx::query("UPDATE open_tasks SET status = 'queued', lease_until = NULL");
     lost.execute(&mut conn).await.unwrap();
     assert_eq!(caller.wait_for(&id).await["status"], "completed");
     assert_eq!(left(&caller).await, 0.8);
@@ -116,7 +120,7 @@ async fn a_deadline_ends_a_task_that_never_started() {
     upstream.wait_for(1).await;
     let second = accepted(&caller, "second").await;
     let mut conn = app.database.connect().await;
-    let late = sqlx::query("UPDATE tasks SET deadline_at = now() WHERE status = 'queued'");
+    let late = sqlx::query("UPDATE open_tasks SET deadline_at = now() WHERE status = 'queued'");
     assert_eq!(late.execute(&mut conn).await.unwrap().rows_affected(), 1);
 
     let task = caller.wait_for(&second).await;

@@ -16,7 +16,7 @@ use crate::harness::{
 
 const WAITS_TO_SETTLE: &str =
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
-     AND wait_event_type = 'Lock' AND query LIKE 'WITH ending AS%'";
+     AND wait_event_type = 'Lock' AND query LIKE '%ending AS%'";
 
 /// Lets a task be generated and stored, and kills its worker before it can settle.
 async fn lose_the_worker(
@@ -29,11 +29,16 @@ async fn lose_the_worker(
     // Nobody can settle the task while its row is locked.
     let mut conn = database.connect().await;
     let mut lock = sqlx::Connection::begin(&mut conn).await.unwrap();
-    let locked = sqlx::query("SELECT FROM tasks FOR UPDATE").execute(&mut *lock);
+    let locked = sqlx::query("SELECT FROM open_tasks FOR UPDATE").execute(&mut *lock);
     locked.await.unwrap();
     gate.add_permits(10);
     database.wait_for(WAITS_TO_SETTLE, 1).await;
     gateway.kill();
+    // Its statement would still be executed.
+    let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+         WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    assert_eq!(database.number(ended).await, 1);
+    database.wait_for(WAITS_TO_SETTLE, 0).await;
     lock.rollback().await.unwrap();
 }
 
@@ -133,21 +138,17 @@ async fn only_unreferenced_objects_are_swept() {
         std::fs::copy(file(id, 1), file(id, fence)).unwrap();
     }
     let mut conn = app.database.connect().await;
-    let mut run = async |id: &str, set: &'static str| {
+    let mut run = async |id: &str, change: &'static str| {
         let id: uuid::Uuid = id.parse().unwrap();
-        sqlx::query(sqlx::AssertSqlSafe(format!(
-            "UPDATE tasks SET {set} WHERE id = '{id}'"
-        )))
-        .execute(&mut conn)
-        .await
-        .unwrap();
+        let done = sqlx::query(change).bind(id).execute(&mut conn).await;
+        assert_eq!(done.unwrap().rows_affected(), 1, "{change}");
     };
-    run(&ids[1], "fence = 11").await;
+    let late = "INSERT INTO unswept_tasks VALUES ($1, now() - interval '1 hour')";
+    run(&ids[1], "INSERT INTO unswept_tasks VALUES ($1, now())").await;
     let sweep = async || easel::images::sweep::sweep_images(&app.app).await.unwrap();
     assert_eq!(sweep().await, 0, "a worker may still write");
-    for id in &ids {
-        run(id, "deadline_at = now() - interval '1 hour'").await;
-    }
+    run(&ids[1], "DELETE FROM unswept_tasks WHERE task_id = $1").await;
+    run(&ids[1], late).await;
 
     assert_eq!(sweep().await, 2);
 
@@ -162,15 +163,17 @@ async fn only_unreferenced_objects_are_swept() {
     // One that failed by our fault, or too late, keeps nothing.
     run(
         &ids[2],
-        "status = 'failed', images = NULL, cost = 0, failure = '{\"kind\": \"deadline\", \"message\": \"late\"}'",
+        "UPDATE task_history SET status = 'failed', images = NULL, cost = 0,
+             failure = '{\"kind\": \"deadline\", \"message\": \"late\"}' WHERE id = $1",
     )
     .await;
+    run(&ids[2], late).await;
     assert_eq!(sweep().await, 1);
     assert!(!exists(2, 1));
     // Its hold was captured, so the task must not stay failed.
     run(
         &ids[2],
-        "status = 'completed', images = '[{}]', cost = 200000, failure = NULL",
+        "UPDATE task_history SET status = 'completed', images = '[{}]', cost = 200000, failure = NULL WHERE id = $1",
     )
     .await;
     app.finish().await;

@@ -7,11 +7,12 @@ use easel::{
     db,
     ids::TaskId,
     private_postgres::PrivatePostgres,
-    tasks::{Assignment, store},
+    tasks::{Assignment, Task, store},
 };
 use sqlx::{
-    AssertSqlSafe, Connection, Executor, PgConnection, PgPool,
-    postgres::{PgConnectOptions, PgSslMode},
+    AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Row,
+    postgres::{PgConnectOptions, PgRow, PgSslMode},
+    types::Json,
 };
 use tempfile::TempDir;
 use tokio::sync::{Mutex, OnceCell};
@@ -233,4 +234,27 @@ pub fn over_route(waiting: Vec<store::Waiting>, route: &str) -> Vec<(TaskId, Ass
         )
     };
     waiting.into_iter().map(assign).collect()
+}
+
+/// The rows of these tasks, open or ended, as their workers have them.
+pub async fn task_rows(conn: &mut PgConnection, ids: &[TaskId]) -> Vec<Task> {
+    let rows = sqlx::query("SELECT * FROM tasks WHERE id = ANY($1) ORDER BY id")
+        .bind(ids)
+        .fetch_all(conn)
+        .await
+        .unwrap();
+    let task = |row: &PgRow| Task {
+        id: row.get("id"),
+        account_id: row.get("account_id"),
+        api_key_id: row.get("api_key_id"),
+        status: row.get("status"),
+        request: row.get::<Json<_>, _>("request").0,
+        unit_price: row.get("unit_price"),
+        file_id: row.get("file_id"),
+        created_at: row.get("created_at"),
+        attempts: row.get("attempts"),
+        fence: row.get("fence"),
+        left: Duration::from_mins(10),
+    };
+    rows.iter().map(task).collect()
 }

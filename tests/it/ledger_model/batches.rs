@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use easel::{
-    billing::ledger,
+    billing::ledger::{self, Acceptance, NewTask, Settling, Start},
+    clock::Clock,
+    db::{self, Patience},
     images::submit::{Repeat, Submission, SubmitError, Submitted},
     money::Cny,
     tasks::{Ending, Outcome, Status, Task, store},
@@ -11,8 +14,8 @@ use easel::{
 use futures_util::{StreamExt, stream};
 use serde_json::json;
 
-use super::engine::{Engine, outcome, submission};
-use crate::harness::database::TestDatabase;
+use super::engine::{Engine, TIME_ZONE, outcome, submission};
+use crate::harness::database::{TestDatabase, task_rows};
 
 const PRICE: Cny = Cny::from_micros(200_000);
 
@@ -135,6 +138,46 @@ async fn of_two_endings_in_one_batch_only_that_of_the_latest_claim_counts() {
     assert_sound(&engine).await;
 }
 
+/// As after a black hole on its way: the request may have been answered long ago.
+#[tokio::test]
+async fn a_statement_that_arrives_too_late_accepts_nothing() {
+    let database = TestDatabase::create().await;
+    let engine = Engine::open(&database).await;
+    let account = engine.account(PRICE, None).await;
+    let caller = engine.caller(account, None).await;
+    let submission = submission(&caller, "late", 1, PRICE);
+    let task = NewTask {
+        id: submission.id,
+        account_id: account,
+        api_key_id: caller.key_id,
+        request: submission.generation.request,
+        requirements: 0,
+        unit_price: PRICE,
+        file_id: easel::ids::credential_id().into(),
+        idempotency_key: None,
+        fingerprint: submission.fingerprint,
+        start: Start::Queued,
+        waiter: None,
+        joined: 0,
+    };
+    let mut conn = engine.pool.acquire().await.unwrap();
+    let mut accept = async |until: DateTime<Utc>| {
+        let acceptance = Acceptance {
+            patience: Patience::Much,
+            until: Some(until),
+        };
+        let accepted = ledger::accept(&mut conn, &[&task], &engine.terms, acceptance).await;
+        accepted.unwrap().len()
+    };
+    let now = Clock::default().now();
+
+    assert_eq!(accept(now).await, 0);
+    assert_sound(&engine).await;
+    assert_eq!(accept(now + TimeDelta::minutes(1)).await, 1);
+    drop(conn);
+    assert_sound(&engine).await;
+}
+
 /// Both lock the rows of many tasks, in whatever order they know them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn renewals_and_settlements_do_not_deadlock() {
@@ -156,15 +199,20 @@ async fn renewals_and_settlements_do_not_deadlock() {
             _ => (downwards, upwards),
         };
         let renew = async {
-            let mut tx = pool.begin().await?;
+            let mut tx = db::begin(pool, Patience::Much).await?;
             let renewed = store::renew(&mut tx, renewed, Duration::from_mins(10)).await?;
             tx.commit().await?;
             Ok::<_, sqlx::Error>(renewed.len())
         };
         let end = async {
             let endings: Vec<_> = ended.iter().map(|claim| (*claim, ending)).collect();
-            let mut tx = pool.begin().await?;
-            let ended = store::end(&mut tx, &endings).await?;
+            let mut tx = db::begin(pool, Patience::Much).await?;
+            let settling = Settling {
+                time_zone: TIME_ZONE,
+                process: 0,
+                patience: Patience::Much,
+            };
+            let ended = ledger::settle(&mut tx, &endings, settling).await?;
             tx.rollback().await?;
             Ok::<_, sqlx::Error>(ended.len())
         };
@@ -181,9 +229,7 @@ async fn renewals_and_settlements_do_not_deadlock() {
 
 async fn tasks(engine: &Engine, ids: &[easel::ids::TaskId]) -> Vec<Task> {
     let mut conn = engine.pool.acquire().await.unwrap();
-    let mut tasks = store::present(&mut conn, ids).await.unwrap();
-    tasks.sort_by_key(|task| task.id);
-    tasks
+    task_rows(&mut conn, ids).await
 }
 
 async fn assert_sound(engine: &Engine) {

@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use easel::{
     accounts::{Caller, store as accounts},
-    billing::ledger,
+    billing::ledger::{self, Terms},
+    db::{self, DatabaseTime, Patience},
     ids::{self, AccountId, TaskId},
     image::{AspectRatio, Format, Quality, Resolution},
     images::{
@@ -17,8 +18,7 @@ use easel::{
     progress::Progress,
     storage::Key,
     tasks::{
-        Ending, Failure, FailureKind, Image, Outcome, Request, Summary, Task, repeats,
-        store::{self, Terms},
+        Ending, Failure, FailureKind, Image, Outcome, Request, Summary, Task, repeats, store,
         wait::Waiters,
     },
 };
@@ -40,6 +40,7 @@ pub struct Engine {
     settler: Settler,
     claimed: mpsc::UnboundedReceiver<Claimed>,
     slots: Arc<Semaphore>,
+    pub terms: Terms,
 }
 
 impl Engine {
@@ -52,6 +53,7 @@ impl Engine {
         let terms = Terms {
             lease: Duration::from_mins(10),
             deadline: Duration::from_mins(100),
+            time_zone: TIME_ZONE.to_owned(),
         };
         let (sender, claimed) = mpsc::unbounded_channel();
         let (zone, waiters) = (TIME_ZONE.to_owned(), Waiters::default());
@@ -61,8 +63,8 @@ impl Engine {
                 waiters: waiters.clone(),
                 progress: Progress::default(),
                 claimed: sender,
-                terms,
-                time_zone: zone.clone(),
+                terms: terms.clone(),
+                time: DatabaseTime::default(),
             }),
             settler: settle::start(settle::SettleBatch {
                 pool: pool.clone(),
@@ -73,12 +75,13 @@ impl Engine {
             pool: PgPool::clone(&pool),
             claimed,
             slots: Arc::new(Semaphore::new(1000)),
+            terms,
         }
     }
 
     /// Creates an account.
     pub async fn account(&self, balance: Cny, quota: Option<Cny>) -> AccountId {
-        let mut tx = self.pool.begin().await.unwrap();
+        let mut tx = db::begin(&self.pool, Patience::Much).await.unwrap();
         let id = accounts::insert(&mut tx, &ids::random_hex(), quota)
             .await
             .unwrap()
@@ -117,7 +120,7 @@ impl Engine {
 
     /// Claims the next tasks of the queue, as a worker does.
     pub async fn claim(&self, limit: i64) -> Vec<Task> {
-        let mut tx = self.pool.begin().await.unwrap();
+        let mut tx = db::begin(&self.pool, Patience::Much).await.unwrap();
         assert!(store::lock_queue(&mut tx).await.unwrap());
         let waiting = queue_head(&mut tx, limit).await;
         let assignments = over_route(waiting, "demo");

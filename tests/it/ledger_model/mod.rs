@@ -20,7 +20,7 @@ use proptest_state_machine::{StateMachineTest, prop_state_machine};
 use sqlx::Executor;
 use tokio::runtime::{self, Runtime};
 
-use crate::harness::database::TestDatabase;
+use crate::harness::database::{TestDatabase, task_rows};
 use engine::{Engine, TIME_ZONE, outcome, submission};
 use model::{
     ATTEMPTS_MAX, Answer, Ask, Finish, Model, OPEN_MAX, OPENING, PAYERS, QUOTAS, Repeats, State,
@@ -85,7 +85,7 @@ impl Ledger {
         let engine = Engine::open(DATABASE.get().unwrap()).await;
         engine
             .pool
-            .execute("TRUNCATE entries, tasks, uploads, api_keys, accounts")
+            .execute("TRUNCATE entries, open_tasks, task_history, unswept_tasks, uploads, api_keys, accounts")
             .await
             .unwrap();
         let (mut accounts, mut callers) = (Vec::new(), Vec::new());
@@ -186,10 +186,7 @@ impl Ledger {
     /// The task as it is now, as the worker that claimed it knows it.
     async fn task(&self, index: usize) -> Task {
         let mut conn = self.engine.pool.acquire().await.unwrap();
-        let found = store::present(&mut conn, &[self.tasks[index]])
-            .await
-            .unwrap();
-        found.into_iter().next().unwrap()
+        task_rows(&mut conn, &[self.tasks[index]]).await.remove(0)
     }
 
     async fn settle(&self, model: &Model, finishes: &[Finish]) {
@@ -224,7 +221,7 @@ impl Ledger {
     async fn lose_leases(&self) {
         let mut conn = self.engine.pool.acquire().await.unwrap();
         conn.execute(
-            "UPDATE tasks SET lease_until = now() - interval '1 second' WHERE status = 'running'",
+            "UPDATE open_tasks SET lease_until = now() - interval '1 second' WHERE status = 'running'",
         )
         .await
         .unwrap();
@@ -236,7 +233,7 @@ impl Ledger {
             .await
             .unwrap();
         let ids: Vec<TaskId> = overdue.iter().map(|task| task.id).collect();
-        let exhausted = store::present(&mut conn, &ids).await.unwrap();
+        let exhausted = task_rows(&mut conn, &ids).await;
         drop(conn);
         let batch = exhausted.into_iter().map(|task| (task, outcome(0)));
         for ended in self.engine.settle(batch.collect()).await {

@@ -23,10 +23,10 @@ pub struct Model {
     pub tasks: Vec<Task>,
     /// The expected answers to the last submissions.
     pub answers: Vec<Answer>,
-    /// A counter that orders the queue.
-    now: usize,
-    /// When each account was last served.
-    served: [usize; 2],
+    /// The turn of each account's latest queued task.
+    last_turn: [usize; 2],
+    /// The latest turn of which a task was claimed.
+    turn: usize,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -50,7 +50,7 @@ pub struct Task {
     pub state: State,
     pub fence: i64,
     pub attempts: i16,
-    run_at: usize,
+    turn: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -173,6 +173,11 @@ impl Model {
         }
         account.held += total;
         let begun = i16::from(ask.claimed);
+        let mut turn = 0;
+        if !ask.claimed {
+            turn = self.last_turn[payer].max(self.turn) + 1;
+            self.last_turn[payer] = turn;
+        }
         self.tasks.push(Task {
             key: ask.key,
             prompt: ask.prompt,
@@ -190,7 +195,7 @@ impl Model {
             },
             fence: i64::from(begun),
             attempts: begun,
-            run_at: self.now,
+            turn,
         });
         Answer::New(self.tasks.len() - 1)
     }
@@ -223,32 +228,13 @@ impl Model {
         }
     }
 
-    /// Accounts take turns: an account's running tasks and its earlier queued tasks count as turns taken.
+    /// Accounts take turns: each queued task has the turn after its account's last one, or after the latest claimed.
     fn claim(&mut self, limit: usize) {
-        let mut turns = OPENING.map(|_| 0);
-        for task in self
-            .tasks
-            .iter()
-            .filter(|task| task.state == State::Running)
-        {
-            turns[PAYERS[task.key]] += 1;
-        }
-        let served = self.served;
-        self.now += 1;
         let mut queue: Vec<_> = self.tasks.iter_mut().collect();
         queue.retain(|task| task.state == State::Queued);
-        queue.sort_by_key(|task| task.run_at);
-        let mut queue: Vec<_> = queue
-            .into_iter()
-            .map(|task| {
-                let turn = &mut turns[PAYERS[task.key]];
-                *turn += 1;
-                ((*turn, served[PAYERS[task.key]], task.run_at), task)
-            })
-            .collect();
-        queue.sort_by_key(|(turn, _)| *turn);
-        for (_, task) in queue.into_iter().take(limit) {
-            self.served[PAYERS[task.key]] = self.now;
+        queue.sort_by_key(|task| task.turn);
+        for task in queue.into_iter().take(limit) {
+            self.turn = self.turn.max(task.turn);
             task.state = State::Running;
             task.fence += 1;
             task.attempts += 1;
@@ -260,7 +246,11 @@ impl Model {
         if !task.is_open() {
             return;
         }
-        let account = &mut self.accounts[PAYERS[task.key]];
+        let payer = PAYERS[task.key];
+        if task.state == State::Queued {
+            self.last_turn[payer] = self.last_turn[payer].saturating_sub(1);
+        }
+        let account = &mut self.accounts[payer];
         let cost = task.price * i64::from(images);
         account.held -= task.total();
         account.balance -= cost;
@@ -289,7 +279,6 @@ impl Model {
             match task.state {
                 State::Running if task.attempts < ATTEMPTS_MAX => {
                     task.state = State::Queued;
-                    task.run_at = self.now;
                     // Workers that lost it can no longer end it, although no other has claimed it yet.
                     task.fence += 1;
                 }
@@ -317,8 +306,8 @@ impl ReferenceStateMachine for Model {
             price: 200_000,
             tasks: Vec::new(),
             answers: Vec::new(),
-            now: 0,
-            served: [0; 2],
+            last_turn: [0; 2],
+            turn: 0,
         })
         .boxed()
     }
@@ -362,7 +351,6 @@ impl ReferenceStateMachine for Model {
     }
 
     fn apply(mut state: Self, step: &Step) -> Self {
-        state.now += 1;
         state.answers.clear();
         match step {
             Step::TopUp { account, micros } => {

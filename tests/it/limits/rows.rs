@@ -18,7 +18,7 @@ async fn polls_lists_usage_and_links_never_read_the_request() {
     let caller = app.caller("9").await;
     let result = caller.generate("a cat").await.json();
     let (task, link) = (result["id"].as_str().unwrap(), &result["data"][0]["url"]);
-    sqlx::query("UPDATE tasks SET request = request - 'prompt' - 'n'")
+    sqlx::query("UPDATE task_history SET request = request - 'prompt' - 'n'")
         .execute(&*app.app.pool)
         .await
         .unwrap();

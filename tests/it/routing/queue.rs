@@ -118,7 +118,7 @@ async fn tasks_waiting_for_a_retry_occupy_no_slot() {
         "pending"
     );
     let mut conn = app.database.connect().await;
-    sqlx::query("UPDATE tasks SET run_at = now() WHERE status = 'queued'")
+    sqlx::query("UPDATE open_tasks SET run_at = now() WHERE status = 'queued'")
         .execute(&mut conn)
         .await
         .unwrap();
@@ -232,7 +232,7 @@ async fn tasks_whose_only_route_is_full_let_others_pass() {
     second.wait_for(1).await;
     // As after a worker was lost: the jobs of these tasks are resumed over the second route, and nowhere else.
     let mut conn = app.database.connect().await;
-    sqlx::query("UPDATE tasks SET route = 'second', jobs = '{a}' WHERE status = 'queued'")
+    sqlx::query("UPDATE open_tasks SET route = 'second', jobs = '{a}' WHERE status = 'queued'")
         .execute(&mut conn)
         .await
         .unwrap();

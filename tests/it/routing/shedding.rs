@@ -222,7 +222,7 @@ async fn without_a_probe_in_time_a_request_is_refused_at_once_and_nothing_held()
     assert_eq!(upstream.calls().len(), 1);
     // Postpones the next probe.
     let mut conn = app.database.connect().await;
-    sqlx::query("UPDATE tasks SET deadline_at = now() WHERE status = 'queued'")
+    sqlx::query("UPDATE open_tasks SET deadline_at = now() WHERE status = 'queued'")
         .execute(&mut conn)
         .await
         .unwrap();

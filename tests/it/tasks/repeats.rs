@@ -165,14 +165,14 @@ async fn an_idempotency_key_is_kept_for_a_day() {
     let (caller, name) = (&gateway.caller, (NAME, "order-1"));
     let first = task(&post(caller, GENERATE, name, &body("a cup")).await);
     gateway
-        .change("UPDATE tasks SET created_at = now() - interval '23 hours 59 minutes'")
+        .change("UPDATE task_history SET created_at = now() - interval '23 hours 59 minutes'")
         .await;
     assert_eq!(
         task(&post(caller, GENERATE, name, &body("a cup")).await),
         first
     );
     gateway
-        .change("UPDATE tasks SET created_at = now() - interval '24 hours 1 second'")
+        .change("UPDATE task_history SET created_at = now() - interval '24 hours 1 second'")
         .await;
     let second = task(&post(caller, GENERATE, name, &body("a saucer")).await);
     assert_ne!(first, second);
@@ -267,14 +267,14 @@ async fn a_retry_joins_its_first_request_running_or_just_completed() {
     assert_ne!(second, first);
     caller.wait_for(&second).await;
     gateway
-        .change("UPDATE tasks SET ended_at = now() - interval '9 minutes 55 seconds'")
+        .change("UPDATE task_history SET ended_at = now() - interval '9 minutes 55 seconds'")
         .await;
     assert_eq!(
         task(&post(caller, ASYNC, (RETRY, "2"), &body("a cup")).await),
         second
     );
     gateway
-        .change("UPDATE tasks SET ended_at = now() - interval '10 minutes 1 second'")
+        .change("UPDATE task_history SET ended_at = now() - interval '10 minutes 1 second'")
         .await;
     let third = task(&post(caller, ASYNC, (RETRY, "3"), &body("a cup")).await);
     assert_ne!(third, second);

@@ -17,7 +17,7 @@ const ERRORS: [&str; 11] = [
     "src/images/generate.rs",
     "src/images/intake.rs",
     "src/images/request/error.rs",
-    "src/images/submit/mod.rs",
+    "src/images/submit/submission.rs",
     "src/references/guard.rs",
     "src/uploads/quota.rs",
 ];
