@@ -59,12 +59,12 @@ FROM tasks WHERE status IN ('queued', 'running');
 DELETE FROM tasks WHERE status IN ('queued', 'running');
 
 CREATE INDEX open_tasks_account_idx ON open_tasks (account_id, id);
-CREATE INDEX open_tasks_fingerprint_idx ON open_tasks (fingerprint);
+-- A key's open tasks are counted by it, too.
+CREATE INDEX open_tasks_fingerprint_idx ON open_tasks (api_key_id, fingerprint);
 CREATE INDEX open_tasks_idempotency_idx ON open_tasks (api_key_id, idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX open_tasks_queued_idx ON open_tasks (model, requirements, turn, id)
     INCLUDE (account_id, run_at, deadline_at, route) WHERE status = 'queued';
--- No column of these changes when a lease is renewed.
-CREATE INDEX open_tasks_key_idx ON open_tasks (api_key_id);
+-- No column of it changes when a lease is renewed.
 CREATE INDEX open_tasks_running_idx ON open_tasks (model) INCLUDE (account_id, route) WHERE status = 'running';
 CREATE INDEX open_tasks_deadline_idx ON open_tasks (deadline_at);
 

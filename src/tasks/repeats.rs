@@ -64,8 +64,6 @@ pub async fn named(
                WHERE date_bin('1 day', h.created_at, 'epoch') IN (date_bin('1 day', now(), 'epoch'),
                        date_bin('1 day', now() - interval '24 hours', 'epoch'))
                    AND h.api_key_id = asked.api_key_id AND h.idempotency_key = asked.name
-                   -- Ids are made by the clocks of processes, which may differ from the database's.
-                   AND h.id >= uuid_of(now() - interval '2 days')
            ) t
            WHERE t.created_at > now() - interval '24 hours'
            ORDER BY t.api_key_id, t.idempotency_key, t.id DESC"#,
@@ -142,7 +140,6 @@ pub async fn same(
                            date_bin('10 minutes', now() - interval '10 minutes', 'epoch'))
                        AND h.api_key_id = asked.api_key_id AND h.fingerprint = asked.fingerprint
                        AND h.status = 'completed' AND h.ended_at > now() - interval '10 minutes'
-                       AND h.id >= uuid_of(now() - interval '2 days')
                ) t
                ORDER BY t.joined, COALESCE(t.waiter, 0) <> 0, t.id DESC LIMIT $4
            ) same"#,
