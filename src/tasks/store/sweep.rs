@@ -25,10 +25,9 @@ pub async fn unswept(
     limit: i64,
 ) -> sqlx::Result<Vec<Unswept>> {
     let rows = query!(
-        r#"SELECT h.id, h.images AS "images: Parsed<Vec<Image>>"
-           FROM unswept_tasks u JOIN task_history h ON h.id = u.task_id
-           WHERE u.sweep_at < now() - $1::interval
-           ORDER BY u.sweep_at LIMIT $2"#,
+        r#"SELECT id, images AS "images: Parsed<Vec<Image>>" FROM task_history
+           WHERE id = ANY(ARRAY(SELECT task_id FROM unswept_tasks WHERE sweep_at < now() - $1::interval
+                                ORDER BY sweep_at LIMIT $2))"#,
         interval(grace),
         limit,
     )

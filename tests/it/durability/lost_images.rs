@@ -36,7 +36,7 @@ async fn lose_the_worker(
     gateway.kill();
     // Its statement would still be executed.
     let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-         WHERE datname = current_database() AND wait_event_type = 'Lock'";
+         WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%ending AS%'";
     assert_eq!(database.number(ended).await, 1);
     database.wait_for(WAITS_TO_SETTLE, 0).await;
     lock.rollback().await.unwrap();
