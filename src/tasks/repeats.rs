@@ -176,9 +176,11 @@ pub async fn join(conn: &mut PgConnection, joins: &[Join]) -> sqlx::Result<()> {
         "WITH j AS MATERIALIZED (
              SELECT * FROM UNNEST($1::uuid[], $2::smallint[], $3::int[]) AS j (id, number, waiter)
          ), open AS (
-             UPDATE open_tasks SET joined = j.number, waiter = j.waiter FROM j WHERE open_tasks.id = j.id
+             UPDATE open_tasks SET joined = j.number, waiter = j.waiter FROM j
+             WHERE open_tasks.id = j.id AND open_tasks.id = ANY($1)
          )
-         UPDATE task_history SET joined = j.number, waiter = j.waiter FROM j WHERE task_history.id = j.id",
+         UPDATE task_history SET joined = j.number, waiter = j.waiter FROM j
+         WHERE task_history.id = j.id AND task_history.id = ANY($1)",
         &ids as _,
         &numbers,
         &waiters as &[Option<i32>],

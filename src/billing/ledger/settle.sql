@@ -7,9 +7,9 @@ WITH patience AS MATERIALIZED (
         AS e (id, fence, images, failure, attempt, usage)
 ), mine AS MATERIALIZED (
     SELECT t.id FROM patience, open_tasks t JOIN ending e ON t.id = e.id AND t.fence = e.fence
-    ORDER BY t.id FOR UPDATE OF t
+    WHERE t.id = ANY($4) ORDER BY t.id FOR UPDATE OF t
 ), ended AS (
-    DELETE FROM open_tasks t USING mine JOIN ending e USING (id) WHERE t.id = mine.id
+    DELETE FROM open_tasks t USING mine JOIN ending e USING (id) WHERE t.id = mine.id AND t.id = ANY($4)
     RETURNING t.*, e.images, e.failure, e.attempt, e.usage,
         t.unit_price * COALESCE(jsonb_array_length(e.images), 0) AS cost
 ), kept AS (

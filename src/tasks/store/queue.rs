@@ -85,7 +85,7 @@ pub async fn claim(
                route = next.route,
                jobs = CASE WHEN t.route IS NOT DISTINCT FROM next.route THEN jobs ELSE '{}' END
            FROM UNNEST($1::uuid[], $2::text[]) AS next (id, route)
-           WHERE t.id = next.id AND status = 'queued'
+           WHERE t.id = next.id AND t.id = ANY($1) AND status = 'queued'
            RETURNING t.id, t.account_id, t.api_key_id, t.status AS "status: Status", t.request AS "request: Parsed<Request>",
                t.unit_price AS "unit_price: Cny", t.file_id, t.created_at, t.attempts, t.fence,
                (extract(epoch FROM t.deadline_at - now()) * 1000)::bigint AS "left_ms!""#,
@@ -157,7 +157,8 @@ pub async fn release_claims(
         "UPDATE open_tasks SET status = 'queued', lease_until = NULL, attempts = attempts - 1, fence = open_tasks.fence + 1,
              route = CASE WHEN jobs = '{}' THEN NULL ELSE route END
          FROM UNNEST($1::uuid[], $2::bigint[]) AS mine (id, fence)
-         WHERE open_tasks.id = mine.id AND open_tasks.fence = mine.fence AND status = 'running'",
+         WHERE open_tasks.id = mine.id AND open_tasks.id = ANY($1) AND open_tasks.fence = mine.fence
+             AND status = 'running'",
         &ids as _,
         &fences,
     )
@@ -179,9 +180,10 @@ pub async fn renew(
         r#"WITH mine AS MATERIALIZED (
              SELECT t.id FROM open_tasks t JOIN UNNEST($1::uuid[], $2::bigint[]) AS m (id, fence)
                  ON t.id = m.id AND t.fence = m.fence
-             WHERE t.status = 'running' ORDER BY t.id FOR NO KEY UPDATE OF t
+             WHERE t.id = ANY($1) AND t.status = 'running' ORDER BY t.id FOR NO KEY UPDATE OF t
          )
-         UPDATE open_tasks SET lease_until = now() + $3 FROM mine WHERE open_tasks.id = mine.id
+         UPDATE open_tasks SET lease_until = now() + $3 FROM mine
+         WHERE open_tasks.id = mine.id AND open_tasks.id = ANY($1)
          RETURNING open_tasks.id AS "id: TaskId""#,
         &ids as _,
         &fences,
@@ -216,10 +218,10 @@ pub async fn requeue_lost(conn: &mut PgConnection, attempts_max: i16) -> sqlx::R
              route = CASE WHEN jobs = '{}' THEN NULL ELSE route END,
              tried = CASE WHEN route IS NULL THEN tried
                  ELSE tried || jsonb_set($2, '{route}', to_jsonb(route)) END
-         WHERE id IN (SELECT id FROM open_tasks
-                      WHERE status = 'running' AND lease_until < now()
-                          AND attempts < $1 AND deadline_at > now()
-                      FOR UPDATE SKIP LOCKED)",
+         WHERE id = ANY(ARRAY(SELECT id FROM open_tasks
+                              WHERE status = 'running' AND lease_until < now()
+                                  AND attempts < $1 AND deadline_at > now()
+                              FOR UPDATE SKIP LOCKED))",
         attempts_max,
         Json(lost) as Json<Attempt>,
     )

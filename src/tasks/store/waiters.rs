@@ -12,8 +12,8 @@ pub async fn remove_waiter(
     process: i32,
 ) -> sqlx::Result<()> {
     query!(
-        "UPDATE open_tasks SET waiter = 0 WHERE waiter = $2 AND id IN (
-             SELECT id FROM open_tasks WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE)",
+        "UPDATE open_tasks SET waiter = 0 WHERE waiter = $2 AND id = ANY(ARRAY(
+             SELECT id FROM open_tasks WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE))",
         ids as _,
         process,
     )

@@ -92,7 +92,7 @@ pub async fn waiting(
            SELECT t.id, t.model, t.requirements, t.route, t.jobs AS "jobs: Vec<Option<String>>",
                t.tried AS "tried: Parsed<Vec<Attempt>>",
                (extract(epoch FROM t.deadline_at - now()) * 1000)::bigint AS "left_ms!"
-           FROM chosen JOIN open_tasks t ON t.id = chosen.id
+           FROM chosen JOIN open_tasks t ON t.id = chosen.id AND t.id = ANY(ARRAY(SELECT id FROM chosen))
            ORDER BY chosen.turn, t.id"#,
         &columns.models,
         &columns.requirements,
