@@ -7,7 +7,7 @@ use sqlx::{Executor, PgConnection, PgPool, Postgres, pool::PoolConnection};
 
 use super::pool::{Patience, acquire};
 
-/// An open transaction. Dropping it rolls back.
+/// An open transaction. Dropping it closes its connection, and the server rolls back.
 pub struct Transaction {
     conn: PoolConnection<Postgres>,
     /// Whether the server has ended it.
