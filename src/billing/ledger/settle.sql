@@ -29,8 +29,7 @@ WITH patience AS MATERIALIZED (
     INSERT INTO entries (account_id, task_id, kind, balance_change)
     SELECT account_id, id, 'capture', -cost FROM ended WHERE cost > 0
 ), due AS MATERIALIZED (
-    SELECT account_id AS id, sum(unit_price * n)::bigint AS held, sum(cost)::bigint AS captured,
-        count(*) FILTER (WHERE status = 'queued') AS queued
+    SELECT account_id AS id, sum(unit_price * n)::bigint AS held, sum(cost)::bigint AS captured
     FROM ended GROUP BY account_id
 ), locked AS MATERIALIZED (
     SELECT due.* FROM accounts a JOIN due USING (id) ORDER BY a.id FOR NO KEY UPDATE OF a
@@ -38,8 +37,6 @@ WITH patience AS MATERIALIZED (
     UPDATE accounts AS a
     SET balance = a.balance - locked.captured, held = a.held - locked.held,
         spent = a.spent + locked.captured,
-        -- A task that leaves the queue unclaimed has not had its turn.
-        last_turn = GREATEST(a.last_turn - locked.queued, 0),
         month = GREATEST(a.month, date_trunc('month', now() AT TIME ZONE $2)::date),
         month_spend = locked.captured
             + CASE WHEN a.month >= date_trunc('month', now() AT TIME ZONE $2)::date

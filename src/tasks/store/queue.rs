@@ -71,24 +71,25 @@ pub async fn claim(
         .iter()
         .map(|(id, assignment)| (*id, assignment.route.as_deref()))
         .unzip();
-    query!(
-        "SELECT FROM setval('queue_turn', GREATEST((SELECT last_value FROM queue_turn),
-             (SELECT max(turn) FROM open_tasks WHERE id = ANY($1))))",
-        &ids as _,
-    )
-    .execute(&mut *conn)
-    .await?;
     let rows = query_as!(
         Row,
-        r#"UPDATE open_tasks AS t
-           SET status = 'running', lease_until = now() + $3, attempts = attempts + 1, fence = fence + 1,
-               route = next.route,
-               jobs = CASE WHEN t.route IS NOT DISTINCT FROM next.route THEN jobs ELSE '{}' END
-           FROM UNNEST($1::uuid[], $2::text[]) AS next (id, route)
-           WHERE t.id = next.id AND t.id = ANY($1) AND status = 'queued'
-           RETURNING t.id, t.account_id, t.api_key_id, t.status AS "status: Status", t.request AS "request: Parsed<Request>",
-               t.unit_price AS "unit_price: Cny", t.file_id, t.created_at, t.attempts, t.fence,
-               (extract(epoch FROM t.deadline_at - now()) * 1000)::bigint AS "left_ms!""#,
+        r#"WITH claimed AS (
+               UPDATE open_tasks AS t
+               SET status = 'running', lease_until = now() + $3, attempts = attempts + 1, fence = fence + 1,
+                   route = next.route,
+                   jobs = CASE WHEN t.route IS NOT DISTINCT FROM next.route THEN jobs ELSE '{}' END
+               FROM UNNEST($1::uuid[], $2::text[]) AS next (id, route)
+               WHERE t.id = next.id AND t.id = ANY($1) AND status = 'queued'
+               RETURNING t.*
+           ), reached AS (
+               INSERT INTO queue_turns AS q SELECT model, max(turn) FROM claimed GROUP BY model
+               ON CONFLICT (model) DO UPDATE SET turn = EXCLUDED.turn WHERE q.turn < EXCLUDED.turn
+           )
+           SELECT id AS "id!", account_id AS "account_id!", api_key_id AS "api_key_id!", status AS "status!: Status",
+               request AS "request!: Parsed<Request>", unit_price AS "unit_price!: Cny", file_id AS "file_id!",
+               created_at AS "created_at!", attempts AS "attempts!", fence AS "fence!",
+               (extract(epoch FROM deadline_at - now()) * 1000)::bigint AS "left_ms!"
+           FROM claimed"#,
         &ids as _,
         &routes as &[Option<&str>],
         interval(lease),

@@ -64,7 +64,8 @@ pub struct Waiting {
     pub assignment: Assignment,
 }
 
-/// Returns the next tasks of these classes, at most `limit`. Accounts take turns: the least turn comes first.
+/// Returns the next tasks of these classes, at most `limit`. Accounts take turns: the least turn comes first, counted from
+/// the one that its model has reached, because a renamed model has two names and counts for each.
 #[tracing::instrument(level = "debug", skip_all)]
 pub async fn waiting(
     conn: &mut PgConnection,
@@ -77,7 +78,8 @@ pub async fn waiting(
                SELECT * FROM UNNEST($1::text[], $2::smallint[], $3::int[], $4::bigint[], $5::bigint[])
                    AS class (model, requirements, pool, capacity, least_ms)
            ), head AS (
-               SELECT next.id, next.turn, class.pool, class.capacity FROM class CROSS JOIN LATERAL (
+               SELECT next.id, next.turn - COALESCE(q.turn, 0) AS turn, class.pool, class.capacity
+               FROM class LEFT JOIN queue_turns q ON q.model = class.model CROSS JOIN LATERAL (
                    SELECT t.id, t.turn FROM open_tasks t
                    WHERE t.status = 'queued' AND t.model = class.model AND t.requirements = class.requirements
                        AND t.run_at <= now() AND t.deadline_at > now()

@@ -23,8 +23,6 @@ pub struct Model {
     pub tasks: Vec<Task>,
     /// The expected answers to the last submissions.
     pub answers: Vec<Answer>,
-    /// The turn of each account's latest queued task.
-    last_turn: [usize; 2],
     /// The latest turn of which a task was claimed.
     turn: usize,
 }
@@ -175,8 +173,12 @@ impl Model {
         let begun = i16::from(ask.claimed);
         let mut turn = 0;
         if !ask.claimed {
-            turn = self.last_turn[payer].max(self.turn) + 1;
-            self.last_turn[payer] = turn;
+            let queued = self
+                .tasks
+                .iter()
+                .filter(|task| task.state == State::Queued && PAYERS[task.key] == payer);
+            let latest = queued.map(|task| task.turn).max();
+            turn = latest.unwrap_or_default().max(self.turn) + 1;
         }
         self.tasks.push(Task {
             key: ask.key,
@@ -247,9 +249,6 @@ impl Model {
             return;
         }
         let payer = PAYERS[task.key];
-        if task.state == State::Queued {
-            self.last_turn[payer] = self.last_turn[payer].saturating_sub(1);
-        }
         let account = &mut self.accounts[payer];
         let cost = task.price * i64::from(images);
         account.held -= task.total();
@@ -306,7 +305,6 @@ impl ReferenceStateMachine for Model {
             price: 200_000,
             tasks: Vec::new(),
             answers: Vec::new(),
-            last_turn: [0; 2],
             turn: 0,
         })
         .boxed()

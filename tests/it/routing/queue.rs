@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use easel::backend::Catalog;
 use reqwest::multipart::{Form, Part};
+use serde_json::json;
 
 use super::{routed, submitted};
 use crate::harness::{
@@ -96,6 +97,40 @@ async fn many_tasks_of_one_account_do_not_delay_another() {
 }
 
 #[tokio::test]
+async fn a_queue_that_moves_fast_delays_no_newcomer_to_another_models() {
+    let (fast, slow) = (Upstream::start().await, Upstream::start().await);
+    let gate = slow.hold(1);
+    let more = "[models.fast]\nroutes = [{ backend = 'fast', upstream_model = 'gpt-image-2', max_concurrency = 1 }]\n";
+    let routes = r#"{ backend = "slow", max_concurrency = 1 }"#;
+    let settings = routed(&[("fast", &fast), ("slow", &slow)], routes, more);
+    let app = TestApp::with(&settings).await;
+    let (crowd, one) = (app.caller("100").await, app.caller("10").await);
+    let mut tasks = Vec::new();
+    for index in 0..30 {
+        tasks.push(submitted(&crowd, &format!("crowd {index}")).await);
+    }
+    slow.wait_for(1).await;
+    for index in 0..40 {
+        let body = json!({"model": "fast", "prompt": format!("fast {index}")});
+        let task = one.submit(&body).await;
+        assert_eq!(one.wait_for(&task).await["status"], "completed");
+    }
+    let alone = submitted(&one, "alone").await;
+    gate.add_permits(1);
+    assert_eq!(one.wait_for(&alone).await["status"], "completed");
+    for task in tasks {
+        assert_eq!(crowd.wait_for(&task).await["status"], "completed");
+    }
+    let calls = slow.calls();
+    let turn = calls
+        .iter()
+        .position(|call| call.fields["prompt"] == "alone")
+        .unwrap();
+    assert!(turn <= 2, "it was number {turn}");
+    app.finish().await;
+}
+
+#[tokio::test]
 async fn tasks_waiting_for_a_retry_occupy_no_slot() {
     let upstream = Upstream::start().await;
     let settings = routed(
@@ -138,7 +173,7 @@ async fn tasks_waiting_for_a_route_count_toward_queued_max() {
     let mut tasks = vec![submitted(&caller, "running").await];
     upstream.wait_for(1).await;
     // The queue is counted at each poll, plus what has arrived since.
-    let body = serde_json::json!({"model": "gpt-image-2", "prompt": "waiting"});
+    let body = json!({"model": "gpt-image-2", "prompt": "waiting"});
     let full = loop {
         assert!(tasks.len() < 10, "the queue has no limit");
         let answer = caller.post("/v1/images/generations?async=1", &body).await;
@@ -262,7 +297,7 @@ async fn a_renamed_model_counts_tasks_running_under_its_old_name() {
     };
     let app = TestApp::with(&model("old", "")).await;
     let caller = app.caller("2").await;
-    let body = |model: &str| serde_json::json!({"model": model, "prompt": "a bridge"});
+    let body = |model: &str| json!({"model": model, "prompt": "a bridge"});
     let mut tasks = vec![
         caller.submit(&body("old")).await,
         caller.submit(&body("old")).await,
