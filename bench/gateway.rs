@@ -64,7 +64,7 @@ impl Site {
             )
         };
         let listen = "[server]\nlisten = \"127.0.0.1:0\"\n".to_owned();
-        let config = listen + &["tiny", "large", "slow"].map(model).concat();
+        let config = listen + &["tiny", "large", "slow", "burst"].map(model).concat();
         fs::write(dir.join("easel.toml"), config)?;
         let dir = dir.to_path_buf();
         Ok(Self { program, dir })

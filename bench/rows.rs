@@ -40,6 +40,7 @@ pub(super) enum Row {
     Large,
     LargeInline,
     Waiting,
+    Burst,
     Upload,
     Binary,
     Writers,
@@ -102,6 +103,7 @@ impl Bench {
             Row::Large => self.large(&gateway, &self.generate("large")).await?,
             Row::LargeInline => self.large_inline(&gateway).await?,
             Row::Waiting => self.waiting(&gateway).await?,
+            Row::Burst => self.burst(&gateway).await?,
             Row::Upload => self.upload(&gateway).await?,
         };
         gateway.end().await?;
@@ -284,6 +286,27 @@ impl Bench {
                 added,
                 "ms",
                 Floor::None,
+            ),
+        ])
+    }
+
+    /// Many large images at the same moment: memory must follow a limit, not their number.
+    async fn burst(&self, gateway: &Gateway) -> anyhow::Result<Vec<Figure>> {
+        let burst = Load {
+            address: gateway.address,
+            clients: WAITING_CLIENTS,
+            extent: Extent::Times(1),
+            requests: vec![self.generate("burst")],
+            status: 200,
+        };
+        let sample = burst.run().await?;
+        Ok(vec![
+            rate("1,000 images of 1.5 MB at once", &sample, Floor::None),
+            Figure::new(
+                "1,000 images of 1.5 MB at once: peak memory",
+                gateway.peak_mb()?,
+                "MB",
+                AtMost(300.0),
             ),
         ])
     }

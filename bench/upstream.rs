@@ -14,12 +14,14 @@ use super::wire::Connection;
 
 /// How long the slow model takes, for the measurement of waiting clients.
 pub(super) const SLOW: Duration = Duration::from_secs(5);
+/// How long the model takes whose large images all come at once.
+pub(super) const BURST: Duration = Duration::from_millis(500);
 /// The side of the large image: 1.5 MB of noise.
 const LARGE_SIDE_PX: u32 = 707;
 const TINY_PNG: &[u8] = b"iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
 
 /// Serves until it is dropped. The path selects the answer:
-/// `/tiny`, `/large` or `/slow`.
+/// `/tiny`, `/large`, `/slow` or `/burst`.
 pub(super) struct Upstream {
     pub(super) address: SocketAddr,
     _serving: JoinSet<()>,
@@ -61,11 +63,13 @@ async fn accept(listener: TcpListener, answers: Arc<Answers>) {
 async fn serve(mut connection: Connection, answers: Arc<Answers>) {
     while let Ok(Some(request)) = connection.receive().await {
         let model = request.first_line.split('/').nth(1);
-        if model == Some("slow") {
-            tokio::time::sleep(SLOW).await;
+        match model {
+            Some("slow") => tokio::time::sleep(SLOW).await,
+            Some("burst") => tokio::time::sleep(BURST).await,
+            _ => {}
         }
         let answer = match model {
-            Some("large") => &answers.large,
+            Some("large" | "burst") => &answers.large,
             _ => &answers.tiny,
         };
         if connection.send(answer).await.is_err() {

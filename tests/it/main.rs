@@ -16,6 +16,7 @@ mod backends;
 mod billing;
 mod cli;
 mod connections;
+mod costs;
 mod database;
 mod docs;
 mod durability;
