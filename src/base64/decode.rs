@@ -8,6 +8,9 @@ use bytes::Bytes;
 
 /// The size of a decoded piece; a multiple of three, so that every piece ends on a quad of base64.
 pub const PIECE_BYTES: usize = 48 * 1024;
+/// The size of a text's first piece, also a multiple of three. It is small, so that the rest stays in its socket while the
+/// receiver of the first piece waits for memory.
+const FIRST_PIECE_BYTES: usize = 3 * 1024;
 
 /// A text that is not base64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,10 +27,12 @@ pub enum LastBits {
 }
 
 /// Decodes one text after another.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Decoder {
     /// Decoded bytes not yet taken; the length is a multiple of three until the end.
     piece: Vec<u8>,
+    /// The length of the piece when it is full.
+    piece_bytes: usize,
     /// The characters of an incomplete quad, in the standard alphabet.
     quad: [u8; 4],
     quad_length: usize,
@@ -36,26 +41,42 @@ pub struct Decoder {
     url_safe: bool,
 }
 
+impl Default for Decoder {
+    fn default() -> Self {
+        Self {
+            piece: Vec::new(),
+            piece_bytes: FIRST_PIECE_BYTES,
+            quad: [0; 4],
+            quad_length: 0,
+            padded: false,
+            url_safe: false,
+        }
+    }
+}
+
 impl Decoder {
     /// How many characters fit in the piece, at least one while the piece is not full.
     pub fn capacity_chars(&self) -> usize {
-        (PIECE_BYTES - self.piece.len()) / 3 * 4 - self.quad_length
+        (self.piece_bytes - self.piece.len()) / 3 * 4 - self.quad_length
     }
 
     /// Whether a whole piece is to be taken.
     pub fn is_full(&self) -> bool {
-        self.piece.len() == PIECE_BYTES
+        self.piece.len() == self.piece_bytes
     }
 
     /// Takes the bytes decoded so far, if any.
     pub fn take(&mut self) -> Option<Bytes> {
+        if self.is_full() {
+            self.piece_bytes = PIECE_BYTES;
+        }
         (!self.piece.is_empty()).then(|| Bytes::from(std::mem::take(&mut self.piece)))
     }
 
     /// Decodes `text`, which is no longer than [`Self::capacity_chars`].
     pub fn feed(&mut self, text: &[u8]) -> Result<(), InvalidBase64> {
         if self.piece.capacity() == 0 {
-            self.piece.reserve_exact(PIECE_BYTES);
+            self.piece.reserve_exact(self.piece_bytes);
         }
         let mut text = text;
         while self.quad_length > 0
@@ -85,6 +106,7 @@ impl Decoder {
         self.quad_length = 0;
         self.padded = false;
         self.url_safe = false;
+        self.piece_bytes = FIRST_PIECE_BYTES;
         Ok(())
     }
 
@@ -179,7 +201,9 @@ mod tests {
 
     #[test]
     fn pieces_are_never_longer_than_their_capacity() {
-        let text = base64_simd::STANDARD.encode_to_string(vec![7; 2 * PIECE_BYTES + 1]);
+        let text =
+            base64_simd::STANDARD
+                .encode_to_string(vec![7; FIRST_PIECE_BYTES + 2 * PIECE_BYTES + 1]);
         let mut left = text.as_bytes();
         let mut pieces = Decoder::default();
         let mut lengths = Vec::new();
@@ -193,6 +217,6 @@ mod tests {
         }
         pieces.end(LastBits::Any).unwrap();
         lengths.push(pieces.take().unwrap().len());
-        assert_eq!(lengths, [PIECE_BYTES, PIECE_BYTES, 1]);
+        assert_eq!(lengths, [FIRST_PIECE_BYTES, PIECE_BYTES, PIECE_BYTES, 1]);
     }
 }

@@ -158,6 +158,8 @@ pub struct Storage {
     pub held_bytes_max: u64,
     /// Local disk space for images that are not stored yet.
     pub spool_bytes_max: u64,
+    /// Images that wait in memory to be sent as base64.
+    pub inline_bytes_max: u64,
 }
 
 /// `[uploads]`: limits on what clients send, and how long it is kept.

@@ -45,6 +45,7 @@ const RANGES: &[(&str, RangeInclusive<i64>)] = &[
     ("storage.free_bytes_min", 0..=1024 * 1024 * GIB),
     ("storage.held_bytes_max", 1 << 20..=1024 * GIB),
     ("storage.spool_bytes_max", 1 << 20..=1024 * GIB),
+    ("storage.inline_bytes_max", 0..=1024 * GIB),
     // One S3 PUT accepts no more.
     ("uploads.bytes_max", 1..=5 * GIB),
     ("uploads.account_bytes_max", 1..=1024 * 1024 * GIB),

@@ -6,11 +6,13 @@ use std::{sync::Arc, time::Duration};
 use super::{
     Images,
     admission::{Mode, Overload},
+    request::ResponseFormat,
     submit::{Generation, Repeat, Submission, SubmitError, Submitted},
 };
 use crate::{
     batch, db,
     ids::{self, KeyId, TaskId},
+    storage::Expectation,
     tasks::{
         Summary,
         repeats::{self, Same},
@@ -47,9 +49,21 @@ pub enum GenerateError {
     EndUnknown(TaskId),
 }
 
+/// The ended task of a request that waited for it.
+pub struct Generated {
+    /// How it ended.
+    pub task: Arc<Summary>,
+    /// Keeps its images in memory if they are to be sent as base64.
+    pub expectation: Option<Expectation>,
+}
+
 impl Images {
     /// Accepts a request and waits for the end of its task.
-    pub async fn generate(&self, generation: Generation) -> Result<Arc<Summary>, GenerateError> {
+    pub async fn generate(
+        &self,
+        generation: Generation,
+        format: ResponseFormat,
+    ) -> Result<Generated, GenerateError> {
         if self.shutdown.has_begun() {
             return Err(GenerateError::ShuttingDown);
         }
@@ -59,17 +73,23 @@ impl Images {
         let id = ids::row_id();
         // Before the task can end.
         let mut subscription = self.waiters.subscribe(id);
+        let expect = |id| {
+            let is_inline = format == ResponseFormat::B64Json;
+            is_inline.then(|| self.storage.expect(id))
+        };
+        let mut expectation = expect(id);
         let task = match self.submit(id, generation, Mode::Sync).await? {
             Submitted::New(id) => id,
             Submitted::Joined(earlier) => {
                 subscription = self.waiters.subscribe(earlier);
+                expectation = expect(earlier);
                 self.waiters.look_at(&self.pool, &[earlier]).await?;
                 earlier
             }
         };
         let longest = self.config.tasks.deadline() + END_GRACE;
         match subscription.ended(longest).await {
-            Waited::Ended(task) => Ok(task),
+            Waited::Ended(task) => Ok(Generated { task, expectation }),
             Waited::Dismissed => Err(GenerateError::ShuttingDown),
             Waited::TooLong => Err(GenerateError::EndUnknown(task)),
         }

@@ -107,13 +107,16 @@ impl<'a> StorageSink<'a> {
         kept
     }
 
-    fn begin(&self) -> Current {
+    async fn begin(&self) -> Current {
         let is_wanted = self.storing.len() < self.seqs.len();
         Current {
             filter: Filter::new(Metadata::Strip, self.app.image_limits()),
             received: 0,
             ready: Vec::new(),
-            held: is_wanted.then(|| self.app.storage.hold()),
+            held: match is_wanted {
+                true => Some(self.app.storage.hold().await),
+                false => None,
+            },
         }
     }
 }
@@ -139,10 +142,16 @@ impl ImageSink for StorageSink<'_> {
     }
 
     async fn write(&mut self, piece: Bytes) -> Result<(), SinkError> {
-        let mut current = self.current.take().unwrap_or_else(|| self.begin());
+        let mut current = match self.current.take() {
+            Some(current) => current,
+            None => self.begin().await,
+        };
         current.received += piece.len();
         if current.received > IMAGE_BYTES_MAX {
             return Err(SinkError::NotAnImage(InvalidImage::Damaged));
+        }
+        if let Some(held) = &mut current.held {
+            held.receive(piece.len());
         }
         current
             .filter
@@ -150,7 +159,7 @@ impl ImageSink for StorageSink<'_> {
             .map_err(SinkError::NotAnImage)?;
         for piece in current.ready.drain(..) {
             if let Some(held) = &mut current.held {
-                held.write(&piece).await;
+                held.write(piece).await;
             }
         }
         self.current = Some(current);

@@ -1,27 +1,48 @@
 //! Generated images that are not stored yet. They have been paid for, so every byte is held where it can be written
 //! again: in memory up to a limit, then in a file on the local disk.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io, mem,
+    path::PathBuf,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::sleep,
+    sync::OwnedSemaphorePermit,
+    time::{Instant, sleep, timeout},
 };
 
-use super::staging::{StagedFile, blocking};
+use super::{
+    pool::Pool,
+    staging::{StagedFile, blocking},
+};
 use crate::private_files::{self, Access};
 
-/// Unit in which capacity is allocated, in bytes.
-const UNIT: u64 = 1024;
-/// Memory is allocated in blocks of this size. An image held in a file has one block that is not counted.
+/// Shorter pieces are joined to one of about this length. An image in a file has as much in memory, which is not counted.
 const BLOCK_BYTES: usize = 64 * 1024;
+/// Pieces from this length on are kept as they are, without a copy.
+const WHOLE_BYTES_MIN: usize = 4 * 1024;
+/// The memory that an image takes before it is received: most images are not larger. While there is none, the image
+/// stays where it is, in the upstream's socket, and the memory of its connection does not grow either.
+const EXPECTED_BYTES: u64 = 2 * 1024 * 1024;
+/// Waiting ends when no image got memory for this long: the others are slow to arrive, or cannot be stored.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The longest wait. After that the image goes to the disk: the time-out of its route goes on.
+const PATIENCE_MAX: Duration = Duration::from_secs(10);
 /// Wait between two attempts while neither memory nor disk has capacity.
 const RETRY: Duration = Duration::from_millis(500);
 
 /// Capacity for images that are not stored yet. All of them share it.
 pub(super) struct Capacity {
     memory: Pool,
+    /// How many images have begun with memory.
+    begun: AtomicU64,
     disk: Pool,
     folder: PathBuf,
     naming: Naming,
@@ -36,17 +57,15 @@ pub(super) enum Naming {
     Nameless,
 }
 
-struct Pool {
-    units: Arc<Semaphore>,
-    total: u32,
-}
-
 /// An image that is being received or waits to be stored.
 pub struct HeldImage {
     capacity: Arc<Capacity>,
     bytes: u64,
+    /// The bytes that were received for it: pieces may be slices of them.
+    received: u64,
     /// The bytes in memory: all bytes if there is no file.
     blocks: Vec<Bytes>,
+    /// Short pieces after the blocks.
     last: Vec<u8>,
     memory: Option<OwnedSemaphorePermit>,
     spooled: Option<Spooled>,
@@ -73,21 +92,40 @@ impl Capacity {
     pub(super) fn new(memory_bytes: u64, disk_bytes: u64, folder: PathBuf, naming: Naming) -> Self {
         Self {
             memory: Pool::new(memory_bytes),
+            begun: AtomicU64::new(0),
             disk: Pool::new(disk_bytes),
             folder,
             naming,
         }
     }
 
-    /// An empty image, which takes capacity as it grows.
-    pub(super) fn hold(self: &Arc<Self>) -> HeldImage {
+    /// An empty image. Waits for the memory that it is expected to need; beyond that it takes capacity as it grows.
+    pub(super) async fn hold(self: &Arc<Self>) -> HeldImage {
+        let memory = self.expected_memory().await;
         HeldImage {
             capacity: Arc::clone(self),
             bytes: 0,
+            received: 0,
             blocks: Vec::new(),
             last: Vec::new(),
-            memory: None,
+            memory,
             spooled: None,
+        }
+    }
+
+    async fn expected_memory(&self) -> Option<OwnedSemaphorePermit> {
+        let mut take = pin!(self.memory(EXPECTED_BYTES));
+        let since = Instant::now();
+        loop {
+            let begun = self.begun.load(Ordering::Relaxed);
+            if let Ok(memory) = timeout(PATIENCE, &mut take).await {
+                self.begun.fetch_add(1, Ordering::Relaxed);
+                return memory.ok();
+            }
+            let is_stuck = self.begun.load(Ordering::Relaxed) == begun;
+            if is_stuck || since.elapsed() > PATIENCE_MAX {
+                return None;
+            }
         }
     }
 
@@ -105,69 +143,75 @@ impl Capacity {
     }
 }
 
-impl Pool {
-    fn new(bytes: u64) -> Self {
-        // The maximum number of semaphore permits.
-        let most = u32::MAX >> 3;
-        let total = u32::try_from(bytes / UNIT).unwrap_or(most).min(most);
-        Self {
-            units: Arc::new(Semaphore::new(total as usize)),
-            total,
-        }
-    }
-
-    /// Caps at the total capacity, so that one image never waits for more than exists.
-    fn units_of(&self, bytes: u64) -> u32 {
-        u32::try_from(bytes.div_ceil(UNIT)).map_or(self.total, |units| units.min(self.total))
-    }
-
-    fn try_take(&self, units: u32) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.units).try_acquire_many_owned(units).ok()
-    }
-
-    async fn take(&self, units: u32) -> io::Result<OwnedSemaphorePermit> {
-        let taken = Arc::clone(&self.units).acquire_many_owned(units).await;
-        taken.map_err(io::Error::other)
-    }
-}
-
 impl HeldImage {
-    /// Bytes received so far.
+    /// The length of the image so far.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
+    /// Counts bytes that arrived for this image. Pieces that are slices of them keep all of them in memory.
+    pub fn receive(&mut self, bytes: usize) {
+        self.received += bytes as u64;
+    }
+
     /// Appends a piece. Waits while neither memory nor disk has capacity.
-    pub async fn write(&mut self, mut piece: &[u8]) {
+    pub async fn write(&mut self, piece: Bytes) {
         self.bytes += piece.len() as u64;
-        while !piece.is_empty() {
-            if self.last.len() == BLOCK_BYTES {
-                self.blocks.push(std::mem::take(&mut self.last).into());
-                if self.spooled.is_some() {
-                    self.spool().await;
-                }
+        if piece.len() < WHOLE_BYTES_MIN {
+            self.last.extend_from_slice(&piece);
+            if self.last.len() >= BLOCK_BYTES {
+                self.end_block();
             }
-            let (now, later) = piece.split_at(piece.len().min(BLOCK_BYTES - self.last.len()));
-            self.last.extend_from_slice(now);
-            piece = later;
+        } else {
+            self.end_block();
+            self.blocks.push(piece);
         }
-        if self.spooled.is_none() && !self.is_in_memory() {
+        let must_spool = match &self.spooled {
+            Some(_) => self.blocks.iter().map(Bytes::len).sum::<usize>() >= BLOCK_BYTES,
+            None => !self.is_in_memory(),
+        };
+        if must_spool {
             self.spool().await;
+        }
+    }
+
+    fn end_block(&mut self) {
+        if !self.last.is_empty() {
+            self.blocks.push(mem::take(&mut self.last).into());
         }
     }
 
     /// The complete image. No more bytes may follow.
     pub(super) async fn whole(&mut self) -> Whole {
-        if !self.last.is_empty() {
-            self.blocks.push(std::mem::take(&mut self.last).into());
-        }
+        self.end_block();
         if self.spooled.is_some() && !self.blocks.is_empty() {
             self.spool().await;
         }
         match &self.spooled {
             Some(spooled) => Whole::File(Arc::clone(&spooled.file), spooled.bytes),
-            None => Whole::Memory(self.blocks.clone()),
+            None => {
+                self.free_unneeded_memory();
+                Whole::Memory(self.blocks.clone())
+            }
         }
+    }
+
+    fn free_unneeded_memory(&mut self) {
+        let needed = self.units() as usize;
+        if let Some(memory) = &mut self.memory {
+            drop(memory.split(memory.num_permits().saturating_sub(needed)));
+        }
+    }
+
+    /// The memory that it needs if there is no file.
+    fn units(&self) -> u32 {
+        let pool = &self.capacity.memory;
+        pool.units_of(self.bytes.max(self.received))
+    }
+
+    /// The bytes of a complete image that is not in a file.
+    pub(super) fn in_memory(&self) -> Option<&[Bytes]> {
+        self.spooled.is_none().then(|| &self.blocks[..])
     }
 
     /// The capacity it takes from.
@@ -177,18 +221,17 @@ impl HeldImage {
 
     /// Whether there is memory for the whole image. Takes the missing memory.
     fn is_in_memory(&mut self) -> bool {
-        let pool = &self.capacity.memory;
         let has = self
             .memory
             .as_ref()
             .map_or(0, OwnedSemaphorePermit::num_permits);
-        let missing = (pool.units_of(self.bytes) as usize).saturating_sub(has);
+        let missing = (self.units() as usize).saturating_sub(has);
         if missing == 0 {
             return true;
         }
         let Some(more) = u32::try_from(missing)
             .ok()
-            .and_then(|units| pool.try_take(units))
+            .and_then(|units| self.capacity.memory.try_take(units))
         else {
             return false;
         };
@@ -237,15 +280,8 @@ impl HeldImage {
         let missing = missing.saturating_sub(spooled.disk.num_permits());
         let units = u32::try_from(missing).map_err(io::Error::other)?;
         spooled.disk.merge(pool.take(units).await?);
-        let (file, mut at) = (Arc::clone(&spooled.file), spooled.bytes);
-        let write = move || {
-            for block in blocks {
-                file.write_at(&block, at)?;
-                at += block.len() as u64;
-            }
-            Ok(())
-        };
-        blocking(write).await?;
+        let (file, at) = (Arc::clone(&spooled.file), spooled.bytes);
+        blocking(move || file.write_blocks_at(&blocks, at)).await?;
         spooled.bytes += more;
         self.blocks.clear();
         Ok(())

@@ -12,9 +12,9 @@ const WAIT_MIN: Duration = Duration::from_millis(100);
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
 impl Storage {
-    /// Starts to hold an image that must not be lost.
-    pub fn hold(&self) -> HeldImage {
-        self.capacity.hold()
+    /// Starts to hold an image that must not be lost. Waits a moment if there is no memory for it.
+    pub async fn hold(&self) -> HeldImage {
+        self.capacity.hold().await
     }
 
     /// Stores an image and replaces one with the same key. Waits and retries while the store fails. Returns an error
@@ -24,7 +24,10 @@ impl Storage {
         loop {
             let stored = self.circuit.watch(self.try_keep(key, &mut image)).await;
             match stored {
-                Ok(()) => return Ok(image.bytes()),
+                Ok(()) => {
+                    self.fresh.offer(key, &image);
+                    return Ok(image.bytes());
+                }
                 Err(error) if error.trouble().is_none() => return Err(error),
                 Err(error) => tracing::warn!(
                     error = &error as &dyn Error,

@@ -58,6 +58,13 @@ impl Key {
         (format!("images/{folder:03x}"), format!("{task}-"))
     }
 
+    /// For an image: its task.
+    pub(super) fn task(&self) -> Option<TaskId> {
+        let (_, name) = self.text.strip_prefix("images/")?.split_once('/')?;
+        let id = name.get(..Hyphenated::LENGTH)?;
+        Uuid::try_parse(id).ok().map(Into::into)
+    }
+
     /// For an image: the fence of the attempt that stored it, and its position in the task, from 1.
     pub fn fence_and_seq(&self) -> Option<(i64, u8)> {
         let name = self.text.strip_prefix("images/")?;

@@ -102,11 +102,7 @@ impl Local {
                 Whole::Memory(blocks) => blocks,
             };
             let file = StagedFile::create(&staging)?;
-            let mut at = 0;
-            for block in blocks {
-                file.write_at(&block, at)?;
-                at += block.len() as u64;
-            }
+            file.write_blocks_at(&blocks, 0)?;
             Ok(Arc::new(file))
         };
         let published = self.publisher.publish(self.path(key), write).await;

@@ -2,12 +2,14 @@
 
 mod circuit;
 mod error;
+mod fresh;
 mod held;
 mod keep;
 mod key;
 mod link;
 mod local;
 mod local_writer;
+mod pool;
 mod publish;
 mod s3;
 mod s3_requests;
@@ -27,6 +29,7 @@ use futures_util::stream::BoxStream;
 
 pub use circuit::Trouble;
 pub use error::StorageError;
+pub use fresh::Expectation;
 pub use held::HeldImage;
 pub use key::{InvalidKey, Key};
 pub use link::{Disposition, Link, Linked};
@@ -34,6 +37,7 @@ pub use steady::SteadyRead;
 
 use crate::{clock::Clock, config, ids::TaskId, private_files};
 use circuit::Circuit;
+use fresh::Fresh;
 use held::{Capacity, Naming};
 use local::Local;
 use local_writer::LocalWriter;
@@ -48,6 +52,7 @@ pub struct Storage {
     circuit: Arc<Circuit>,
     /// Capacity for images that are not stored yet.
     capacity: Arc<Capacity>,
+    fresh: Arc<Fresh>,
 }
 
 #[derive(Clone)]
@@ -148,6 +153,7 @@ impl Storage {
             store,
             circuit,
             capacity: Arc::new(Capacity::new(memory, disk, spool, naming)),
+            fresh: Arc::new(Fresh::new(config.inline_bytes_max)),
         }
     }
 
@@ -167,6 +173,11 @@ impl Storage {
             circuit: Arc::clone(&self.circuit),
             bytes: 0,
         }
+    }
+
+    /// A request waits for the images of this task, to send their bytes: they stay in memory if there is enough.
+    pub fn expect(&self, task: TaskId) -> Expectation {
+        self.fresh.expect(task)
     }
 
     /// The keys of all images of a task, from all its attempts.

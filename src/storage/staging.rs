@@ -2,16 +2,20 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, IoSlice},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use tokio::task::spawn_blocking;
 
 use crate::{ids, private_files};
+
+/// The most slices of one write: `IOV_MAX`.
+const SLICES_MAX: usize = 1024;
 
 /// A file that is removed on drop unless it was published.
 pub(super) struct StagedFile {
@@ -52,6 +56,27 @@ impl StagedFile {
     /// Can be repeated after a failure.
     pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.file.write_all_at(bytes, offset)
+    }
+
+    /// Writes blocks one after the other, with as few system calls as possible. Can be repeated after a failure.
+    pub(super) fn write_blocks_at(&self, blocks: &[Bytes], mut offset: u64) -> io::Result<()> {
+        let mut slices: Vec<IoSlice<'_>> = blocks.iter().map(|block| IoSlice::new(block)).collect();
+        let mut left = &mut slices[..];
+        // Skips slices that are empty.
+        IoSlice::advance_slices(&mut left, 0);
+        while !left.is_empty() {
+            let most = left.len().min(SLICES_MAX);
+            match rustix::io::pwritev(&self.file, &left[..most], offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    offset += written as u64;
+                    IoSlice::advance_slices(&mut left, written);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Its first `length` bytes.

@@ -1,5 +1,5 @@
 //! Reads an object to its end even if the store fails for a moment: it requests the missing part again, from the point
-//! where the read failed.
+//! where the read failed. An object that is still in memory is not requested at all.
 
 use std::{io, time::Duration};
 
@@ -31,16 +31,24 @@ pub struct SteadyRead {
 impl Storage {
     /// Opens a whole object. A missing object is an error.
     pub async fn read_steadily(&self, key: Key) -> Result<SteadyRead, StorageError> {
-        let opened = self.read(&key, None).await?;
-        let object = opened.ok_or_else(|| StorageError::missing(&key))?;
+        let (size, stream) = if let Some(image) = self.fresh.get(&key) {
+            // The image stays until its last block is taken.
+            let size = image.bytes;
+            let block = move |at: usize| image.blocks.get(at).cloned().map(Ok);
+            (size, stream::iter((0..).map_while(block)).boxed())
+        } else {
+            let opened = self.read(&key, None).await?;
+            let object = opened.ok_or_else(|| StorageError::missing(&key))?;
+            (object.size, object.stream)
+        };
         Ok(SteadyRead {
             storage: self.clone(),
             key,
-            size: object.size,
+            size,
             at: 0,
             retries: 0,
             ahead: None,
-            stream: object.stream,
+            stream,
         })
     }
 }

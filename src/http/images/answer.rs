@@ -40,25 +40,28 @@ pub(super) fn ticket(app: &App, id: TaskId) -> Response {
     response
 }
 
+/// The format in which the caller gets its images: what it requested, unless a setting decides.
+pub(super) fn format(app: &App, caller: &Caller, requested: ResponseFormat) -> ResponseFormat {
+    let setting = caller
+        .inline_images
+        .unwrap_or(app.config.images.inline_images);
+    match setting {
+        InlineImages::Always => ResponseFormat::B64Json,
+        InlineImages::OnRequest => requested,
+        InlineImages::Never => ResponseFormat::Url,
+    }
+}
+
 /// 200 with the images of a task, or the error it ended with.
 pub(super) async fn images(
     app: &App,
-    caller: &Caller,
     format: ResponseFormat,
     task: &Summary,
 ) -> Result<Response, ApiError> {
     if let Some(Outcome::Failed(failure)) = task.end.as_ref().map(|end| &end.outcome) {
         return Err(failure.into());
     }
-    let inline = match caller
-        .inline_images
-        .unwrap_or(app.config.images.inline_images)
-    {
-        InlineImages::Always => true,
-        InlineImages::OnRequest => format == ResponseFormat::B64Json,
-        InlineImages::Never => false,
-    };
-    let mut response = if inline {
+    let mut response = if format == ResponseFormat::B64Json {
         with_images(app, task)
             .await
             .unwrap_or_else(|error| unreadable(task, &error))

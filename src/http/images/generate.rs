@@ -49,9 +49,10 @@ pub(in crate::http) async fn generate(
     if images.shutdown.has_begun() {
         return Err(GenerateError::ShuttingDown.into());
     }
-    let (generation, response_format) = parse(&images, &caller, request).await?;
-    let task = images.generate(generation).await?;
-    answer::images(&images, &caller, response_format, &task).await
+    let (generation, requested) = parse(&images, &caller, request).await?;
+    let format = answer::format(&images, &caller, requested);
+    let generated = images.generate(generation, format).await?;
+    answer::images(&images, format, &generated.task).await
 }
 
 /// Submits the task and returns 202 with its id.

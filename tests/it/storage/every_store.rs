@@ -115,9 +115,15 @@ async fn dropped_writers(storage: &Storage) {
 /// Held in memory, and on the local disk where memory is short.
 async fn held_images(storage: &Storage) {
     let held = async |bytes: &[u8]| {
-        let mut image = storage.hold();
-        for piece in bytes.chunks(99_991) {
-            image.write(piece).await;
+        let mut image = storage.hold().await;
+        let mut left = bytes;
+        for length in [5, 99_991, 3_000, 1, 70_000].into_iter().cycle() {
+            let (piece, later) = left.split_at(left.len().min(length));
+            image.write(Bytes::copy_from_slice(piece)).await;
+            left = later;
+            if left.is_empty() {
+                break;
+            }
         }
         assert_eq!(image.bytes(), bytes.len() as u64);
         image
@@ -129,7 +135,7 @@ async fn held_images(storage: &Storage) {
         assert_eq!(storage.keep(&key, image).await.unwrap(), bytes.len() as u64);
         assert!(read(storage, &key).await.unwrap() == bytes);
     }
-    // Each has half of the memory and then moves to the disk, where space is freed as well.
+    // One has the memory and moves to the disk as it grows, the other begins there. Space is freed, too.
     for _ in 0..4 {
         let (one, other) = tokio::join!(held(&larger_than_memory), held(&larger_than_memory));
         storage.keep(&image_key(), one).await.unwrap();

@@ -1,6 +1,7 @@
 //! Storage: the same checks against local files and S3 stores.
 
 mod every_store;
+mod fresh;
 mod full_disk;
 mod local;
 mod outage;
@@ -59,6 +60,7 @@ fn config(settings: &serde_json::Value) -> config::Storage {
         "free_bytes_min": 0,
         "held_bytes_max": HELD_BYTES_MAX,
         "spool_bytes_max": 64 << 20,
+        "inline_bytes_max": 1 << 20,
     });
     for (name, value) in settings.as_object().unwrap() {
         all[name] = value.clone();
