@@ -1,6 +1,7 @@
 //! The command line. Each command has its own file; this one lists the commands and finds the settings.
 
 mod accounts;
+mod archive;
 mod config;
 mod database;
 mod doctor;
@@ -79,6 +80,8 @@ enum Command {
     Keys(keys::Command),
     /// Show an account's usage
     Usage(usage::Args),
+    /// Export old tasks and entries, and drop them from the database
+    Archive(archive::Args),
     /// Migrate the database schema (serve does this automatically)
     Migrate,
     /// Check, print or reload the settings
@@ -124,6 +127,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Accounts(command) => accounts::run(command, &config).await,
             Command::Keys(command) => keys::run(command, &config).await,
             Command::Usage(args) => usage::run(args, &config).await,
+            Command::Archive(args) => archive::run(args, &config).await,
             Command::Migrate => migrate::run(&config).await,
             Command::Config(command) => config::run(&command, &config, &sources).await,
             Command::Doctor => doctor::run(config).await,

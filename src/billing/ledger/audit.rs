@@ -18,10 +18,12 @@ pub async fn faults(conn: &mut PgConnection) -> sqlx::Result<Vec<(&'static str, 
 async fn account_faults(conn: &mut PgConnection) -> sqlx::Result<[(&'static str, i64); 3]> {
     let row = query!(
         r#"SELECT
-               count(*) FILTER (WHERE a.balance <> COALESCE(e.balance, 0) OR a.spent <> COALESCE(e.spent, 0)) AS "sums!",
+               count(*) FILTER (WHERE a.balance <> COALESCE(e.balance, 0) + COALESCE(s.balance, 0)
+                   OR a.spent <> COALESCE(e.spent, 0) + COALESCE(s.spent, 0)) AS "sums!",
                count(*) FILTER (WHERE a.held <> COALESCE(t.held, 0)) AS "holds!",
                count(*) FILTER (WHERE a.held < 0 OR a.held > a.balance) AS "bounds!"
            FROM accounts a
+           LEFT JOIN archived_sums s ON s.account_id = a.id
            LEFT JOIN (SELECT account_id, sum(balance_change) AS balance,
                           -sum(balance_change) FILTER (WHERE kind = 'capture') AS spent
                       FROM entries GROUP BY account_id) e ON e.account_id = a.id
@@ -51,9 +53,9 @@ async fn task_faults(conn: &mut PgConnection) -> sqlx::Result<[(&'static str, i6
                    h.unit_price::numeric * COALESCE(jsonb_array_length(h.images), 0)) AS "costs!",
                count(*) FILTER (WHERE COALESCE(h.cost, 0) <> COALESCE(e.captured, 0)
                    OR e.captures <> 1) AS "captures!"
-           FROM (SELECT * FROM task_history) h
+           FROM (SELECT * FROM task_history WHERE id >= kept_from()) h
            FULL JOIN (SELECT task_id, account_id, count(*) AS captures, -sum(balance_change) AS captured
-                      FROM entries WHERE kind = 'capture' GROUP BY task_id, account_id) e
+                      FROM entries WHERE kind = 'capture' AND task_id >= kept_from() GROUP BY task_id, account_id) e
                ON e.task_id = h.id AND e.account_id = h.account_id"#
     )
     .fetch_one(conn)

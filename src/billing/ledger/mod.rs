@@ -2,6 +2,7 @@
 //! Accounts are locked in id order to avoid deadlocks.
 
 mod accept;
+pub mod archive;
 mod audit;
 mod settle;
 

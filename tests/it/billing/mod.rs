@@ -1,5 +1,6 @@
 //! Money as clients see it: never a fen too much or too little, however many requests arrive at once.
 
+mod archive;
 mod keys;
 mod ledger_checks;
 mod months;

@@ -14,7 +14,7 @@ use crate::harness::database::{TestDatabase, over_route, queue_head};
 static ALL: Migrator = sqlx::migrate!();
 
 /// What each version wrote, in order: one for each migration.
-const ROWS: [&str; 9] = [
+const ROWS: [&str; 10] = [
     // An account with a hold for each of its open tasks.
     r#"INSERT INTO accounts (id, name, balance, held)
        VALUES ('018f0000-0000-7000-8000-00000000000a', 'studio', 2000000, 1200000);
@@ -63,6 +63,7 @@ const ROWS: [&str; 9] = [
        SELECT account_id, id, 'capture', -cost FROM task_history WHERE cost > 0;
        UPDATE accounts SET balance = balance - 200000, spent = 200000",
     "UPDATE queue_turns SET turn = turn + 1",
+    "INSERT INTO archived_until VALUES (true, '2020-01-01Z')",
 ];
 
 /// A new migration comes with rows of its version in [`ROWS`].

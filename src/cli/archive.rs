@@ -1,0 +1,150 @@
+//! `easel archive`: exports old tasks and entries, then drops them.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, ensure};
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
+use futures_util::TryStreamExt;
+use sqlx::{Connection, PgConnection};
+
+use super::{
+    database::{Database, Purpose},
+    output,
+};
+use crate::{
+    billing::ledger::{
+        self,
+        archive::{self, Part, Partition},
+    },
+    clock::Clock,
+    config::Config,
+    private_files,
+};
+
+/// A month can be archived this long after its end: by then the tasks that were accepted in it have ended.
+const AGE_MIN: TimeDelta = TimeDelta::days(1);
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  easel archive --before 2026-01 --to /backup/easel
+
+Writes tasks-2025_12.csv, entries-2025_12.csv and so on, with the columns of the tables `task_history` and `entries`, and
+drops these months from the database. Balances stay. The tasks can no longer be polled or listed and the links of their
+images end; the images themselves stay in storage, under the keys in the column `images`.")]
+pub(super) struct Args {
+    /// The first month that stays: 2026-01
+    #[arg(long, value_name = "MONTH", value_parser = parse_month)]
+    before: DateTime<Utc>,
+    /// Directory of the files
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+}
+
+fn parse_month(text: &str) -> Result<DateTime<Utc>, String> {
+    let first = NaiveDate::parse_from_str(&format!("{text}-01"), "%Y-%m-%d");
+    let midnight = first.ok().and_then(|day| day.and_hms_opt(0, 0, 0));
+    let midnight = midnight.ok_or_else(|| "expected a month like 2026-01".to_owned())?;
+    Ok(midnight.and_utc())
+}
+
+/// Archives month by month, so that what is done stays done if a later one fails.
+pub(super) async fn run(args: Args, config: &Config) -> anyhow::Result<ExitCode> {
+    let database = Database::open(config, Purpose::Command).await?;
+    let archived = archive_all(&args, &database).await;
+    database.close().await?;
+    archived?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn archive_all(args: &Args, database: &Database) -> anyhow::Result<()> {
+    let now = Clock::default().now();
+    ensure!(
+        args.before + AGE_MIN <= now,
+        "a month can be archived a day after its end: --before must be {} or earlier",
+        (now - AGE_MIN).format("%Y-%m")
+    );
+    let mut conn = database.pool.acquire().await?;
+    let partitions = archive::partitions(&mut conn, args.before).await?;
+    if partitions.is_empty() {
+        output::print_line("nothing is that old")?;
+        return Ok(());
+    }
+    for (promise, broken) in ledger::faults(&mut conn).await? {
+        ensure!(
+            broken == 0,
+            "nothing was archived, because the ledger is broken {broken} times: {promise}"
+        );
+    }
+    fs::create_dir_all(&args.to)
+        .with_context(|| format!("could not create {}", args.to.display()))?;
+    for partition in partitions {
+        let files = Part::ALL.map(|part| (part, args.to.join(file_name(part, &partition))));
+        for (_, file) in &files {
+            ensure!(
+                !file.exists(),
+                "{} exists: move it away, or choose another directory",
+                file.display()
+            );
+        }
+        let rows = export_and_drop(&mut conn, &partition, &files).await;
+        if rows.is_err() {
+            for (_, file) in &files {
+                // It may not have been created.
+                let _ = fs::remove_file(file);
+            }
+        }
+        let [tasks, entries] = rows?;
+        let name = &partition.name;
+        output::print_line(&format!(
+            "archived {name}: {tasks} tasks, {entries} entries"
+        ))?;
+    }
+    Ok(())
+}
+
+fn file_name(part: Part, partition: &Partition) -> String {
+    format!("{}-{}.csv", part.name(), partition.name)
+}
+
+/// Returns the numbers of rows. If it fails, the database is unchanged.
+async fn export_and_drop(
+    conn: &mut PgConnection,
+    partition: &Partition,
+    files: &[(Part, PathBuf); 2],
+) -> anyhow::Result<[i64; 2]> {
+    let mut rows = [0; 2];
+    for ((part, file), rows) in files.iter().zip(&mut rows) {
+        export(conn, partition, *part, file)
+            .await
+            .with_context(|| format!("could not write {}", file.display()))?;
+        *rows = archive::count(conn, partition, *part).await?;
+    }
+    let mut tx = conn.begin().await?;
+    archive::drop_partition(&mut tx, partition).await?;
+    tx.commit().await?;
+    Ok(rows)
+}
+
+/// Returns once the file would survive a power failure: then its rows are dropped.
+async fn export(
+    conn: &mut PgConnection,
+    partition: &Partition,
+    part: Part,
+    path: &Path,
+) -> anyhow::Result<()> {
+    let mut options = private_files::options();
+    let mut file = options.write(true).create_new(true).open(path)?;
+    let mut rows = archive::export(conn, partition, part).await?;
+    while let Some(piece) = rows.try_next().await? {
+        file.write_all(&piece)?;
+    }
+    file.sync_all()?;
+    let folder = path.parent().context("it has no directory")?;
+    File::open(folder)?.sync_all()?;
+    Ok(())
+}
