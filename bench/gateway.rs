@@ -17,6 +17,7 @@ use tokio::{
 
 use super::{
     load::{Extent, Load},
+    peers,
     report::number,
     wire,
 };
@@ -33,6 +34,8 @@ pub(super) struct Site {
     program: PathBuf,
     /// The disk that is measured.
     pub(super) dir: PathBuf,
+    /// The gateway has a processor of its own.
+    pinned: bool,
 }
 
 /// A running gateway.
@@ -56,7 +59,12 @@ pub(super) struct Cpu {
 
 impl Site {
     /// Prepares a data directory and the settings, without starting the gateway.
-    pub(super) fn new(program: PathBuf, dir: &Path, upstream: SocketAddr) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        program: PathBuf,
+        dir: &Path,
+        upstream: SocketAddr,
+        pinned: bool,
+    ) -> anyhow::Result<Self> {
         let model = |name: &str| {
             format!(
                 "[backends.{name}]\nkind = \"openai\"\napi_key = \"none\"\n\
@@ -67,7 +75,11 @@ impl Site {
         let config = listen + &["tiny", "large", "slow", "burst"].map(model).concat();
         fs::write(dir.join("easel.toml"), config)?;
         let dir = dir.to_path_buf();
-        Ok(Self { program, dir })
+        Ok(Self {
+            program,
+            dir,
+            pinned,
+        })
     }
 
     /// Starts the gateway and waits until it is ready.
@@ -75,6 +87,14 @@ impl Site {
         let began = Instant::now();
         let log = File::options().create(true).append(true).open(self.log())?;
         let mut command = AsyncCommand::from(self.command(&["serve"]));
+        if self.pinned {
+            // This process is restricted already.
+            let (all, _) = peers::processors()?;
+            let mut free = AsyncCommand::new("taskset");
+            free.args(["-c", &all]).arg(&self.program);
+            free.args(command.as_std().get_args());
+            command = free;
+        }
         command.stdout(Stdio::piped()).stderr(log);
         let mut child = command.kill_on_drop(true).spawn()?;
         let stdout = child.stdout.take().context("no output to read")?;
@@ -97,6 +117,10 @@ impl Site {
         ready.run().await?;
         let start = began.elapsed();
         let pid = child.id().context("the gateway has ended")?;
+        if self.pinned {
+            // Only now: its database has any processor.
+            peers::pin(pid, peers::MEASURED)?;
+        }
         Ok(Gateway {
             address,
             start,

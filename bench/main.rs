@@ -1,10 +1,16 @@
 //! The load harness: starts a fake upstream and a gateway, puts load on it, and prints what it measured beside the
 //! required minimum.
-#![expect(clippy::print_stdout, reason = "it prints a table")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "it prints a table, and how far it is"
+)]
 
 mod gateway;
 mod load;
+mod peers;
 mod report;
+mod rounds;
 mod rows;
 mod upstream;
 mod wire;
@@ -47,6 +53,16 @@ struct Args {
     /// Measure another build of the gateway
     #[arg(long, value_name = "FILE", default_value = env!("CARGO_BIN_EXE_easel"))]
     gateway: PathBuf,
+    /// Measure nginx beside it, which must be installed: the gateway and nginx have a processor of their own, and the
+    /// database any. Rates are compared
+    #[arg(long)]
+    peers: bool,
+    /// Measure everything this often, and print the medians
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    rounds: u8,
+    /// Write the figures to a file, too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
     /// Where the gateway keeps its data: the disk that is measured
     #[arg(long, value_name = "DIR", default_value = env!("CARGO_TARGET_TMPDIR"))]
     dir: PathBuf,
@@ -63,15 +79,29 @@ async fn main() -> anyhow::Result<()> {
         .prefix(PREFIX)
         .tempdir_in(&args.dir)?
         .keep();
-    let bench = Bench::set_up(args.gateway, &dir, effort).await?;
-    report::print_head();
-    for row in Row::value_variants() {
-        let is_usual = *row != Row::Writers;
-        if args.only.contains(row) || args.only.is_empty() && is_usual {
-            for figure in bench.measure(*row).await? {
-                figure.print();
-            }
+    let bench = Bench::set_up(args.gateway, &dir, effort, args.peers).await?;
+    let is_measured = |row: &Row| match row {
+        Row::Writers => args.only.contains(row),
+        Row::Nginx if !args.peers => false,
+        _ => args.only.is_empty() || args.only.contains(row),
+    };
+    let mut rounds = Vec::new();
+    for round in 1..=args.rounds {
+        let mut figures = Vec::new();
+        for row in Row::value_variants().iter().copied().filter(is_measured) {
+            eprintln!("round {round} of {}: {row:?}", args.rounds);
+            figures.extend(bench.measure(row).await?);
         }
+        rounds.push(figures);
+    }
+    let mut figures = rounds::medians(rounds);
+    rounds::compare(&mut figures);
+    report::print_head();
+    for figure in &figures {
+        figure.print();
+    }
+    if let Some(file) = args.json {
+        fs::write(file, rounds::json(&figures))?;
     }
     remove_old(&args.dir)
 }

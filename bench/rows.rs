@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::{
     gateway::{Gateway, Site, cpu_each},
     load::{Extent, Load, Sample},
+    peers::{self, Nginx},
     report::{
         Figure,
         Floor::{self, AtLeast, AtMost},
@@ -33,6 +34,7 @@ const GENERATED_WAIT: Duration = Duration::from_mins(1);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Row {
     Direct,
+    Nginx,
     Start,
     Submit,
     Poll,
@@ -69,14 +71,18 @@ impl Bench {
         program: PathBuf,
         dir: &Path,
         effort: Effort,
+        with_peers: bool,
     ) -> anyhow::Result<Self> {
         let upstream = Upstream::start().await?;
-        let site = Site::new(program, dir, upstream.address)?;
+        let site = Site::new(program, dir, upstream.address, with_peers)?;
         let gateway = site.start().await?;
         let first_start = gateway.start;
         site.run(&["accounts", "create", "bench", "--balance", "100000000"])?;
         let key = site.run(&["keys", "create", "--account", "bench"])?;
         gateway.end().await?;
+        if with_peers {
+            peers::pin(std::process::id(), &peers::processors()?.1)?;
+        }
         Ok(Self {
             site,
             upstream,
@@ -89,13 +95,14 @@ impl Bench {
     pub(super) async fn measure(&self, row: Row) -> anyhow::Result<Vec<Figure>> {
         match row {
             Row::Direct => return self.direct().await,
+            Row::Nginx => return self.nginx().await,
             Row::Binary => return self.binary(),
             Row::Writers => return writers::compare(&self.site, self.effort.uploads_each).await,
             _ => {}
         }
         let gateway = self.site.start().await?;
         let figures = match row {
-            Row::Direct | Row::Binary | Row::Writers => vec![],
+            Row::Direct | Row::Nginx | Row::Binary | Row::Writers => vec![],
             Row::Start => self.start(&gateway).await?,
             Row::Submit => self.submit(&gateway).await?,
             Row::Poll => self.poll(&gateway).await?,
@@ -122,6 +129,57 @@ impl Bench {
             let what = format!("direct to the upstream, {model} image");
             figures.push(rate(&what, &sample, Floor::None));
         }
+        Ok(figures)
+    }
+
+    /// What nginx can do between the same client and upstream. It holds, stores and charges nothing.
+    async fn nginx(&self) -> anyhow::Result<Vec<Figure>> {
+        let nginx = Nginx::start(&self.site.dir, self.upstream.address).await?;
+        let request = |model: &str| {
+            let line = format!("POST /{model}/v1/images/generations");
+            wire::request(&line, "none", "application/json", b"{}")
+        };
+        let mut figures = Vec::new();
+        for (model, what) in [
+            ("tiny", "nginx, 70-byte image"),
+            ("large", "nginx, 1.5 MB image"),
+        ] {
+            let load = self.load(nginx.address, vec![request(model)], 200);
+            figures.push(rate(what, &load.run().await?, Floor::None));
+        }
+        let burst = Load {
+            address: nginx.address,
+            clients: WAITING_CLIENTS,
+            extent: Extent::Times(1),
+            requests: vec![request("burst")],
+            status: 200,
+        };
+        figures.push(rate(
+            "nginx, 1,000 images of 1.5 MB at once",
+            &burst.run().await?,
+            Floor::None,
+        ));
+        let image = upstream::noise(UPLOAD_SIDE_PX)?;
+        let upload = wire::request("POST /upload", "none", "image/png", &image);
+        let uploads = Load {
+            address: nginx.address,
+            clients: UPLOADING_CLIENTS,
+            extent: Extent::Times(self.effort.uploads_each),
+            requests: vec![upload],
+            status: 200,
+        };
+        #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
+        let megabytes = image.len() as f64 / 1e6;
+        let a_second = uploads.run().await?.a_second() * megabytes;
+        figures.push(
+            Figure::new(
+                "nginx, uploads of 20 MB by 4 clients",
+                a_second,
+                "MB/s",
+                Floor::None,
+            )
+            .note("not synced"),
+        );
         Ok(figures)
     }
 
