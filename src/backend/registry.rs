@@ -24,6 +24,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// An upstream may generate for minutes without sending a byte: this keeps routers from dropping the connection.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+/// How many unused connections to one host are kept: after a large answer each holds a buffer of 408 kB.
+const POOL_IDLE_MAX: usize = 32;
 
 /// Every configured backend, by name.
 #[derive(Default)]
@@ -197,6 +199,7 @@ fn shared_client(client: &mut Option<Client>) -> Result<Client, RegistryError> {
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_keepalive(KEEPALIVE)
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+        .pool_max_idle_per_host(POOL_IDLE_MAX)
         .build()
         .map_err(RegistryError::Client)?;
     Ok(client.insert(made).clone())

@@ -287,3 +287,51 @@ impl HeldImage {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    /// Memory for two images of the expected size.
+    fn for_two() -> Arc<Capacity> {
+        let folder = std::env::temp_dir();
+        let memory = 2 * EXPECTED_BYTES;
+        Arc::new(Capacity::new(memory, 0, folder, Naming::Nameless))
+    }
+
+    #[tokio::test]
+    async fn an_image_waits_for_memory_as_long_as_others_get_it() {
+        let capacity = for_two();
+        let mut held = vec![capacity.hold().await, capacity.hold().await];
+        let mut last = pin!(capacity.hold());
+        // Those that came before it take turns with the memory.
+        for _ in 0..30 {
+            capacity.begun.fetch_add(1, Ordering::Relaxed);
+            assert!(timeout(PATIENCE / 20, &mut last).await.is_err());
+        }
+        held.pop();
+        assert!(last.await.memory.is_some());
+    }
+
+    #[tokio::test]
+    async fn an_image_does_not_wait_for_images_that_do_not_move() {
+        let capacity = for_two();
+        let _held = [capacity.hold().await, capacity.hold().await];
+        let began = Instant::now();
+        assert!(capacity.hold().await.memory.is_none());
+        assert!((PATIENCE..PATIENCE * 3).contains(&began.elapsed()));
+    }
+
+    #[tokio::test]
+    async fn a_complete_image_frees_what_it_does_not_need() {
+        let capacity = for_two();
+        let mut small = [capacity.hold().await, capacity.hold().await];
+        for image in &mut small {
+            image.write(Bytes::from_static(b"small")).await;
+            assert!(matches!(image.whole().await, Whole::Memory(_)));
+        }
+        assert!(capacity.hold().now_or_never().unwrap().memory.is_some());
+    }
+}
