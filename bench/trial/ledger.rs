@@ -64,7 +64,7 @@ impl Ledger {
     /// Reads the state past the proxies.
     pub(super) async fn read(stage: &Stage) -> anyhow::Result<Self> {
         let mut conn = stage.connect().await?;
-        let faults = billing::ledger::faults(&mut conn).await?;
+        let faults = billing::ledger::faults(&mut conn, billing::ledger::Scope::Everything).await?;
         let open = sqlx::query_scalar("SELECT count(*) FROM tasks WHERE ended_at IS NULL")
             .fetch_one(&mut conn)
             .await?;

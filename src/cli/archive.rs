@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use futures_util::TryStreamExt;
 use sqlx::{Connection, PgConnection};
 
@@ -18,16 +18,13 @@ use super::{
 };
 use crate::{
     billing::ledger::{
-        self,
-        archive::{self, Part, Partition},
+        self, Scope,
+        closing::{self, Part, Partition},
     },
     clock::Clock,
     config::Config,
     private_files,
 };
-
-/// A month can be archived this long after its end: by then the tasks that were accepted in it have ended.
-const AGE_MIN: TimeDelta = TimeDelta::days(1);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
@@ -64,17 +61,17 @@ pub(super) async fn run(args: Args, config: &Config) -> anyhow::Result<ExitCode>
 async fn archive_all(args: &Args, database: &Database) -> anyhow::Result<()> {
     let now = Clock::default().now();
     ensure!(
-        args.before + AGE_MIN <= now,
+        args.before + closing::AGE_MIN <= now,
         "a month can be archived a day after its end: --before must be {} or earlier",
-        (now - AGE_MIN).format("%Y-%m")
+        (now - closing::AGE_MIN).format("%Y-%m")
     );
     let mut conn = database.pool.acquire().await?;
-    let partitions = archive::partitions(&mut conn, args.before).await?;
+    let partitions = closing::partitions(&mut conn, args.before).await?;
     if partitions.is_empty() {
         output::print_line("nothing is that old")?;
         return Ok(());
     }
-    for (promise, broken) in ledger::faults(&mut conn).await? {
+    for (promise, broken) in ledger::faults(&mut conn, Scope::Unclosed).await? {
         ensure!(
             broken == 0,
             "nothing was archived, because the ledger is broken {broken} times: {promise}"
@@ -122,10 +119,11 @@ async fn export_and_drop(
         export(conn, partition, *part, file)
             .await
             .with_context(|| format!("could not write {}", file.display()))?;
-        *rows = archive::count(conn, partition, *part).await?;
+        *rows = closing::count(conn, partition, *part).await?;
     }
     let mut tx = conn.begin().await?;
-    archive::drop_partition(&mut tx, partition).await?;
+    closing::close(&mut tx, partition).await?;
+    closing::drop_partition(&mut tx, partition).await?;
     tx.commit().await?;
     Ok(rows)
 }
@@ -139,7 +137,7 @@ async fn export(
 ) -> anyhow::Result<()> {
     let mut options = private_files::options();
     let mut file = options.write(true).create_new(true).open(path)?;
-    let mut rows = archive::export(conn, partition, part).await?;
+    let mut rows = closing::export(conn, partition, part).await?;
     while let Some(piece) = rows.try_next().await? {
         file.write_all(&piece)?;
     }

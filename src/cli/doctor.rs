@@ -2,20 +2,33 @@
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duration};
 
+use chrono::{DateTime, Utc};
+
 use super::{
     database::{Database, Purpose, absolute},
     first_run, healthcheck, output,
     traces::Traces,
 };
 use crate::{
-    backend::Registry, billing::ledger, clock::Clock, config::Config, failure::with_causes,
+    backend::Registry,
+    billing::ledger::{self, Scope, closing},
+    clock::Clock,
+    config::Config,
+    failure::with_causes,
     storage::Storage,
 };
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
 
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Read the whole ledger, not only what came after the last closed month
+    #[arg(long)]
+    all: bool,
+}
+
 /// Runs every check, also after one has failed. Opening the database migrates it.
-pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
     let mut report = Report {
         bad: 0,
         printed: Ok(()),
@@ -31,7 +44,11 @@ pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
                 "PostgreSQL"
             };
             report.good("database", kind);
-            check_ledger(&database, &mut report).await;
+            let scope = match args.all {
+                true => Scope::Everything,
+                false => Scope::Unclosed,
+            };
+            check_ledger(&database, scope, &mut report).await;
             database.close().await?;
         }
         Err(error) => report.bad("database", &with_causes(error.as_ref())),
@@ -131,19 +148,33 @@ struct Readiness {
     backends: BTreeMap<String, String>,
 }
 
-async fn check_ledger(database: &Database, report: &mut Report) {
-    let faults = async { ledger::faults(&mut *database.pool.acquire().await?).await };
-    match faults.await {
-        Ok(promises) => {
-            for (promise, broken) in promises {
-                match broken {
-                    0 => report.good("ledger", promise),
-                    broken => report.bad("ledger", &format!("broken {broken} times: {promise}")),
-                }
-            }
+async fn check_ledger(database: &Database, scope: Scope, report: &mut Report) {
+    let faults = async { ledger::faults(&mut *database.pool.acquire().await?, scope).await };
+    let promises = match faults.await {
+        Ok(promises) => promises,
+        Err(error) => return report.bad("ledger", &with_causes(&error)),
+    };
+    for (promise, broken) in &promises {
+        match broken {
+            0 => report.good("ledger", promise),
+            broken => report.bad("ledger", &format!("broken {broken} times: {promise}")),
         }
-        Err(error) => report.bad("ledger", &with_causes(&error)),
     }
+    if promises.iter().all(|(_, broken)| *broken == 0) {
+        let until = Clock::default().now() - closing::AGE_MIN;
+        if let Err(error) = close_months(database, until).await {
+            report.bad("ledger", &with_causes(&error));
+        }
+    }
+}
+
+/// What was checked need not be read again.
+async fn close_months(database: &Database, until: DateTime<Utc>) -> sqlx::Result<()> {
+    let mut conn = database.pool.acquire().await?;
+    for partition in closing::unclosed(&mut conn, until).await? {
+        closing::close(&mut conn, &partition).await?;
+    }
+    Ok(())
 }
 
 struct Report {

@@ -88,7 +88,7 @@ enum Command {
     #[command(subcommand)]
     Config(config::Command),
     /// Check the database, storage, each backend and the ledger: one line each
-    Doctor,
+    Doctor(doctor::Args),
     /// Ask the running gateway whether it is ready: exit code 0 if so
     Healthcheck,
 }
@@ -130,7 +130,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Archive(args) => archive::run(args, &config).await,
             Command::Migrate => migrate::run(&config).await,
             Command::Config(command) => config::run(&command, &config, &sources).await,
-            Command::Doctor => doctor::run(config).await,
+            Command::Doctor(args) => doctor::run(args, config).await,
             Command::Healthcheck => healthcheck::run(&config).await,
         }
     })

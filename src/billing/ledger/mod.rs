@@ -2,12 +2,12 @@
 //! Accounts are locked in id order to avoid deadlocks.
 
 mod accept;
-pub mod archive;
 mod audit;
+pub mod closing;
 mod settle;
 
 pub use accept::{Acceptance, Accepted, NewTask, Start, accept, present};
-pub use audit::faults;
+pub use audit::{Scope, faults};
 pub use settle::{Settlement, Settling, settle};
 
 use std::time::Duration;

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use easel::billing::ledger;
+use easel::billing::ledger::{self, Scope};
 use sqlx::{Executor, PgConnection};
 
 use crate::harness::{database::TestDatabase, process::Setup};
@@ -29,8 +29,10 @@ const PAST: &str = "
         ended('2026-02-10Z', '2026-02-10 00:00:20Z'), ended('2026-03-10Z', '2026-03-10 00:00:20Z')";
 
 async fn assert_ledger_holds(conn: &mut PgConnection) {
-    for (promise, broken) in ledger::faults(conn).await.unwrap() {
-        assert_eq!(broken, 0, "broken: {promise}");
+    for scope in [Scope::Unclosed, Scope::Everything] {
+        for (promise, broken) in ledger::faults(conn, scope).await.unwrap() {
+            assert_eq!(broken, 0, "broken, {scope:?}: {promise}");
+        }
     }
 }
 
@@ -77,7 +79,7 @@ async fn old_months_are_exported_and_dropped_and_the_ledger_adds_up() {
     conn.execute("DELETE FROM entries WHERE kind = 'capture'")
         .await
         .unwrap();
-    let faults = ledger::faults(&mut conn).await.unwrap();
+    let faults = ledger::faults(&mut conn, Scope::Unclosed).await.unwrap();
     assert_eq!(faults.iter().filter(|(_, broken)| *broken > 0).count(), 2);
 }
 
@@ -129,4 +131,51 @@ async fn nothing_is_archived_from_a_broken_ledger_or_over_a_file() {
         .await
         .unwrap();
     assert_eq!(left, 4);
+}
+
+#[tokio::test]
+async fn the_doctor_closes_months_and_reads_them_again_only_if_told_to() {
+    let database = TestDatabase::create().await;
+    let mut conn = database.connect().await;
+    conn.execute(PAST).await.unwrap();
+    let setup = Setup::on(&database, "");
+    setup.serve().end();
+    setup.run(&["doctor"]).good();
+    let closed: i64 = sqlx::query_scalar("SELECT count(*) FROM closed_partitions")
+        .fetch_one(&mut conn)
+        .await
+        .unwrap();
+    assert_eq!(closed, 3);
+    assert_ledger_holds(&mut conn).await;
+
+    // A month that is closed: only all of the ledger shows it.
+    let tampered =
+        "UPDATE entries SET balance_change = -300000 WHERE created_at = '2026-01-10 00:00:20Z'";
+    conn.execute(tampered).await.unwrap();
+    setup.run(&["doctor"]).good();
+    let all = setup.run(&["doctor", "--all"]);
+    assert_eq!(all.code, Some(1), "{all:?}");
+    assert!(
+        all.stdout
+            .contains("broken 1 times: the entries of an account add up"),
+        "{all:?}"
+    );
+    let repaired = tampered.replace("300000", "200000");
+    conn.execute(repaired.as_str()).await.unwrap();
+    setup.run(&["doctor", "--all"]).good();
+
+    // A closed month can be archived, too.
+    let to = setup.dir.path().join("backup");
+    let archived = setup.run(&[
+        "archive",
+        "--before",
+        "2026-03",
+        "--to",
+        to.to_str().unwrap(),
+    ]);
+    insta::assert_snapshot!(archived.good(), @r"
+    archived 2026_01: 2 tasks, 2 entries
+    archived 2026_02: 1 tasks, 2 entries
+    ");
+    assert_ledger_holds(&mut conn).await;
 }

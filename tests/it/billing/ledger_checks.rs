@@ -12,7 +12,9 @@ use tokio::runtime;
 use crate::harness::{TestApp, database::TestDatabase, upstream::Upstream};
 
 async fn broken(conn: &mut PgConnection) -> Vec<&'static str> {
-    let faults = ledger::faults(conn).await.unwrap();
+    let faults = ledger::faults(conn, ledger::Scope::Everything)
+        .await
+        .unwrap();
     let broken = faults.into_iter().filter(|(_, count)| *count > 0);
     broken.map(|(promise, _)| promise).collect()
 }

@@ -190,7 +190,10 @@ impl TestDatabase {
     /// Asserts all invariants, and that nothing is open any more.
     pub async fn assert_invariants(&self) {
         let mut conn = self.connect().await;
-        for (promise, broken) in ledger::faults(&mut conn).await.unwrap() {
+        for (promise, broken) in ledger::faults(&mut conn, ledger::Scope::Everything)
+            .await
+            .unwrap()
+        {
             assert_eq!(broken, 0, "broken: {promise}");
         }
         let open: i64 =

@@ -234,7 +234,10 @@ async fn tasks(engine: &Engine, ids: &[easel::ids::TaskId]) -> Vec<Task> {
 
 async fn assert_sound(engine: &Engine) {
     let mut conn = engine.pool.acquire().await.unwrap();
-    for (promise, broken) in ledger::faults(&mut conn).await.unwrap() {
+    for (promise, broken) in ledger::faults(&mut conn, ledger::Scope::Everything)
+        .await
+        .unwrap()
+    {
         assert_eq!(broken, 0, "broken: {promise}");
     }
 }

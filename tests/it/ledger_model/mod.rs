@@ -243,7 +243,10 @@ impl Ledger {
 
     async fn compare(&self, model: &Model) {
         let mut conn = self.engine.pool.acquire().await.unwrap();
-        for (promise, broken) in ledger::faults(&mut conn).await.unwrap() {
+        for (promise, broken) in ledger::faults(&mut conn, ledger::Scope::Everything)
+            .await
+            .unwrap()
+        {
             assert_eq!(broken, 0, "broken: {promise}");
         }
         for ((id, expected), quota) in self.accounts.iter().zip(&model.accounts).zip(QUOTAS) {

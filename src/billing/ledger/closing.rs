@@ -1,10 +1,13 @@
-//! Archives months that are over: their tasks and entries are exported and dropped, and what the entries add up to is
-//! carried forward, so that a balance remains the sum of its account's entries.
+//! Closes months that are over. What their entries add up to is carried forward, so that a balance remains the sum of its
+//! account's entries although the audit does not read them again, or they were exported and dropped.
 
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::stream::BoxStream;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, query, query_as, query_scalar};
+
+/// A month can be closed this long after its end: by then the tasks that were accepted in it have ended.
+pub const AGE_MIN: TimeDelta = TimeDelta::days(1);
 
 /// A partition of the ended tasks and one of the entries, of the same time.
 #[derive(Clone, Debug)]
@@ -45,7 +48,7 @@ impl Part {
     }
 }
 
-/// The partitions that end at this moment or before, oldest first.
+/// The partitions that end at this moment or before and are not dropped, oldest first.
 #[tracing::instrument(level = "debug", skip_all)]
 pub async fn partitions(
     conn: &mut PgConnection,
@@ -60,6 +63,44 @@ pub async fn partitions(
     .await
 }
 
+/// Those of them that are not closed yet, oldest first.
+#[tracing::instrument(level = "debug", skip_all)]
+pub async fn unclosed(
+    conn: &mut PgConnection,
+    until: DateTime<Utc>,
+) -> sqlx::Result<Vec<Partition>> {
+    query_as!(
+        Partition,
+        r#"SELECT p.name AS "name!", p.until AS "until!" FROM partitions_until($1) p
+           WHERE NOT EXISTS (SELECT FROM closed_partitions c WHERE c.name = p.name) ORDER BY p.until"#,
+        until
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Carries the sums of a partition forward. Partitions are closed in their order, and only if the audit found nothing
+/// wrong. A partition that is closed already stays as it is.
+#[tracing::instrument(level = "debug", skip_all)]
+pub async fn close(conn: &mut PgConnection, partition: &Partition) -> sqlx::Result<()> {
+    let entries = Part::Entries.table(partition);
+    let close = format!(
+        "WITH closed AS (
+             INSERT INTO closed_partitions (name, until) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING name
+         )
+         INSERT INTO closed_sums (name, account_id, balance, spent)
+         SELECT closed.name, account_id, sum(balance_change),
+             COALESCE(-sum(balance_change) FILTER (WHERE kind = 'capture'), 0)
+         FROM closed, {entries} GROUP BY closed.name, account_id"
+    );
+    sqlx::query(AssertSqlSafe(close))
+        .bind(&partition.name)
+        .bind(partition.until)
+        .execute(conn)
+        .await
+        .map(drop)
+}
+
 /// The rows of one part as CSV with a header, in the order of their ids.
 #[tracing::instrument(level = "debug", skip_all)]
 pub async fn export<'c>(
@@ -72,22 +113,12 @@ pub async fn export<'c>(
     conn.copy_out_raw(&copy).await
 }
 
-/// Carries the sums of a partition forward and drops it. Part of a transaction.
+/// Drops a closed partition. Part of a transaction.
 #[tracing::instrument(level = "debug", skip_all)]
 pub async fn drop_partition(conn: &mut PgConnection, partition: &Partition) -> sqlx::Result<()> {
-    let entries = Part::Entries.table(partition);
-    conn.execute(AssertSqlSafe(format!(
-        "INSERT INTO archived_sums AS sums (account_id, balance, spent)
-         SELECT account_id, sum(balance_change), COALESCE(-sum(balance_change) FILTER (WHERE kind = 'capture'), 0)
-         FROM {entries} GROUP BY account_id
-         ON CONFLICT (account_id) DO UPDATE
-         SET balance = sums.balance + EXCLUDED.balance, spent = sums.spent + EXCLUDED.spent"
-    )))
-    .await?;
     query!(
-        "INSERT INTO archived_until (until) VALUES ($1)
-         ON CONFLICT (one) DO UPDATE SET until = GREATEST(archived_until.until, EXCLUDED.until)",
-        partition.until
+        "UPDATE closed_partitions SET archived = true WHERE name = $1",
+        partition.name
     )
     .execute(&mut *conn)
     .await?;
