@@ -1,6 +1,11 @@
 //! What one core does with the bytes of an image between an upstream's socket and storage, step by step, beside what the
 //! memory itself allows: `cargo bench --bench bytes`.
 
+#![expect(
+    clippy::expect_used,
+    reason = "a bench without its image has nothing to measure"
+)]
+
 use std::{hint::black_box, sync::Arc};
 
 use bytes::Bytes;

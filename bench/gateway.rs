@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     load::{Extent, Load},
-    peers,
+    peers::{self, Processors},
     report::number,
     wire,
 };
@@ -34,8 +34,8 @@ pub(super) struct Site {
     program: PathBuf,
     /// The disk that is measured.
     pub(super) dir: PathBuf,
-    /// The gateway has a processor of its own.
-    pinned: bool,
+    /// The gateway has one of them for itself.
+    processors: Option<Processors>,
 }
 
 /// A running gateway.
@@ -63,7 +63,7 @@ impl Site {
         program: PathBuf,
         dir: &Path,
         upstream: SocketAddr,
-        pinned: bool,
+        processors: Option<Processors>,
     ) -> anyhow::Result<Self> {
         let model = |name: &str| {
             format!(
@@ -78,7 +78,7 @@ impl Site {
         Ok(Self {
             program,
             dir,
-            pinned,
+            processors,
         })
     }
 
@@ -87,11 +87,10 @@ impl Site {
         let began = Instant::now();
         let log = File::options().create(true).append(true).open(self.log())?;
         let mut command = AsyncCommand::from(self.command(&["serve"]));
-        if self.pinned {
+        if let Some(Processors { all, .. }) = &self.processors {
             // This process is restricted already.
-            let (all, _) = peers::processors()?;
             let mut free = AsyncCommand::new("taskset");
-            free.args(["-c", &all]).arg(&self.program);
+            free.args(["-c", all]).arg(&self.program);
             free.args(command.as_std().get_args());
             command = free;
         }
@@ -117,7 +116,7 @@ impl Site {
         ready.run().await?;
         let start = began.elapsed();
         let pid = child.id().context("the gateway has ended")?;
-        if self.pinned {
+        if self.processors.is_some() {
             // Only now: its database has any processor.
             peers::pin(pid, peers::MEASURED)?;
         }

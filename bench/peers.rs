@@ -60,11 +60,11 @@ fn settings(dir: &Path, address: SocketAddr, upstream: SocketAddr) -> String {
     let dir = dir.display();
     format!(
         "daemon off;
+        master_process off;
         user root;
         worker_processes 1;
         pid {dir}/pid;
         error_log {dir}/error.log;
-        worker_rlimit_nofile 65536;
         events {{ worker_connections 8192; }}
         http {{
             access_log off;
@@ -103,9 +103,21 @@ pub(super) fn pin(pid: u32, processors: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// All processors, and those that are not [`MEASURED`].
-pub(super) fn processors() -> anyhow::Result<(String, String)> {
-    let count = std::thread::available_parallelism()?.get();
-    ensure!(count > 1, "one processor cannot be shared out");
-    Ok((format!("0-{}", count - 1), format!("1-{}", count - 1)))
+/// The processors of this machine.
+pub(super) struct Processors {
+    pub(super) all: String,
+    /// All but [`MEASURED`].
+    pub(super) others: String,
+}
+
+impl Processors {
+    /// Call it before this process is pinned.
+    pub(super) fn read() -> anyhow::Result<Self> {
+        let count = std::thread::available_parallelism()?.get();
+        ensure!(count > 1, "one processor cannot be shared out");
+        Ok(Self {
+            all: format!("0-{}", count - 1),
+            others: format!("1-{}", count - 1),
+        })
+    }
 }

@@ -56,5 +56,5 @@ pub(super) fn json(figures: &[Figure]) -> String {
             "note": figure.note,
         })
     });
-    serde_json::Value::from_iter(rows).to_string()
+    rows.collect::<serde_json::Value>().to_string()
 }

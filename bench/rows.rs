@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::{
     gateway::{Gateway, Site, cpu_each},
     load::{Extent, Load, Sample},
-    peers::{self, Nginx},
+    peers::{self, Nginx, Processors},
     report::{
         Figure,
         Floor::{self, AtLeast, AtMost},
@@ -74,14 +74,20 @@ impl Bench {
         with_peers: bool,
     ) -> anyhow::Result<Self> {
         let upstream = Upstream::start().await?;
-        let site = Site::new(program, dir, upstream.address, with_peers)?;
+        let processors = if with_peers {
+            Some(Processors::read()?)
+        } else {
+            None
+        };
+        let others = processors.as_ref().map(|both| both.others.clone());
+        let site = Site::new(program, dir, upstream.address, processors)?;
         let gateway = site.start().await?;
         let first_start = gateway.start;
         site.run(&["accounts", "create", "bench", "--balance", "100000000"])?;
         let key = site.run(&["keys", "create", "--account", "bench"])?;
         gateway.end().await?;
-        if with_peers {
-            peers::pin(std::process::id(), &peers::processors()?.1)?;
+        if let Some(others) = others {
+            peers::pin(std::process::id(), &others)?;
         }
         Ok(Self {
             site,

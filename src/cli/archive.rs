@@ -5,12 +5,13 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use chrono::{DateTime, NaiveDate, Utc};
 use futures_util::TryStreamExt;
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 
 use super::{
     database::{Database, Purpose},
@@ -23,8 +24,13 @@ use crate::{
     },
     clock::Clock,
     config::Config,
+    db::{self, Patience, Trouble, trouble},
     private_files,
 };
+
+/// How often a drop that meets a lock is tried, and the wait in between.
+const DROP_TRIES: u32 = 20;
+const DROP_WAIT: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
@@ -88,7 +94,7 @@ async fn archive_all(args: &Args, database: &Database) -> anyhow::Result<()> {
                 file.display()
             );
         }
-        let rows = export_and_drop(&mut conn, &partition, &files).await;
+        let rows = export_both(&mut conn, &partition, &files).await;
         if rows.is_err() {
             for (_, file) in &files {
                 // It may not have been created.
@@ -97,6 +103,10 @@ async fn archive_all(args: &Args, database: &Database) -> anyhow::Result<()> {
         }
         let [tasks, entries] = rows?;
         let name = &partition.name;
+        // From here on the files stay: if the answer to the commit is lost, they are all that is left.
+        drop_patiently(&database.pool, &partition)
+            .await
+            .with_context(|| format!("{name} was exported, and may not have been dropped"))?;
         output::print_line(&format!(
             "archived {name}: {tasks} tasks, {entries} entries"
         ))?;
@@ -108,8 +118,8 @@ fn file_name(part: Part, partition: &Partition) -> String {
     format!("{}-{}.csv", part.name(), partition.name)
 }
 
-/// Returns the numbers of rows. If it fails, the database is unchanged.
-async fn export_and_drop(
+/// Returns the numbers of rows.
+async fn export_both(
     conn: &mut PgConnection,
     partition: &Partition,
     files: &[(Part, PathBuf); 2],
@@ -121,11 +131,27 @@ async fn export_and_drop(
             .with_context(|| format!("could not write {}", file.display()))?;
         *rows = closing::count(conn, partition, *part).await?;
     }
-    let mut tx = conn.begin().await?;
-    closing::close(&mut tx, partition).await?;
-    closing::drop_partition(&mut tx, partition).await?;
-    tx.commit().await?;
     Ok(rows)
+}
+
+/// A lock that this waits for keeps everybody else waiting: so it waits briefly, and often.
+async fn drop_patiently(pool: &db::Pool, partition: &Partition) -> anyhow::Result<()> {
+    for _ in 0..DROP_TRIES {
+        let dropped = async {
+            let mut tx = db::begin(pool, Patience::Little).await?;
+            closing::close(&mut tx, partition).await?;
+            closing::drop_partition(&mut tx, partition).await?;
+            tx.commit().await
+        };
+        match dropped.await {
+            Err(error) if trouble(&error) == Trouble::Contended => {}
+            done => return Ok(done?),
+        }
+        tokio::time::sleep(DROP_WAIT).await;
+    }
+    bail!(
+        "something reads its tables for long, like a backup: move the files away and try again later"
+    )
 }
 
 /// Returns once the file would survive a power failure: then its rows are dropped.

@@ -14,6 +14,7 @@ use crate::{
     billing::ledger::{self, Scope, closing},
     clock::Clock,
     config::Config,
+    db::{self, Advice, Effect},
     failure::with_causes,
     storage::Storage,
 };
@@ -44,9 +45,11 @@ pub(super) async fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> 
                 "PostgreSQL"
             };
             report.good("database", kind);
-            let scope = match args.all {
-                true => Scope::Everything,
-                false => Scope::Unclosed,
+            check_settings(&database, &mut report).await;
+            let scope = if args.all {
+                Scope::Everything
+            } else {
+                Scope::Unclosed
             };
             check_ledger(&database, scope, &mut report).await;
             database.close().await?;
@@ -146,6 +149,22 @@ fn check_first_key(config: &Config, report: &mut Report) {
 #[derive(serde::Deserialize)]
 struct Readiness {
     backends: BTreeMap<String, String>,
+}
+
+/// The settings of a server that others run.
+async fn check_settings(database: &Database, report: &mut Report) {
+    let advice = async { db::advice(&mut *database.pool.acquire().await?).await };
+    match advice.await {
+        Ok(advice) => {
+            for Advice { effect, text } in advice {
+                match effect {
+                    Effect::Unsafe => report.bad("database", &text),
+                    Effect::Slow => report.note("database", &text),
+                }
+            }
+        }
+        Err(error) => report.bad("database", &with_causes(&error)),
+    }
 }
 
 async fn check_ledger(database: &Database, scope: Scope, report: &mut Report) {

@@ -1,5 +1,6 @@
 //! The database: connection setup, time limits, and migrations.
 
+mod advice;
 mod kept;
 mod listener;
 mod notify;
@@ -16,6 +17,7 @@ use sqlx::{
     postgres::types::PgInterval,
 };
 
+pub use advice::{Advice, Effect, advice};
 pub use kept::{Keeper, KeptConnection};
 pub use listener::{Heard, Listener, PRESENCE_LOCK, is_another_alive};
 pub use notify::{RELOAD_CHANNEL, notify};

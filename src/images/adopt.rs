@@ -7,17 +7,19 @@ use futures_util::TryStreamExt;
 
 use crate::{
     app::App,
+    failure::Class,
     image::{Filter, ImageInfo, Metadata},
     storage::{Key, StorageError},
-    tasks::{Image, Task, store},
+    tasks::{Attempt, Claim, Image, Task, store},
 };
 
 /// Images by their positions in the task, from 1.
 pub(super) type Adopted = BTreeMap<u8, Image>;
 
-/// Returns the whole images of a task's earlier attempts. A first attempt costs no storage request.
-pub(super) async fn adopt(app: &App, task: &Task) -> Adopted {
-    if task.fence <= store::FIRST_FENCE {
+/// Returns the whole images of a task's earlier attempts. It costs no storage request if these have reported all that
+/// they delivered.
+pub(super) async fn adopt(app: &App, Claim { task, assignment }: &Claim) -> Adopted {
+    if have_all_reported(task.fence, &assignment.tried) {
         return Adopted::new();
     }
     let adopted = find(app, task).await.unwrap_or_else(|error| {
@@ -31,6 +33,18 @@ pub(super) async fn adopt(app: &App, task: &Task) -> Adopted {
         tracing::info!(images = adopted.len(), "adopted images of a lost attempt");
     }
     adopted
+}
+
+/// Whether every earlier claim of a task ended with a report. A claim raises the fence by one, and so does its end. Claims
+/// that left no attempt behind were given back at a shutdown, or had not begun.
+fn have_all_reported(fence: i64, tried: &[Attempt]) -> bool {
+    let has_reported = |attempt: &&Attempt| {
+        // A lost worker reported nothing, and images that could not be stored in time may have been stored later.
+        !matches!(attempt.class, Some(Class::Lost | Class::Internal))
+    };
+    let reported = tried.iter().filter(has_reported).count();
+    let claims_before = (fence - store::FIRST_FENCE) / 2;
+    usize::try_from(claims_before).is_ok_and(|claims| claims == reported)
 }
 
 async fn find(app: &App, task: &Task) -> Result<Adopted, StorageError> {
@@ -79,5 +93,34 @@ fn image(key: &Key, bytes: u64, info: ImageInfo) -> Image {
         bytes,
         width: info.width,
         height: info.height,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_claims_without_a_report_can_have_left_images() {
+        let attempt = |class| Attempt {
+            route: "up".to_owned(),
+            jobs: Vec::new(),
+            duration_ms: 1,
+            class: Some(class),
+        };
+        let [failed, lost, internal] = [Class::Failed, Class::Lost, Class::Internal].map(attempt);
+        for (fence, tried, all) in [
+            (1, vec![], true),
+            (3, vec![failed.clone()], true),
+            (5, vec![failed.clone(), failed.clone()], true),
+            // Given back in between.
+            (3, vec![], false),
+            (5, vec![failed.clone()], false),
+            (3, vec![lost.clone()], false),
+            (5, vec![failed.clone(), lost], false),
+            (5, vec![failed, internal], false),
+        ] {
+            assert_eq!(have_all_reported(fence, &tried), all, "{fence} {tried:?}");
+        }
     }
 }

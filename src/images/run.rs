@@ -57,7 +57,7 @@ pub fn requirements(request: &Request) -> Requirements {
 pub async fn run(app: &App, claim: &Claim) -> Ran {
     let Claim { task, assignment } = claim;
     let deadline = Instant::now() + task.left;
-    let adopted = adopt::adopt(app, task).await;
+    let adopted = adopt::adopt(app, claim).await;
     if adopted.len() == usize::from(task.request.n) {
         return Ran::Ended(Ending::of(delivered(adopted)));
     }
@@ -283,7 +283,7 @@ fn calls<'a>(
                 job,
                 ..generate_request(&task.request, route, inputs)
             },
-            sink: StorageSink::new(app, task, index, seqs),
+            sink: StorageSink::new(app, task, index, seqs, route.settings.timeout()),
         })
     };
     seqs.chunks(usize::from(n_max))

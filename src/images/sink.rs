@@ -1,6 +1,8 @@
 //! Receives a backend's images: each passes the filter that checks it and strips its metadata, and
 //! once it is whole it is stored, however long that takes.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::Value;
@@ -17,6 +19,8 @@ use crate::{
     tasks::{Image, Task, store},
 };
 
+/// Of a route's timeout, the images of a call may spend this part waiting for memory.
+const PATIENCE_SHARE: u32 = 4;
 /// The most bytes of one image as an upstream sends it.
 const IMAGE_BYTES_MAX: usize = 64 << 20;
 
@@ -29,6 +33,8 @@ pub(super) struct StorageSink<'a> {
     call: u8,
     /// The positions of this call's images in the task, from 1.
     seqs: Vec<u8>,
+    /// How long the call's images may still wait for memory: the route's timeout goes on meanwhile.
+    patience: Duration,
     current: Option<Current>,
     job: Option<String>,
     usage: Option<Value>,
@@ -66,13 +72,20 @@ struct Storing {
 }
 
 impl<'a> StorageSink<'a> {
-    /// A sink for the call with this index, which delivers the images at these positions.
-    pub(super) fn new(app: &'a App, task: &'a Task, call: usize, seqs: Vec<u8>) -> Self {
+    /// A sink for the call with this index, which delivers the images at these positions within the route's timeout.
+    pub(super) fn new(
+        app: &'a App,
+        task: &'a Task,
+        call: usize,
+        seqs: Vec<u8>,
+        timeout: Duration,
+    ) -> Self {
         Self {
             app,
             task,
             call: u8::try_from(call).unwrap_or(u8::MAX),
             seqs,
+            patience: timeout / PATIENCE_SHARE,
             current: None,
             job: None,
             usage: None,
@@ -107,16 +120,20 @@ impl<'a> StorageSink<'a> {
         kept
     }
 
-    async fn begin(&self) -> Current {
+    async fn begin(&mut self) -> Current {
         let is_wanted = self.storing.len() < self.seqs.len();
+        let since = Instant::now();
+        let held = if is_wanted {
+            Some(self.app.storage.hold(self.patience).await)
+        } else {
+            None
+        };
+        self.patience = self.patience.saturating_sub(since.elapsed());
         Current {
             filter: Filter::new(Metadata::Strip, self.app.image_limits()),
             received: 0,
             ready: Vec::new(),
-            held: match is_wanted {
-                true => Some(self.app.storage.hold().await),
-                false => None,
-            },
+            held,
         }
     }
 }

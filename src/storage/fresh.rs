@@ -66,8 +66,10 @@ impl Fresh {
         let Some(expected) = expected.get_mut(&task) else {
             return;
         };
-        let units = self.memory.units_of(image.bytes());
-        if let (Some(blocks), Some(memory)) = (image.in_memory(), self.memory.try_take(units)) {
+        let memory = || self.memory.try_take_bytes(image.memory_bytes());
+        if let Some(blocks) = image.in_memory()
+            && let Some(memory) = memory()
+        {
             let image = FreshImage {
                 blocks: blocks.to_vec(),
                 bytes: image.bytes(),

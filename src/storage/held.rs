@@ -33,7 +33,7 @@ const WHOLE_BYTES_MIN: usize = 4 * 1024;
 const EXPECTED_BYTES: u64 = 2 * 1024 * 1024;
 /// Waiting ends when no image got memory for this long: the others are slow to arrive, or cannot be stored.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// The longest wait. After that the image goes to the disk: the time-out of its route goes on.
+/// The longest wait, for a caller that has the time. After that the image goes to the disk.
 const PATIENCE_MAX: Duration = Duration::from_secs(10);
 /// Wait between two attempts while neither memory nor disk has capacity.
 const RETRY: Duration = Duration::from_millis(500);
@@ -99,9 +99,10 @@ impl Capacity {
         }
     }
 
-    /// An empty image. Waits for the memory that it is expected to need; beyond that it takes capacity as it grows.
-    pub(super) async fn hold(self: &Arc<Self>) -> HeldImage {
-        let memory = self.expected_memory().await;
+    /// An empty image. Waits for the memory that it is expected to need, at most `patience`; beyond that it takes capacity
+    /// as it grows.
+    pub(super) async fn hold(self: &Arc<Self>, patience: Duration) -> HeldImage {
+        let memory = self.expected_memory(patience).await;
         HeldImage {
             capacity: Arc::clone(self),
             bytes: 0,
@@ -113,17 +114,18 @@ impl Capacity {
         }
     }
 
-    async fn expected_memory(&self) -> Option<OwnedSemaphorePermit> {
+    async fn expected_memory(&self, patience: Duration) -> Option<OwnedSemaphorePermit> {
+        let longest = patience.min(PATIENCE_MAX);
         let mut take = pin!(self.memory(EXPECTED_BYTES));
         let since = Instant::now();
         loop {
             let begun = self.begun.load(Ordering::Relaxed);
-            if let Ok(memory) = timeout(PATIENCE, &mut take).await {
+            if let Ok(memory) = timeout(PATIENCE.min(longest), &mut take).await {
                 self.begun.fetch_add(1, Ordering::Relaxed);
                 return memory.ok();
             }
             let is_stuck = self.begun.load(Ordering::Relaxed) == begun;
-            if is_stuck || since.elapsed() > PATIENCE_MAX {
+            if is_stuck || since.elapsed() >= longest {
                 return None;
             }
         }
@@ -187,13 +189,11 @@ impl HeldImage {
         if self.spooled.is_some() && !self.blocks.is_empty() {
             self.spool().await;
         }
-        match &self.spooled {
-            Some(spooled) => Whole::File(Arc::clone(&spooled.file), spooled.bytes),
-            None => {
-                self.free_unneeded_memory();
-                Whole::Memory(self.blocks.clone())
-            }
+        if let Some(spooled) = &self.spooled {
+            return Whole::File(Arc::clone(&spooled.file), spooled.bytes);
         }
+        self.free_unneeded_memory();
+        Whole::Memory(self.blocks.clone())
     }
 
     fn free_unneeded_memory(&mut self) {
@@ -203,10 +203,13 @@ impl HeldImage {
         }
     }
 
-    /// The memory that it needs if there is no file.
+    /// The memory that its bytes take, or would take if there were no file.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.bytes.max(self.received)
+    }
+
     fn units(&self) -> u32 {
-        let pool = &self.capacity.memory;
-        pool.units_of(self.bytes.max(self.received))
+        self.capacity.memory.units_of(self.memory_bytes())
     }
 
     /// The bytes of a complete image that is not in a file.
@@ -304,8 +307,11 @@ mod tests {
     #[tokio::test]
     async fn an_image_waits_for_memory_as_long_as_others_get_it() {
         let capacity = for_two();
-        let mut held = vec![capacity.hold().await, capacity.hold().await];
-        let mut last = pin!(capacity.hold());
+        let mut held = vec![
+            capacity.hold(PATIENCE_MAX).await,
+            capacity.hold(PATIENCE_MAX).await,
+        ];
+        let mut last = pin!(capacity.hold(PATIENCE_MAX));
         // Those that came before it take turns with the memory.
         for _ in 0..30 {
             capacity.begun.fetch_add(1, Ordering::Relaxed);
@@ -318,20 +324,33 @@ mod tests {
     #[tokio::test]
     async fn an_image_does_not_wait_for_images_that_do_not_move() {
         let capacity = for_two();
-        let _held = [capacity.hold().await, capacity.hold().await];
+        let _held = [
+            capacity.hold(PATIENCE_MAX).await,
+            capacity.hold(PATIENCE_MAX).await,
+        ];
         let began = Instant::now();
-        assert!(capacity.hold().await.memory.is_none());
+        assert!(capacity.hold(PATIENCE_MAX).await.memory.is_none());
         assert!((PATIENCE..PATIENCE * 3).contains(&began.elapsed()));
     }
 
     #[tokio::test]
     async fn a_complete_image_frees_what_it_does_not_need() {
         let capacity = for_two();
-        let mut small = [capacity.hold().await, capacity.hold().await];
+        let mut small = [
+            capacity.hold(PATIENCE_MAX).await,
+            capacity.hold(PATIENCE_MAX).await,
+        ];
         for image in &mut small {
             image.write(Bytes::from_static(b"small")).await;
             assert!(matches!(image.whole().await, Whole::Memory(_)));
         }
-        assert!(capacity.hold().now_or_never().unwrap().memory.is_some());
+        assert!(
+            capacity
+                .hold(PATIENCE_MAX)
+                .now_or_never()
+                .unwrap()
+                .memory
+                .is_some()
+        );
     }
 }

@@ -12,9 +12,9 @@ const WAIT_MIN: Duration = Duration::from_millis(100);
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
 impl Storage {
-    /// Starts to hold an image that must not be lost. Waits a moment if there is no memory for it.
-    pub async fn hold(&self) -> HeldImage {
-        self.capacity.hold().await
+    /// Starts to hold an image that must not be lost. If there is no memory for it, waits a while, at most `patience`.
+    pub async fn hold(&self, patience: Duration) -> HeldImage {
+        self.capacity.hold(patience).await
     }
 
     /// Stores an image and replaces one with the same key. Waits and retries while the store fails. Returns an error

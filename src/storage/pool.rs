@@ -35,6 +35,15 @@ impl Pool {
         Arc::clone(&self.units).try_acquire_many_owned(units).ok()
     }
 
+    /// Takes bytes if all of them are there.
+    pub(super) fn try_take_bytes(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let units = u32::try_from(bytes.div_ceil(UNIT)).ok()?;
+        if units > self.total {
+            return None;
+        }
+        self.try_take(units)
+    }
+
     /// Waits for units.
     pub(super) async fn take(&self, units: u32) -> io::Result<OwnedSemaphorePermit> {
         let taken = Arc::clone(&self.units).acquire_many_owned(units).await;

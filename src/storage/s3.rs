@@ -27,6 +27,9 @@ use crate::{clock::Clock, config, ids::TaskId};
 
 /// Base time limit for storing one image. A large image gets more.
 const PUT_TIMEOUT: Duration = Duration::from_secs(15);
+/// A connection that was silent for so long is given up, and the request is sent once more over another.
+const SILENCE_MAX: Duration = Duration::from_secs(4);
+const TRIES: u32 = 2;
 const BYTES_A_SECOND_MIN: u64 = 256 * 1024;
 
 /// A store in one bucket, below a prefix.
@@ -112,8 +115,9 @@ impl S3 {
             range: range.map(Into::into),
             ..GetOptions::default()
         };
-        let got = self.store.get_opts(&self.path(key), options).await;
-        let Some(got) = found(got).map_err(StorageError::s3("open an object"))? else {
+        let path = self.path(key);
+        let got = self.answered(|| self.store.get_opts(&path, options.clone()));
+        let Some(got) = found(got.await?).map_err(StorageError::s3("open an object"))? else {
             return Ok(None);
         };
         let info = got.meta.clone().into();
@@ -167,10 +171,13 @@ impl S3 {
             format!("{root}/")
         };
         let prefix = format!("{root}{folder}/{name}");
+        let list = || {
+            self.store
+                .list_paginated(Some(&prefix), PaginatedListOptions::default())
+        };
         let listed = self
-            .store
-            .list_paginated(Some(&prefix), PaginatedListOptions::default())
-            .await
+            .answered(list)
+            .await?
             .map_err(StorageError::s3("list the images of a task"))?;
         let keys = listed.result.objects.iter().filter_map(|object| {
             let key = object.location.as_ref().strip_prefix(&root)?;
@@ -179,9 +186,26 @@ impl S3 {
         Ok(keys.collect())
     }
 
+    /// Sends a request that changes nothing, once more if it gets no answer. A pool may hold connections that went silent.
+    async fn answered<T, F>(&self, send: impl Fn() -> F) -> Result<T, StorageError>
+    where
+        F: Future<Output = T>,
+    {
+        for _ in 0..TRIES {
+            if let Ok(answer) = timeout(SILENCE_MAX, send()).await {
+                return Ok(answer);
+            }
+        }
+        Err(StorageError::NoAnswer {
+            store: self.describe(),
+            seconds: (SILENCE_MAX * TRIES).as_secs(),
+        })
+    }
+
     /// The size and the time of an object; `None`: it does not exist.
     pub(super) async fn head(&self, key: &Key) -> Result<Option<ObjectInfo>, StorageError> {
-        let meta = found(self.store.head(&self.path(key)).await)
+        let path = self.path(key);
+        let meta = found(self.answered(|| self.store.head(&path)).await?)
             .map_err(StorageError::s3("look for an object"))?;
         Ok(meta.map(Into::into))
     }

@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use easel::billing::ledger::{self, Scope};
+use easel::{
+    billing::ledger::{self, Scope},
+    clock::Clock,
+};
 use sqlx::{Executor, PgConnection};
 
 use crate::harness::{database::TestDatabase, process::Setup};
@@ -92,7 +95,7 @@ async fn nothing_is_archived_from_a_broken_ledger_or_over_a_file() {
     let dir = setup.dir.path().join("backup");
     let archive =
         |before: &str| setup.run(&["archive", "--before", before, "--to", dir.to_str().unwrap()]);
-    let next = chrono::Utc::now() + chrono::TimeDelta::days(40);
+    let next = Clock::default().now() + chrono::TimeDelta::days(40);
     let early = archive(&next.format("%Y-%m").to_string()).bad();
     assert!(
         early.contains("a month can be archived a day after its end: --before must be"),
@@ -149,9 +152,16 @@ async fn the_doctor_closes_months_and_reads_them_again_only_if_told_to() {
     assert_ledger_holds(&mut conn).await;
 
     // A month that is closed: only all of the ledger shows it.
-    let tampered =
-        "UPDATE entries SET balance_change = -300000 WHERE created_at = '2026-01-10 00:00:20Z'";
-    conn.execute(tampered).await.unwrap();
+    let change = async |conn: &mut PgConnection, micros: i64| {
+        sqlx::query(
+            "UPDATE entries SET balance_change = $1 WHERE created_at = '2026-01-10 00:00:20Z'",
+        )
+        .bind(micros)
+        .execute(conn)
+        .await
+        .unwrap();
+    };
+    change(&mut conn, -300_000).await;
     setup.run(&["doctor"]).good();
     let all = setup.run(&["doctor", "--all"]);
     assert_eq!(all.code, Some(1), "{all:?}");
@@ -160,8 +170,7 @@ async fn the_doctor_closes_months_and_reads_them_again_only_if_told_to() {
             .contains("broken 1 times: the entries of an account add up"),
         "{all:?}"
     );
-    let repaired = tampered.replace("300000", "200000");
-    conn.execute(repaired.as_str()).await.unwrap();
+    change(&mut conn, -200_000).await;
     setup.run(&["doctor", "--all"]).good();
 
     // A closed month can be archived, too.
@@ -177,5 +186,38 @@ async fn the_doctor_closes_months_and_reads_them_again_only_if_told_to() {
     archived 2026_01: 2 tasks, 2 entries
     archived 2026_02: 1 tasks, 2 entries
     ");
+    assert_ledger_holds(&mut conn).await;
+}
+
+#[tokio::test]
+async fn a_month_that_is_being_read_is_dropped_later_and_keeps_nobody_waiting() {
+    let database = TestDatabase::create().await;
+    let mut conn = database.connect().await;
+    conn.execute(PAST).await.unwrap();
+    let mut reader = database.connect().await;
+    reader
+        .execute("BEGIN; SELECT count(*) FROM entries")
+        .await
+        .unwrap();
+    let setup = Setup::on(&database, "");
+    let to = setup.dir.path().join("backup");
+    let args = [
+        "archive",
+        "--before",
+        "2026-02",
+        "--to",
+        to.to_str().unwrap(),
+    ]
+    .map(str::to_owned);
+    let archive =
+        tokio::task::spawn_blocking(move || setup.run(&args.each_ref().map(String::as_str)));
+    let waits = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    database.wait_for(waits, 1).await;
+    // Others get the lock between two tries.
+    conn.execute("SET lock_timeout = '2s'").await.unwrap();
+    conn.execute("SELECT count(*) FROM entries").await.unwrap();
+    reader.execute("COMMIT").await.unwrap();
+    insta::assert_snapshot!(archive.await.unwrap().good(), @"archived 2026_01: 2 tasks, 2 entries");
     assert_ledger_holds(&mut conn).await;
 }

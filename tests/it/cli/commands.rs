@@ -1,6 +1,7 @@
 //! Every command, both while a gateway runs on the same data directory and while none does.
 
 use serde_json::Value;
+use sqlx::Executor;
 
 use crate::harness::{
     caller::{Answer, http_client},
@@ -312,4 +313,26 @@ fn flags_are_accepted_anywhere_and_help_shows_examples() {
         let help = setup.run(&[command, &["--help"]].concat()).good();
         assert!(help.contains("Example:\n  "), "{command:?}: {help}");
     }
+}
+
+#[tokio::test]
+async fn the_doctor_tells_which_settings_of_a_foreign_server_risk_data_or_cost_time() {
+    let database = TestDatabase::create().await;
+    let setup = Setup::on(&database, "");
+    setup.serve().end();
+    let fine = setup.run(&["doctor"]).good();
+    assert_eq!(fine.matches("  database: ").count(), 1, "{fine}");
+
+    let mut conn = database.connect().await;
+    let name: String = sqlx::query_scalar("SELECT current_database()")
+        .fetch_one(&mut conn)
+        .await
+        .unwrap();
+    let change = format!("ALTER DATABASE {name} SET synchronous_commit = off");
+    conn.execute(sqlx::AssertSqlSafe(change)).await.unwrap();
+    let told = setup.run(&["doctor"]);
+    assert_eq!(told.code, Some(1), "{told:?}");
+    let line = "FAIL  database: synchronous_commit = off: \
+        a crash of the server loses requests that were acknowledged";
+    assert!(told.stdout.lines().any(|told| told == line), "{told:?}");
 }

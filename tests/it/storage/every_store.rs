@@ -115,7 +115,7 @@ async fn dropped_writers(storage: &Storage) {
 /// Held in memory, and on the local disk where memory is short.
 async fn held_images(storage: &Storage) {
     let held = async |bytes: &[u8]| {
-        let mut image = storage.hold().await;
+        let mut image = storage.hold(std::time::Duration::from_secs(1)).await;
         let mut left = bytes;
         for length in [5, 99_991, 3_000, 1, 70_000].into_iter().cycle() {
             let (piece, later) = left.split_at(left.len().min(length));

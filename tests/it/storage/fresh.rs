@@ -1,5 +1,7 @@
 //! Images that requests wait for as bytes: they are sent from memory as long as there is enough, else read again.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use easel::{
     ids::{self, TaskId},
@@ -13,15 +15,19 @@ use super::{collect, config, open, random_bytes};
 const INLINE_BYTES_MAX: usize = 300_000;
 
 async fn small_memory(folder: &tempfile::TempDir) -> Storage {
+    limited(folder, INLINE_BYTES_MAX).await
+}
+
+async fn limited(folder: &tempfile::TempDir, bytes_max: usize) -> Storage {
     let url = format!("file://{}", folder.path().display());
-    let settings = config(&json!({"url": url, "inline_bytes_max": INLINE_BYTES_MAX}));
+    let settings = config(&json!({"url": url, "inline_bytes_max": bytes_max}));
     open(&settings).await.unwrap()
 }
 
 /// Stores an image and removes its object, so that it can only come from memory.
 async fn kept_in_memory_only(storage: &Storage, task: TaskId, seq: u8, bytes: &[u8]) -> Key {
     let key = Key::image(task, 1, seq, Format::Png);
-    let mut image = storage.hold().await;
+    let mut image = storage.hold(Duration::ZERO).await;
     image.write(Bytes::copy_from_slice(bytes)).await;
     storage.keep(&key, image).await.unwrap();
     storage.delete(std::slice::from_ref(&key)).await.unwrap();
@@ -79,4 +85,16 @@ async fn images_beyond_the_limit_are_read_again_while_others_are_sent() {
     assert!(in_memory(&storage, &first).await.is_some());
     assert_eq!(in_memory(&storage, &second).await, None);
     assert_eq!(collect(being_sent.into_stream()).await, bytes);
+}
+
+#[tokio::test]
+async fn an_image_larger_than_the_limit_is_never_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    for bytes_max in [0, 99_999] {
+        let storage = limited(&folder, bytes_max).await;
+        let task = ids::row_id();
+        let _expectation = storage.expect(task);
+        let key = kept_in_memory_only(&storage, task, 1, &random_bytes(100_000)).await;
+        assert_eq!(in_memory(&storage, &key).await, None, "{bytes_max}");
+    }
 }

@@ -1,6 +1,6 @@
 //! S3 stores: buckets, signed links, credentials, and what is left behind.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use easel::{
     ids,
@@ -11,7 +11,10 @@ use reqwest::{StatusCode, header};
 use serde_json::json;
 
 use super::{config, every_store, image_key, open, random_bytes, read, write};
-use crate::harness::s3::{ACCESS_KEY_ID, S3Server, SECRET_ACCESS_KEY, plain_client};
+use crate::harness::{
+    fault_proxy::{FaultProxy, Target},
+    s3::{ACCESS_KEY_ID, S3Server, SECRET_ACCESS_KEY, plain_client},
+};
 
 #[tokio::test]
 async fn s3s() {
@@ -30,6 +33,30 @@ async fn seaweedfs() {
     s3_store(&server).await;
     let storage = open(&s3_config(&server)).await.unwrap();
     the_store_goes_down(server, &storage).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_reads_is_asked_again_if_its_connection_went_silent() {
+    let server = S3Server::s3s().await;
+    let proxy = FaultProxy::start(Target::Tcp(server.address())).await;
+    let mut settings = s3_settings(&server);
+    settings["endpoint"] = json!(format!("http://{}", proxy.address()));
+    let storage = open(&super::config(&settings)).await.unwrap();
+    let task = ids::row_id();
+    let key = Key::image(task, 1, 1, Format::Png);
+    write(&storage, &key, b"image").await;
+    for _ in 0..2 {
+        proxy.freeze();
+        let began = Instant::now();
+        let images = storage.images_of(task).await.unwrap();
+        assert_eq!(images, std::slice::from_ref(&key));
+        proxy.freeze();
+        assert!(storage.head(&key).await.unwrap().is_some());
+        proxy.freeze();
+        assert_eq!(read(&storage, &key).await.unwrap(), b"image");
+        // Each waits for the silent connection once.
+        assert!(began.elapsed() < Duration::from_secs(25));
+    }
 }
 
 /// What holds for every S3 store. The bucket is missing at first.
