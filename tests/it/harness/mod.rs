@@ -11,6 +11,7 @@ pub mod loopback;
 pub mod process;
 pub mod redact;
 pub mod s3;
+pub mod strace;
 pub mod upstream;
 
 use std::{io::Write, sync::Arc, time::Duration};

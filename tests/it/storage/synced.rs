@@ -1,11 +1,12 @@
 //! What is answered survives a power cut: the system calls of a real gateway, in their order.
 
-use std::{collections::HashMap, process::Command};
+use std::collections::HashMap;
 
 use crate::harness::{
     database::TestDatabase,
     images,
     process::Setup,
+    strace,
     upstream::{Reply, Upstream},
 };
 
@@ -18,12 +19,7 @@ struct Call {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn images_and_uploads_are_synced_before_they_are_answered() {
-    if Command::new("strace").arg("-V").output().is_err() {
-        assert!(
-            std::env::var_os("IT_REQUIRE_ALL").is_none(),
-            "strace is missing"
-        );
-        crate::harness::say("skipped: the order of system calls needs strace");
+    if !strace::is_installed("the order of system calls") {
         return;
     }
     let (database, upstream) = (TestDatabase::create().await, Upstream::start().await);
@@ -47,16 +43,8 @@ async fn images_and_uploads_are_synced_before_they_are_answered() {
     assert_eq!(caller.generate("kept").await.status, 200);
     let upload = caller.upload(images::png_of(200_000), "kept.png").await;
     assert_eq!(upload.status, 200);
-    // The last ones are written once the gateway has ended.
     gateway.end();
-    let log = || std::fs::read_to_string(&log).unwrap();
-    for _ in 0..1_000 {
-        if log().contains("+++ exited with 0 +++") {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
-    let calls = read(&log());
+    let calls = read(&strace::record(&log).await);
 
     assert_order(&calls, "images/");
     assert_order(&calls, "uploads/");
