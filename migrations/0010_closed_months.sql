@@ -24,11 +24,12 @@ COMMENT ON COLUMN closed_sums.spent IS 'the sum of its captures';
 CREATE FUNCTION audited_from(everything boolean) RETURNS timestamptz LANGUAGE sql STABLE RETURN
     COALESCE((SELECT max(until) FROM closed_partitions WHERE archived OR NOT everything), 'epoch'::timestamptz);
 
--- The names of the partitions that end at a moment or before, oldest first.
+-- The names of the partitions that end at a moment or before, oldest first: none that is not over by this server's clock,
+-- whatever clock the moment is from.
 CREATE FUNCTION partitions_until(moment timestamptz) RETURNS TABLE (name text, until timestamptz) LANGUAGE sql STABLE AS $names$
     SELECT substr(c.relname, length('entries_') + 1), bound.until
     FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid CROSS JOIN LATERAL (
         SELECT (regexp_match(pg_get_expr(c.relpartbound, c.oid), $$TO \('([^']+)'\)$$))[1]::timestamptz AS until) AS bound
-    WHERE i.inhparent = 'entries'::regclass AND bound.until <= moment
+    WHERE i.inhparent = 'entries'::regclass AND bound.until <= LEAST(moment, now() - interval '1 day')
     ORDER BY bound.until
 $names$;
